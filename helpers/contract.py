@@ -1,0 +1,203 @@
+"""The data contract: what tokens and labels must look like before training may start.
+
+Each row is tokenized with the template that inference will use, and checked: the system prompt is inside, exactly one
+BOS (for models that have one), the supervised part is the answer with its EOS and nothing else, the prompt's tokens
+are a prefix of the whole row's. Rows that control tokens or length make unusable are left out, counted and limited.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from helpers.errors import ContractError
+from helpers.prompts import Example
+from helpers.templates import find_control_text, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Contract", "TokenizedExample", "apply_contract", "check_trainer_rows", "tokenize_example"]
+
+IGNORED = -100
+"""The label that PyTorch's cross-entropy leaves out."""
+
+MAX_LOST_SHARE = 0.1
+"""Share of rows that may be left out for control tokens or length before the run is stopped."""
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One row as the model sees it.
+
+    Args:
+        input_ids: Token ids of prompt and answer, BOS and EOS included.
+        labels: The same ids where the loss is taken, -100 elsewhere.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    def supervised(self) -> int:
+        """Return the number of tokens that the loss is taken over."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the check found.
+
+    Args:
+        examples: The rows that passed.
+        tokenized: Their tokens and labels, in the same order.
+        left_out: Rows left out, by reason.
+        max_seq_length: The length that no row exceeds, in tokens.
+    """
+
+    examples: tuple[Example, ...]
+    tokenized: tuple[TokenizedExample, ...]
+    left_out: dict[str, int]
+    max_seq_length: int
+
+    def supervised_tokens(self) -> int:
+        """Return the number of tokens that one epoch's loss is taken over."""
+        return sum(each.supervised() for each in self.tokenized)
+
+    def tokens(self) -> int:
+        """Return the number of tokens in all rows."""
+        return sum(len(each.input_ids) for each in self.tokenized)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures worth showing, by name."""
+        lengths = sorted(len(each.input_ids) for each in self.tokenized)
+        return {
+            "rows": len(lengths),
+            "tokens": self.tokens(),
+            "supervised tokens": self.supervised_tokens(),
+            "median row, tokens": lengths[len(lengths) // 2],
+            "longest row, tokens": lengths[-1],
+            "left out": ", ".join(f"{n} ({reason})" for reason, n in self.left_out.items()) or 0,
+        }
+
+
+def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
+    """Tokenize one row and label its answer.
+
+    Args:
+        example: Prompt and answer.
+        tokenizer: With a template of `helpers.templates`.
+
+    Returns:
+        Ids and labels of equal length.
+
+    Raises:
+        ContractError: The prompt's tokens are not a prefix of the whole row's, so that no label could be right.
+    """
+    prompt = _ids(tokenizer, render(tokenizer, example.prompt, answer_next=True))
+    whole = _ids(tokenizer, render(tokenizer, example.messages(), answer_next=False))
+    if whole[: len(prompt)] != prompt:
+        raise ContractError("template", "the prompt's tokens at the start of the whole row's",
+                            tokenizer.convert_ids_to_tokens(whole[max(0, len(prompt) - 3) : len(prompt) + 3]),
+                            "The tokenizer merges characters across the border between prompt and answer.")
+    return TokenizedExample(tuple(whole), (IGNORED,) * len(prompt) + tuple(whole[len(prompt) :]))
+
+
+def apply_contract(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int) -> Contract:
+    """Tokenize all rows, leave out the unusable, and check the rest.
+
+    Args:
+        examples: The rows as messages.
+        tokenizer: With a template of `helpers.templates`.
+        max_seq_length: Longest row allowed, in tokens.
+
+    Returns:
+        The rows that passed, with the number left out by reason.
+
+    Raises:
+        ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
+    """
+    _check_tokenizer(tokenizer)
+    texts = ["\n".join(m["content"] for m in each.messages()) for each in examples]
+    control = dict(find_control_text(texts, tokenizer))
+    left_out: Counter[str] = Counter()
+    kept: list[tuple[Example, TokenizedExample]] = []
+    for index, example in enumerate(examples):
+        if index in control:
+            left_out[f"contains {control[index]}"] += 1
+            continue
+        tokenized = tokenize_example(example, tokenizer)
+        if len(tokenized.input_ids) > max_seq_length:
+            left_out[f"longer than {max_seq_length} tokens"] += 1
+            continue
+        _check_row(index, example, tokenized, tokenizer)
+        kept.append((example, tokenized))
+    _check_lost(left_out, len(examples))
+    return Contract(tuple(e for e, _ in kept), tuple(t for _, t in kept), dict(left_out), max_seq_length)
+
+
+def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> None:
+    """Compare what the trainer will feed the model with what the contract allowed.
+
+    Packed rows are compared as a whole: the same supervised tokens, no more and no fewer.
+
+    Args:
+        rows: The trainer's data set, with `input_ids` and `labels` or `completion_mask`.
+        contract: The rows that passed.
+
+    Raises:
+        ContractError: The trainer changed tokens or labels.
+    """
+    seen: Counter[tuple[int, ...]] = Counter()
+    supervised = 0
+    for row in rows:
+        labels = row.get("labels")
+        if labels is None:
+            labels = [i if m else IGNORED for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)]
+        supervised += sum(label != IGNORED for label in labels)
+        seen[tuple(row["input_ids"])] += 1
+    if supervised != contract.supervised_tokens():
+        raise ContractError("trainer", f"{contract.supervised_tokens()} supervised tokens", supervised,
+                            "The trainer labels other tokens than the answers.")
+    if len(rows) == len(contract.tokenized) and seen != Counter(each.input_ids for each in contract.tokenized):
+        raise ContractError("trainer", "the token ids that the contract checked", "other ids",
+                            "The trainer tokenizes with another template.")
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenize text whose control tokens are already spelled out."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless padding can be told from the end of an answer."""
+    if tokenizer.eos_token_id is None:
+        raise ContractError("tokenizer", "an EOS token", None)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ContractError("tokenizer", "a PAD token other than EOS", tokenizer.pad_token,
+                            "Otherwise the EOS of each row is masked as padding and answers never end.")
+
+
+def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if one row would teach something else than its answer."""
+    where = f"row {index}"
+    if row.supervised() < 2:
+        raise ContractError(where, "an answer of at least one token and its EOS", row.supervised())
+    if row.labels[-1] != tokenizer.eos_token_id:
+        raise ContractError(where, f"the EOS token {tokenizer.eos_token} as its last label", row.labels[-1])
+    bos = tokenizer.bos_token_id
+    if bos is not None and (row.input_ids.count(bos) != 1 or row.input_ids[0] != bos):
+        raise ContractError(where, "exactly one BOS, at its start", row.input_ids.count(bos))
+    system = next((m["content"] for m in example.prompt if m["role"] == "system"), "")
+    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
+    if system and system not in tokenizer.decode(prompt, skip_special_tokens=True):
+        raise ContractError(where, "the system prompt in the training text", system, "The chat template dropped it.")
+
+
+def _check_lost(left_out: Counter[str], total: int) -> None:
+    """Raise when too many rows, or all, were left out."""
+    lost = sum(left_out.values())
+    if lost == total or lost > MAX_LOST_SHARE * total:
+        raise ContractError("dataset", f"at most {MAX_LOST_SHARE:.0%} of {total} rows left out", dict(left_out),
+                            "Raise max_seq_length, or use other rows.")

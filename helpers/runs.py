@@ -1,0 +1,196 @@
+"""Run directories: where a run keeps what it made, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.config import changed_parameters
+from helpers.errors import RunError
+
+__all__ = ["RunDirectory", "git_commit", "open_run", "read_json", "runs_root", "write_json", "write_text"]
+
+MANIFEST, METRICS = "manifest.json", "metrics.json"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of one run.
+
+    Args:
+        path: `runs/<name>`, absolute.
+    """
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """Where the LoRA weights, the tokenizer and the model card are saved."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where training checkpoints are kept."""
+        return self.path / "checkpoints"
+
+    def shown(self, name: str = "") -> str:
+        """Return a path in it as people type it: relative to the working directory where that is shorter."""
+        path = self.path / name
+        relative = os.path.relpath(path)
+        return relative if len(relative) < len(str(path)) else str(path)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest, or {} before it is written."""
+        path = self.path / MANIFEST
+        return read_json(path) if path.exists() else {}
+
+    def update_manifest(self, **values: Any) -> None:
+        """Add to the manifest, replacing entries of the same name."""
+        write_json(self.path / MANIFEST, {**self.manifest(), **values})
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics, or {} before they are written."""
+        path = self.path / METRICS
+        return read_json(path) if path.exists() else {}
+
+    def update_metrics(self, **values: Any) -> None:
+        """Add to the metrics, replacing entries of the same name."""
+        write_json(self.path / METRICS, {**self.metrics(), **values})
+
+
+def runs_root() -> Path:
+    """Return the folder that holds all runs.
+
+    It is HELPERS_RUNS_DIR if set; else `runs/` beside the package in a checkout, whatever the working directory; else
+    `runs/` in the working directory.
+    """
+    if chosen := os.environ.get("HELPERS_RUNS_DIR"):
+        return Path(chosen).resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") -> RunDirectory:
+    """Create a run directory, or return to the one of an earlier, equal run.
+
+    Args:
+        name: The run's name, already checked.
+        parameters: All parameters of the run; an earlier run must have had the same.
+        resume: "auto" continues an earlier run if there is one, "never" replaces it, "must" insists on one.
+
+    Returns:
+        The directory, with `parameters` in its manifest.
+
+    Raises:
+        RunError: The folder is not a run, its parameters differ, or `resume="must"` finds nothing.
+    """
+    run = RunDirectory(runs_root() / name)
+    earlier = _earlier_parameters(run)
+    if resume == "never" and earlier is not None:
+        _clear(run)
+        earlier = None
+    if resume == "must" and earlier is None:
+        raise RunError("run_name", "the name of an earlier run, because resume is must", name)
+    if earlier is not None and (changed := changed_parameters(earlier, dict(parameters))):
+        raise RunError("run_name", f"the parameters of the earlier run {name}",
+                       "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items()),
+                       'Choose another run_name, or resume="never" to start over.')
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.update_manifest(parameters=dict(parameters))
+    return run
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary name and rename it, so that the file is whole or the old one.
+
+    Raises:
+        RunError: The disk refuses.
+        ValueError: The value holds NaN or infinity, which JSON cannot.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8 to a temporary name beside `path`, force it to disk and rename it.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunError(str(path), "a place that can be written", error.strerror or str(error),
+                       "Free space or check permissions; what was there before is untouched.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: The file is missing, damaged, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise RunError(str(path), "a readable JSON file", type(error).__name__,
+                       "The file is damaged; delete the run directory, or restore the file.") from error
+    if not isinstance(value, dict):
+        raise RunError(str(path), "a JSON object", type(value).__name__)
+    return value
+
+
+def git_commit() -> str | None:
+    """Return the checkout's commit, with "+changes" if files differ from it, or None outside a checkout."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def finite(value: float | None) -> float | None:
+    """Return the number, or None for NaN and infinity, which JSON cannot hold."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
+    """Return the parameters of the run in a folder, or None if there is no run yet."""
+    if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
+        raise RunError("run_name", "the name of a folder", str(run.path))
+    left = [p.name for p in run.path.iterdir() if p.name != "notebook.ipynb" and not p.name.startswith(".")] if run.path.is_dir() else []
+    if not left:
+        return None
+    if MANIFEST not in left:
+        raise RunError("run_name", "a new folder or one of an earlier run", f"{run.path} with {', '.join(sorted(left)[:5])}",
+                       "It has no manifest.json, so it is left alone. Choose another run_name.")
+    return run.manifest().get("parameters") or {}
+
+
+def _clear(run: RunDirectory) -> None:
+    """Remove what an earlier run left, but for the notebook being executed into it."""
+    for path in run.path.iterdir():
+        if path.name == "notebook.ipynb" or path.name.startswith("."):
+            continue
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
