@@ -1,0 +1,187 @@
+"""What notebooks show: escaped tables, token masks and plots, each also as plain text for a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.contract import IGNORED, TokenizedExample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from helpers.prompts import Example
+
+__all__ = ["Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
+"""Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
+
+_CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
+_SCROLL = "overflow-x:auto;max-width:100%"
+
+
+class Shown:
+    """Something to look at: HTML in a notebook, plain text anywhere else.
+
+    Args:
+        html: Escaped HTML.
+        text: The same for a terminal.
+    """
+
+    def __init__(self, html: str, text: str) -> None:
+        self.html = html
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: int = 600) -> Shown:
+    """Show rows as a table, or one mapping as two columns.
+
+    Args:
+        rows: Each with the same keys; or one mapping of names to values.
+        limit: Characters after which a cell is cut.
+
+    Returns:
+        The table; every value is escaped.
+    """
+    if isinstance(rows, Mapping):
+        lines = [[str(k), _cell(v, limit)] for k, v in rows.items()]
+        head: list[str] = []
+    else:
+        head = list(rows[0]) if rows else []
+        lines = [[_cell(row.get(name, ""), limit) for name in head] for row in rows]
+    html_head = "".join(f'<th style="{_CELL}">{escape(h)}</th>' for h in head)
+    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
+    html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
+    return Shown(html, _plain_table(head, lines))
+
+
+def show_conversation(example: Example) -> Shown:
+    """Show an example's messages, the one to be learned marked.
+
+    Args:
+        example: Prompt and answer.
+
+    Returns:
+        One block a message.
+    """
+    blocks, lines = [], []
+    for message in example.messages():
+        learned = message["role"] == "assistant"
+        note = "learned" if learned else "given"
+        blocks.append(
+            f'<div style="border-left:4px solid {BLUE if learned else GREY};padding:.2em .8em;margin:.5em 0;white-space:pre-wrap">'
+            f'<b>{escape(message["role"])}</b> <small>({note})</small>\n{escape(message["content"])}</div>')
+        lines.append(f"[{message['role']}, {note}]\n{message['content']}")
+    return Shown("".join(blocks), "\n\n".join(lines))
+
+
+def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
+    """Show a row token by token, what the loss is taken over underlined and coloured.
+
+    Args:
+        row: Token ids and labels.
+        tokenizer: Turns ids into text.
+
+    Returns:
+        The tokens in order; a line break shows as ⏎.
+    """
+    pieces, given, learned = [], [], []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        text = tokenizer.decode([token]).replace("\n", "⏎")
+        on = label != IGNORED
+        (learned if on else given).append(text)
+        style = (f"background:{BLUE};color:#fff;text-decoration:underline" if on else "background:#8883")
+        pieces.append(f'<span style="{style};border-radius:3px;padding:0 .15em;margin:1px;display:inline-block;'
+                      f'white-space:pre" title="id {token}">{escape(text)}</span>')
+    key = (f"<p><b>{len(learned)} of {len(row.input_ids)} tokens are learned</b> (underlined, blue); "
+           "the grey ones are given.</p>")
+    html = f'{key}<div style="line-height:1.9;font-family:monospace;overflow-wrap:anywhere">{"".join(pieces)}</div>'
+    text = f"given ({len(given)}): {'|'.join(given)}\nlearned ({len(learned)}): {'|'.join(learned)}"
+    return Shown(html, text)
+
+
+def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Figure:
+    """Plot training and held-out loss over the optimizer steps, and save the picture.
+
+    Args:
+        metrics: With `train_loss` and `eval_loss`, lists of [step, loss in nats a token].
+        path: Where the PNG goes.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = _figure(7.5, 3.8)
+    steps, losses = zip(*metrics["train_loss"], strict=True)
+    axes.plot(steps, losses, color=GREY, linewidth=1.2, label="training rows, one step each")
+    held_steps, held = zip(*metrics["eval_loss"], strict=True)
+    axes.plot(held_steps, held, color=BLUE, marker="o", linewidth=2, label="held-out rows")
+    for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
+        axes.annotate(f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(0, 9), ha=side, color=BLUE)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(frameon=False)
+    axes.margins(y=0.18)
+    return _save(figure, path)
+
+
+def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Figure:
+    """Plot how long the rows are.
+
+    Args:
+        lengths: Tokens of each row.
+        limit: The length that no row may exceed, in tokens.
+        path: Where the PNG goes.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = _figure(7.5, 2.8)
+    axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
+    if max(lengths) > 0.6 * limit:
+        axes.axvline(limit, color=ORANGE, linestyle="--", label=f"max_seq_length = {limit}")
+        axes.legend(frameon=False)
+    axes.set_xlabel("tokens in a row")
+    axes.set_ylabel("rows")
+    return _save(figure, path)
+
+
+def _cell(value: Any, limit: int) -> str:
+    """Return a value as text, floats with four figures, long text cut."""
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for a terminal; cells with line breaks keep their first line."""
+    short = [[(c.splitlines() or [""])[0][:70] for c in line] for line in ([head] if head else []) + list(lines)]
+    if not short:
+        return "(empty)"
+    widths = [max(len(line[i]) for line in short) for i in range(len(short[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in short)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    """Return a figure in inches with the house style, without touching pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path | str) -> Figure:
+    """Write the picture."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return figure

@@ -1,0 +1,130 @@
+"""What the report and the voting page share: templates, escaping, and the policy that keeps a page off the network.
+
+Everything a model, a voter or a prompt file says is data. Three layers see to it: jinja2 escapes each value; what a
+script reads is JSON that cannot close its own tag; and the page's policy runs the one script it was written with, known
+by its hash, and loads nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import EvaluationError
+
+__all__ = ["embed_json", "read_part", "render_page", "visible", "write_page"]
+
+_NEWLINES = re.compile("\r\n?|[\u2028\u2029\x85]")
+# Control characters and those that reorder the text around them, but neither tab nor newline.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Make the characters that a browser would hide, drop or obey visible.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with every kind of line break as "\n", and control characters, bidirectional overrides and lone
+        surrogates written out, such as "[U+202E]".
+
+    Example:
+        >>> visible("a\x00b")
+        'a[U+0000]b'
+    """
+    return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", _NEWLINES.sub("\n", text))
+
+
+def embed_json(data: object) -> str:
+    """Write JSON that is safe inside a `script` element.
+
+    Args:
+        data: Anything `json` can write.
+
+    Returns:
+        JSON in ASCII, in which "<", ">" and "&" are escapes, so that no text in it can end the element.
+    """
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def read_part(name: str) -> str:
+    r"""Read a template, style sheet or script that comes with the package.
+
+    Args:
+        name: A file name in `helpers/evaluation/templates`.
+
+    Returns:
+        Its text, with "\n" line endings.
+    """
+    return files("helpers.evaluation").joinpath("templates", name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def render_page(template: str, *, styles: tuple[str, ...], script: str, context: dict[str, Any]) -> str:
+    """Fill a page template; every value is escaped.
+
+    Args:
+        template: File name of a jinja2 template that has places for `policy`, `styles` and `script`.
+        styles: File names of the style sheets, in order.
+        script: File name of the page's only script.
+        context: The values the template names. Text goes through `visible`, then through HTML escaping.
+
+    Returns:
+        The page, self-contained.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def seen(value: object) -> object:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=FunctionLoader(read_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=seen,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    code = read_part(script)
+    # Our own files, not anybody's data: these are the only texts that go in unescaped.
+    parts = {"policy": _policy(code), "styles": Markup("\n".join(map(read_part, styles))), "script": Markup(code)}  # noqa: S704
+    return environment.get_template(template).render(**context, **parts)
+
+
+def _policy(script: str) -> str:
+    """Write the content security policy that runs this script, shows embedded pictures, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def write_page(path: str | Path, page: str) -> Path:
+    """Write a page as UTF-8.
+
+    Args:
+        path: Where to; its folder is made.
+        page: The page.
+
+    Returns:
+        The path.
+
+    Raises:
+        EvaluationError: The path is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise EvaluationError(
+            "path", "a file name for the page", str(path), f"Use {path / 'report.html'} for instance."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path

