@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from helpers.config import RunConfig, build_config
+from helpers.config import RunConfig, build_config, parameters
+from helpers.data import Rows, data_fingerprint
 from helpers.environment import installed_versions
 from helpers.hardware import describe_hardware, find_gpu, require_gpu
 from helpers.runs import RunDirectory, git_commit, open_run, write_json
+from helpers.templates import template_sha256
 
-__all__ = ["LARGE_GPU_BYTES", "configure", "resolve_preset", "start_run"]
+if TYPE_CHECKING:
+    from helpers.model import LoadedModel
+
+__all__ = [
+    "LARGE_GPU_BYTES",
+    "configure",
+    "configure_notebook",
+    "finish_run",
+    "now",
+    "record_inputs",
+    "resolve_preset",
+    "start_run",
+]
 
 LARGE_GPU_BYTES = 20 * 2**30
 """From this much memory, `auto` takes the preset large-gpu: 20 GiB in bytes."""
@@ -89,3 +104,40 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
 def now() -> str:
     """Return the time in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
+    """Check the parameters that stand in a notebook's variables.
+
+    Args:
+        task: "alpaca" or "dolly".
+        namespace: The notebook's `globals()`; of it, the names of parameters are read and nothing else.
+
+    Returns:
+        The checked configuration; see `configure`.
+    """
+    given = {name: namespace[name] for name in parameters() if name in namespace}
+    return configure(task, preset=namespace["preset"], run_name=namespace.get("run_name"), **given)
+
+
+def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
+    """Write into the manifest what exactly the run learns from.
+
+    Args:
+        run: The run.
+        rows: Its training and held-out rows.
+        loaded: The base model with its template.
+    """
+    run.update_manifest(
+        base_model=loaded.source,
+        data_source=rows.source,
+        data_fingerprint=data_fingerprint(rows),
+        rows={"train": len(rows.train), "heldout": len(rows.heldout), "left_out": rows.left_out},
+        template=loaded.template,
+        template_sha256=template_sha256(loaded.tokenizer),
+    )
+
+
+def finish_run(run: RunDirectory) -> None:
+    """Write into the manifest that everything asked for was done."""
+    run.update_manifest(state="complete", finished=now())

@@ -1,0 +1,399 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     gpuType: T4
+#     provenance: []
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   mistral_qlora:
+#     task: alpaca
+#     teaches: Instruction tuning with Alpaca-cleaned, from a raw row to a tested adapter
+#     gpu: T4
+#     minutes_t4: 35
+#     download_gb: 4.2
+# ---
+
+# %% [markdown]
+# # Teach Mistral-7B to follow instructions
+#
+# A language model continues text. An *instruction specialist* does what a sentence asks of it. This notebook turns the
+# one into the other: it fine-tunes Mistral-7B-Instruct on rows of Alpaca-cleaned, small tasks with good answers, and
+# measures whether that helped on rows that the model never saw.
+#
+# Seven billion parameters do not fit on a free GPU if all of them are trained. QLoRA makes them fit with two ideas:
+# the model's own weights are held in 4 bit and never changed, and a small *adapter* beside them does the learning.
+#
+# **You will learn**
+#
+# - what a row of instruction data becomes before a model can learn from it,
+# - what LoRA trains, and how little that is,
+# - how to see, token by token, what the loss is taken over,
+# - how to tell from held-out rows whether training helped,
+# - how to save an adapter and prove that it can be loaded again.
+#
+# **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), a download of about 4 GB and
+# about half an hour. Without a GPU: preset `smoke`, which does every step with a small model in a few minutes.
+
+# %% [markdown]
+# ## 1. Parameters
+#
+# `preset` is the one parameter that you must understand: `auto` looks at the GPU and chooses `colab-t4` or
+# `large-gpu`; `smoke` runs anywhere. Everything else may stay `None`, which takes the preset's value. A value that you
+# write here wins over the preset.
+
+# %% tags=["parameters"]
+preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
+run_name = None  # type: str  folder under runs/; None takes the task and the preset
+resume = "auto"  # type: str  auto (go on with an earlier run), never (start over) or must
+model_name = None  # type: str  alias, hub id or local folder of the base model
+model_revision = None  # type: str  hub revision of the base model
+max_seq_length = None  # type: int  longest row; longer ones are left out [tokens]
+load_in_4bit = None  # type: bool  hold the base model's weights in 4 bit (NF4)
+dataset_name = None  # type: str  hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows
+dataset_revision = None  # type: str  hub revision of the data set; pinned for the known ones
+train_rows = None  # type: int  rows to train on; 0 takes all [rows]
+heldout_rows = None  # type: int  rows kept apart to measure the loss on [rows]
+prompt_style = None  # type: str  chat (the model's own template) or alpaca (Stanford's text block)
+system_prompt = None  # type: str  what the assistant is told before the first message; chat style only
+lora_rank = None  # type: int  rank of the adapter's matrices [dimensions]
+lora_alpha = None  # type: int  the adapter's output is scaled by lora_alpha / lora_rank
+lora_dropout = None  # type: float  share of the adapter's inputs dropped in training
+learning_rate = None  # type: float  peak learning rate, after warm-up
+num_epochs = None  # type: float  times each row is seen, if max_steps does not end it before [epochs]
+max_steps = None  # type: int  end after this many optimizer steps [steps]
+batch_size = None  # type: int  rows in one forward pass [rows]
+gradient_accumulation = None  # type: int  forward passes in one optimizer step [passes]
+warmup_steps = None  # type: int  steps over which the learning rate rises [steps]
+weight_decay = None  # type: float  pull of the adapter's weights towards zero
+packing = None  # type: bool  fill sequences with several rows each
+gradient_checkpointing = None  # type: bool  recompute activations to save memory
+eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
+seed = None  # type: int  seed of row selection, adapter weights and data order
+max_new_tokens = None  # type: int  longest answer [tokens]
+
+# %% [markdown]
+# On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("helpers") is None:
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+
+# %% [markdown]
+# The parameters are checked first, so that a typing mistake costs seconds and not a download.
+
+# %%
+from helpers.display import show_table
+from helpers.session import configure_notebook
+
+config = configure_notebook("alpaca", globals())
+show_table(config.flat())
+
+# %% [markdown]
+# Now the packages: exact versions, the same for everyone. On Colab the cell installs what is missing; elsewhere it
+# only looks, and says what to do if something is wrong.
+
+# %%
+from helpers.environment import setup_notebook
+
+report = setup_notebook(smoke=config.preset == "smoke")
+
+# %% [markdown]
+# Everything that this run makes goes into one folder. If the folder holds an earlier run with other parameters, the
+# cell refuses rather than mix the two.
+
+# %%
+from helpers.session import start_run
+
+run = start_run(config, resume=resume)
+print("this run:", run.shown())
+
+# %% [markdown]
+# ## 2. Rows: what the model learns from
+#
+# A row has three columns: `instruction` says what to do, `input` holds the text to do it with and is often empty, and
+# `output` is the answer to learn. Some rows are set aside at once: these *held-out* rows are never trained on, and
+# tell us later whether the model learned something general or just these sentences.
+
+# %%
+from helpers.data import load_rows
+
+rows = load_rows(config.data, "alpaca", config.train.seed)
+print(f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out")
+print("left out:", rows.left_out or "none")
+
+# %% [markdown]
+# Here is one row without an input, and one with.
+
+# %%
+without_input = next(row for row in rows.train if not row["input"])
+with_input = next(row for row in rows.train if row["input"])
+show_table([without_input, with_input])
+
+# %% [markdown]
+# A chat model does not know columns. It knows *messages*: something a user said, and something the assistant answered.
+# First an example small enough to check by hand: instruction and input become one user message, with a blank line
+# between them; the output becomes the assistant's.
+
+# %%
+from helpers.display import show_conversation
+from helpers.prompts import build_example
+
+show_conversation(build_example({"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}, "alpaca"))
+
+# %% [markdown]
+# The same for all rows, in the style that the parameters chose. `chat` is the model's own format. `alpaca` is the text
+# block of the original Stanford project, with its two preambles: one for rows with an input, one for rows without.
+
+# %%
+style, system_prompt = config.data.prompt_style, config.data.system_prompt
+train_examples = [build_example(row, "alpaca", style=style, system_prompt=system_prompt) for row in rows.train]
+heldout_examples = [build_example(row, "alpaca", style=style, system_prompt=system_prompt) for row in rows.heldout]
+show_conversation(train_examples[rows.train.index(with_input)])
+
+# %% [markdown]
+# For comparison, the row without input as an Alpaca block. Nothing marks where the user ends and the assistant begins
+# but the words `### Response:`. That works too, as long as training and use write it the same way.
+
+# %%
+show_conversation(build_example(without_input, "alpaca", style="alpaca"))
+
+# %% [markdown]
+# ## 3. The model, and what LoRA adds to it
+#
+# Now the base model is loaded, on a GPU in 4 bit: each weight is stored as one of 16 values with a scale for every 64
+# of them, and expanded to 16 bit at the moment it is used. That takes a quarter of the memory.
+
+# %%
+from helpers.model import load_model
+
+loaded = load_model(config.model, style=style)
+print(f"{loaded.source}\ntemplate {loaded.template}, computing in {loaded.precision}")
+
+# %% [markdown]
+# These weights stay as they are. Beside each linear layer LoRA puts two thin matrices, $A$ and $B$, and adds their
+# product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$. If $W$ is 4096 × 4096 it has 16.8 million numbers; with rank
+# $r = 16$ the two thin matrices have 131 thousand together. $B$ starts at zero, so that before training the model is
+# exactly the base model.
+
+# %%
+from helpers.model import attach_adapter, trainable_parameters
+
+attach_adapter(
+    loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+)
+trainable, total = trainable_parameters(loaded.model)
+print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
+
+# %% [markdown]
+# ## 4. Tokens, and which of them are learned
+#
+# The model reads *tokens*, pieces of words with a number each. A chat template turns messages into one text with
+# control tokens between them, and the tokenizer cuts that text up. Only the assistant's answer should be learned: the
+# *label* of every other token is set to -100, which the loss leaves out.
+#
+# Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked before training: the answer ends
+# with the end-of-sequence token (or the model would never learn to stop), the system prompt is in the text, there is
+# one beginning-of-sequence token and not two, and something is left to learn. Rows that are too long, or that
+# contain a control token spelled out, are left out and counted.
+
+# %%
+from helpers.contract import apply_contract
+
+limit = config.model.max_seq_length
+train_rows_checked = apply_contract(train_examples, loaded.tokenizer, max_seq_length=limit)
+heldout_rows_checked = apply_contract(heldout_examples, loaded.tokenizer, max_seq_length=limit)
+show_table([{"part": "training", **train_rows_checked.summary()}, {"part": "held out", **heldout_rows_checked.summary()}])
+
+# %% [markdown]
+# This is one row as the model sees it. Grey tokens are given, underlined blue ones are learned. The last blue token is
+# the one that ends the answer.
+
+# %%
+from helpers.display import show_mask
+
+shortest = min(train_rows_checked.tokenized, key=lambda row: len(row.input_ids))
+show_mask(shortest, loaded.tokenizer)
+
+# %% [markdown]
+# Rows differ in length, and a batch of rows takes the memory of its longest. Here are all of them.
+
+# %%
+from helpers.display import plot_lengths
+
+plot_lengths([len(row.input_ids) for row in train_rows_checked.tokenized], limit, run.path / "lengths.png")
+
+# %% [markdown]
+# What went into the run is written down before it starts, with a fingerprint of the rows and of the template: two runs
+# with the same fingerprints learned from the same tokens.
+
+# %%
+from helpers.session import record_inputs
+
+record_inputs(run, rows, loaded)
+print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
+
+# %% [markdown]
+# ## 5. Train
+#
+# The trainer shows the model a few rows at a time (`batch_size`), adds up what they say about the adapter's weights
+# over several such passes (`gradient_accumulation`), and then takes one *optimizer step*. The rows that one step sees
+# are the product of the two. After it is built, the trainer's own tokens and labels are compared with the ones that
+# were checked above.
+
+# %%
+from helpers.training import build_trainer, planned_steps
+
+trainer = build_trainer(config, loaded, train_rows_checked, run)
+print(planned_steps(config, len(train_rows_checked.examples)), "optimizer steps of", config.train.rows_per_step(), "rows")
+
+# %% [markdown]
+# The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
+# that the model gave to the token that came. It is measured on the held-out rows before the first step, now and then
+# on the way, and after the last.
+
+# %%
+from helpers.training import train
+
+result = train(trainer, config, loaded, train_rows_checked, heldout_rows_checked)
+run.update_metrics(**result.metrics())
+
+# %% [markdown]
+# ## 6. Did it help?
+#
+# The grey line jumps up and down, because each step sees other rows, some harder than others. Look at the blue one: it
+# is always measured on the same held-out rows.
+
+# %%
+from helpers.display import plot_losses
+
+plot_losses(run.metrics(), run.path / "loss.png")
+
+# %% [markdown]
+# A lower number may still be luck. Each held-out row was measured before and after, so each gives one difference; the
+# interval below covers the mean difference of all rows like these in 95 of 100 such experiments. If it lies below zero
+# as a whole, the model has become better at rows like these.
+
+# %%
+from helpers.training import describe_change
+
+print(describe_change(result))
+
+# %% [markdown]
+# What it cost: time in optimizer steps (measurements of the held-out loss left out), speed, and the highest memory use.
+
+# %%
+shown = ("train_seconds", "examples_per_second", "tokens_per_second", "supervised_tokens")
+cost = {name: run.metrics()[name] for name in shown}
+show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **result.mode})
+
+# %% [markdown]
+# ## 7. Save the adapter, and load it back
+#
+# The adapter is small: the two thin matrices of each layer, and the tokenizer with the template that it was trained
+# with.
+
+# %%
+from helpers.training import save_adapter
+
+files = save_adapter(loaded, run)
+print(run.shown("adapter") + ":", ", ".join(files))
+
+# %% [markdown]
+# A file that was written is not yet a file that can be read. So the trained model is thrown away, the base model is
+# loaded again as if this were another day, and the saved adapter is put on it.
+
+# %%
+from helpers.model import free_memory, load_adapter
+
+del trainer, loaded
+free_memory()
+loaded = load_adapter(run.adapter, config)
+
+# %% [markdown]
+# The reloaded model must find the held-out answers as likely as the trained one did.
+
+# %%
+from helpers.training import prove_reload
+
+print(prove_reload(loaded, heldout_rows_checked, result))
+
+# %% [markdown]
+# ## 8. Ask it something
+#
+# Five questions, one of each kind that a general assistant should master: reasoning, summarization, explanation,
+# translation, problem solving. All are answered in one batch, first with the adapter, then with the adapter switched
+# off. The second answer is the base model's, from the same weights in memory.
+
+# %%
+questions = [
+    ("Anna is older than Ben. Ben is older than Carla. Who is the youngest? Explain in one sentence.", ""),
+    ("Summarize the text in one sentence.", "The ferry was late because fog hid the harbour. It left at nine instead of "
+     "seven, and by noon the sky was clear."),
+    ("Explain to a child why we see lightning before we hear thunder.", ""),
+    ("Translate the sentence into French.", "The library closes at six o'clock."),
+    ("A recipe for 4 people needs 300 g of rice. How much rice do 6 people need?", ""),
+]
+
+# %% [markdown]
+# The questions are written exactly as the training rows were: by the same function, with the same template.
+
+# %%
+from helpers.model import generate, without_adapter
+from helpers.prompts import build_prompt
+
+prompts = [build_prompt(task, text, style=style, system_prompt=system_prompt) for task, text in questions]
+length = config.generation.max_new_tokens
+tuned = generate(loaded, prompts, max_new_tokens=length)
+with without_adapter(loaded.model):
+    base = generate(loaded, prompts, max_new_tokens=length)
+
+# %% [markdown]
+# Read them side by side. A small model stays a small model; look at the form of the answers as much as at their truth:
+# do they answer at once, do they end by themselves?
+
+# %%
+columns = [{"question": f"{q}\n{t}".strip(), "base": b.text, "tuned": a.text} for (q, t), b, a in zip(questions, base, tuned)]
+show_table(columns)
+
+# %% [markdown]
+# The answers are kept with the run, and the run is marked as complete.
+
+# %%
+from helpers.runs import write_json
+from helpers.session import finish_run
+
+answers = [{"instruction": c["question"], "answer": c["tuned"], "base": c["base"]} for c in columns]
+write_json(run.path / "answers.json", {"answers": answers})
+finish_run(run)
+
+# %% [markdown]
+# Now one of your own. The words appear as the model chooses them.
+
+# %%
+from helpers.model import stream
+
+my_instruction = "Write two sentences that invite a friend to a picnic."
+answer = stream(loaded, build_prompt(my_instruction, style=style, system_prompt=system_prompt), max_new_tokens=length)
+
+# %% [markdown]
+# ## Summary
+#
+# - A row became messages, messages became text through one chat template, text became tokens, and only the answer's
+#   tokens were learned.
+# - LoRA trained a few thin matrices beside frozen weights.
+# - Rows that were held out told, with an interval, whether that helped.
+# - The saved adapter was loaded onto a fresh base model and gave the same numbers.
+#
+# ## Your turn
+#
+# 1. Set `max_steps = 4` and run again under another `run_name`. How much of the improvement is already there?
+# 2. Set `learning_rate` ten times higher. What does the grey line do, and what the blue one?
+# 3. Train with `prompt_style = "alpaca"` and compare the held-out losses. Why are they not quite comparable? (Look at
+#    which tokens are given.)
+# 4. Put five rows of your own into a `.jsonl` file and give its path as `dataset_name`. Which check complains first?
