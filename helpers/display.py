@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 from helpers.contract import IGNORED, TokenizedExample
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from helpers.prompts import Example
 
-__all__ = ["Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
+__all__ = ["Plot", "Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
 
 _CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
+_BLOCK = "padding:.2em .8em;margin:.5em 0;white-space:pre-wrap"
 _SCROLL = "overflow-x:auto;max-width:100%"
 
 
@@ -40,6 +42,44 @@ class Shown:
 
     def __repr__(self) -> str:
         return self.text
+
+
+class Plot:
+    """A saved plot: the picture in a notebook, its path anywhere else.
+
+    A figure that pyplot does not know of shows as text in a notebook, and importing pyplot would choose a backend.
+
+    Args:
+        figure: What was drawn.
+        path: The PNG file.
+    """
+
+    def __init__(self, figure: Figure, path: Path) -> None:
+        self.figure = figure
+        self.path = path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __repr__(self) -> str:
+        return f"plot: {self.path}"
+
+
+class Picture:
+    """A picture file to look at: itself in a notebook, its path anywhere else.
+
+    Args:
+        path: A PNG file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __repr__(self) -> str:
+        return f"picture: {self.path.name}"
 
 
 def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: int = 600) -> Shown:
@@ -77,9 +117,9 @@ def show_conversation(example: Example) -> Shown:
     for message in example.messages():
         learned = message["role"] == "assistant"
         note = "learned" if learned else "given"
-        blocks.append(
-            f'<div style="border-left:4px solid {BLUE if learned else GREY};padding:.2em .8em;margin:.5em 0;white-space:pre-wrap">'
-            f'<b>{escape(message["role"])}</b> <small>({note})</small>\n{escape(message["content"])}</div>')
+        style = f"border-left:4px solid {BLUE if learned else GREY};{_BLOCK}"
+        head = f"<b>{escape(message['role'])}</b> <small>({note})</small>"
+        blocks.append(f'<div style="{style}">{head}\n{escape(message["content"])}</div>')
         lines.append(f"[{message['role']}, {note}]\n{message['content']}")
     return Shown("".join(blocks), "\n\n".join(lines))
 
@@ -99,17 +139,21 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
         text = tokenizer.decode([token]).replace("\n", "⏎")
         on = label != IGNORED
         (learned if on else given).append(text)
-        style = (f"background:{BLUE};color:#fff;text-decoration:underline" if on else "background:#8883")
-        pieces.append(f'<span style="{style};border-radius:3px;padding:0 .15em;margin:1px;display:inline-block;'
-                      f'white-space:pre" title="id {token}">{escape(text)}</span>')
-    key = (f"<p><b>{len(learned)} of {len(row.input_ids)} tokens are learned</b> (underlined, blue); "
-           "the grey ones are given.</p>")
+        style = f"background:{BLUE};color:#fff;text-decoration:underline" if on else "background:#8883"
+        pieces.append(
+            f'<span style="{style};border-radius:3px;padding:0 .15em;margin:1px;display:inline-block;'
+            f'white-space:pre" title="id {token}">{escape(text)}</span>'
+        )
+    key = (
+        f"<p><b>{len(learned)} of {len(row.input_ids)} tokens are learned</b> (underlined, blue); "
+        "the grey ones are given.</p>"
+    )
     html = f'{key}<div style="line-height:1.9;font-family:monospace;overflow-wrap:anywhere">{"".join(pieces)}</div>'
     text = f"given ({len(given)}): {'|'.join(given)}\nlearned ({len(learned)}): {'|'.join(learned)}"
     return Shown(html, text)
 
 
-def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Figure:
+def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Plot:
     """Plot training and held-out loss over the optimizer steps, and save the picture.
 
     Args:
@@ -117,7 +161,7 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Figure:
         path: Where the PNG goes.
 
     Returns:
-        The figure.
+        The plot, which a notebook shows.
     """
     figure, axes = _figure(7.5, 3.8)
     steps, losses = zip(*metrics["train_loss"], strict=True)
@@ -133,7 +177,7 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Figure:
     return _save(figure, path)
 
 
-def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Figure:
+def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Plot:
     """Plot how long the rows are.
 
     Args:
@@ -142,7 +186,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Figure
         path: Where the PNG goes.
 
     Returns:
-        The figure.
+        The plot, which a notebook shows.
     """
     figure, axes = _figure(7.5, 2.8)
     axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
@@ -156,7 +200,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Figure
 
 def _cell(value: Any, limit: int) -> str:
     """Return a value as text, floats with four figures, long text cut."""
-    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int and value >= 10_000 else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -169,7 +213,7 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in short)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure in inches with the house style, without touching pyplot's global state."""
     from matplotlib.figure import Figure
 
@@ -180,8 +224,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path | str) -> Figure:
+def _save(figure: Figure, path: Path | str) -> Picture:
     """Write the picture."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    return figure
+    return Picture(path)

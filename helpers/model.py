@@ -87,10 +87,13 @@ def model_source(config: ModelConfig) -> tuple[str, str | None]:
 def import_unsloth() -> None:
     """Import unsloth, which patches transformers, peft and trl and so must come before them.
 
-    torchao, which it imports, warns about each of its CUDA extensions on a machine that cannot load them; they are not
-    used here.
+    torchao 0.18, which it imports, warns about each of its CUDA extensions on a machine that cannot load them, and
+    about an older way to register types with torch 2.13; neither is used here.
     """
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import unsloth  # noqa: F401
 
 

