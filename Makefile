@@ -1,0 +1,38 @@
+# make demo    the Alpaca notebook, headless, with a small real model; then what came of it
+# make test    all tests
+# make check   what CI runs: style, notebooks up to date, tests
+# make doctor  is this environment right?
+# make clean   remove the environment and what runs left behind
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+TORCH := torch==2.13.0
+
+.PHONY: demo test check doctor clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m helpers run alpaca_instruction --preset smoke --name demo --resume never
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest
+
+check: $(VENV)/.installed
+	scripts/check
+
+doctor: $(VENV)/.installed
+	$(RUN) -m helpers doctor
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch first, and kept if it is there; then the lock, exactly as it stands; then this package.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Python 3.11 to 3.13 is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -c 'import torch' 2>/dev/null || { echo "Installing $(TORCH) …"; $(RUN) -m pip install -q $(TORCH); }
+	@echo "Installing the lock, requirements.txt …"
+	@$(RUN) -m pip install -q --no-deps -r requirements.txt
+	@$(RUN) -m pip install -q --no-deps --no-build-isolation --editable .
+	@touch $@
