@@ -86,14 +86,16 @@ def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
     Returns:
         What training will use, with the reason.
     """
+    from helpers.hardware import find_gpu
+
+    gpu = find_gpu()
+    if gpu is None:  # Unsloth's CPU path cannot import its dispatcher: a circle
+        return AttentionChoice("sdpa", "there is no GPU")
     import torch
     import unsloth
     from unsloth.utils import attention_dispatch
 
-    from helpers.hardware import find_gpu
-
     original = getattr(attention_dispatch.select_attention_backend, "wrapped", None)
-    gpu = find_gpu()
     choice = choose_attention(
         torch_version=torch.__version__,
         unsloth_version=unsloth.__version__,

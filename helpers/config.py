@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import ConfigError
@@ -17,15 +18,20 @@ from helpers.settings import Settings, nearest, setting
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_DATASET",
+    "DEFAULT_SYSTEM_PROMPT",
+    "FREE_TO_CHANGE",
     "MODELS",
     "PRESETS",
     "AdapterConfig",
     "DataConfig",
+    "ExportConfig",
     "GenerationConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",
     "build_config",
+    "changed_parameters",
     "parameters",
 ]
 
@@ -44,6 +50,21 @@ DATASETS = {
 """Revisions that are read unless the user names another."""
 
 DEFAULT_DATASET = {"alpaca": "yahma/alpaca-cleaned", "dolly": "databricks/databricks-dolly-15k"}
+"""What a task is trained on unless the user or the preset names something else."""
+
+DEFAULT_SYSTEM_PROMPT = {
+    "alpaca": "",
+    "dolly": (
+        "You are an assistant for product development, business decisions and the use of AI in companies. "
+        "Answer concretely and to the point."
+    ),
+}
+"""What the assistant of a task is told unless the user says otherwise."""
+
+
+FREE_TO_CHANGE = ("gguf_quantization", "merge_16bit", "persist_dir", "push_private", "push_to", "save_steps")
+"""Parameters that say how a run is kept, or what is made of its adapter, and not what it computes: a run may be resumed
+with other values."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,9 @@ class ModelConfig(Settings):
     model_revision: str | None = setting(None, "hub revision of the base model")
     max_seq_length: int = setting(2048, "longest row; longer ones are left out", unit="tokens", low=32, high=131072)
     load_in_4bit: bool = setting(True, "hold the base model's weights in 4 bit (NF4)")
+    precision: str = setting(
+        "auto", "auto (what the card computes natively), bf16, fp16 or fp32", choices=("auto", "bf16", "fp16", "fp32")
+    )
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,11 @@ class DataConfig(Settings):
     dataset_revision: str | None = setting(None, "hub revision of the data set; pinned for the known ones")
     train_rows: int = setting(1000, "rows to train on; 0 takes all", unit="rows", low=0)
     heldout_rows: int = setting(100, "rows kept apart to measure the loss on", unit="rows", low=2, high=5000)
-    prompt_style: str = setting("chat", "chat (the model's own template) or alpaca (Stanford's text block)",
-                                choices=("chat", "alpaca"))
+    category: str | None = setting(None, "only rows of these categories, separated by commas", tasks=("dolly",))
+    stratified: bool = setting(False, "draw each category in proportion to its rows", tasks=("dolly",))
+    prompt_style: str = setting(
+        "chat", "chat (the model's own template) or alpaca (Stanford's text block)", choices=("chat", "alpaca")
+    )
     system_prompt: str = setting("", "what the assistant is told before the first message; chat style only")
 
 
@@ -83,7 +110,9 @@ class TrainConfig(Settings):
     """The optimizer's steps."""
 
     learning_rate: float = setting(2e-4, "peak learning rate, after warm-up", above=0.0, high=1.0)
-    num_epochs: float = setting(1.0, "times each row is seen, if max_steps does not end it before", unit="epochs", above=0.0, high=100.0)
+    num_epochs: float = setting(
+        1.0, "times each row is seen, if max_steps does not end it before", unit="epochs", above=0.0, high=100.0
+    )
     max_steps: int | None = setting(None, "end after this many optimizer steps", unit="steps", low=1)
     batch_size: int = setting(2, "rows in one forward pass", unit="rows", low=1, high=1024)
     gradient_accumulation: int = setting(4, "forward passes in one optimizer step", unit="passes", low=1, high=1024)
@@ -91,6 +120,14 @@ class TrainConfig(Settings):
     weight_decay: float = setting(0.001, "pull of the adapter's weights towards zero", low=0.0, high=1.0)
     packing: bool = setting(False, "fill sequences with several rows each")
     gradient_checkpointing: bool = setting(True, "recompute activations to save memory")
+    varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, where it is lacking")
+    optimizer: str = setting(
+        "auto",
+        "auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)",
+        choices=("auto", "adamw_8bit", "adamw_torch_fused"),
+    )
+    save_steps: int = setting(20, "optimizer steps between checkpoints", unit="steps", low=1)
+    persist_dir: str | None = setting(None, "second folder for complete checkpoints, such as one on Google Drive")
     eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
     seed: int = setting(3407, "seed of row selection, adapter weights and data order", low=0, high=2**32 - 1)
 
@@ -104,6 +141,18 @@ class GenerationConfig(Settings):
     """How answers are generated, once training is done."""
 
     max_new_tokens: int = setting(256, "longest answer", unit="tokens", low=1, high=32768)
+
+
+@dataclass(frozen=True)
+class ExportConfig(Settings):
+    """What is made of the trained adapter."""
+
+    merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit", tasks=("dolly",))
+    gguf_quantization: str | None = setting(
+        None, "also save a GGUF file of this type, such as q8_0 or f16", tasks=("dolly",)
+    )
+    push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",))
+    push_private: bool = setting(True, "create that repository as private", tasks=("dolly",))
 
 
 @dataclass(frozen=True)
@@ -124,16 +173,22 @@ class RunConfig:
     adapter: AdapterConfig
     train: TrainConfig
     generation: GenerationConfig
+    export: ExportConfig
 
     def flat(self) -> dict[str, Any]:
         """Return every parameter under its own name, as a notebook would take them."""
-        parts = (self.model, self.data, self.adapter, self.train, self.generation)
-        values = {k: v for part in parts for k, v in dataclasses.asdict(part).items()}
+        values = {name: getattr(getattr(self, part), name) for part, name in _places(self.task)}
         return {"preset": self.preset, "run_name": self.run_name, **values}
 
 
-_PARTS = {"model": ModelConfig, "data": DataConfig, "adapter": AdapterConfig, "train": TrainConfig,
-          "generation": GenerationConfig}
+_PARTS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "adapter": AdapterConfig,
+    "train": TrainConfig,
+    "generation": GenerationConfig,
+    "export": ExportConfig,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -150,6 +205,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 2,
         "gradient_checkpointing": False,
         "eval_steps": 8,
+        "save_steps": 8,
         "max_new_tokens": 64,
     },
     "colab-t4": {},
@@ -157,15 +213,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_rows": 4000,
         "batch_size": 8,
         "gradient_accumulation": 1,
+        "save_steps": 50,
     },
 }
 """What each preset changes against the defaults. smoke: any machine, no network; colab-t4: 16 GB, fp16; large-gpu:
 24 GB and more, bf16."""
 
 
-def parameters() -> dict[str, dataclasses.Field]:
-    """Return each parameter of a training notebook but `preset` and `run_name`, with its help, unit and limits."""
-    return {each.name: each for part in _PARTS.values() for each in dataclasses.fields(part)}
+def parameters(task: str = "alpaca") -> dict[str, dataclasses.Field]:
+    """Return each parameter of a training notebook but `preset` and `run_name`, with its help, unit and limits.
+
+    Args:
+        task: "alpaca" or "dolly"; some parameters belong to one of them.
+
+    Returns:
+        The fields by name, in the order of the notebook.
+    """
+    fields = {part: {f.name: f for f in dataclasses.fields(kind)} for part, kind in _PARTS.items()}
+    return {name: fields[part][name] for part, name in _places(task)}
+
+
+def _places(task: str) -> list[tuple[str, str]]:
+    """Return (part, field name) of each parameter of a task."""
+    return [
+        (part, each.name)
+        for part, kind in _PARTS.items()
+        for each in dataclasses.fields(kind)
+        if each.metadata["tasks"] is None or task in each.metadata["tasks"]
+    ]
 
 
 def build_config(task: str, *, preset: str, run_name: str | None = None, **given: Any) -> RunConfig:
@@ -173,7 +248,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
 
     Args:
         task: "alpaca" or "dolly".
-        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.hardware.choose_preset`.
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.session.resolve_preset`.
         run_name: Folder under `runs/`; by default the task and the preset, such as "alpaca-smoke".
         **given: Any field of the five settings classes. None means "not given".
 
@@ -187,53 +262,79 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         >>> build_config("alpaca", preset="smoke", max_steps=4).train.max_steps
         4
     """
-    if preset not in PRESETS:
+    if task not in DEFAULT_DATASET:
+        raise ConfigError("task", f"one of {', '.join(DEFAULT_DATASET)}", task, nearest(task, list(DEFAULT_DATASET)))
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError("preset", f"one of auto, {', '.join(PRESETS)}", preset, nearest(preset, list(PRESETS)))
-    known = parameters()
+    known = parameters(task)
     for name in given:
         if name not in known:
             raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
     chosen = {k: v for k, v in given.items() if v is not None}
-    values = {"dataset_name": DEFAULT_DATASET[task], **PRESETS[preset], **chosen}
-    parts = {key: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
-             for key, part in _PARTS.items()}
+    values = {
+        "dataset_name": DEFAULT_DATASET[task],
+        "system_prompt": _system_prompt(task, chosen),
+        **PRESETS[preset],
+        **chosen,
+    }
+    parts = {
+        key: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
+        for key, part in _PARTS.items()
+    }
     config = RunConfig(task, preset, _run_name(run_name or f"{task}-{preset}"), **parts)
     _check_model_name(config.model.model_name)
     _check_together(config)
     return config
 
 
+def _system_prompt(task: str, chosen: Mapping[str, Any]) -> str:
+    """Return a task's system prompt, or none in the Alpaca style, which has no place for one."""
+    return "" if chosen.get("prompt_style") == "alpaca" else DEFAULT_SYSTEM_PROMPT[task]
+
+
 def _run_name(name: Any) -> str:
     """Return a run's name if it is a plain folder name."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ConfigError("run_name", "letters, digits, '.', '_' and '-', beginning with a letter or digit", name,
-                          "It names a folder under runs/ and cannot lead out of it.")
+        raise ConfigError(
+            "run_name",
+            "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+            name,
+            "It names a folder under runs/ and cannot lead out of it.",
+        )
     return name
 
 
 def _check_model_name(name: str) -> None:
     """Raise for a name that is neither an alias, nor a folder, nor of a hub's form."""
-    from pathlib import Path
-
-    if name in MODELS or re.fullmatch(r"[\w.-]+/[\w.-]+", name) or (name and Path(name).is_dir()):
+    if name in MODELS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or (name and Path(name).is_dir()):
         return
-    raise ConfigError("model_name", "an alias, a hub id such as org/name, or a folder", name, nearest(name, list(MODELS)))
+    raise ConfigError(
+        "model_name", "an alias, a hub id such as org/name, or a folder", name, nearest(name, list(MODELS))
+    )
 
 
 def _check_together(config: RunConfig) -> None:
     """Raise when two parameters, each right by itself, contradict each other."""
     data, train, model = config.data, config.train, config.model
     if data.system_prompt and data.prompt_style == "alpaca":
-        raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', data.system_prompt,
-                          'The Alpaca block has a fixed preamble. Use prompt_style "chat".')
+        raise ConfigError(
+            "system_prompt",
+            'none with prompt_style "alpaca"',
+            data.system_prompt,
+            'The Alpaca block has a fixed preamble. Use prompt_style "chat".',
+        )
     if config.generation.max_new_tokens >= model.max_seq_length:
-        raise ConfigError("max_new_tokens", f"less than max_seq_length ({model.max_seq_length})",
-                          config.generation.max_new_tokens, "A prompt must fit beside its answer.")
+        raise ConfigError(
+            "max_new_tokens",
+            f"less than max_seq_length ({model.max_seq_length})",
+            config.generation.max_new_tokens,
+            "A prompt must fit beside its answer.",
+        )
     if 0 < data.train_rows < train.batch_size:
         raise ConfigError("train_rows", f"at least batch_size ({train.batch_size})", data.train_rows)
 
 
 def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the parameters whose values differ, as name -> (old, new)."""
-    names = sorted(set(old) | set(new))
+    """Return the parameters whose values differ and that decide what a run computes, as name -> (old, new)."""
+    names = sorted((set(old) | set(new)) - set(FREE_TO_CHANGE))
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}

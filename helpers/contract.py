@@ -19,7 +19,15 @@ from helpers.templates import find_control_text, render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Contract", "TokenizedExample", "apply_contract", "check_trainer_rows", "tokenize_example"]
+__all__ = [
+    "IGNORED",
+    "MAX_LOST_SHARE",
+    "Contract",
+    "TokenizedExample",
+    "apply_contract",
+    "check_trainer_rows",
+    "tokenize_example",
+]
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -98,9 +106,12 @@ def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> To
     prompt = _ids(tokenizer, render(tokenizer, example.prompt, answer_next=True))
     whole = _ids(tokenizer, render(tokenizer, example.messages(), answer_next=False))
     if whole[: len(prompt)] != prompt:
-        raise ContractError("template", "the prompt's tokens at the start of the whole row's",
-                            tokenizer.convert_ids_to_tokens(whole[max(0, len(prompt) - 3) : len(prompt) + 3]),
-                            "The tokenizer merges characters across the border between prompt and answer.")
+        raise ContractError(
+            "template",
+            "the prompt's tokens at the start of the whole row's",
+            tokenizer.convert_ids_to_tokens(whole[max(0, len(prompt) - 3) : len(prompt) + 3]),
+            "The tokenizer merges characters across the border between prompt and answer.",
+        )
     return TokenizedExample(tuple(whole), (IGNORED,) * len(prompt) + tuple(whole[len(prompt) :]))
 
 
@@ -140,7 +151,8 @@ def apply_contract(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
 def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> None:
     """Compare what the trainer will feed the model with what the contract allowed.
 
-    Packed rows are compared as a whole: the same supervised tokens, no more and no fewer.
+    Packed rows are compared as a whole: the same supervised tokens, no more and no fewer. Other rows are compared
+    one by one, in any order.
 
     Args:
         rows: The trainer's data set, with `input_ids` and `labels` or `completion_mask`.
@@ -149,20 +161,51 @@ def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> No
     Raises:
         ContractError: The trainer changed tokens or labels.
     """
-    seen: Counter[tuple[int, ...]] = Counter()
-    supervised = 0
-    for row in rows:
-        labels = row.get("labels")
-        if labels is None:
-            labels = [i if m else IGNORED for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)]
-        supervised += sum(label != IGNORED for label in labels)
-        seen[tuple(row["input_ids"])] += 1
+    seen = [TokenizedExample(tuple(row["input_ids"]), _labels(row)) for row in rows]
+    supervised = sum(each.supervised() for each in seen)
     if supervised != contract.supervised_tokens():
-        raise ContractError("trainer", f"{contract.supervised_tokens()} supervised tokens", supervised,
-                            "The trainer labels other tokens than the answers.")
-    if len(rows) == len(contract.tokenized) and seen != Counter(each.input_ids for each in contract.tokenized):
-        raise ContractError("trainer", "the token ids that the contract checked", "other ids",
-                            "The trainer tokenizes with another template.")
+        raise ContractError(
+            "trainer",
+            f"{contract.supervised_tokens()} supervised tokens",
+            supervised,
+            "The trainer labels other tokens than the answers.",
+        )
+    if len(seen) == len(contract.tokenized) and _ids_of(seen) != _ids_of(contract.tokenized):
+        raise ContractError(
+            "trainer",
+            "the token ids that the contract checked",
+            "other ids",
+            "The trainer tokenizes with another template.",
+        )
+    same = Counter(seen) == Counter(contract.tokenized)
+    if not same and (len(seen) == len(contract.tokenized) or _learned(seen) != _learned(contract.tokenized)):
+        raise ContractError(
+            "trainer",
+            "the labels that the contract checked",
+            "other labels",
+            "The trainer labels other tokens than the answers.",
+        )
+
+
+def _labels(row: dict[str, Any]) -> tuple[int, ...]:
+    """Return a trainer row's labels, given or by its completion mask."""
+    if row.get("labels") is not None:
+        return tuple(row["labels"])
+    if row.get("completion_mask") is None:
+        raise ContractError(
+            "trainer", "rows with labels or a completion mask", sorted(row), "Give the trainer prompts and completions."
+        )
+    return tuple(i if on else IGNORED for i, on in zip(row["input_ids"], row["completion_mask"], strict=True))
+
+
+def _ids_of(rows: Sequence[TokenizedExample]) -> Counter[tuple[int, ...]]:
+    """Count the rows by their token ids."""
+    return Counter(each.input_ids for each in rows)
+
+
+def _learned(rows: Sequence[TokenizedExample]) -> Counter[int]:
+    """Count the labels that the loss is taken over."""
+    return Counter(label for each in rows for label in each.labels if label != IGNORED)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -175,8 +218,12 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         raise ContractError("tokenizer", "an EOS token", None)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ContractError("tokenizer", "a PAD token other than EOS", tokenizer.pad_token,
-                            "Otherwise the EOS of each row is masked as padding and answers never end.")
+        raise ContractError(
+            "tokenizer",
+            "a PAD token other than EOS",
+            tokenizer.pad_token,
+            "Otherwise the EOS of each row is masked as padding and answers never end.",
+        )
 
 
 def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -191,7 +238,9 @@ def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: P
         raise ContractError(where, "exactly one BOS, at its start", row.input_ids.count(bos))
     system = next((m["content"] for m in example.prompt if m["role"] == "system"), "")
     prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
-    if system and system not in tokenizer.decode(prompt, skip_special_tokens=True):
+    # Both sides go through the tokenizer, because decoding changes text such as spaces at the start or before a dot.
+    words = tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True).strip()
+    if words not in tokenizer.decode(prompt, skip_special_tokens=True):
         raise ContractError(where, "the system prompt in the training text", system, "The chat template dropped it.")
 
 
@@ -199,5 +248,9 @@ def _check_lost(left_out: Counter[str], total: int) -> None:
     """Raise when too many rows, or all, were left out."""
     lost = sum(left_out.values())
     if lost == total or lost > MAX_LOST_SHARE * total:
-        raise ContractError("dataset", f"at most {MAX_LOST_SHARE:.0%} of {total} rows left out", dict(left_out),
-                            "Raise max_seq_length, or use other rows.")
+        raise ContractError(
+            "dataset_name",
+            f"at most {MAX_LOST_SHARE:.0%} of {total} rows left out",
+            dict(left_out),
+            "Raise max_seq_length, or use other rows.",
+        )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from helpers.prompts import Example
 
-__all__ = ["Plot", "Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
+__all__ = ["Picture", "Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
@@ -44,29 +44,10 @@ class Shown:
         return self.text
 
 
-class Plot:
-    """A saved plot: the picture in a notebook, its path anywhere else.
+class Picture:
+    """A picture file to look at: itself in a notebook, its name anywhere else.
 
     A figure that pyplot does not know of shows as text in a notebook, and importing pyplot would choose a backend.
-
-    Args:
-        figure: What was drawn.
-        path: The PNG file.
-    """
-
-    def __init__(self, figure: Figure, path: Path) -> None:
-        self.figure = figure
-        self.path = path
-
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
-
-    def __repr__(self) -> str:
-        return f"plot: {self.path}"
-
-
-class Picture:
-    """A picture file to look at: itself in a notebook, its path anywhere else.
 
     Args:
         path: A PNG file.
@@ -153,7 +134,7 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
     return Shown(html, text)
 
 
-def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Plot:
+def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     """Plot training and held-out loss over the optimizer steps, and save the picture.
 
     Args:
@@ -161,7 +142,7 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Plot:
         path: Where the PNG goes.
 
     Returns:
-        The plot, which a notebook shows.
+        The picture, which a notebook shows.
     """
     figure, axes = _figure(7.5, 3.8)
     steps, losses = zip(*metrics["train_loss"], strict=True)
@@ -177,7 +158,7 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Plot:
     return _save(figure, path)
 
 
-def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Plot:
+def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Picture:
     """Plot how long the rows are.
 
     Args:
@@ -186,7 +167,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Plot:
         path: Where the PNG goes.
 
     Returns:
-        The plot, which a notebook shows.
+        The picture, which a notebook shows.
     """
     figure, axes = _figure(7.5, 2.8)
     axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
@@ -199,8 +180,9 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Plot:
 
 
 def _cell(value: Any, limit: int) -> str:
-    """Return a value as text, floats with four figures, long text cut."""
-    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int and value >= 10_000 else str(value)
+    """Return a value as text, floats with four figures, long numbers grouped, long text cut."""
+    long_number = type(value) is int and value >= 10_000
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if long_number else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -585,7 +585,7 @@ def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
     needed = (*NEEDED, *(SMOKE if smoke else ()))
     if where() != "local":
         _install_until_done(needed)
-    report = doctor(needed=None if where() == "local" else needed)
+    report = doctor(needed=needed)
     print(report)
     if not report.ok:
         remedy = report.problems[0].remedy or "See the report above"

@@ -1,14 +1,14 @@
 """The errors that users of this package are meant to read.
 
-    HelpersError
-    ├── ConfigError        a parameter is wrong, or two contradict each other
-    ├── DataError          a data file, a row or a prompt is not what it should be
-    ├── TemplateError      a chat template or its tokens are not what the model was trained on
-    ├── ContractError      tokens and labels would teach the model something else than meant
-    ├── StackError         the installed packages or the hardware cannot do what is asked
-    ├── RunError           a run directory cannot be used, or a run failed
-    ├── ExportError        an adapter or a merged model cannot be written, read or trusted
-    └── EvaluationError    answers, scores or votes cannot be compared
+HelpersError
+├── ConfigError        a parameter is wrong, or two contradict each other
+├── DataError          a data file, a row or a prompt is not what it should be
+├── TemplateError      a chat template or its tokens are not what the model was trained on
+├── ContractError      tokens and labels would teach the model something else than meant
+├── StackError         the installed packages or the hardware cannot do what is asked
+├── RunError           a run directory cannot be used, or a run failed
+├── ExportError        an adapter or a merged model cannot be written, read or trusted
+└── EvaluationError    answers, scores or votes cannot be compared
 """
 
 from __future__ import annotations

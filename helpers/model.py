@@ -103,7 +103,7 @@ def load_model(config: ModelConfig, *, style: str = "chat", precision: str | Non
     Args:
         config: Which model, its length limit, and whether in 4 bit.
         style: "chat" or "alpaca": the template to install.
-        precision: "bf16", "fp16" or "fp32"; by default what the card supports natively.
+        precision: "bf16", "fp16" or "fp32"; by default the configuration's.
 
     Returns:
         The model and its tokenizer.
@@ -256,7 +256,9 @@ def _from_pretrained(source: str, revision: str | None, config: ModelConfig, pre
     from unsloth import FastLanguageModel
 
     gpu = find_gpu()
-    precision = precision or choose_precision(gpu.capability if gpu else None)
+    if precision is None:
+        native = choose_precision(gpu.capability if gpu else None)
+        precision = native if config.precision == "auto" else config.precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options = {"revision": revision} if revision and not Path(source).is_dir() else {}
     try:

@@ -9,13 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from helpers.errors import ConfigError
+
 __all__ = [
     "ALPACA_PREAMBLE",
     "ALPACA_PREAMBLE_INPUT",
     "COLUMNS",
+    "Columns",
     "Example",
     "Message",
-    "Columns",
     "alpaca_block",
     "build_example",
     "build_prompt",
@@ -43,7 +45,7 @@ class Columns:
 
     Args:
         instruction: The column with the task.
-        context: The column with the optional text that the task is about.
+        context: The column with the text that the task is about; it may be empty or missing.
         answer: The column with the answer to learn.
         optional: Further columns that are read if present.
     """
@@ -54,7 +56,7 @@ class Columns:
     optional: tuple[str, ...] = ()
 
     def required(self) -> tuple[str, ...]:
-        """Return the columns that every row must have."""
+        """Return the columns that make a prompt and its answer."""
         return (self.instruction, self.context, self.answer)
 
 
@@ -106,52 +108,66 @@ def alpaca_block(instruction: str, context: str = "") -> str:
     return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction.strip()}\n\n### Response:\n"
 
 
-def build_prompt(instruction: str, context: str = "", *, style: str = "chat", system_prompt: str = "") -> tuple[Message, ...]:
+def build_prompt(
+    instruction: str, context: str = "", *, style: str = "chat", system_prompt: str = ""
+) -> tuple[Message, ...]:
     """Return the messages that ask for an answer, exactly as training rows have them.
 
     Args:
         instruction: The task.
         context: The text it refers to, or "".
         style: "chat" or "alpaca".
-        system_prompt: Put before the user's message in chat style; "" for none.
+        system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
 
     Returns:
         One or two messages.
+
+    Raises:
+        ConfigError: The style is unknown, or has no place for the system prompt.
     """
+    if style not in ("chat", "alpaca"):
+        raise ConfigError("prompt_style", "one of chat, alpaca", style)
+    if system_prompt and style == "alpaca":
+        raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', system_prompt, 'Use prompt_style "chat".')
     content = alpaca_block(instruction, context) if style == "alpaca" else user_text(instruction, context)
     system = ({"role": "system", "content": system_prompt},) if system_prompt else ()
     return (*system, {"role": "user", "content": content})
 
 
 def build_example(row: Mapping[str, str], task: str, *, style: str = "chat", system_prompt: str = "") -> Example:
-    """Turn one row into the messages that the model is trained on.
+    r"""Turn one row into the messages that the model is trained on.
 
     Args:
         row: A row of the data set, with the columns of `COLUMNS[task]`.
         task: "alpaca" or "dolly".
         style: "chat" or "alpaca".
-        system_prompt: Put before the user's message in chat style; "" for none.
+        system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
 
     Returns:
         The example; surrounding white space of each text is dropped.
 
     Example:
         >>> build_example({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca").prompt
-        ({'role': 'user', 'content': 'Add.\\n\\n1 + 1'},)
+        ({'role': 'user', 'content': 'Add.\n\n1 + 1'},)
     """
     names = COLUMNS[task]
-    prompt = build_prompt(row[names.instruction], row.get(names.context) or "", style=style, system_prompt=system_prompt)
+    context = row.get(names.context) or ""
+    prompt = build_prompt(row[names.instruction], context, style=style, system_prompt=system_prompt)
     return Example(prompt, ({"role": "assistant", "content": row[names.answer].strip()},))
 
 
-_REFERENCE_MARK = re.compile(r"(?<=[\w.,;:!?)\"'”’])\s?\[\d{1,3}\](?!\()")
+_REFERENCE_MARKS = re.compile(
+    r"""((?<=[\w.,;:!?)"'”’])|(?<=[.!?"”’])[ ])"""
+    r"(\[[1-9]\d{0,2}\])+(?!\()"
+)
 
 
 def clean_references(text: str) -> tuple[str, int]:
     """Remove the reference marks that encyclopaedia text leaves behind, such as the "[1]" after a sentence.
 
-    Only a number in square brackets directly after a word or its punctuation counts; list items such as "[1] Anna" at
-    the start of a line, code such as `x = [1]` and links such as "[1](url)" stay.
+    Only a number from 1 in square brackets counts, directly after a word or its punctuation, or one space after the
+    end of a sentence. List items such as "[1] Anna" at the start of a line, code such as `x = [1]` or `items[1]` in
+    backticks, and links such as "[1](url)" stay.
 
     Args:
         text: Any text.
@@ -165,20 +181,22 @@ def clean_references(text: str) -> tuple[str, int]:
     """
     kept: list[str] = []
     removed = last = 0
-    for match in _REFERENCE_MARK.finditer(text):
-        if _is_code(text, match.start()):
+    for match in _REFERENCE_MARKS.finditer(text):
+        if _is_code(text, match.start(), match.end()):
             continue
         kept.append(text[last : match.start()])
-        last, removed = match.end(), removed + 1
+        last, removed = match.end(), removed + match.group().count("[")
     return "".join(kept) + text[last:], removed
 
 
-def _is_code(text: str, position: int) -> bool:
-    """Say whether the bracket at `position` indexes a name, as in `items[0]`, rather than citing a source."""
-    word = re.search(r"[A-Za-z_]\w*$", text[:position])
-    after = text[position:].lstrip()
-    closing = after.index("]") + 1
-    follows = after[closing : closing + 2].lstrip()
-    return bool(word) and (follows[:1] in set("=([+-*/") or "_" in word.group())
-
-
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Say whether the brackets from `start` to `end` index a name, as in `items[1]`, rather than citing a source."""
+    before = text[:start]
+    if before.count("`") % 2:
+        return True
+    word = re.search(r"[A-Za-z_]\w*$", before)
+    line = before.rpartition("\n")[2] + text[end:].partition("\n")[0]
+    follows = text[end : end + 2].lstrip()[:1]
+    return bool(word) and (
+        "_" in word.group() or follows in tuple("=([+-*/") or bool(re.search(r"[={}]|\(\)|;$", line))
+    )

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.config import changed_parameters
+from helpers.config import FREE_TO_CHANGE, changed_parameters
 from helpers.errors import RunError
+from helpers.redact import redact
+from helpers.settings import nearest
 
-__all__ = ["RunDirectory", "git_commit", "open_run", "read_json", "runs_root", "write_json", "write_text"]
+__all__ = [
+    "MANIFEST",
+    "RESUME",
+    "RunDirectory",
+    "check_run",
+    "finite",
+    "git_commit",
+    "open_run",
+    "read_json",
+    "runs_root",
+    "write_json",
+    "write_text",
+]
 
 MANIFEST, METRICS = "manifest.json", "metrics.json"
+"""What a run directory's two JSON files are called."""
+
+RESUME = ("auto", "never", "must")
+"""What to do about an earlier run of the same name: continue it if it is equal, replace it, or insist on it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,25 @@ class RunDirectory:
         """Add to the manifest, replacing entries of the same name."""
         write_json(self.path / MANIFEST, {**self.manifest(), **values})
 
+    def run_id(self) -> str:
+        """Return what tells this run from every other, also from one of the same name; "" before it is opened."""
+        return str(self.manifest().get("run_id") or "")
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the parameters that decide what the run computes."""
+        chosen = {k: v for k, v in (self.manifest().get("parameters") or {}).items() if k not in FREE_TO_CHANGE}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+    def mark_failed(self, error: BaseException) -> None:
+        """Write down that the run stopped, and why, if it was running and the disk lets us.
+
+        An interruption by the user is not a failure: the run can go on.
+        """
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(RunError):
+            if self.manifest().get("state") == "running":
+                self.update_manifest(state=state, failure=redact(f"{type(error).__name__}: {error}")[:1000])
+
     def metrics(self) -> dict[str, Any]:
         """Return the metrics, or {} before they are written."""
         path = self.path / METRICS
@@ -87,25 +127,53 @@ def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") 
         resume: "auto" continues an earlier run if there is one, "never" replaces it, "must" insists on one.
 
     Returns:
-        The directory, with `parameters` in its manifest.
+        The directory, with `parameters` and `run_id` in its manifest.
 
     Raises:
         RunError: The folder is not a run, its parameters differ, or `resume="must"` finds nothing.
     """
     run = RunDirectory(runs_root() / name)
-    earlier = _earlier_parameters(run)
-    if resume == "never" and earlier is not None:
+    check_run(name, parameters, resume=resume)
+    if resume == "never" and run.path.is_dir():
         _clear(run)
-        earlier = None
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.update_manifest(parameters=dict(parameters), run_id=run.run_id() or uuid.uuid4().hex)
+    return run
+
+
+def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") -> bool:
+    """Say whether `open_run` would continue an earlier run. Reads only.
+
+    A run whose directory is gone counts as an earlier one if it left checkpoints in `persist_dir`.
+
+    Args:
+        name: The run's name, already checked.
+        parameters: All parameters of the run.
+        resume: As for `open_run`.
+
+    Returns:
+        True if an equal run is continued, False if a new one begins.
+
+    Raises:
+        RunError: `open_run` would refuse.
+    """
+    earlier = _earlier_parameters(RunDirectory(runs_root() / name))
+    if earlier is None and parameters.get("persist_dir"):
+        earlier = _earlier_parameters(RunDirectory(Path(parameters["persist_dir"]).expanduser().resolve() / name))
+    if resume not in RESUME:
+        raise RunError("resume", f"one of {', '.join(RESUME)}", resume, nearest(resume, RESUME))
     if resume == "must" and earlier is None:
         raise RunError("run_name", "the name of an earlier run, because resume is must", name)
-    if earlier is not None and (changed := changed_parameters(earlier, dict(parameters))):
-        raise RunError("run_name", f"the parameters of the earlier run {name}",
-                       "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items()),
-                       'Choose another run_name, or resume="never" to start over.')
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.update_manifest(parameters=dict(parameters))
-    return run
+    if resume == "never" or earlier is None:
+        return False
+    if changed := changed_parameters(earlier, dict(parameters)):
+        raise RunError(
+            "run_name",
+            f"the parameters of the earlier run {name}",
+            "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items()),
+            'Choose another run_name, or resume="never" to start over.',
+        )
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -134,11 +202,17 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        temporary = ""
     except OSError as error:
+        raise RunError(
+            str(path),
+            "a place that can be written",
+            error.strerror or str(error),
+            "Free space or check permissions; what was there before is untouched.",
+        ) from error
+    finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise RunError(str(path), "a place that can be written", error.strerror or str(error),
-                       "Free space or check permissions; what was there before is untouched.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,9 +223,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RunError(str(path), "a readable JSON file", type(error).__name__,
-                       "The file is damaged; delete the run directory, or restore the file.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            str(path),
+            "a readable JSON file",
+            type(error).__name__,
+            "The file is damaged; delete the run directory, or restore the file.",
+        ) from error
     if not isinstance(value, dict):
         raise RunError(str(path), "a JSON object", type(value).__name__)
     return value
@@ -163,8 +241,10 @@ def git_commit() -> str | None:
     if not (folder / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=10)
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
@@ -178,19 +258,30 @@ def finite(value: float | None) -> float | None:
 def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
     """Return the parameters of the run in a folder, or None if there is no run yet."""
     if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
-        raise RunError("run_name", "the name of a folder", str(run.path))
-    left = [p.name for p in run.path.iterdir() if p.name != "notebook.ipynb" and not p.name.startswith(".")] if run.path.is_dir() else []
+        raise RunError("run_name", "the name of a folder", str(run.path), "A link or a file is left alone.")
+    left = [path.name for path in _contents(run)]
     if not left:
         return None
     if MANIFEST not in left:
-        raise RunError("run_name", "a new folder or one of an earlier run", f"{run.path} with {', '.join(sorted(left)[:5])}",
-                       "It has no manifest.json, so it is left alone. Choose another run_name.")
-    return run.manifest().get("parameters") or {}
+        raise RunError(
+            "run_name",
+            "a new folder or one of an earlier run",
+            f"{run.path} with {', '.join(sorted(left)[:5])}",
+            "It has no manifest.json, so it is left alone. Choose another run_name.",
+        )
+    parameters = run.manifest().get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise RunError(str(run.path / MANIFEST), "an object of parameters", parameters, "Choose another run_name.")
+    return parameters
+
+
+def _contents(run: RunDirectory) -> list[Path]:
+    """Return what a run left in its folder, but for hidden files and the notebook being executed into it."""
+    found = sorted(run.path.iterdir()) if run.path.is_dir() else []
+    return [path for path in found if path.name != "notebook.ipynb" and not path.name.startswith(".")]
 
 
 def _clear(run: RunDirectory) -> None:
-    """Remove what an earlier run left, but for the notebook being executed into it."""
-    for path in run.path.iterdir():
-        if path.name == "notebook.ipynb" or path.name.startswith("."):
-            continue
+    """Remove what an earlier run left, the manifest last: without it, what is left would be a stranger's folder."""
+    for path in sorted(_contents(run), key=lambda path: path.name == MANIFEST):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -52,11 +52,12 @@ def score_rows(
     training = model.training
     model.eval()
     scores: dict[int, RowScore] = {}
-    with torch.no_grad():
-        for batch in _batches(rows, batch_tokens):
-            scores |= _score_batch(model, rows, batch, pad_token_id)
-    if training:
-        model.train()
+    try:
+        with torch.no_grad():
+            for batch in _batches(rows, batch_tokens):
+                scores |= _score_batch(model, rows, batch, pad_token_id)
+    finally:
+        model.train(training)
     return [scores[i] for i in range(len(rows))]
 
 
@@ -82,11 +83,12 @@ def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int],
     import torch
     from torch.nn.functional import cross_entropy
 
-    width = max(len(rows[i].input_ids) for i in batch)
     device = next(model.parameters()).device
-    ids = torch.tensor([[*rows[i].input_ids, *[pad] * (width - len(rows[i].input_ids))] for i in batch], device=device)
-    mask = torch.tensor([[1] * len(rows[i].input_ids) + [0] * (width - len(rows[i].input_ids)) for i in batch], device=device)
-    logits = model(input_ids=ids, attention_mask=mask).logits
+    lengths = [len(rows[i].input_ids) for i in batch]
+    width = max(lengths)
+    ids = torch.tensor([[*rows[i].input_ids, *[pad] * (width - n)] for i, n in zip(batch, lengths, strict=True)])
+    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
     scores = {}
     for line, i in enumerate(batch):
         labels = torch.tensor(rows[i].labels, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from helpers.config import RunConfig, build_config, parameters
 from helpers.data import Rows, data_fingerprint
 from helpers.environment import installed_versions
 from helpers.hardware import describe_hardware, find_gpu, require_gpu
-from helpers.runs import RunDirectory, git_commit, open_run, write_json
+from helpers.locks import hold_lock
+from helpers.persist import connect_drive, prepare_persist
+from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
 from helpers.templates import template_sha256
 
 if TYPE_CHECKING:
@@ -30,8 +33,19 @@ __all__ = [
 LARGE_GPU_BYTES = 20 * 2**30
 """From this much memory, `auto` takes the preset large-gpu: 20 GiB in bytes."""
 
-SHOWN_VERSIONS = ("unsloth", "unsloth-zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes", "accelerate",
-                  "numpy", "mistral-qlora-notebooks")
+SHOWN_VERSIONS = (
+    "unsloth",
+    "unsloth-zoo",
+    "trl",
+    "peft",
+    "transformers",
+    "datasets",
+    "torch",
+    "bitsandbytes",
+    "accelerate",
+    "numpy",
+    "mistral-qlora-notebooks",
+)
 
 
 def resolve_preset(preset: str) -> str:
@@ -74,7 +88,9 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
 
 
 def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
-    """Open the run's directory and write down what is known before training.
+    """Lock and open the run's directory, and write down what is known before training.
+
+    In a notebook, a cell that fails from now on marks the run as failed.
 
     Args:
         config: The checked configuration.
@@ -84,9 +100,19 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         The directory, with `manifest.json` and `config.json` in it.
 
     Raises:
-        RunError: The directory belongs to something else, or to a run with other parameters.
+        RunError: The directory belongs to something else, to a run with other parameters, or to another process.
     """
-    run = open_run(config.run_name, config.flat(), resume=resume)
+    parameters = config.flat()
+    if config.train.persist_dir:
+        connect_drive(config.train.persist_dir)
+    continued = check_run(config.run_name, parameters, resume=resume)
+    run = RunDirectory(runs_root() / config.run_name)
+    hold_lock(run.path)
+    if config.train.persist_dir:
+        for line in prepare_persist(run, config.train.persist_dir, resume=resume):
+            print(line)
+    run = open_run(config.run_name, parameters, resume=resume)
+    earlier = run.manifest() if continued else {}
     versions = installed_versions()
     run.update_manifest(
         task=config.task,
@@ -94,10 +120,14 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
         hardware=describe_hardware(),
         git_commit=git_commit(),
-        started=now(),
+        started=earlier.get("started") or now(),
+        resumed=[*earlier.get("resumed", []), now()] if continued else [],
+        resume=resume,
         state="running",
+        failure=None,
     )
-    write_json(run.path / "config.json", {"task": config.task, **config.flat()})
+    write_json(run.path / "config.json", {"task": config.task, **parameters})
+    _watch_cells(run)
     return run
 
 
@@ -116,7 +146,7 @@ def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
     Returns:
         The checked configuration; see `configure`.
     """
-    given = {name: namespace[name] for name in parameters() if name in namespace}
+    given = {name: namespace[name] for name in parameters(task) if name in namespace}
     return configure(task, preset=namespace["preset"], run_name=namespace.get("run_name"), **given)
 
 
@@ -141,3 +171,26 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
 def finish_run(run: RunDirectory) -> None:
     """Write into the manifest that everything asked for was done."""
     run.update_manifest(state="complete", finished=now())
+
+
+def _watch_cells(run: RunDirectory) -> None:
+    """In a notebook, mark the run as failed when a later cell fails."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+    for each in shell.events.callbacks["post_run_cell"][:]:
+        if isinstance(each, _CellWatch):
+            shell.events.unregister("post_run_cell", each)
+    shell.events.register("post_run_cell", _CellWatch(run))
+
+
+class _CellWatch:
+    """What IPython calls after each cell."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def __call__(self, result: Any) -> None:
+        error = result.error_in_exec or result.error_before_exec
+        if error is not None:
+            self.run.mark_failed(error)

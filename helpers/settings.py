@@ -17,29 +17,39 @@ __all__ = ["Settings", "coerce", "nearest", "setting"]
 
 def setting(
     default: Any,
-    help: str,
+    meaning: str,
     *,
     unit: str = "",
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
     choices: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> Any:
     """Declare one field of a `Settings` dataclass.
 
     Args:
         default: The value when nobody gives one. None makes the field optional.
-        help: What the field does, in a few words, for `--help`, notebooks and documentation.
+        meaning: What the field does, in a few words, for `--help`, notebooks and documentation.
         unit: What a number counts: "tokens", "rows", "steps" …
         low: Smallest value allowed.
         high: Largest value allowed.
         above: The value must be larger than this.
         choices: All values allowed.
+        tasks: The notebooks that have it, such as ("dolly",); None for all.
 
     Returns:
         A dataclass field.
     """
-    metadata = {"help": help, "unit": unit, "low": low, "high": high, "above": above, "choices": choices}
+    metadata = {
+        "help": meaning,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": choices,
+        "tasks": tasks,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

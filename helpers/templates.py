@@ -106,8 +106,12 @@ def install_template(tokenizer: PreTrainedTokenizerBase, style: str) -> str:
     elif {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys():
         name, tokenizer.chat_template = "chatml", CHATML
     else:
-        raise TemplateError("model_name", "a model with Mistral's [INST] or ChatML's <|im_start|> tokens",
-                            tokenizer.name_or_path, 'Use prompt_style "alpaca" for a model without chat tokens.')
+        raise TemplateError(
+            "model_name",
+            "a model with Mistral's [INST] or ChatML's <|im_start|> tokens",
+            tokenizer.name_or_path,
+            'Use prompt_style "alpaca" for a model without chat tokens.',
+        )
     return name
 
 
@@ -154,8 +158,12 @@ def refuse_control_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
         TemplateError: A prompt contains a control token.
     """
     for index, string in find_control_text(texts, tokenizer):
-        raise TemplateError(field, "text without the model's control tokens", texts[index],
-                            f"The model would read {string} as control, not as text. Write it differently.")
+        raise TemplateError(
+            field,
+            "text without the model's control tokens",
+            texts[index],
+            f"The model would read {string} as control, not as text. Write it differently.",
+        )
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool) -> str:
@@ -168,8 +176,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
 
     Returns:
         The text, control tokens spelled out, BOS included. Tokenize it with `add_special_tokens=False`.
+
+    Raises:
+        TemplateError: The template refuses the messages, such as two of the user's in a row.
     """
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+    import jinja2
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+    except jinja2.TemplateError as error:
+        roles = [message.get("role") for message in messages]
+        raise TemplateError("messages", "a conversation that the template can write", roles, str(error)) from None
 
 
 def _prove_mistral(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -178,5 +195,9 @@ def _prove_mistral(tokenizer: PreTrainedTokenizerBase) -> None:
         messages = [{"role": role, "content": content} for role, content in turns]
         ids = tokenizer(render(tokenizer, messages, answer_next=False), add_special_tokens=False)["input_ids"]
         if ids != expected:
-            raise TemplateError("model_name", f"the token ids {expected} of Mistral's own library for {turns}", ids,
-                                "This tokenizer is not Mistral's v3, or was converted wrongly.")
+            raise TemplateError(
+                "model_name",
+                f"the token ids {expected} of Mistral's own library for {turns}",
+                ids,
+                "This tokenizer is not Mistral's v3, or was converted wrongly.",
+            )

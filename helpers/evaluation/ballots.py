@@ -16,9 +16,9 @@ __all__ = ["CHOICES", "CRITERIA", "TICKS", "Vote", "read_votes", "write_votes"]
 
 CHOICES = ("left", "right", "tie", "both_bad")
 CRITERIA = {
-    "concrete": "Concrete and plausible applications?",
-    "on_topic": "On topic?",
-    "structure": "Useful structure?",
+    "concrete": "Which names concrete and plausible applications?",
+    "on_topic": "Which is on topic?",
+    "structure": "Which has a useful structure?",
 }
 TICKS = ("", "left", "right", "both", "neither")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from helpers.errors import EvaluationError
 from helpers.evaluation.diffs import Span, word_diff
+from helpers.evaluation.gains import Gains, clean_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt
 
-__all__ = ["Gains", "badges", "headline_arms", "prompt_cards", "tuning_gains"]
+__all__ = ["badges", "headline_arms", "prompt_cards"]
 
 _REPEATS = 0.2  # share of repeated 4-grams from which an answer is called repetitive
 _SIMILAR = 0.2  # largest difference in words, over the words of the longer answer, of a length-matched pair
-_WORST = 5  # prompts listed under "where tuning hurt"
 
 
 def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
@@ -41,73 +40,31 @@ def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
     return (without[0], with_it[0]) if without and with_it else (arms[0], arms[1])
 
 
-@dataclass(frozen=True)
-class Gains:
-    """How much the second arm is better than the first, prompt by prompt.
-
-    Args:
-        label: What is measured and its unit.
-        values: Gain by `Prompt.id`; negative where tuning hurt.
-    """
-
-    label: str
-    values: dict[str, float]
-
-    def worst(self) -> list[str]:
-        """List the ids of at most five prompts that lost, the largest loss first."""
-        losses = [name for name, value in self.values.items() if value < 0]
-        return sorted(losses, key=self.values.__getitem__)[:_WORST]
-
-
-def tuning_gains(comparison: Comparison, scores: Sequence[Mapping[str, Any]], pair: tuple[Arm, Arm]) -> Gains | None:
-    """Measure the gain of each prompt by what is at hand.
-
-    Args:
-        comparison: What was compared; its reference scores are preferred.
-        scores: Rows with `prompt_id`, `arm` and perhaps `rouge_l`, which serves where no reference was scored.
-        pair: The two arms.
-
-    Returns:
-        NLL gains in nats per token, or ROUGE-L gains, or None if neither is known.
-    """
-    first, second = (
-        {row.prompt_id: row.nll / row.tokens for row in comparison.references if row.arm == arm.name and row.tokens}
-        for arm in pair
-    )
-    if both := [name for name in first if name in second]:
-        return Gains("NLL of the reference, nats per token", {name: first[name] - second[name] for name in both})
-    rouge = [row for row in scores if row.get("rouge_l") is not None]
-    first, second = ({row["prompt_id"]: row["rouge_l"] for row in rouge if row["arm"] == arm.name} for arm in pair)
-    both = [name for name in first if name in second]
-    return Gains("ROUGE-L", {name: second[name] - first[name] for name in both}) if both else None
-
-
 def badges(answer: Answer, row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Say in a few words how an answer is built.
 
     Args:
         answer: The answer.
-        row: Its scores; `words`, `list_items`, `asked_for`, `asked_met`, `rep4`, `truncated`, `empty`, `template_leak`,
-            `refusal`, `rouge_l` are used where they are given.
+        row: Its scores, as `clean_rows` gives them: `words`, `list_items`, `asked_items`, `items_met`, `rep_4`,
+            `truncated`, `empty`, `template_leak`, `prompt_echo`, `refusal` and `rouge_l` are used where they are given.
 
     Returns:
         Badges, each with a `text` and a `kind`: "good", "plain" or "warn".
     """
-    words, items = row.get("words", len(answer.text.split())), row.get("list_items")
-    found = [("plain", _count(words, "word"))]
-    if row.get("asked_for") is not None:
-        met = bool(row.get("asked_met", items == row["asked_for"]))
-        given = "?" if items is None else int(items)
-        found.append(("good" if met else "warn", f"{given} of {row['asked_for']} asked for"))
-    elif items:
-        found.append(("plain", _count(items, "list item")))
-    if row.get("rouge_l") is not None:
+    found = [("plain", _count(row.get("words", len(answer.text.split())), "word"))]
+    if row.get("list_items"):
+        found.append(("plain", _count(row["list_items"], "list item")))
+    if "asked_items" in row and "items_met" in row:
+        met = bool(row["items_met"])
+        found.append(("good" if met else "warn", f"asked for {row['asked_items']}: {'met' if met else 'not met'}"))
+    if "rouge_l" in row:
         found.append(("plain", f"ROUGE-L {row['rouge_l']:.2f}"))
     warnings = {
         "empty answer": row.get("empty", not answer.text.strip()),
         "cut at the length limit": row.get("truncated", answer.finish_reason == "length"),
-        f"repeats itself ({row.get('rep4') or 0:.0%} of 4-grams)": (row.get("rep4") or 0) >= _REPEATS,
+        f"repeats itself ({row.get('rep_4', 0):.0%} of 4-grams)": row.get("rep_4", 0) >= _REPEATS,
         "template marks in the answer": row.get("template_leak"),
+        "echoes the prompt": row.get("prompt_echo"),
         "looks like a refusal": row.get("refusal"),
     }
     found += [("warn", text) for text, holds in warnings.items() if holds]
@@ -139,7 +96,7 @@ def prompt_cards(
         What the template shows, in the order of the prompts.
     """
     answers = {(answer.prompt_id, answer.arm): answer for answer in comparison.answers}
-    rows = {(row["prompt_id"], row["arm"]): row for row in scores}
+    rows = {(row["prompt_id"], row["arm"]): row for row in clean_rows(scores)}
     leaks = {row["prompt_id"]: row for row in leakage}
     cards = []
     for prompt in comparison.prompts:

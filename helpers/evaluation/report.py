@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import EvaluationError
-from helpers.evaluation.cards import Gains, headline_arms, prompt_cards, tuning_gains
+from helpers.evaluation.cards import headline_arms, prompt_cards
+from helpers.evaluation.gains import Gains, tuning_gains
 from helpers.evaluation.pages import render_page, write_page
 from helpers.evaluation.records import Comparison
 from helpers.evaluation.tables import ladder, number, slice_row, verdict_row
@@ -37,7 +38,8 @@ def write_report(
         path: The HTML file to write.
         comparison: Prompts, arms and answers.
         headline: The verdict in plain words; a sentence or two.
-        scores: One row a prompt and arm: `prompt_id`, `arm`, and any of the metrics that `cards.badges` names.
+        scores: One row a prompt and arm: `prompt_id`, `arm`, and any of the metrics that `cards.badges` names. None
+            and NaN mean that a metric is not known.
         verdicts: One row a metric: `metric`, `label`, `base`, `tuned`, `difference`, `low`, `high`, `p`, `p_holm`, `n`,
             `text`, and `direction`: the outcome in a word, as `verdicts.Verdict.outcome` has it. Numbers may be None.
         slices: One row a category and metric: `category`, `metric`, `n`, `difference`, `low`, `high`, `text`.

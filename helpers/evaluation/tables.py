@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from helpers.evaluation.gains import clean_rows
 from helpers.evaluation.records import Arm, Comparison
 
 __all__ = ["ladder", "number", "slice_row", "verdict_row"]
@@ -16,17 +17,17 @@ _MINUS = "\N{MINUS SIGN}"
 _STATES = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "inconclusive": "○"}
 _OTHER_STATES = ("no difference", "cannot say", "counts only")
 _LADDER = {
-    "nll_per_token": "NLL of the reference, nats/token",
+    "nll": "NLL of the reference, nats/token",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF++",
-    "asked_met": "Asked-for items met",
+    "items_met": "Asked-for items met",
     "list_items": "List items",
     "words": "Words",
-    "rep4": "Repeated 4-grams",
+    "rep_4": "Repeated 4-grams",
     "truncated": "Cut at the limit",
     "empty": "Empty answers",
 }
-_SHARES = {"asked_met", "rep4", "truncated", "empty"}
+_SHARES = {"items_met", "rep_4", "truncated", "empty"}
 
 
 def _known(value: object) -> bool:
@@ -151,12 +152,13 @@ def ladder(comparison: Comparison, scores: Sequence[Mapping[str, Any]], pair: tu
 
 def _means(comparison: Comparison, scores: Sequence[Mapping[str, Any]], arm: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
-    for row in comparison.references:
-        if row.arm == arm and row.tokens:
-            found.setdefault("nll_per_token", []).append(row.nll / row.tokens)
-    for row in scores:
+    own = [row for row in clean_rows(scores) if row["arm"] == arm]
+    if not any("nll" in row for row in own):
+        scored = [row for row in comparison.references if row.arm == arm and row.tokens]
+        own += [{"nll": row.nll / row.tokens} for row in scored]
+    for row in own:
         for name in _LADDER:
-            if row["arm"] == arm and _known(row.get(name)):
+            if _known(row.get(name)):
                 found.setdefault(name, []).append(float(row[name]))
     return {name: sum(values) / len(values) for name, values in found.items()}
 

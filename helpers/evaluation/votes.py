@@ -125,7 +125,7 @@ def _shows(prompts: Sequence[Prompt], rng: random.Random, repeats: int) -> list[
 
 def _opaque(*parts: str) -> str:
     raw = json.dumps(parts).encode("ascii")
-    return hashlib.sha256(raw).hexdigest()[:12]
+    return f"i{hashlib.sha256(raw).hexdigest()[:11]}"  # a letter first, or spreadsheets read it as a number
 
 
 def write_vote_page(path: str | Path, items: Sequence[BlindItem], title: str) -> Path:

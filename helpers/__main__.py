@@ -1,0 +1,150 @@
+"""The command line: `python -m helpers run | doctor | badges | list`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ConfigError, HelpersError
+
+__all__ = ["main"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+say = partial(print, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: As typed after `python -m helpers`; by default those of this process.
+
+    Returns:
+        The exit status: 0 done; 1 a cell failed, the doctor found a problem, or badges differ; 2 what was asked for
+        cannot be done, as argparse has it too; 130 interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except HelpersError as error:
+        from helpers.failures import CellError
+
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, CellError) else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a notebook into runs/NAME, and fail when a cell fails", add_help=False)
+    run.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="a name that `list` shows, or a path")
+    run.add_argument("--preset", help="auto, colab-t4, large-gpu or smoke")
+    run.add_argument("--name", help="folder under runs/; by default the task and the preset")
+    run.add_argument("--resume", choices=("auto", "never", "must"), help="go on, start over, or insist on going on")
+    run.add_argument("-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter")
+    run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
+    run.set_defaults(command=_run, parser=run)
+
+    doctor = commands.add_parser("doctor", help="say whether this environment is right")
+    doctor.set_defaults(command=_doctor)
+
+    badges = commands.add_parser("badges", help="write colab_badges.md")
+    badges.add_argument("--repo", metavar="OWNER/NAME", help="instead of the one in pyproject.toml")
+    badges.add_argument("--tag", help="tag or branch, instead of the one in pyproject.toml")
+    badges.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file would change")
+    badges.set_defaults(command=_badges)
+
+    commands.add_parser("list", help="list the notebooks").set_defaults(command=_list)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.notebook is None or options.help:
+        return _help(options)
+    from helpers.notebooks import run_notebook
+    from helpers.runs import RunDirectory
+    from helpers.summary import summarize
+
+    given = _given(options.pairs, options.preset)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended too
+    executed = run_notebook(options.notebook, given, run_name=options.name, resume=options.resume, report=say)
+    say("\n" + summarize(RunDirectory(executed.parent)))
+    return 0
+
+
+def _help(options: argparse.Namespace) -> int:
+    """Show how `run` is used, with the notebook's parameters if one is named."""
+    from helpers.notebooks import find_notebook, read_parameters
+
+    options.parser.print_help()
+    if options.notebook is None:
+        if not options.help:
+            print("\nerror: name a notebook; `python -m helpers list` shows them", file=sys.stderr)
+        return 0 if options.help else 2
+    path = find_notebook(options.notebook)
+    print(f"\nparameters of {path.stem} (type, default, help [unit]):")
+    for each in read_parameters(path).values():
+        print(f"  {each.name:<24} {each.type:<6} {each.default!r:<8} {each.help}")
+    return 0
+
+
+def _given(pairs: Sequence[str], preset: str | None) -> dict[str, Any]:
+    """Return the parameters that were typed."""
+    given: dict[str, Any] = {} if preset is None else {"preset": preset}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair)
+        if name in given and given[name] != value:
+            raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two away.")
+        given[name] = value
+    return given
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from helpers.environment import doctor
+
+    report = doctor()
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _badges(options: argparse.Namespace) -> int:
+    from helpers.badges import badge_table, read_release
+    from helpers.runs import write_text
+
+    text = badge_table(CHECKOUT, *read_release(CHECKOUT / "pyproject.toml", options.repo, options.tag))
+    path = CHECKOUT / "colab_badges.md"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        print(f"{path.name} is up to date")
+        return 0
+    if options.check:
+        print(f"{path.name} is out of date; run python -m helpers badges", file=sys.stderr)
+        return 1
+    write_text(path, text)
+    print(f"wrote {path.name}")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from helpers.badges import read_facts
+    from helpers.notebooks import list_notebooks
+
+    for path in list_notebooks():
+        print(f"{path.stem:<24} {read_facts(path).title}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""What the side-by-side notebook is told to do: one class of frozen settings, and its presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ConfigError
+from helpers.settings import Settings, nearest, setting
+
+__all__ = [
+    "ARM_NAMES",
+    "DEFAULT_RUN_NAME",
+    "EVALUATION_PRESETS",
+    "MODES",
+    "EvaluationConfig",
+    "build_evaluation_config",
+    "evaluation_parameters",
+]
+
+ARM_NAMES = ("base", "tuned", "base_bare", "base_few_shot")
+"""All arms there are, in the order of reports."""
+
+MODES = ("compare", "aa")
+"""compare: base against tuned. aa: base against base, both drawn at random, which shows how large noise is."""
+
+DEFAULT_RUN_NAME = "side-by-side"
+
+_HIDDEN = ("preset", "run_name")
+_FREE_TO_CHANGE = ("batch_size", "votes_file")
+_PROMPT_FILES = (".json", ".jsonl", ".csv", ".txt")
+_ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """One comparison of a base model with its adapter."""
+
+    preset: str
+    run_name: str
+    adapter_dir: str | None = setting(
+        None, "run name, run folder or adapter folder; None takes the newest complete training run"
+    )
+    model_name: str | None = setting(
+        None, "alias, hub id or folder of the base model; None takes the one the adapter was trained on"
+    )
+    mode: str = setting(
+        "compare", "compare (base against tuned) or aa (base against base: how big is noise?)", choices=MODES
+    )
+    arms: str = setting(
+        ",".join(ARM_NAMES), "base and tuned, and perhaps base_bare and base_few_shot, separated by commas"
+    )
+    few_shot_rows: int = setting(3, "training rows shown first to the arm base_few_shot", unit="rows", low=1, high=20)
+    prompts_file: str | None = setting(
+        None, "own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones"
+    )
+    prompt_count: int = setting(0, "prompts to ask; 0 asks all", unit="prompts", low=0)
+    reference_data: str | None = setting(
+        None, "file of rows with good answers; None takes the held-out rows of the adapter's own run"
+    )
+    reference_rows: int = setting(100, "rows whose good answers are scored", unit="rows", low=2, high=5000)
+    answered_rows: int = setting(16, "of these, rows that are answered too, for ROUGE and chrF++", unit="rows", low=0)
+    task: str | None = setting(
+        None, "columns of reference_data: alpaca or dolly; None takes the adapter run's", choices=("alpaca", "dolly")
+    )
+    system_prompt: str | None = setting(None, "what the assistant is told first; None takes the adapter run's")
+    prompt_style: str | None = setting(
+        None, "chat (the model's own template) or alpaca (text block); None takes the adapter run's",
+        choices=("chat", "alpaca"),
+    )  # fmt: skip
+    max_new_tokens: int = setting(256, "longest answer", unit="tokens", low=1, high=32768)
+    batch_size: int = setting(
+        8, "prompts answered at a time; halved when memory runs out", unit="prompts", low=1, high=1024
+    )
+    seed: int = setting(
+        3407, "seed of intervals, blind shuffling, examples and, in mode aa, answers", low=0, high=2**32 - 1
+    )
+    votes_file: str | None = setting(None, "votes exported from vote.html, CSV files separated by commas")
+
+    def arm_names(self) -> tuple[str, ...]:
+        """Return the arms to compare, in the order of reports; those of mode aa are `base` and `again`."""
+        if self.mode == "aa":
+            return ("base", "again")
+        chosen = _listed(self.arms)
+        return tuple(name for name in ARM_NAMES if name in chosen)
+
+    def votes_files(self) -> list[str]:
+        """Return the paths of the votes."""
+        return _listed(self.votes_file or "")
+
+    def flat(self) -> dict[str, Any]:
+        """Return every parameter under its own name, as the notebook would take them."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the parameters that decide what is compared; votes and batch size may change from run to run."""
+        return {name: value for name, value in self.flat().items() if name not in _FREE_TO_CHANGE}
+
+
+EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"prompt_count": 6, "reference_rows": 24, "answered_rows": 6, "max_new_tokens": 48, "few_shot_rows": 2},
+    "colab-t4": {},
+    "large-gpu": {"reference_rows": 200, "answered_rows": 50, "batch_size": 32},
+}
+"""What each preset changes against the defaults. smoke: minutes on two CPU cores."""
+
+
+def evaluation_parameters() -> dict[str, dataclasses.Field]:
+    """Return each parameter of the notebook but `preset` and `run_name`, with its help, unit and limits."""
+    return {each.name: each for each in dataclasses.fields(EvaluationConfig) if each.name not in _HIDDEN}
+
+
+def build_evaluation_config(*, preset: str, run_name: str | None = None, **given: Any) -> EvaluationConfig:
+    """Check the notebook's parameters and fill in the preset's values.
+
+    Args:
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.session.resolve_preset`.
+        run_name: Folder under `runs/`; by default "side-by-side".
+        **given: Any parameter of `EvaluationConfig`. None means "not given".
+
+    Returns:
+        The checked configuration. Files are there; what they hold is checked when they are read.
+
+    Raises:
+        ConfigError: A name is unknown, a value does not fit, or two contradict each other.
+
+    Example:
+        >>> build_evaluation_config(preset="smoke", arms="base, tuned").arm_names()
+        ('base', 'tuned')
+    """
+    if not isinstance(preset, str) or preset not in EVALUATION_PRESETS:
+        known = list(EVALUATION_PRESETS)
+        raise ConfigError("preset", f"one of auto, {', '.join(known)}", preset, nearest(preset, known))
+    known = evaluation_parameters()
+    for name in given:
+        if name not in known:
+            raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
+    chosen = {name: value for name, value in given.items() if value is not None}
+    values = {**EVALUATION_PRESETS[preset], **chosen}
+    if "answered_rows" not in chosen and isinstance(chosen.get("reference_rows"), int):
+        default = values.get("answered_rows", known["answered_rows"].default)
+        values["answered_rows"] = min(default, max(chosen["reference_rows"], 0))
+    config = EvaluationConfig(preset=preset, run_name=_run_name(run_name), **values)
+    _check_arms(config, chosen)
+    _check_together(config)
+    _check_files(config)
+    return config
+
+
+def _listed(text: str) -> list[str]:
+    """Split a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _run_name(name: Any) -> str:
+    """Return the run's name if it is a plain folder name."""
+    name = DEFAULT_RUN_NAME if name is None else name
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        expected = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        raise ConfigError("run_name", expected, name, "It names a folder under runs/ and cannot lead out of it.")
+    return name
+
+
+def _check_arms(config: EvaluationConfig, chosen: Mapping[str, Any]) -> None:
+    """Raise for arms that do not exist, that come twice, or without which nothing can be compared."""
+    if config.mode == "aa":
+        if "arms" in chosen:
+            raise ConfigError("arms", 'none with mode "aa"', config.arms, "Mode aa compares base with base.")
+        return
+    names = _listed(config.arms)
+    for name in names:
+        if name not in ARM_NAMES:
+            raise ConfigError("arms", f"some of {', '.join(ARM_NAMES)}", name, nearest(name, ARM_NAMES))
+    if len(set(names)) < len(names):
+        raise ConfigError("arms", "each arm once", config.arms)
+    if missing := [name for name in ("base", "tuned") if name not in names]:
+        raise ConfigError("arms", "base and tuned among the arms", config.arms, f"Add {' and '.join(missing)}.")
+
+
+def _check_together(config: EvaluationConfig) -> None:
+    """Raise when two parameters, each right by itself, contradict each other."""
+    if config.system_prompt and config.prompt_style == "alpaca":
+        remedy = 'The Alpaca block has a fixed preamble. Use prompt_style "chat".'
+        raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', config.system_prompt, remedy)
+    if config.answered_rows > config.reference_rows:
+        expected = f"at most reference_rows ({config.reference_rows})"
+        raise ConfigError("answered_rows", expected, config.answered_rows, "Only scored rows are answered.")
+
+
+def _check_files(config: EvaluationConfig) -> None:
+    """Raise for a file that is not there, or of a kind that cannot be read."""
+    named = [
+        ("prompts_file", config.prompts_file, _PROMPT_FILES),
+        ("reference_data", config.reference_data, _ROW_FILES),
+    ]
+    named += [("votes_file", path, (".csv",)) for path in config.votes_files()]
+    for field, name, endings in named:
+        if name is None:
+            continue
+        if Path(name).suffix.lower() not in endings:
+            raise ConfigError(field, f"a file that ends in {', '.join(endings)}", name)
+        if not Path(name).is_file():
+            raise ConfigError(field, "an existing file", name, "Check the path; it starts from the working directory.")

@@ -1,0 +1,175 @@
+"""What every arm is asked: prompts from a file, and rows with good answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import DataError, EvaluationError
+from helpers.evaluation.records import Prompt
+from helpers.prompts import COLUMNS, user_text
+from helpers.readers import read_file
+
+__all__ = ["SAMPLE", "Question", "read_questions", "reference_questions"]
+
+SAMPLE = "business_prompts.jsonl"
+"""The prompts that come with the package: sixteen, from six topics of business."""
+
+_TEXT = ("prompt", "instruction", "question", "text")
+_REFERENCE = ("reference", "output", "response", "answer")
+_CATEGORY = ("category", "topic")
+_CONTEXT = ("context", "input")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt in the two parts that training rows have.
+
+    Args:
+        prompt: What reports show.
+        instruction: The task.
+        context: The text that it refers to, or "".
+    """
+
+    prompt: Prompt
+    instruction: str
+    context: str = ""
+
+
+def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
+    """Read the prompts.
+
+    Args:
+        path: A .jsonl, .json or .csv file with a column `prompt` and perhaps `id`, `category` or `topic`, `context`,
+            `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None takes the bundled
+            prompts.
+        count: How many to take, spread over the file; 0 takes all.
+
+    Returns:
+        The prompts, in the order of the file.
+
+    Raises:
+        EvaluationError: The file is empty or unreadable, a prompt is blank or not text, or two are the same.
+    """
+    rows = _bundled() if path is None else _read(Path(path))
+    questions = [_question(row, place, path or SAMPLE) for place, row in enumerate(rows, 1)]
+    _check_twice("id", [each.prompt.id for each in questions], path or SAMPLE)
+    _check_twice("prompt", [each.prompt.text for each in questions], path or SAMPLE)
+    if count > len(questions):
+        raise EvaluationError("prompt_count", f"at most {len(questions)}, the prompts there are", count)
+    return tuple(questions[place * len(questions) // count] for place in range(count)) if count else tuple(questions)
+
+
+def _bundled() -> list[Any]:
+    import json
+
+    text = resources.files("helpers").joinpath("samples", SAMPLE).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _read(path: Path) -> list[Any]:
+    """Read the rows of a file."""
+    try:
+        if path.suffix.lower() != ".txt":
+            return read_file(path)
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise EvaluationError("prompts_file", "a file in UTF-8", f"{path} with {got}", "Save it as UTF-8.") from None
+    except DataError as error:
+        raise EvaluationError("prompts_file", error.expected, error.got, error.remedy) from error
+    rows = [{"prompt": line.strip()} for line in lines if line.strip()]
+    if not rows:
+        raise EvaluationError("prompts_file", "a file with at least one prompt", str(path), "Write one prompt a line.")
+    return rows
+
+
+def _question(row: Any, place: int, file: str) -> Question:
+    """Turn a row of a prompts file into a question."""
+    where = f"{Path(file).name}, prompt {place}"
+    if not isinstance(row, Mapping):
+        raise EvaluationError(where, "an object with a `prompt`", row)
+    instruction = _text(row, _TEXT, where)
+    if not instruction:
+        got = sorted(map(str, row))
+        raise EvaluationError(
+            where, f"text under {', '.join(_TEXT)}", got, "Name the column with the prompts `prompt`."
+        )
+    context = _text(row, _CONTEXT, where)
+    prompt = Prompt(
+        id=_text(row, ("id",), where) or f"p{place:03d}",
+        text=user_text(instruction, context),
+        category=_text(row, _CATEGORY, where),
+        source=_text(row, ("source",), where),
+        reference=_text(row, _REFERENCE, where) or None,
+        expected_items=_count(row.get("expected_items"), where),
+    )
+    return Question(prompt, instruction, context)
+
+
+def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """Return the first of some columns that is there, without white space around it; "" for none."""
+    for name in names:
+        value = row.get(name)
+        if name == "id" and isinstance(value, int):
+            value = str(value)
+        if value is not None and not isinstance(value, str):
+            raise EvaluationError(f"{where}, {name}", "text", value)
+        if value is not None and re.search("[\ud800-\udfff]", value):
+            raise EvaluationError(f"{where}, {name}", "valid Unicode", value)
+        if value and value.strip():
+            return value.strip()
+    return ""
+
+
+def _count(value: Any, where: str) -> int | None:
+    """Return a number of items, also from the text of a CSV file."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d?", str(value)):
+        raise EvaluationError(f"{where}, expected_items", "a whole number from 1 to 99, or nothing", value)
+    return int(value)
+
+
+def _check_twice(what: str, values: Sequence[str], file: str) -> None:
+    """Raise if a value stands in a file twice."""
+    places: dict[str, int] = {}
+    for place, value in enumerate(values, 1):
+        if value in places:
+            expected = f"each {what} once"
+            got = f"{value!r} as number {places[value]} and {place}"
+            raise EvaluationError(Path(file).name, expected, got, "Leave one out: it would count twice.")
+        places[value] = place
+
+
+def reference_questions(rows: Sequence[Mapping[str, str]], task: str) -> tuple[Question, ...]:
+    """Turn rows of a data set into questions with a reference.
+
+    Rows of Dolly keep their category; those of Alpaca are told apart by whether they have an input. Rows that share a
+    context share a source, so that statistics count them as one.
+
+    Args:
+        rows: With the columns of the task.
+        task: "alpaca" or "dolly".
+
+    Returns:
+        One question a row, in their order.
+    """
+    names = COLUMNS[task]
+    contexts = [(row.get(names.context) or "").strip() for row in rows]
+    found = []
+    for place, (row, context) in enumerate(zip(rows, contexts, strict=True), 1):
+        shared = contexts.index(context) + 1 if context and contexts.count(context) > 1 else 0
+        prompt = Prompt(
+            id=f"row-{place:03d}",
+            text=user_text(row[names.instruction], context),
+            category=row.get("category") or ("with input" if context else "without input"),
+            source=f"context of row {shared}" if shared else "",
+            reference=row[names.answer].strip(),
+        )
+        found.append(Question(prompt, row[names.instruction].strip(), context))
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""Token shift: at which tokens of its answer the tuned model leaves the base model's way.
+
+The tuned answer is read by the base model, which ranks each next token among all tokens. Lin et al., "The Unlocking
+Spell on Base LLMs" (arXiv 2312.01552), call a token unshifted if the base model would have chosen it too, marginal at
+rank 2 or 3, and shifted beyond; after alignment they find most tokens unshifted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["SHIFTS", "ShiftedToken", "describe_shift", "shift_counts", "shift_of"]
+
+SHIFTS = ("unshifted", "marginal", "shifted")
+"""Rank 1, ranks 2 and 3, all others."""
+
+
+@dataclass(frozen=True)
+class ShiftedToken:
+    """A token of the tuned answer as the base model sees it.
+
+    Args:
+        text: The piece of the answer, white space included.
+        rank: Its rank among all tokens under the base model; 1 is the most likely.
+        probability: Its probability under the base model, from 0 to 1.
+    """
+
+    text: str
+    rank: int
+    probability: float
+
+
+def shift_of(rank: int) -> str:
+    """Name the class of a rank.
+
+    Args:
+        rank: From 1.
+
+    Returns:
+        One of `SHIFTS`.
+
+    Example:
+        >>> [shift_of(rank) for rank in (1, 2, 3, 4)]
+        ['unshifted', 'marginal', 'marginal', 'shifted']
+    """
+    return "unshifted" if rank <= 1 else "marginal" if rank <= 3 else "shifted"
+
+
+def shift_counts(tokens: Sequence[ShiftedToken]) -> dict[str, int]:
+    """Count the tokens of each class.
+
+    Args:
+        tokens: Of one answer or of many.
+
+    Returns:
+        Counts under each of `SHIFTS`, in that order.
+    """
+    counts = Counter(shift_of(token.rank) for token in tokens)
+    return {name: counts[name] for name in SHIFTS}
+
+
+def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
+    """Say in words how far the tuned answers leave the base model's way.
+
+    Args:
+        tokens: Of one answer or of many.
+
+    Returns:
+        One or two sentences.
+
+    Example:
+        >>> describe_shift([ShiftedToken("Yes", 1, 0.9), ShiftedToken(".", 5, 0.01)]).split(":")[0]
+        'Of 2 tokens the base model would have chosen 1 too (50 %)'
+    """
+    counts, total = shift_counts(tokens), len(tokens)
+    if not total:
+        return "There is no token to rank: the answers are empty."
+    same, near, far = (counts[name] for name in SHIFTS)
+    shares = f"{near} more were among its first three ({near / total:.0%}), {far} were not ({far / total:.0%})"
+    text = f"Of {total} tokens the base model would have chosen {same} too ({same / total:.0%}): {shares}."
+    return text.replace("%", " %")

@@ -1,0 +1,159 @@
+"""Where a comparison takes its adapter from, and with it base model, template and training rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
+from helpers.errors import ConfigError, EvaluationError, RunError
+from helpers.evaluation.config import EvaluationConfig
+from helpers.runs import RunDirectory, read_json, runs_root
+from helpers.settings import nearest
+
+__all__ = ["WEIGHTS", "AdapterSource", "complete_runs", "file_sha256", "find_adapter", "training_config"]
+
+WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+"""What an adapter folder must hold."""
+
+_TRAIN_FIRST = "Run alpaca_instruction or dolly_business first, or give adapter_dir."
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter and what is known of its training.
+
+    Args:
+        folder: The folder with its weights.
+        base: The base model that it was trained on, as its own file says: a hub id or a folder.
+        bias: PEFT's `bias` setting.
+        run: The training run it belongs to, or None for a folder from elsewhere.
+        settings: That run's `config.json`; {} without a run.
+    """
+
+    folder: Path
+    base: str
+    bias: str = "none"
+    run: RunDirectory | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def shown(self) -> str:
+        """Return its name as people type it: the run's name, or the folder."""
+        return f"runs/{self.run.path.name}" if self.run else str(self.folder)
+
+    def task(self) -> str:
+        """Return "alpaca" or "dolly": what its run was about, or "alpaca"."""
+        return self.settings.get("task") if self.settings.get("task") in DEFAULT_DATASET else "alpaca"
+
+
+def complete_runs() -> list[RunDirectory]:
+    """Return the training runs that ended well and left an adapter, the newest first."""
+    found = []
+    for path in sorted(runs_root().glob("*/manifest.json")):
+        run = RunDirectory(path.parent)
+        try:
+            manifest = run.manifest()
+        except RunError:
+            continue  # a damaged run is not a complete one
+        if manifest.get("state") == "complete" and all((run.adapter / name).is_file() for name in WEIGHTS):
+            found.append((str(manifest.get("finished") or ""), run))
+    return [run for _, run in sorted(found, key=lambda each: each[0], reverse=True)]
+
+
+def find_adapter(adapter_dir: str | None) -> AdapterSource:
+    """Find the adapter to compare.
+
+    Args:
+        adapter_dir: A run's name, a run's folder or an adapter folder; None takes the newest complete training run.
+
+    Returns:
+        The adapter, checked to have its weights.
+
+    Raises:
+        ConfigError: There is no such run or folder, or no complete run at all.
+        EvaluationError: The folder lacks the adapter's weights or settings.
+    """
+    if adapter_dir is None:
+        runs = complete_runs()
+        if not runs:
+            raise ConfigError("adapter_dir", f"a complete training run in {runs_root()}", None, _TRAIN_FIRST)
+        return _of_folder(runs[0].adapter)
+    for folder in (runs_root() / adapter_dir, Path(adapter_dir)):
+        if folder.is_dir():
+            return _of_folder(folder if (folder / WEIGHTS[0]).is_file() else folder / "adapter")
+    known = [run.path.name for run in complete_runs()]
+    remedy = nearest(adapter_dir, known) if known else _TRAIN_FIRST
+    raise ConfigError("adapter_dir", "the name of a run, a run folder or an adapter folder", adapter_dir, remedy)
+
+
+def _of_folder(folder: Path) -> AdapterSource:
+    """Read what an adapter folder and the run around it say."""
+    for name in WEIGHTS:
+        if not (folder / name).is_file():
+            remedy = "The run was not finished, or only part of it was copied. Train again, or copy the whole folder."
+            raise EvaluationError("adapter_dir", f"a folder with {name}", str(folder), remedy)
+    stated = read_json(folder / WEIGHTS[0])
+    around = RunDirectory(folder.resolve().parent)
+    recorded = folder.name == "adapter" and (around.path / "config.json").is_file()
+    return AdapterSource(
+        folder=folder.resolve(),
+        base=str(stated.get("base_model_name_or_path") or ""),
+        bias=str(stated.get("bias") or "none"),
+        run=around if recorded else None,
+        settings=read_json(around.path / "config.json") if recorded else {},
+    )
+
+
+def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfig:
+    """Return the configuration of the adapter's run, with what the comparison asks for on top.
+
+    Args:
+        source: The adapter.
+        config: The comparison.
+
+    Returns:
+        What `helpers.model.load_adapter` and `helpers.data.load_rows` take.
+
+    Raises:
+        ConfigError: The two do not fit together, or nothing says which base model the adapter needs.
+    """
+    task = source.task()
+    known = parameters(task)
+    values = {name: value for name, value in source.settings.items() if name in known and value is not None}
+    values.setdefault("model_name", _alias(source.base))
+    if config.model_name is not None:
+        values["model_name"] = config.model_name
+    if not values["model_name"]:
+        raise ConfigError("model_name", "the base model's name", None, "The adapter's own file does not name it.")
+    values["prompt_style"] = config.prompt_style or values.get("prompt_style") or _style(source.folder)
+    if config.system_prompt is not None:
+        values["system_prompt"] = config.system_prompt
+    elif values["prompt_style"] == "alpaca":
+        values["system_prompt"] = ""
+    preset = source.settings.get("preset")
+    preset = preset if preset in PRESETS else config.preset
+    return build_config(
+        task, preset=preset, run_name=config.run_name, **values | {"max_new_tokens": config.max_new_tokens}
+    )
+
+
+def _alias(base: str) -> str:
+    """Return the short name of a base model, if it has one."""
+    short = {source: alias for alias, (source, _) in MODELS.items()}
+    return "smollm2-135m" if "SmolLM2-135M-Instruct" in base else short.get(base, base)
+
+
+def _style(folder: Path) -> str:
+    """Tell the prompt style from the template saved with an adapter."""
+    from helpers.templates import ALPACA
+
+    path = folder / "chat_template.jinja"
+    return "alpaca" if path.is_file() and path.read_text(encoding="utf-8").strip() == ALPACA.strip() else "chat"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,35 @@
+"""Exports: adapter, merged 16-bit model, GGUF and Hub, each proven before it counts as saved.
+
+In this order: `preflight`, `helpers.training.save_adapter`, `measure_reference`, `verify_adapter`, `merge_16bit`,
+`verify_merged`, `write_card`, `export_gguf`, `publish`.
+"""
+
+from helpers.export.cards import model_card, write_card
+from helpers.export.gguf import GgufResult, export_gguf
+from helpers.export.hub import PublishResult, publish
+from helpers.export.merge import MergeResult, merge_16bit
+from helpers.export.reference import VERIFY_PROMPTS, Reference, measure_reference
+from helpers.export.space import SpaceNeed, describe_needs, estimate_needs, preflight
+from helpers.export.verdict import Verification
+from helpers.export.verify import verify_adapter, verify_merged
+
+__all__ = [
+    "VERIFY_PROMPTS",
+    "GgufResult",
+    "MergeResult",
+    "PublishResult",
+    "Reference",
+    "SpaceNeed",
+    "Verification",
+    "describe_needs",
+    "estimate_needs",
+    "export_gguf",
+    "measure_reference",
+    "merge_16bit",
+    "model_card",
+    "preflight",
+    "publish",
+    "verify_adapter",
+    "verify_merged",
+    "write_card",
+]

@@ -1,0 +1,127 @@
+"""How far apart two models are: their logits on the same tokens, and their greedy answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Distance", "add_distances", "jitter_activations", "jitter_weights", "measure_distance"]
+
+MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
+
+FLIP_SHARE = 1 / 12
+"""Rounding to nearest leaves an error with the variance of 1/12 of a squared step. Moving one number in twelve by one
+step, up or down, has the same variance, so that the effect of rounding can be measured by doing it."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How much two sets of logits differ, over all answer positions and the whole vocabulary.
+
+    Args:
+        rms: Root of the mean squared difference, in logits.
+        mean: Mean absolute difference, in logits.
+        largest: Largest absolute difference, in logits.
+        kl: Mean Kullback-Leibler divergence from the first to the second, in nats a token.
+        same_choice: Share of positions where both find the same token likeliest.
+    """
+
+    rms: float
+    mean: float
+    largest: float
+    kl: float
+    same_choice: float
+
+
+def measure_distance(first: Sequence[Any], second: Sequence[Any]) -> Distance:
+    """Compare two sets of logits.
+
+    Args:
+        first: One tensor a sequence, positions x vocabulary.
+        second: The same positions of another model.
+
+    Returns:
+        The distances. NaN or infinite logits give infinite distances.
+    """
+    import torch
+
+    a, b = torch.cat([t.float() for t in first]), torch.cat([t.float() for t in second])
+    if a.shape != b.shape or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return Distance(math.inf, math.inf, math.inf, math.inf, 0.0)
+    apart = (a - b).abs()
+    log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
+    kl = (log_a.exp() * (log_a - log_b)).sum(-1).mean().clamp_min(0)
+    same = (a.argmax(-1) == b.argmax(-1)).float().mean()
+    return Distance(apart.square().mean().sqrt().item(), apart.mean().item(), apart.max().item(), kl.item(), same.item())
+
+
+def add_distances(first: Distance, second: Distance) -> tuple[float, float]:
+    """Return (rms, largest) of two independent disturbances together."""
+    return math.hypot(first.rms, second.rms), first.largest + second.largest
+
+
+@contextmanager
+def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
+    """Move one in twelve of the embedded tokens' numbers by one step of their type.
+
+    Everything after it is then rounded anew, so that the change of the logits shows what the arithmetic's precision
+    alone does to them.
+
+    Args:
+        model: The model; it is as before after the block.
+        seed: Of the choice.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(module: Any, inputs: Any, output: Any) -> Any:
+        return _move_steps(output, generator, 0)
+
+    handle = model.get_input_embeddings().register_forward_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[None]:
+    """Move one in twelve of all linear layers' weights by one step of the type they are stored in.
+
+    Done while the layer computes, so that it also works for weights that wait on the disk or in main memory.
+
+    Args:
+        stored: "fp16", "bf16" or "fp32": the type on the disk.
+        vocabulary: Rows of the output layer, which a merge does not touch and which is left alone.
+        seed: Of the choice.
+    """
+    import torch
+    from torch.nn import functional
+
+    generator, original = torch.Generator().manual_seed(seed), functional.linear
+
+    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        skip = weight.shape[0] == vocabulary or not weight.is_floating_point()
+        return original(x, weight if skip else _move_steps(weight, generator, MANTISSA_BITS[stored]), bias)
+
+    functional.linear = linear
+    try:
+        yield
+    finally:
+        functional.linear = original
+
+
+def _move_steps(values: Any, generator: Any, stored_bits: int) -> Any:
+    """Return a copy with one number in twelve one step away, of its own type or of one with fewer mantissa bits."""
+    import torch
+
+    bits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]
+    whole = torch.int32 if values.dtype == torch.float32 else torch.int16
+    draw = torch.randint(0, 24, values.shape, generator=generator, dtype=torch.uint8).to(values.device)
+    steps = (draw == 0).to(whole) - (draw == 1).to(whole)  # one in 24 up, one in 24 down
+    steps = torch.where(values == 0, 0, steps) << max(bits - (stored_bits or bits), 0)
+    return (values.detach().contiguous().view(whole) + steps).view(values.dtype)

@@ -1,0 +1,180 @@
+"""Export folders: written beside their place and renamed, so that they are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ExportError
+from helpers.runs import write_json
+
+__all__ = ["RECORD", "check_weight_files", "record_export", "refuse_foreign", "staged_folder", "tensor_files"]
+
+RECORD = "export.json"
+"""Written into each folder that is exported here: what it is, how it was made, and its files with their sizes."""
+
+CARD = "README.md"
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`, which takes its place when the block ends well.
+
+    Args:
+        folder: Where the export shall be. It may be missing, empty, or an earlier export of this package.
+
+    Yields:
+        The temporary folder. It is removed when the block raises.
+
+    Raises:
+        ExportError: `folder` holds something else, or the disk refuses.
+    """
+    refuse_foreign(folder)
+    staged = _make_beside(folder)
+    try:
+        yield staged
+        for path in staged.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        staged.chmod(0o755)
+        _take_place(staged, folder)
+    except Exception as error:
+        raise _disk_error(folder, error) or error from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise if a folder holds anything but an earlier export of this package.
+
+    Args:
+        folder: The folder to be written.
+
+    Raises:
+        ExportError: It is a file or a link, or holds files that its `export.json` does not list.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ExportError("folder", "a folder", str(folder), "Choose another place; nothing was changed.")
+    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.exists() else []
+    foreign = [name for name in found if name not in {*_recorded(folder), RECORD, CARD}]
+    if foreign or (found and RECORD not in found):
+        raise ExportError("folder", "an empty folder or an earlier export", f"{folder} with {', '.join((foreign or found)[:5])}",
+                          "It is left as it is. Choose another folder, or move what is in it.")
+
+
+def record_export(folder: Path, **facts: Any) -> None:
+    """Write `export.json`: the facts given and every file with its size in bytes.
+
+    Args:
+        folder: The exported folder, or its stage.
+        **facts: What to keep besides, such as how it was made; JSON values.
+    """
+    earlier = _read_record(folder)
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*"))
+             if p.is_file() and p.name not in (RECORD, CARD)}
+    write_json(folder / RECORD, {**earlier, **facts, "files": sizes})
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """Return which safetensors file holds each tensor, from the index or the one file.
+
+    Args:
+        folder: A model in Hugging Face's layout.
+
+    Returns:
+        Tensor name -> file name.
+
+    Raises:
+        ExportError: There is neither an index nor `model.safetensors`.
+    """
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not (folder / "model.safetensors").is_file():
+        raise ExportError("folder", "model.safetensors or an index of several files", str(folder), "Merge again.")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return dict.fromkeys(file.keys(), "model.safetensors")
+
+
+def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the tensors that stand in the files with those that should, without reading their values.
+
+    Args:
+        folder: The model.
+        shapes: The shape of every tensor, by name.
+
+    Raises:
+        ExportError: A tensor is missing, too many, of another shape, or the index names a wrong file.
+    """
+    from safetensors import safe_open
+
+    index = tensor_files(folder)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in sorted(set(index.values())):
+        if not (folder / name).is_file():
+            raise ExportError("folder", f"the file {name}, which the index names", "no such file", "Merge again.")
+        with safe_open(folder / name, "pt") as file:
+            found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if index.get(key) == name}  # noqa: SIM118
+    wrong = sorted(k for k in {*shapes, *found, *index} if shapes.get(k) != found.get(k) or k not in index)
+    if wrong:
+        raise ExportError("folder", f"{len(shapes)} tensors of known shapes in the files", wrong[:5], "Merge again.")
+
+
+def _make_beside(folder: Path) -> Path:
+    """Make a temporary folder on the same file system."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ExportError("folder", "a place that can be written", str(folder.parent), f"{error.strerror}.") from None
+
+
+def _take_place(staged: Path, folder: Path) -> None:
+    """Rename the stage to its place; an earlier export is moved aside first and removed last."""
+    if not folder.exists():
+        os.replace(staged, folder)
+        return
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    os.replace(folder, aside)
+    try:
+        os.replace(staged, folder)
+    except OSError:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _disk_error(folder: Path, error: Exception) -> ExportError | None:
+    """Translate a refusal of the disk, also one that safetensors or tokenizers report in their own types."""
+    text = f"{type(error).__name__}: {error}"
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
+        free = shutil.disk_usage(folder.parent).free
+        return ExportError("disk", "room for the export", f"{free:,} bytes free at {folder.parent}",
+                           "Nothing half-written was left. Free disk space, or export to another disk.")
+    if isinstance(error, OSError):
+        return ExportError("folder", "a place that can be written", f"{folder}: {error.strerror or error}",
+                           "Nothing half-written was left.")
+    return None
+
+
+def _recorded(folder: Path) -> set[str]:
+    """Return the names that `export.json` lists, with the folders they are in."""
+    names = set(_read_record(folder).get("files", {}))
+    return names | {parent.as_posix() for name in names for parent in Path(name).parents}
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return `export.json`, or {} if there is none that can be read."""
+    try:
+        value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) and isinstance(value.get("files", {}), dict) else {}

@@ -1,0 +1,179 @@
+"""GGUF files, written from the merged model and read back.
+
+The file is written here with the `gguf` package rather than by Unsloth: Unsloth's `save_pretrained_gguf` merges once
+more, onto a base that it downloads, and builds llama.cpp on the way (unsloth 2026.10.9); this starts from the very
+files that were verified. Types that only llama.cpp's `llama-quantize` can make are left to it, if it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ConfigError, ExportError, StackError
+from helpers.export.folders import record_export, staged_folder
+from helpers.export.gguf_check import check_gguf
+from helpers.export.gguf_tensors import gguf_tensors, read_tensor
+from helpers.export.gguf_vocab import read_vocabulary
+from helpers.export.space import GGUF_BITS
+
+__all__ = ["GgufResult", "export_gguf", "find_llama_quantize"]
+
+DIRECT = ("f16", "bf16", "q8_0")
+"""Types that are written here."""
+
+
+@dataclass(frozen=True)
+class GgufResult:
+    """What was written and read back.
+
+    Args:
+        file: The GGUF file.
+        quantization: Its type, such as "q8_0".
+        tensors: Tensors compared.
+        worst_error: Largest relative error of a tensor (root mean square) against the merged model.
+        limit: What the type allows.
+        bytes: Size of the file.
+    """
+
+    file: str
+    quantization: str
+    tensors: int
+    worst_error: float
+    limit: float
+    bytes: int
+
+
+def export_gguf(merged: Path | str, folder: Path | str, *, quantization: str = "q8_0", name: str | None = None) -> GgufResult:
+    """Write a merged Mistral or Llama model as one GGUF file and compare it with what it was made from.
+
+    Args:
+        merged: What `merge_16bit` wrote and `verify_merged` passed.
+        folder: Where to: missing, empty, or an earlier export.
+        quantization: "f16", "bf16" or "q8_0"; "q6_k", "q5_k_m" and "q4_k_m" where llama.cpp's llama-quantize is found.
+        name: The model's name in the file.
+
+    Returns:
+        What was written, and how near it is.
+
+    Raises:
+        ConfigError: The type is unknown.
+        ExportError: The folder holds something else, there is no room, or the file is not what it was made from.
+        StackError: The model cannot be written here, or llama-quantize is missing.
+    """
+    merged, folder = Path(merged), Path(folder)
+    if quantization not in GGUF_BITS:
+        raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization)
+    tool = None if quantization in DIRECT else find_llama_quantize()
+    config = _read_config(merged)
+    _check_room(config, merged, folder, quantization)
+    with staged_folder(folder) as staged:
+        file = staged / f"model-{quantization}.gguf"
+        name = name or f"{config['model_type'].capitalize()} fine-tuned"
+        if tool is None:
+            _write(merged, config, file, quantization, name)
+        else:
+            _write(merged, config, staged / "f16.gguf", "f16", name)
+            _quantize(tool, staged / "f16.gguf", file, quantization)
+        tensors, worst, limit = check_gguf(file, merged, config, quantization)
+        size = file.stat().st_size
+        record_export(staged, kind="gguf", quantization=quantization)
+    return GgufResult(str(folder / file.name), quantization, tensors, worst, limit, size)
+
+
+def find_llama_quantize() -> Path:
+    """Return llama.cpp's quantizer: on the path, or where Unsloth puts it.
+
+    Raises:
+        StackError: It is not there; how to get it.
+    """
+    unsloth = os.environ.get("UNSLOTH_LLAMA_CPP_PATH") or str(Path.home() / ".unsloth" / "llama.cpp")
+    found = shutil.which("llama-quantize") or shutil.which("llama-quantize", path=f"{unsloth}{os.pathsep}{unsloth}/build/bin")
+    if found:
+        return Path(found)
+    raise StackError("gguf_quantization", f"one of {', '.join(DIRECT)}, or llama.cpp's program llama-quantize", "no llama-quantize",
+                     "Install llama.cpp (https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put "
+                     "llama-quantize on the PATH; q8_0 needs no tool.")
+
+
+def _read_config(merged: Path) -> dict[str, Any]:
+    """Return the model's configuration if it can be written as llama.cpp's llama architecture."""
+    if not (merged / "config.json").is_file():
+        raise ExportError("merged", "a merged model", str(merged), "Set merge_16bit: the GGUF file is made from it.")
+    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") not in ("mistral", "llama"):
+        raise StackError("model_name", "a Mistral or Llama model", config.get("model_type"), "Use llama.cpp's convert_hf_to_gguf.py.")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default" or config.get("attention_bias"):
+        raise StackError("model_name", "a model with plain rotary positions and no biases", rope, "Use llama.cpp's convert_hf_to_gguf.py.")
+    return config
+
+
+def _check_room(config: dict[str, Any], merged: Path, folder: Path, quantization: str) -> None:
+    """Raise when the disk is too small."""
+    weights = sum(p.stat().st_size for p in merged.glob("*.safetensors")) / 2
+    needed = int(weights * (GGUF_BITS[quantization] / 8 + (0 if quantization in DIRECT else 2))) + 2**25
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ExportError("disk", f"{needed:,} bytes free at {place} for GGUF {quantization}", free, "Nothing was written.")
+
+
+def _write(merged: Path, config: dict[str, Any], file: Path, quantization: str, name: str) -> None:
+    """Write header and tensors, one tensor in memory at a time."""
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    writer = GGUFWriter(file, "llama")
+    _write_settings(writer, config, quantization, name)
+    read_vocabulary(merged, config["vocab_size"]).write(writer)
+    plan = list(gguf_tensors(merged, config, quantization))
+    for each in plan:
+        writer.add_tensor_info(each.name, each.shape, np.dtype(np.float32), each.stored_bytes(), GGMLQuantizationType[each.kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for each in plan:
+        writer.write_tensor_data(quantize(read_tensor(merged, each.source, config), GGMLQuantizationType[each.kind]))
+    writer.close()
+
+
+def _write_settings(writer: Any, config: dict[str, Any], quantization: str, name: str) -> None:
+    """Write the model's sizes."""
+    from gguf import LlamaFileType
+
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or {}
+    writer.add_name(name)
+    writer.add_type("model")
+    writer.add_file_type({"f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16,
+                          "q8_0": LlamaFileType.MOSTLY_Q8_0}[quantization])
+    writer.add_quantization_version(2)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _quantize(tool: Path, source: Path, target: Path, quantization: str) -> None:
+    """Let llama.cpp quantize, and remove the 16-bit file."""
+    done = subprocess.run([str(tool), str(source), str(target), quantization.upper()], capture_output=True, text=True)
+    if done.returncode or not target.is_file():
+        raise ExportError("gguf_quantization", "a file from llama-quantize", (done.stderr or done.stdout).strip()[-200:],
+                          "Nothing half-written was left.")
+    source.unlink()

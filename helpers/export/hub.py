@@ -1,0 +1,157 @@
+"""Pushing an export to the Hugging Face Hub, and proving that it arrived."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.environment import read_secret
+from helpers.errors import ConfigError, ExportError
+
+__all__ = ["PublishResult", "compare_remote", "publish"]
+
+BLOCK = 2**20
+
+OURS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "adapter_config.json")
+"""Files that a loader would pick up if an earlier push left them behind."""
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """What stands on the Hub.
+
+    Args:
+        url: Of the repository.
+        commit: The pushed commit.
+        private: Whether only its owner sees it.
+        files: Files compared with the local ones.
+        bytes: Their size together.
+    """
+
+    url: str
+    commit: str
+    private: bool
+    files: int
+    bytes: int
+
+
+def publish(folder: Path | str, repo_id: str, *, token: str | None = None, private: bool = True) -> PublishResult:
+    """Push a folder to a model repository and compare what arrived, file by file, with what was sent.
+
+    Args:
+        folder: An adapter, a merged model or a GGUF folder.
+        repo_id: Such as "name/model". The repository is made if need be.
+        token: With write permission; by default HF_TOKEN from the environment or Colab's secrets. Never shown.
+        private: Whether the repository must be private.
+
+    Returns:
+        Where it is, and what was compared.
+
+    Raises:
+        ConfigError: `repo_id` is not "owner/name".
+        ExportError: There is no token, the base of an adapter is a local folder, the Hub refuses, an existing
+            repository is public where a private one was asked for, or what arrived is not what was sent.
+    """
+    from huggingface_hub import HfApi
+
+    folder, token = Path(folder), token or read_secret("HF_TOKEN")
+    _check_before(folder, repo_id, token)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        visible = not api.repo_info(repo_id).private
+        if private and visible:
+            raise ExportError("hub_repo", "a private repository", f"{repo_id}, which is public",
+                              "Nothing was pushed. Choose another name, or make the repository private on its settings page.")
+        info = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload fine-tuned model")
+        remote = _list_remote(api, repo_id, info.oid)
+    except ExportError:
+        raise
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise _translate(error, repo_id, token or "") from None
+    local = compare_remote(folder, remote)
+    return PublishResult(f"{api.endpoint}/{repo_id}", info.oid, not visible, len(local), sum(local.values()))
+
+
+def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Compare a pushed folder with the remote file list.
+
+    Args:
+        folder: The local folder.
+        remote: Path -> `size` in bytes, and `sha256` or `blob_id` (git's SHA-1) where the Hub gives one.
+
+    Returns:
+        The local files with their sizes in bytes.
+
+    Raises:
+        ExportError: A file is missing, differs, or an older one that loaders would read was left behind.
+    """
+    folder = Path(folder)
+    local = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and ".cache" not in p.parts}
+    faults = [f"{name} is missing" for name in local if name not in remote]
+    faults += [f"{name} differs" for name, path in local.items() if name in remote and not _same(path, remote[name])]
+    faults += [f"{name} is from an earlier push" for name in sorted(remote) if name not in local and name.endswith(OURS)]
+    if faults:
+        raise ExportError("hub_repo", f"the {len(local)} local files on the Hub", "; ".join(faults[:5]),
+                          "Push again; delete files of an earlier push on the Hub first.")
+    return {name: path.stat().st_size for name, path in local.items()}
+
+
+def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
+    """Raise for what can be known to fail before anything is sent."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
+        raise ConfigError("hub_repo", 'owner and name, such as "ada/mistral-assistant"', repo_id)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ExportError("folder", "an exported folder", str(folder), "Save the model first.")
+    if not token:
+        raise ExportError("HF_TOKEN", "a token with write permission in the environment or in Colab's secrets", None,
+                          "Make one at https://huggingface.co/settings/tokens; never write it into a notebook.")
+    if (folder / "adapter_config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+            raise ExportError("model_name", "a base model on the Hub, so that others can load the adapter", Path(base).name,
+                              "Train from a hub id, or push the merged model instead.")
+
+
+def _list_remote(api: Any, repo_id: str, commit: str) -> dict[str, dict[str, Any]]:
+    """Return the files of a commit, with size and hash."""
+    files = {}
+    for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit):
+        if hasattr(entry, "size"):
+            lfs = getattr(entry, "lfs", None)
+            files[entry.path] = {"size": entry.size, "sha256": lfs.sha256 if lfs else None, "blob_id": None if lfs else entry.blob_id}
+    return files
+
+
+def _same(path: Path, remote: dict[str, Any]) -> bool:
+    """Return whether a local file has the size and the hash of the remote one."""
+    size = path.stat().st_size
+    if remote["size"] != size:
+        return False
+    if remote.get("sha256"):
+        return _digest(path, hashlib.sha256()) == remote["sha256"]
+    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    return not remote.get("blob_id") or _digest(path, git) == remote["blob_id"]
+
+
+def _digest(path: Path, digest: Any) -> str:
+    """Return a file's hash, read in blocks."""
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _translate(error: Exception, repo_id: str, token: str) -> ExportError:
+    """Turn an error of the hub client into ours, without the token."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    text = str(error).strip().splitlines()
+    shown = f"{status or type(error).__name__}: {text[0] if text else ''}".replace(token or "\0", "***")
+    remedy = {401: "The token is not valid: make a new one.", 403: "The token may not write there: check its permissions.",
+              404: "Check the name; the token may not see it."}
+    return ExportError("hub_repo", f"the Hub to take {repo_id}", shown,
+                       remedy.get(status, "Check the connection and try again; a second push sends only what is missing."))

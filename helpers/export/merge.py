@@ -1,0 +1,201 @@
+"""The merged 16-bit model: base weights plus adapter, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ConfigError, ExportError, StackError
+from helpers.export.folders import check_weight_files, record_export, staged_folder
+from helpers.export.space import preflight
+from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
+from helpers.model import LoadedModel
+
+__all__ = ["MergeResult", "merge_16bit"]
+
+SHARD_BYTES = 2 * 2**30
+"""Largest weight file: 2 GiB, which also bounds the memory that merging takes."""
+
+PATHS = {
+    "plain": "Each base weight as it is in memory (NF4 weights as the numbers that they stand for) plus scaling * B @ A, "
+             "added in float32, written in 16 bit. Nothing is downloaded.",
+    "unsloth": "Unsloth's save_pretrained_merged.",
+}
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was merged.
+
+    Args:
+        folder: Where it is.
+        path: "plain" or "unsloth".
+        reason: What that path does, and why it was taken.
+        dtype: "fp16" or "bf16".
+        tensors: Tensors written.
+        merged: Of these, matrices that the adapter was added to.
+        kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all, None is
+            not measured.
+        bytes: Of all files.
+    """
+
+    folder: str
+    path: str
+    reason: str
+    dtype: str
+    tensors: int
+    merged: int
+    kept: float | None
+    bytes: int
+
+
+def merge_16bit(
+    loaded: LoadedModel, folder: Path | str, *, dtype: str = "fp16", method: str = "plain", shard_bytes: int = SHARD_BYTES
+) -> MergeResult:
+    """Write base and adapter as one 16-bit model that plain transformers loads.
+
+    The default is not Unsloth's merge. For a 4-bit base that one adds the adapter to the 16-bit original, downloaded
+    anew: other numbers than the adapter was trained on. On a CPU it refuses 4-bit bases (unsloth 2026.10.9,
+    `merge_and_overwrite_lora` in unsloth_zoo/saving_utils.py).
+
+    fp16 is the default because it has 10 bits of mantissa to bf16's 7: base weights lie on a bf16 grid, and what the
+    adapter adds is often less than half a step of that grid, so that rounding to bf16 drops it.
+
+    Args:
+        loaded: The tuned model. It is not changed.
+        folder: Where to: missing, empty, or an earlier export.
+        dtype: "fp16" or "bf16": the type that is written.
+        method: "plain", or "unsloth" for a base that is not in 4 bit.
+        shard_bytes: Largest weight file, in bytes.
+
+    Returns:
+        What was written, and how.
+
+    Raises:
+        ConfigError: An argument is unknown.
+        ExportError: The folder holds something else, there is no room, or the adapter cannot be merged.
+        StackError: Unsloth's merge was asked for and cannot be had.
+    """
+    _check_arguments(dtype, method)
+    folder = Path(folder)
+    adapter = refuse_unmergeable(loaded.model)
+    preflight(loaded, folder, merged=True, shard_bytes=shard_bytes)
+    tensors = list(base_tensors(loaded.model))
+    with staged_folder(folder) as staged:
+        kept = _write_plain(tensors, adapter, staged, dtype, shard_bytes) if method == "plain" else _write_unsloth(loaded, staged)
+        _write_companions(loaded, staged, dtype if method == "plain" else None)
+        check_weight_files(staged, {t.name: t.shape for t in tensors})
+        size = sum(p.stat().st_size for p in staged.iterdir())
+        result = MergeResult(str(folder), method, PATHS[method], _stored_dtype(staged), len(tensors),
+                             sum(t.layer is not None for t in tensors), kept, size)
+        record_export(staged, kind="merged", **{k: v for k, v in asdict(result).items() if k != "folder"})
+    return result
+
+
+def _check_arguments(dtype: str, method: str) -> None:
+    """Raise for an unknown type or method."""
+    if dtype not in ("fp16", "bf16"):
+        raise ConfigError("dtype", "fp16 or bf16", dtype)
+    if method not in PATHS:
+        raise ConfigError("method", "plain or unsloth", method)
+
+
+def _write_plain(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:
+    """Write all shards and their index; returns the share of the adapter that rounding kept."""
+    from safetensors.torch import save_file
+
+    shards = _plan_shards(tensors, shard_bytes)
+    kept = changed = 0.0
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        content = {}
+        for tensor in shard:
+            content[tensor.name], along, whole = _merge_tensor(tensor, adapter, dtype)
+            kept, changed = kept + along, changed + whole
+        save_file(content, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(content, name)
+        del content
+    if len(shards) > 1:
+        _write_index(folder, index, sum(2 * t.numel() for t in tensors))
+    return kept / changed if changed else 0.0
+
+
+def _merge_tensor(tensor: BaseTensor, adapter: str, dtype: str) -> tuple[Any, float, float]:
+    """Return one merged tensor on the CPU, <stored - base, delta>, and <delta, delta>."""
+    import torch
+
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    weight = tensor.weight()
+    delta = tensor.delta(adapter) if tensor.layer is not None else None
+    stored = (weight + delta if delta is not None else weight).to(kind)
+    if not torch.isfinite(stored).all():
+        raise ExportError("dtype", f"weights that {dtype} can hold", f"{tensor.name} beyond its range",
+                          'Use dtype="bf16"; if it is that already, the weights are not finite.')
+    if delta is None:
+        return stored.cpu().contiguous(), 0.0, 0.0
+    along = ((stored.float() - weight) * delta).sum().item()
+    return stored.cpu().contiguous(), along, delta.square().sum().item()
+
+
+def _plan_shards(tensors: Sequence[BaseTensor], shard_bytes: int) -> list[list[BaseTensor]]:
+    """Group tensors, in order, into files of at most `shard_bytes`; a larger tensor gets its own."""
+    shards: list[list[BaseTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + 2 * tensor.numel() > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += 2 * tensor.numel()
+    return shards
+
+
+def _write_index(folder: Path, index: dict[str, str], size: int) -> None:
+    """Write the index that says which file holds which tensor."""
+    content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_unsloth(loaded: LoadedModel, folder: Path) -> None:
+    """Let Unsloth merge a base that is not in 4 bit."""
+    from helpers.model import import_unsloth
+
+    if any(getattr(t.parameter, "quant_state", None) is not None for t in base_tensors(loaded.model)):
+        raise StackError("method", "plain for a base in 4 bit", "unsloth",
+                         "Unsloth would download the 16-bit original and add the adapter to other weights than it was trained on.")
+    import_unsloth()
+    if not hasattr(loaded.model, "save_pretrained_merged"):
+        raise StackError("method", "a model that Unsloth loaded", type(loaded.model).__name__, 'Use method="plain".')
+    try:
+        loaded.model.save_pretrained_merged(str(folder), loaded.tokenizer, save_method="merged_16bit")
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise StackError("method", "a merge that Unsloth can do here", f"{type(error).__name__}: {error}",
+                         'Use method="plain".') from error
+
+
+def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> None:
+    """Write tokenizer with template, configuration without quantization, and how to generate."""
+    from transformers import GenerationConfig
+
+    loaded.tokenizer.save_pretrained(str(folder))
+    tokenizer = loaded.tokenizer
+    GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                     pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    if dtype is None:
+        return
+    config = json.loads(loaded.model.get_base_model().config.to_json_string())
+    for key in [k for k in config if k in ("quantization_config", "_name_or_path") or k.startswith("unsloth")]:
+        del config[key]
+    config |= {"dtype": {"fp16": "float16", "bf16": "bfloat16"}[dtype], "use_cache": True,
+               "architectures": [type(loaded.model.get_base_model()).__name__]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _stored_dtype(folder: Path) -> str:
+    """Return "fp16", "bf16" or "fp32" as `config.json` names it."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "")
+    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(name, name)

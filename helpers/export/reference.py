@@ -1,0 +1,151 @@
+"""What the tuned model in memory says: the reference that every export is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from helpers.errors import ExportError
+from helpers.export.distances import Distance, jitter_activations, measure_distance
+from helpers.model import LoadedModel, without_adapter
+from helpers.templates import refuse_control_text, render, template_sha256
+
+if TYPE_CHECKING:
+    from helpers.prompts import Message
+
+__all__ = ["VERIFY_PROMPTS", "Reference", "answer_greedily", "answer_logits", "measure_reference"]
+
+VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
+    ({"role": "user", "content": text},)
+    for text in (
+        "What is predictive maintenance, in one sentence?",
+        "Name three risks of a single supplier.",
+        "Summarize: The meeting moved to Friday because two people were ill.",
+        "Write a short, polite reply to a customer whose parcel is late.",
+        "What is 17 + 25?",
+        "Translate to French: Good morning, how are you?",
+    )
+)
+"""Fixed prompts, so that verifications can be compared with each other."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The tuned model's and its base's view of the same tokens.
+
+    Args:
+        prompts: Conversations that end with the user's message.
+        prompt_ids: Their token ids, as the template in memory renders them.
+        sequences: Prompt and the tuned model's greedy answer, as token ids.
+        tuned: Logits that predict the answer's tokens: one float32 tensor a prompt, positions x vocabulary.
+        base: The same with the adapter switched off.
+        base_answers: The base's own greedy answers, as token ids.
+        noise: What the precision of the arithmetic alone does to the tuned model's logits.
+        precision: "bf16", "fp16" or "fp32": the type it was computed in.
+        template_sha256: Of the chat template in memory.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    prompts: tuple[tuple[Message, ...], ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    sequences: tuple[tuple[int, ...], ...]
+    tuned: tuple[Any, ...]
+    base: tuple[Any, ...]
+    base_answers: tuple[tuple[int, ...], ...]
+    noise: Distance
+    precision: str
+    template_sha256: str
+    max_new_tokens: int
+
+    def answers(self) -> tuple[tuple[int, ...], ...]:
+        """Return the tuned model's greedy answers, as token ids."""
+        return tuple(s[len(p) :] for s, p in zip(self.sequences, self.prompt_ids, strict=True))
+
+
+def measure_reference(
+    loaded: LoadedModel, prompts: Sequence[Sequence[Message]] = VERIFY_PROMPTS, *, max_new_tokens: int = 24
+) -> Reference:
+    """Let the tuned model and its base answer, and keep their logits.
+
+    Each prompt is run by itself: in 16 bit the logits depend on the batch (unsloth issue 9708).
+
+    Args:
+        loaded: The tuned model.
+        prompts: Conversations that end with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+
+    Returns:
+        What the exports are compared with.
+
+    Raises:
+        ExportError: The model has no adapter, or its logits are not numbers.
+        TemplateError: A prompt contains control tokens.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if not hasattr(model, "disable_adapter"):
+        raise ExportError("model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first.")
+    refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompts")
+    ids = [tuple(tokenizer(render(tokenizer, p, answer_next=True), add_special_tokens=False)["input_ids"]) for p in prompts]
+    training = model.training
+    model.eval()
+    answers = answer_greedily(model, ids, max_new_tokens, tokenizer)
+    sequences, starts = tuple(p + a for p, a in zip(ids, answers, strict=True)), [len(p) for p in ids]
+    tuned = answer_logits(model, sequences, starts)
+    with jitter_activations(model):
+        noise = measure_distance(tuned, answer_logits(model, sequences, starts))
+    with without_adapter(model):
+        base, base_answers = answer_logits(model, sequences, starts), answer_greedily(model, ids, max_new_tokens, tokenizer)
+    model.train(training)
+    return Reference(tuple(map(tuple, prompts)), tuple(ids), sequences, tuple(tuned), tuple(base), tuple(base_answers),
+                     noise, loaded.precision, template_sha256(tokenizer), max_new_tokens)
+
+
+def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
+    """Return the logits that predict each sequence's answer, in float32 on the CPU.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        sequences: Token ids of prompt and answer.
+        starts: Where each answer begins.
+
+    Returns:
+        One tensor a sequence, answer positions x vocabulary.
+    """
+    import torch
+
+    device, found = model.get_input_embeddings().weight.device, []
+    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+    for sequence, start in zip(sequences, starts, strict=True):
+        ids = torch.tensor([list(sequence)], device=device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        found.append(logits[0, start - 1 : -1].float().cpu())
+    return found
+
+
+def answer_greedily(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None) -> list[tuple[int, ...]]:
+    """Answer each prompt by itself, without sampling.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids.
+        max_new_tokens: Longest answer, in tokens.
+        tokenizer: Says where answers end; without it, the model's own generation settings do.
+
+    Returns:
+        The answers' token ids, EOS included.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id} if tokenizer is not None else {}
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)], device=device)
+        with torch.inference_mode():
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                    max_new_tokens=max_new_tokens, **ends)
+        answers.append(tuple(output[0, ids.shape[1] :].tolist()))
+    return answers

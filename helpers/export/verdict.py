@@ -1,0 +1,177 @@
+"""From distances to a verdict: close to the tuned model, far from its base, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from helpers.errors import ExportError
+from helpers.export.distances import Distance
+from helpers.export.reference import Reference
+from helpers.runs import finite
+
+__all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
+
+LIMITS = {
+    "visible": 4.0,  # the adapter moves the logits at least this many times as far as precision does
+    "close": 2.0,  # the export lies within this many times what precision does
+    "smallest_ratio": 0.02,  # a distance below this share of the adapter's effect is always close
+    "near_tie": 4.0,  # greedy answers may part where two tokens are within this many times precision's largest change
+}
+"""Why these: two independent roundings of the same model lie one noise apart (measured for each verification), so a
+correct export shows about 1 and a limit of 2 leaves room for kernels that round in another order. With an effect of
+at least 4 noises, 2 noises are at most half the effect, where an adapter merged at half or twice its scale, or not at
+all, would be. Every faulty weight beyond that is found by comparing the files themselves."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a verification.
+
+    Args:
+        name: What was checked.
+        passed: Whether it is as it should be.
+        detail: The numbers, in plain words.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether an export is the tuned model.
+
+    Args:
+        name: "adapter" or "merged".
+        checks: The parts; all must pass.
+        numbers: What was measured, by name.
+        thresholds: The limits that the numbers were held against.
+    """
+
+    name: str
+    checks: tuple[Check, ...]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def explanation(self) -> str:
+        """The verdict in plain words."""
+        shown = self.checks if self.passed else [c for c in self.checks if not c.passed]
+        return " ".join(check.detail for check in shown)
+
+    def lines(self) -> str:
+        """Return the verdict and every check, one a line."""
+        marks = [f"  {'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}" for c in self.checks]
+        return "\n".join([f"{'PASS' if self.passed else 'FAIL'}: {self.name}", *marks])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values; numbers that are not finite become None."""
+        plain = {k: finite(v) if isinstance(v, float) else v for k, v in self.numbers.items()}
+        checks = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in self.checks]
+        content = {"name": self.name, "passed": self.passed, "explanation": self.explanation, "checks": checks,
+                   "numbers": plain, "thresholds": self.thresholds}
+        return json.loads(json.dumps(content, allow_nan=False))
+
+    def require(self) -> Verification:
+        """Return itself if it passed.
+
+        Raises:
+            ExportError: It did not, with what is wrong.
+        """
+        if not self.passed:
+            raise ExportError(self.name, "an export that is the tuned model", "FAIL", self.explanation)
+        return self
+
+
+def judge_distance(reference: Reference, tuned: Distance, base: Distance, export_base: Distance, noise: tuple[float, float]) -> tuple[
+    list[Check], dict[str, float]
+]:
+    """Judge whether an export is close to the tuned model and far from the base.
+
+    Args:
+        reference: The models in memory.
+        tuned: From the tuned model in memory to the export.
+        base: From the tuned model to its base, both in memory: the adapter's effect.
+        export_base: From the base in memory to the export.
+        noise: What precision alone does to the logits: (rms, largest).
+
+    Returns:
+        The checks, and the limits that were used.
+    """
+    floor = max(noise[0], 1e-12)
+    visible, ratio = base.rms >= LIMITS["visible"] * floor, tuned.rms / max(base.rms, 1e-12)
+    limit = max(LIMITS["smallest_ratio"], LIMITS["close"] * floor / max(base.rms, 1e-12))
+    seen = (f"The adapter moves the logits by {base.rms:.2g} (root mean square); precision ({reference.precision}) alone "
+            f"by {floor:.2g}.")
+    doubt = "" if visible else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."
+    close = visible and ratio <= limit
+    apart = (f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
+             + (f"; at most {limit:.1%} may be precision." if visible else "; cannot tell whether that is close."))
+    far = visible and math.isfinite(export_base.rms) and export_base.rms > tuned.rms
+    away = f"It is {export_base.rms:.2g} from the base, {'farther than' if far else 'not told apart from'} from the tuned model."
+    checks = [Check("effect of the adapter", visible, seen + doubt), Check("close to the tuned model", close, apart),
+              Check("far from the base", far, away)]
+    return checks, {**LIMITS, "largest_ratio": limit}
+
+
+def judge_answers(reference: Reference, answers: Sequence[Sequence[int]], noise_largest: float) -> tuple[Check, dict[str, int]]:
+    """Judge greedy answers: equal, or parting where the tuned model itself had two tokens nearly tied.
+
+    Args:
+        reference: The models in memory.
+        answers: The export's answers, as token ids.
+        noise_largest: Largest change of a logit by precision alone.
+
+    Returns:
+        The check, and how many answers are equal.
+    """
+    limit = max(LIMITS["near_tie"] * noise_largest, 1e-3)
+    wanted = reference.answers()
+    equal = sum(tuple(a) == b for a, b in zip(answers, wanted, strict=True))
+    worst = max((_margin(a, b, logits) for a, b, logits in zip(answers, wanted, reference.tuned, strict=True)), default=0.0)
+    as_base = sum(tuple(a) == b for a, b in zip(reference.base_answers, wanted, strict=True))
+    detail = f"{equal} of {len(wanted)} greedy answers are the tuned model's, token for token (the base gives {as_base})."
+    if equal < len(wanted):
+        detail += f" Where others part, the tokens are up to {worst:.2g} apart; a near tie is {limit:.2g}."
+    return Check("greedy answers", worst <= limit, detail), {"answers": len(wanted), "answers_equal": equal, "answers_base_equal": as_base}
+
+
+def judge_tokenizer(reference: Reference, result: Mapping[str, Any], eos_token_id: int) -> Check:
+    """Judge the tokenizer that stands beside the weights.
+
+    Args:
+        reference: The models in memory.
+        result: The worker's `template_sha256`, `prompt_ids` and `eos_token_id`.
+        eos_token_id: Of the tokenizer in memory.
+
+    Returns:
+        The check.
+    """
+    if result["template_sha256"] is None:
+        return Check("tokenizer", False, "The tokenizer has no chat template.")
+    if [tuple(ids) for ids in result["prompt_ids"]] != list(reference.prompt_ids):
+        return Check("tokenizer", False, "The tokenizer beside the weights renders the prompts as other tokens.")
+    if result["template_sha256"] != reference.template_sha256 or result["eos_token_id"] != eos_token_id:
+        return Check("tokenizer", False, "The tokenizer beside the weights has another chat template or another EOS.")
+    return Check("tokenizer", True, "The tokenizer beside the weights renders the prompts as the same tokens.")
+
+
+def _margin(answer: Iterable[int], wanted: Sequence[int], logits: Any) -> float:
+    """Return how far apart the two tokens were for the tuned model where the answers part; 0 if they are equal."""
+    answer = list(answer)
+    for place, token in enumerate(wanted):
+        if place >= len(answer):
+            return math.inf
+        if answer[place] != token:
+            return (logits[place][token] - logits[place][answer[place]]).item()
+    return math.inf if len(answer) > len(wanted) else 0.0

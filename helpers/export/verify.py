@@ -1,0 +1,158 @@
+"""Exports, reloaded as a stranger would: a fresh process, plain transformers and PEFT, no Unsloth."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import ExportError
+from helpers.export.distances import Distance, add_distances, measure_distance
+from helpers.export.folders import RECORD, record_export
+from helpers.export.reference import Reference, measure_reference
+from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
+from helpers.export.weights import compare_weights
+from helpers.model import LoadedModel, free_memory
+
+__all__ = ["verify_adapter", "verify_merged"]
+
+TIMEOUT_SECONDS = 3600
+
+
+def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
+    """Reload base and adapter in a fresh process and compare them with the model in memory.
+
+    Precision is measured on the base: the same weights without adapter, in memory and in the fresh process.
+
+    Args:
+        loaded: The tuned model.
+        folder: What `helpers.training.save_adapter` wrote.
+        reference: From `measure_reference`; measured here if not given.
+
+    Returns:
+        The verdict. It is also written into `export.json` if the folder has one.
+
+    Raises:
+        ExportError: The folder holds no adapter, or it cannot be loaded.
+    """
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ExportError("adapter", f"a folder with {name}", str(folder), "Save the adapter first.")
+    reference = reference or measure_reference(loaded)
+    result, logits = _ask_stranger("adapter", folder, loaded, reference)
+    noise = measure_distance(reference.base, logits["base"])
+    stored = _compare_adapter(loaded.model, folder)
+    return _judge(loaded, reference, result, logits["export"], (noise.rms, noise.largest), stored, folder)
+
+
+def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
+    """Reload the merged model in a fresh process and compare it with the model in memory, and its file weight by weight.
+
+    Precision is measured too: on the model in memory by moving its embedded tokens by single steps, on the merged one by
+    moving its weights by single steps as often as rounding does.
+
+    Args:
+        loaded: The tuned model.
+        folder: What `merge_16bit` wrote.
+        reference: From `measure_reference`; measured here if not given.
+
+    Returns:
+        The verdict. It is also written into `export.json` if the folder has one.
+
+    Raises:
+        ExportError: The folder holds no model, or it cannot be loaded.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
+    reference = reference or measure_reference(loaded)
+    report = compare_weights(loaded.model, folder)
+    result, logits = _ask_stranger("merged", folder, loaded, reference)
+    moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
+    detail = (f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept {report.kept:.0%} of "
+              f"the adapter's change." if not report.faults else
+              f"{len(report.faults)} tensors are wrong: {'; '.join(report.faults[:3])}.")
+    stored = Check("weights in the files", not report.faults, detail)
+    numbers = {"weights_worst_steps": report.worst_steps, "weights_kept": report.kept, "weights_wrong": len(report.faults)}
+    return _judge(loaded, reference, result, logits["export"], add_distances(reference.noise, moved), stored, folder, **numbers)
+
+
+def _judge(
+    loaded: LoadedModel, reference: Reference, result: dict[str, Any], logits: list[Any], noise: tuple[float, float],
+    stored: Check, folder: Path, **numbers: Any,
+) -> Verification:
+    """Put all checks together and keep the verdict beside the export."""
+    tuned, base = measure_distance(reference.tuned, logits), measure_distance(reference.tuned, reference.base)
+    export_base = measure_distance(reference.base, logits)
+    checks, thresholds = judge_distance(reference, tuned, base, export_base, noise)
+    answers, counts = judge_answers(reference, result["answers"], noise[1])
+    fresh = Check("fresh process", not result["unsloth_loaded"], f"Loaded without Unsloth: {result['loaded']}.")
+    numbers = {**_flat("tuned_to_export", tuned), **_flat("tuned_to_base", base), "base_to_export_rms": export_base.rms,
+               "noise_rms": noise[0], "noise_largest": noise[1], "ratio": tuned.rms / max(base.rms, 1e-12), **counts, **numbers,
+               **{k: result[k] for k in ("loaded", "seconds", "peak_memory_bytes", "peak_card_bytes")}}
+    kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
+    tokenizer = judge_tokenizer(reference, result, loaded.tokenizer.eos_token_id)
+    verification = Verification(kind, (fresh, tokenizer, stored, *checks, answers), numbers, thresholds)
+    if (folder / RECORD).is_file():
+        record_export(folder, verification=verification.as_dict())
+    return verification
+
+
+def _flat(name: str, distance: Distance) -> dict[str, float]:
+    """Return a distance as single numbers."""
+    return {f"{name}_{key}": value for key, value in asdict(distance).items()}
+
+
+def _ask_stranger(kind: str, folder: Path, loaded: LoadedModel, reference: Reference) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Run the worker and read what it found."""
+    from safetensors.torch import load_file
+
+    config = loaded.model.get_base_model().config
+    request = {"kind": kind, "folder": str(folder.absolute()), "base": loaded.source, "precision": reference.precision,
+               "revision": None if Path(loaded.source).is_dir() else getattr(config, "_commit_hash", None),
+               "prompts": reference.prompts, "prompt_ids": reference.prompt_ids, "sequences": reference.sequences,
+               "max_new_tokens": reference.max_new_tokens}
+    free_memory()
+    with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
+        output = Path(temporary)
+        (output / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        _run_worker(output / "request.json", output)
+        result = json.loads((output / "result.json").read_text(encoding="utf-8"))
+        tensors = load_file(output / "logits.safetensors")
+    names = {key.split(".")[0] for key in tensors}
+    return result, {n: [tensors[f"{n}.{i}"] for i in range(len(reference.prompts))] for n in names}
+
+
+def _run_worker(request: Path, output: Path) -> None:
+    """Start a fresh interpreter on the worker and wait for it."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-W", "ignore", "-m", "helpers.export.worker", str(request), str(output)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ExportError("verification", f"an answer within {TIMEOUT_SECONDS} seconds", "none") from None
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
+        raise ExportError("verification", "an export that plain transformers and PEFT can load", last[0],
+                          "A negative exit status, or 137, means that memory ran out.")
+
+
+def _compare_adapter(model: Any, folder: Path) -> Check:
+    """Compare the adapter's file with the adapter in memory, number by number."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found, wanted = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
+    wrong = sorted(name for name in {*found, *wanted}
+                   if name not in found or name not in wanted or not torch.equal(found[name], wanted[name].detach().cpu()))
+    detail = f"{len(wrong)} tensors differ from memory: {', '.join(wrong[:3])}." if wrong else f"{len(found)} tensors are those in memory."
+    return Check("weights in the files", not wrong, detail)

@@ -1,0 +1,140 @@
+"""A stranger's view of an export: run in a process of its own, with plain transformers and PEFT and no Unsloth.
+
+    python -m helpers.export.worker REQUEST.json OUTPUT_FOLDER
+
+`answer_request` reads a request that `helpers.export.verify` wrote and leaves `result.json` and `logits.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from helpers.export.distances import jitter_weights, measure_distance
+from helpers.export.reference import answer_greedily, answer_logits
+from helpers.export.space import available_memory
+
+__all__ = ["answer_request"]
+
+
+def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Load an export, compute its logits and answers, and write both down.
+
+    Args:
+        request: `kind` ("adapter" or "merged"), `folder`, `base`, `revision`, `precision`, `prompts`, `prompt_ids`,
+            `sequences`, `max_new_tokens`.
+        output: An existing folder for `result.json` and `logits.safetensors`.
+
+    Returns:
+        The content of `result.json`.
+    """
+    from safetensors.torch import save_file
+
+    started = time.perf_counter()
+    model, facts = _load_adapter(request) if request["kind"] == "adapter" else _load_merged(request, output)
+    model.eval()
+    starts = [len(p) for p in request["prompt_ids"]]
+    logits = {"export": answer_logits(model, request["sequences"], starts)}
+    if request["kind"] == "adapter":
+        with model.disable_adapter():
+            logits["base"] = answer_logits(model, request["sequences"], starts)
+    else:
+        with jitter_weights(facts["stored"], model.get_input_embeddings().weight.shape[0]):
+            moved = answer_logits(model, request["sequences"], starts)
+        distance = measure_distance(logits["export"], moved)
+        facts |= {"noise_rms": distance.rms, "noise_largest": distance.largest}
+    save_file({f"{k}.{i}": t.contiguous() for k, v in logits.items() for i, t in enumerate(v)}, output / "logits.safetensors")
+    answers = answer_greedily(model, request["prompt_ids"], request["max_new_tokens"])
+    result = {**facts, **_tokenizer_facts(request), "answers": answers, "unsloth_loaded": "unsloth" in sys.modules,
+              "seconds": round(time.perf_counter() - started, 2), **_memory()}
+    (output / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load the base model and put the adapter on it."""
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"revision": request["revision"]} if request["revision"] else {}
+    config = AutoConfig.from_pretrained(request["base"], **options)
+    if getattr(config, "quantization_config", None):
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(_dtype(request["precision"])).removeprefix("torch.")
+    base = AutoModelForCausalLM.from_pretrained(request["base"], config=config, dtype=_dtype(request["precision"]),
+                                                use_safetensors=True, device_map={"": _first_device()}, **options)
+    model = PeftModel.from_pretrained(base, request["folder"])
+    return model, {"loaded": f"base and adapter on {_first_device()} in {request['precision']}"}
+
+
+def _load_merged(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[str, Any]]:
+    """Load the merged model: in its own type on a card, split with main memory and disk if need be; else in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(request["folder"])
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32")
+    options: dict[str, Any] = {"device_map": {"": _first_device()}}
+    where, dtype = _first_device(), torch.float32
+    if torch.cuda.is_available():
+        dtype, size = getattr(torch, stored), sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+        free = torch.cuda.mem_get_info(0)[0]
+        if size > 0.85 * free:
+            room = {0: int(0.7 * free), "cpu": int(0.7 * (available_memory() or 0))}
+            options = {"device_map": "auto", "max_memory": room, "offload_folder": str(output / "offload")}
+            where = "cuda:0, main memory and disk"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    names = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+    computed = names[str(dtype).removeprefix("torch.")]
+    return model, {"stored": names.get(stored, "fp32"), "loaded": f"merged model on {where} in {computed}"}
+
+
+def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Render the prompts with the tokenizer that stands beside the weights."""
+    from transformers import AutoTokenizer
+
+    from helpers.templates import template_sha256
+
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    if not tokenizer.chat_template:
+        return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
+    rendered = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in request["prompts"]]
+    return {"template_sha256": template_sha256(tokenizer), "prompt_ids": rendered, "eos_token_id": tokenizer.eos_token_id}
+
+
+def _dtype(precision: str) -> Any:
+    """Return torch's type of a precision."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def _first_device() -> str:
+    """Return "cuda:0" if there is a card, else "cpu"."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _memory() -> dict[str, int]:
+    """Return the highest memory in use, in bytes: of the process, and on the card."""
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    card = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_card_bytes": card}
+
+
+def _main() -> None:
+    """Answer one request from the command line."""
+    request, output = Path(sys.argv[1]), Path(sys.argv[2])
+    answer_request(json.loads(request.read_text(encoding="utf-8")), output)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,211 @@
+"""A second place for complete checkpoints: a folder, such as one on Google Drive, that outlives the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+from helpers.checkpoints import (
+    KEPT,
+    MARKER,
+    WRITING,
+    Checkpoint,
+    last_complete,
+    step_folders,
+    sync_file,
+    sync_folder,
+)
+from helpers.errors import RunError
+from helpers.runs import MANIFEST, RunDirectory, write_text
+
+__all__ = ["Persister", "connect_drive", "persist_folder", "prepare_persist", "restore"]
+
+DRIVE = Path("/content/drive")
+"""Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""
+
+
+def persist_folder(persist_dir: str, name: str) -> RunDirectory:
+    """Return the second place of one run, as a directory laid out like the run's own.
+
+    Args:
+        persist_dir: As the user gave it.
+        name: The run's name.
+    """
+    return RunDirectory(Path(persist_dir).expanduser().resolve() / name)
+
+
+def connect_drive(persist_dir: str) -> None:
+    """Mount Google Drive on Colab, if that is where `persist_dir` lies and it is not mounted yet.
+
+    Args:
+        persist_dir: As the user gave it.
+    """
+    path = Path(persist_dir).expanduser()
+    if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
+        from google.colab import drive  # type: ignore[import-not-found]
+
+        drive.mount(str(DRIVE))
+
+
+def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list[str]:
+    """Make the second place ready before training: check it, clear it for a new start, or restore from it.
+
+    Args:
+        run: The run, locked by this process.
+        persist_dir: As the user gave it.
+        resume: "never" removes what an earlier run of this name left there; otherwise it is restored from.
+
+    Returns:
+        Sentences on what was done.
+
+    Raises:
+        RunError: The folder does not exist, is the runs folder itself, or holds another run of this name.
+    """
+    there = persist_folder(persist_dir, run.path.name)
+    _check_place(run, there, persist_dir)
+    if resume == "never":
+        for path in step_folders(there.checkpoints):
+            shutil.rmtree(path)
+        (there.path / MANIFEST).unlink(missing_ok=True)
+        return []
+    if run.manifest() and there.manifest() and run.run_id() != there.run_id():
+        raise RunError(
+            "persist_dir",
+            f"a folder without another run named {run.path.name}",
+            str(there.path),
+            'Choose another run_name, or resume="never" to start over and replace it.',
+        )
+    return restore(run, there)
+
+
+def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
+    """Copy the newest complete checkpoint back, if the run has none of its own.
+
+    Args:
+        run: The run.
+        there: Its second place.
+
+    Returns:
+        Sentences on what was done.
+    """
+    if not there.manifest() or (run.manifest() and last_complete(run).found):
+        return []
+    search = last_complete(there)
+    if not run.manifest():
+        write_text(run.path / MANIFEST, (there.path / MANIFEST).read_text(encoding="utf-8"))
+    if search.found is None:
+        return search.describe()
+    _copy(search.found, run.checkpoints)
+    return [*search.describe(), f"restored the checkpoint of step {search.found.step} from {there.path}"]
+
+
+class Persister:
+    """Copies complete checkpoints in the background, the newest first; a failure is told and stops nothing.
+
+    Args:
+        run: The run.
+        there: Its second place.
+
+    Example:
+        `persister.offer(checkpoint)` returns at once; `persister.close()` waits for the last copy.
+    """
+
+    def __init__(self, run: RunDirectory, there: RunDirectory) -> None:
+        self.run = run
+        self.there = there
+        self.busy: Path | None = None
+        self._news: list[str] = []
+        self._next: Checkpoint | None = None
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def offer(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint, in place of one that still waits."""
+        with self._change:
+            self._next = checkpoint
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="persist", daemon=True)
+                self._thread.start()
+
+    def news(self) -> list[str]:
+        """Return, once, sentences on what went wrong."""
+        with self._change:
+            told, self._news = self._news, []
+        return told
+
+    def close(self) -> list[str]:
+        """Wait until the newest checkpoint is copied; return what went wrong."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        return self.news()
+
+    def _work(self) -> None:
+        """Copy until nothing waits."""
+        while True:
+            with self._change:
+                checkpoint, self._next = self._next, None
+                self.busy = checkpoint.path if checkpoint else None
+                if checkpoint is None:
+                    self._thread = None
+                    return
+            try:
+                self._persist(checkpoint)
+            except (OSError, RunError) as error:
+                said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                with self._change:
+                    self._news.append(
+                        f"persist_dir: the checkpoint of step {checkpoint.step} was not copied to "
+                        f"{self.there.path} ({said}). Training goes on."
+                    )
+
+    def _persist(self, checkpoint: Checkpoint) -> None:
+        """Copy one, then remove those before the newest few."""
+        write_text(self.there.path / MANIFEST, (self.run.path / MANIFEST).read_text(encoding="utf-8"))
+        _copy(checkpoint, self.there.checkpoints)
+        for path in step_folders(self.there.checkpoints)[KEPT:]:
+            shutil.rmtree(path)
+
+
+def _copy(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy a checkpoint's listed files beside and rename; the marker comes last."""
+    final, beside = target / checkpoint.path.name, target / f"{WRITING}-{checkpoint.path.name}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for name in (*checkpoint.files, MARKER):
+            shutil.copyfile(checkpoint.path / name, beside / name)
+            sync_file(beside / name)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(beside, final)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync_folder(target)
+
+
+def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> None:
+    """Raise unless the second place can be used."""
+    if there.path == run.path.resolve() or run.path.resolve() in there.path.parents:
+        raise RunError("persist_dir", "a folder outside the run's own", persist_dir)
+    if not there.path.parent.is_dir() and not there.path.parent.parent.is_dir():
+        raise RunError(
+            "persist_dir",
+            "a folder that exists",
+            persist_dir,
+            "On Colab, mount Google Drive first: from google.colab import drive; drive.mount('/content/drive')",
+        )
+    if there.path.is_symlink() or (there.path.exists() and not there.path.is_dir()):
+        raise RunError("persist_dir", f"a folder in which {run.path.name} is a folder or free", persist_dir)
+    left = [p.name for p in there.path.iterdir() if not p.name.startswith(".")] if there.path.is_dir() else []
+    if left and MANIFEST not in left:
+        raise RunError(
+            "persist_dir",
+            f"a folder in which {run.path.name} is a run's or free",
+            str(there.path),
+            "It has no manifest.json, so it is left alone. Choose another folder or run_name.",
+        )

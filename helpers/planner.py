@@ -1,0 +1,284 @@
+"""Whether a run fits into a card's memory, and what to change if it does not.
+
+The peaks come from `helpers.memory`; nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from helpers.config import RunConfig
+from helpers.errors import ConfigError, StackError
+from helpers.hardware import Gpu
+from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
+
+__all__ = [
+    "USABLE",
+    "advise",
+    "attention_kind",
+    "divisors",
+    "largest_micro_batch",
+    "predict_config",
+    "preflight_memory",
+    "shape_for",
+]
+
+USABLE = 0.92
+"""Share of the free memory that is planned with; the rest is for the CUDA context and an allocator in pieces."""
+
+SHUFFLED_ROWS = 200_000
+"""Rows that are shuffled, in whole epochs, to look for the largest micro-batch."""
+
+
+def largest_micro_batch(lengths: Sequence[int], batch_size: int) -> int:
+    """Return the tokens in the largest micro-batch that training is likely to meet.
+
+    The rows are shuffled often, with a fixed seed: 4 to 64 epochs, 200,000 rows if that is in between.
+
+    Args:
+        lengths: Of the rows, in tokens.
+        batch_size: Rows in a micro-batch.
+
+    Returns:
+        Tokens.
+
+    Raises:
+        ConfigError: There are no rows, or a length or `batch_size` is less than 1.
+
+    Example:
+        >>> largest_micro_batch([100, 100, 300], batch_size=2)
+        400
+    """
+    if not lengths or min(lengths) < 1:
+        raise ConfigError("lengths", "at least one row, of at least one token each", list(lengths[:5]))
+    if batch_size < 1:
+        raise ConfigError("batch_size", "a whole number of at least 1", batch_size)
+    return _largest(tuple(lengths), batch_size)
+
+
+@lru_cache(maxsize=64)
+def _largest(lengths: tuple[int, ...], size: int) -> int:
+    if size == 1 or size >= len(lengths):
+        return max(lengths) if size == 1 else sum(lengths)
+    order, largest, shuffle = list(lengths), 0, random.Random(0).shuffle  # noqa: S311 - no secret depends on it
+    for _ in range(min(max(SHUFFLED_ROWS // len(order), 4), 64)):
+        shuffle(order)
+        largest = max(largest, *(sum(order[i : i + size]) for i in range(0, len(order), size)))
+    return largest
+
+
+def shape_for(config: RunConfig) -> ModelShape | None:
+    """Return the shape of a configuration's model; None for a hub id whose config.json is not on this machine.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The shape, or None.
+
+    Raises:
+        ConfigError: The model's folder has no usable config.json.
+    """
+    name = config.model.model_name
+    known = {"mistral-7b-instruct": MISTRAL_7B, "smollm2-135m": SMOLLM2_135M}
+    if name in known:
+        return known[name]
+    if Path(name).is_dir():
+        return shape_of(name)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=config.model.model_revision)
+    return shape_of(found) if isinstance(found, str) else None
+
+
+def predict_config(
+    config: RunConfig,
+    *,
+    shape: ModelShape | None = None,
+    lengths: Sequence[int] | None = None,
+    skip_layers: int = 0,
+    attention: str = "rows",
+) -> Prediction:
+    """Predict the peak of a run.
+
+    Args:
+        config: The run.
+        shape: Of its model; by default found by `shape_for`.
+        lengths: Of its rows, in tokens. Without them every row is taken to be max_seq_length long.
+        skip_layers: Layers that keep their activations in spite of checkpointing.
+        attention: One of `helpers.memory.ATTENTION`.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ConfigError: The model's shape is not known.
+    """
+    shape = shape or shape_for(config)
+    if shape is None:
+        raise ConfigError(
+            "model_name",
+            "a model whose config.json is on this machine",
+            config.model.model_name,
+            "Name a local folder, or load the model once.",
+        )
+    train, model = config.train, config.model
+    fitting = [n for n in lengths or () if n <= model.max_seq_length]
+    tokens = largest_micro_batch(fitting, train.batch_size) if fitting and not train.packing else None
+    return predict_peak(
+        shape,
+        rank=config.adapter.lora_rank,
+        batch_size=train.batch_size,
+        seq_length=model.max_seq_length,
+        tokens=tokens,
+        four_bit=model.load_in_4bit,
+        checkpointing=train.gradient_checkpointing,
+        packing=train.packing,
+        skip_layers=skip_layers,
+        attention=attention,
+        dropout=config.adapter.lora_dropout,
+        dtype_bytes=4 if model.precision == "fp32" else 2,
+        optimizer="adamw_8bit" if train.optimizer == "auto" else train.optimizer,
+    )
+
+
+def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:
+    """Say what to change, step by step, until a run fits.
+
+    Args:
+        config: The run.
+        gpu_bytes: Free memory of the card, in bytes.
+        **known: `shape`, `lengths`, `attention`: see `predict_config`.
+
+    Returns:
+        One sentence a change, each with the peak after it and all before it; empty when the run fits as it is. The
+        last sentence says so if nothing helps.
+    """
+    limit = round(gpu_bytes * USABLE)
+    peak = predict_config(config, **known).total()
+    steps: dict[tuple[str, ...], str] = {}
+    for change, note in _changes(config):
+        if peak <= limit:
+            break
+        changed = _replace(config, change)
+        after = predict_config(changed, **known).total()
+        if after < peak:
+            config, peak = changed, after
+            named = " and ".join(f"{name} = {value}" for name, value in change.items())
+            steps[tuple(change)] = f"set {named}{note}: predicted peak {format_bytes(peak)}."
+    said = [("Then " if place else "") + text for place, text in enumerate(steps.values())]
+    said = [text[0].upper() + text[1:] for text in said]
+    if peak > limit:
+        said.append(f"That is still more than {format_bytes(limit)}: take a larger card or a smaller model.")
+    return said
+
+
+def _changes(config: RunConfig) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield what can be changed, in the order to try it, with a remark on what it costs."""
+    train, model = config.train, config.model
+    if not train.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}, " (about 27 % slower)"
+    rows = train.rows_per_step()
+    for size in reversed(divisors(rows)):
+        if size < train.batch_size:
+            yield {"batch_size": size, "gradient_accumulation": rows // size}, f" (still {rows} rows a step)"
+    if train.optimizer == "adamw_torch_fused":
+        yield {"optimizer": "adamw_8bit"}, ""
+    if not model.load_in_4bit:
+        yield {"load_in_4bit": True}, ""
+    for length in (8192, 4096, 2048, 1024, 512, 256):
+        if length < model.max_seq_length and config.generation.max_new_tokens < length:
+            yield {"max_seq_length": length}, "" if train.packing else " (longer rows are left out)"
+    for rank in (64, 32, 16, 8, 4):
+        if rank < config.adapter.lora_rank:
+            yield {"lora_rank": rank}, ""
+
+
+def _replace(config: RunConfig, change: dict[str, Any]) -> RunConfig:
+    """Return a configuration with some parameters changed, wherever they live."""
+    parts = {}
+    for part in ("model", "adapter", "train"):
+        values = getattr(config, part)
+        own = {name: value for name, value in change.items() if hasattr(values, name)}
+        parts[part] = dataclasses.replace(values, **own)
+    return dataclasses.replace(config, **parts)
+
+
+def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
+    """Return how batches go through attention, as `predict_peak` wants it.
+
+    Args:
+        capability: The card's compute capability.
+        chosen: The name of an `AttentionChoice` of `helpers.attention`; "sdpa" when nothing better is known.
+
+    Returns:
+        A key of `helpers.memory.ATTENTION`.
+
+    Example:
+        >>> attention_kind((7, 5))
+        'expanded'
+    """
+    if chosen.startswith("varlen") or chosen == "flash-attn":
+        return "varlen"
+    return "expanded" if chosen == "xformers" or capability < (8, 0) else "rows"
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a positive number, in rising order.
+
+    Args:
+        number: At least 1.
+
+    Returns:
+        The divisors, 1 and the number itself among them.
+
+    Example:
+        >>> divisors(8)
+        [1, 2, 4, 8]
+    """
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] | None = None, **known: Any) -> str:
+    """Stop a run that the card has no room for, before anything is downloaded.
+
+    Args:
+        config: The run.
+        gpu: From `find_gpu`; None skips the check.
+        lengths: Of the rows, in tokens; without them every row is taken to be max_seq_length long.
+        **known: `shape`, `skip_layers`, `attention`: see `predict_config`. `attention` is taken from the card when left
+            out.
+
+    Returns:
+        A sentence with the peak and the free memory, or why nothing was predicted.
+
+    Raises:
+        StackError: The predicted peak exceeds the card's free memory. The message says what to change.
+    """
+    if gpu is None:
+        return "No GPU, so no GPU memory to plan."
+    known.setdefault("attention", attention_kind(gpu.capability))
+    known["shape"] = known.get("shape") or shape_for(config)
+    if known["shape"] is None:
+        return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
+    peak = predict_config(config, lengths=lengths, **known).total()
+    if peak <= gpu.free_bytes:
+        return f"Predicted peak {format_bytes(peak)}, free on the {gpu.name} {format_bytes(gpu.free_bytes)}."
+    known.pop("skip_layers", None)
+    held = gpu.total_bytes - gpu.free_bytes
+    steps = advise(config, gpu.free_bytes, lengths=lengths, **known)
+    if held > GIB:
+        steps = [f"{format_bytes(held)} are in use by something else: restart the runtime.", *steps]
+    raise StackError(
+        "GPU memory",
+        f"{format_bytes(peak)} for this run's predicted peak",
+        f"{format_bytes(gpu.free_bytes)} free on the {gpu.name}",
+        " ".join(steps),
+    )

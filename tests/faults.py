@@ -1,0 +1,206 @@
+"""What children of the nursery do: a whole training run of a tiny Mistral, and the faults that hit it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+SMALL = {
+    "max_steps": 12, "num_epochs": 10.0, "train_rows": 10, "heldout_rows": 4, "batch_size": 2, "gradient_accumulation": 2,
+    "eval_steps": 4, "save_steps": 3, "lora_rank": 4, "lora_dropout": 0.1, "max_seq_length": 256, "learning_rate": 5e-3,
+}  # fmt: skip
+"""Twelve steps over four epochs of ten rows: epochs end between checkpoints, and dropout uses random numbers."""
+
+TIMES = ("train_seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes")
+
+
+def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment=None, **parameters):
+    """Do what a training notebook does, and return what came out.
+
+    Args:
+        runs: Folder of all runs.
+        model: Folder of the tiny model.
+        name: The run's name.
+        resume: As for `start_run`.
+        fault: Which function of this module strikes, and its arguments: {"do": name, ...}.
+        environment: Variables to set.
+        **parameters: Over `SMALL`.
+
+    Returns:
+        The adapter's SHA-256, the metrics but for times, what was reported, and the error if there was one.
+    """
+    from helpers.errors import HelpersError
+
+    os.environ.update({"HELPERS_RUNS_DIR": str(runs), **(environment or {})})
+    lines = []
+    try:
+        with strike(fault):
+            run, result = _pipeline(model, name, resume, {**SMALL, **parameters}, lines.append)
+    except HelpersError as error:
+        return {"error": str(error), "kind": type(error).__name__, "lines": lines}
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    metrics = {k: v for k, v in result.metrics().items() if k not in TIMES}
+    return {"adapter": hashlib.sha256(weights).hexdigest(), "metrics": metrics, "lines": lines, "error": None,
+            "seconds": result.train_seconds}  # fmt: skip
+
+
+def _pipeline(model, name, resume, parameters, report):
+    from helpers.config import build_config
+    from helpers.contract import apply_contract
+    from helpers.data import load_rows
+    from helpers.model import attach_adapter, load_model
+    from helpers.prompts import build_example
+    from helpers.session import finish_run, record_inputs, start_run
+    from helpers.training import build_trainer, save_adapter, train
+
+    config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **parameters)
+    run = start_run(config, resume=resume)
+    rows = load_rows(config.data, "alpaca", config.train.seed)
+    loaded = load_model(config.model)
+    limit = config.model.max_seq_length
+    kept, held = (
+        apply_contract([build_example(row, "alpaca") for row in part], loaded.tokenizer, max_seq_length=limit)
+        for part in (rows.train, rows.heldout)
+    )
+    attach_adapter(loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=False)
+    record_inputs(run, rows, loaded)
+    trainer = build_trainer(config, loaded, kept, run)
+    (run.path / ".began").write_text(str(time.time()))
+    result = train(trainer, config, loaded, kept, held, report=report)
+    run.update_metrics(**result.metrics())
+    save_adapter(loaded, run)
+    finish_run(run)
+    return run, result
+
+
+@contextlib.contextmanager
+def strike(fault):
+    """Arrange for a fault."""
+    if fault is None:
+        yield
+        return
+    arguments = {k: v for k, v in fault.items() if k != "do"}
+    with {"kill_at_file": kill_at_file, "count_files": count_files, "break_loss": break_loss, "fail_step": fail_step}[
+        fault["do"]
+    ](**arguments):
+        yield
+
+
+@contextlib.contextmanager
+def kill_at_file(*, number, seed=0):
+    """Kill this process at the n-th write, sync, rename or removal of a file; writes are cut at a random length."""
+    with _touching(lambda count, path: _die(path, seed) if count == number else None):
+        yield
+
+
+@contextlib.contextmanager
+def count_files(*, to):
+    """Write down the order of writes, syncs, renames and removals: one path a line."""
+    seen = []
+    with _touching(lambda count, path: seen.append(str(path))):
+        yield
+    Path(to).write_text("\n".join(seen))
+
+
+def _die(path, seed):
+    if path is not None and Path(path).is_file():
+        os.truncate(path, random.Random(seed).randrange(Path(path).stat().st_size + 1))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _touching(call):
+    """Call a function with (count, path or None) at each touch of a file by a checkpoint or an adapter."""
+    import shutil
+
+    import safetensors.torch
+    import torch
+
+    count = 0
+
+    def wrap(function, path_of):
+        def wrapped(*args, **kwargs):
+            nonlocal count
+            value = function(*args, **kwargs) if path_of else None
+            count += 1
+            call(count, path_of(*args) if path_of else None)
+            return value if path_of else function(*args, **kwargs)
+
+        return wrapped
+
+    import peft.peft_model
+    import peft.utils.save_and_load
+
+    patches = [(torch, "save", wrap(torch.save, lambda value, path, *_: path))]
+    for module in (safetensors.torch, peft.peft_model):
+        saver = getattr(module, "save_file" if module is safetensors.torch else "safe_save_file", None)
+        name = "save_file" if module is safetensors.torch else "safe_save_file"
+        if saver:
+            patches.append((module, name, wrap(saver, lambda tensors, path, *_: path)))
+    patches += [(os, name, wrap(getattr(os, name), None)) for name in ("fsync", "rename", "replace", "unlink")]
+    patches.append((shutil, "rmtree", wrap(shutil.rmtree, None)))
+    before = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    for module, name, new in patches:
+        setattr(module, name, new)
+    try:
+        yield
+    finally:
+        for module, name, old in before:
+            setattr(module, name, old)
+
+
+@contextlib.contextmanager
+def break_loss(*, step, value="nan", where="loss"):
+    """Make the loss NaN or infinite from a step on, or the weights."""
+    import torch
+    from transformers import Trainer
+
+    original = Trainer.training_step
+
+    def broken(self, model, inputs, *args, **kwargs):
+        loss = original(self, model, inputs, *args, **kwargs)
+        if self.state.global_step + 1 >= step:
+            if where == "loss":
+                return loss * float(value)
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(float(value))
+        return loss
+
+    Trainer.training_step = broken
+    try:
+        yield
+    finally:
+        Trainer.training_step = original
+
+
+@contextlib.contextmanager
+def fail_step(*, step, kind):
+    """Raise an error in a step: out of memory, a full disk, an interruption, or a mistake."""
+    import errno
+
+    import torch
+    from transformers import Trainer
+
+    errors = {
+        "oom": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "disk": OSError(errno.ENOSPC, "No space left on device"),
+        "interrupt": KeyboardInterrupt(),
+        "bug": ZeroDivisionError("a mistake"),
+    }
+    original = Trainer.training_step
+
+    def failing(self, *args, **kwargs):
+        if self.state.global_step + 1 >= step:
+            raise errors[kind]
+        return original(self, *args, **kwargs)
+
+    Trainer.training_step = failing
+    try:
+        yield
+    finally:
+        Trainer.training_step = original

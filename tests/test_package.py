@@ -1,0 +1,254 @@
+"""The package as a whole: what importing it costs, what its modules offer, and which way they depend on each other."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import helpers
+from helpers import errors
+
+PACKAGE = Path(helpers.__file__).parent
+MODULES = {
+    ".".join(("helpers", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+HEAVY = ("torch", "transformers", "unsloth", "trl", "datasets", "peft", "numpy", "matplotlib", "pyarrow", "scipy")
+
+LAYERS = (
+    {"errors"},
+    {"config", "prompts", "templates"},
+    {"data", "contract", "model"},
+    {"training", "export", "evaluation", "display"},
+    {"notebooks", "badges"},
+    {"__main__"},
+)
+"""The package's storeys, the lowest first. What is not named here stands between its importers and its imports."""
+
+
+@cache
+def tree(module):
+    """Return the syntax tree of a module."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def exported(module):
+    """Return what a module's `__all__` spells, or None."""
+    for node in tree(module).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return None
+
+
+def public_definitions(module):
+    """Return the functions and classes that a module defines under a public name."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node for node in tree(module).body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def public_functions(module):
+    """Return the public functions of a module and the public methods of its public classes."""
+    for node in public_definitions(module):
+        if isinstance(node, ast.ClassDef):
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+            yield from (each for each in node.body if isinstance(each, kinds) and not each.name.startswith("_"))
+        else:
+            yield node
+
+
+def statements(node):
+    """Yield a node and all within it, but for what only type checkers read."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from statements(child)
+
+
+@cache
+def imported_names(module):
+    """Return (module of this package, name) for each name that a module imports from the package, anywhere in it."""
+    return list(_imported_names(module))
+
+
+def _imported_names(module):
+    for node in statements(tree(module)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole, None) if whole in MODULES else (node.module, alias.name)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "helpers")
+
+
+def unit(module):
+    """Return the part of the package that a module belongs to: all of `helpers.evaluation` is one."""
+    return module.split(".")[1] if "." in module else "helpers"
+
+
+@cache
+def reached(module):
+    """Return every module that a module imports, itself or by way of others."""
+    found, waiting = set(), [module]
+    while waiting:
+        for source, _ in imported_names(waiting.pop()):
+            if source not in found and source != "helpers":
+                found.add(source)
+                waiting.append(source)
+    return found
+
+
+def fresh_import(names):
+    """Import modules in a fresh interpreter; return the seconds it took and the heavy packages that came along."""
+    code = (
+        "import json, sys, time; began = time.perf_counter()\n"
+        f"import {names}\n"
+        f"print(json.dumps([time.perf_counter() - began, [n for n in {HEAVY} if n in sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+class TestImport:
+    """What `import helpers` costs."""
+
+    def test_it_takes_less_than_a_tenth_of_a_second(self):
+        """The best of three fresh processes imports the package in under 0.1 s."""
+        assert min(fresh_import("helpers")[0] for _ in range(3)) < 0.1
+
+    def test_no_module_loads_anything_heavy(self):
+        """Importing every module but those with a heavy subject loads no model library."""
+        light = [m for m in MODULES if unit(m) != "evaluation" and not m.endswith("__main__")]
+        loaded = set(fresh_import(", ".join(light))[1])
+        assert loaded.isdisjoint({"torch", "transformers", "unsloth", "trl", "datasets", "peft"})
+
+    def test_the_package_itself_loads_nothing_heavy(self):
+        """`import helpers` loads none of the packages that take long."""
+        assert fresh_import("helpers")[1] == []
+
+    def test_a_helpers_error_is_at_the_top(self):
+        """What a caller needs to catch is importable from the package."""
+        assert helpers.HelpersError is errors.HelpersError
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
+class TestModule:
+    """What each module promises."""
+
+    def test_its_exports_are_sorted(self, module):
+        """`__all__` has constants first, then classes, then functions, each in the order of the alphabet."""
+        names = [n for n in exported(module) or [] if n != "__version__"]
+        assert names == sorted(names, key=lambda n: (0 if n.isupper() else 1 if n[0].isupper() else 2, n))
+
+    def test_its_exports_are_its_public_names(self, module):
+        """`__all__` has every public function and class of the module, and nothing that it does not define."""
+        names = set(exported(module) or [])
+        assert {node.name for node in public_definitions(module)} <= names
+        loaded = importlib.import_module(module)
+        assert [n for n in names if not hasattr(loaded, n)] == []
+
+    def test_other_modules_import_only_what_it_exports(self, module):
+        """A name that another module imports stands in `__all__` of the module that it comes from."""
+        found = [(source, name) for source, name in imported_names(module) if name]
+        assert [(s, n) for s, n in found if n not in (exported(s) or [])] == []
+
+    def test_its_public_names_are_described(self, module):
+        """The module, each public function, class and method has a docstring that begins with a sentence."""
+        assert ast.get_docstring(tree(module))
+        described = [*public_definitions(module), *public_functions(module)]
+        assert [node.name for node in described if not ast.get_docstring(node)] == []
+
+    def test_its_public_functions_are_annotated(self, module):
+        """Each argument and result of a public function has a type."""
+        missing = []
+        for node in public_functions(module):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [each for each in (node.args.vararg, node.args.kwarg) if each]
+            bare = [each.arg for each in arguments if not each.annotation and each.arg not in ("self", "cls")]
+            if bare or node.returns is None:
+                missing.append((node.name, bare))
+        assert missing == []
+
+    def test_its_examples_are_true(self, module):
+        """The examples in docstrings give what they show."""
+        results = doctest.testmod(importlib.import_module(module))
+        assert results.failed == 0
+
+
+class TestDependencies:
+    """Which modules may know of which."""
+
+    def test_they_form_no_circle(self):
+        """No module imports itself by way of others."""
+        assert [module for module in MODULES if module in reached(module)] == []
+
+    @pytest.mark.parametrize("height", range(len(LAYERS)))
+    def test_they_point_down(self, height):
+        """A module reaches only lower storeys, or its own part of the package."""
+        above = set().union(*LAYERS[height:])
+        modules = [module for module in MODULES if unit(module) in LAYERS[height]]
+        up = [(m, r) for m in modules for r in sorted(reached(m)) if unit(r) in above and unit(r) != unit(m)]
+        assert up == []
+
+    def test_nothing_imports_notebooks_or_badges(self):
+        """Only the command line knows of the runner and of the badges."""
+        top = ("notebooks", "badges")
+        users = {m for m in MODULES for source, _ in imported_names(m) if unit(source) in top}
+        assert {unit(m) for m in users} <= {"__main__", "notebooks"}
+
+    def test_unsloth_is_imported_in_few_places(self):
+        """Only `helpers.model` imports unsloth, and `helpers.attention`, which mends it after that."""
+        importers = {
+            module
+            for module in MODULES
+            for node in ast.walk(tree(module))
+            if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "unsloth" for a in node.names))
+            or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unsloth")
+        }
+        assert importers <= {"helpers.model", "helpers.attention"}
+
+
+class TestErrors:
+    """The errors that users read."""
+
+    def test_the_tree_in_the_docstring_is_the_classes(self):
+        """The docstring names each error class once, with what the class says of itself."""
+        described = dict(re.findall(r"[├└]── (\w+) +(.+)", errors.__doc__))
+        classes = {c.__name__: c.__doc__ for c in errors.HelpersError.__subclasses__()}
+        assert sorted(described) == sorted(classes)
+        assert {"HelpersError", *described} == set(errors.__all__)
+
+    def test_every_error_is_a_helpers_error(self):
+        """One except clause catches all of them."""
+        assert all(issubclass(getattr(errors, name), errors.HelpersError) for name in errors.__all__)
+
+    def test_the_message_has_four_parts(self):
+        """Field, expectation, value and remedy stand in the message, in this order."""
+        error = errors.ConfigError("max_steps", "a whole number of at least 1", -3, "Use 60 for a short run.")
+        assert str(error) == "max_steps: expected a whole number of at least 1, got -3. Use 60 for a short run."
+        assert (error.field, error.expected, error.got, error.remedy) == error.args
+
+    def test_a_message_without_a_remedy_ends_with_the_value(self):
+        """An error whose expectation says it all has no trailing space."""
+        assert str(errors.DataError("row 3", "text", None)) == "row 3: expected text, got None."
+
+    def test_long_values_are_cut(self):
+        """At most 200 characters of a value are shown."""
+        shown = str(errors.DataError("row 3", "text", "x" * 1000)).partition("got ")[2]
+        assert shown == "'" + "x" * 196 + "...."
+
+    def test_errors_survive_another_process(self):
+        """An error can be pickled, so that a worker's error reaches its parent whole."""
+        import pickle
+
+        error = pickle.loads(pickle.dumps(errors.RunError("run_name", "a new folder", "x", "Choose another.")))
+        assert str(error) == "run_name: expected a new folder, got 'x'. Choose another."

@@ -1,0 +1,425 @@
+"""What a prediction means for a run: micro-batches, advice, layouts, the check before a run, and the command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import plan_command
+from helpers.config import build_config
+from helpers.errors import ConfigError, StackError
+from helpers.hardware import Gpu
+from helpers.layout import Layout, choose_layout, plan_layout
+from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
+from helpers.plan_command import GPUS, add_command, parse_gpu
+from helpers.planner import (
+    advise,
+    attention_kind,
+    divisors,
+    largest_micro_batch,
+    predict_config,
+    preflight_memory,
+    shape_for,
+)
+
+T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
+H100 = Gpu("NVIDIA H100", (9, 0), 85_000_000_000, 84_500_000_000)
+LENGTHS = [120, 160, 180, 200, 240, 300, 420, 620] * 40
+"""Rows about as long as Alpaca's: mean 280 tokens, longest 620."""
+
+
+def config(preset="colab-t4", **given):
+    """A checked configuration."""
+    return build_config("alpaca", preset=preset, **given)
+
+
+def command(*arguments):
+    """Run `plan` with these arguments; return its exit status."""
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    options = parser.parse_args(["plan", *arguments])
+    return options.command(options)
+
+
+class TestLargestMicroBatch:
+    """How many tokens the largest micro-batch has."""
+
+    def test_one_row_is_the_longest(self):
+        """A micro-batch of one row is as large as the longest row."""
+        assert largest_micro_batch(LENGTHS, 1) == 620
+
+    def test_more_rows_than_there_are(self):
+        """All rows at once are their sum."""
+        assert largest_micro_batch([3, 4, 5], 8) == 12
+
+    def test_equal_rows(self):
+        """Rows of one length give no surprise."""
+        assert largest_micro_batch([233] * 100, 8) == 1864
+
+    def test_it_lies_between_the_mean_and_the_worst(self):
+        """Eight rows are seldom the eight longest, but always some are longer than the mean."""
+        largest = largest_micro_batch(LENGTHS, 8)
+        assert 8 * 280 < largest < 8 * 620
+        assert largest == largest_micro_batch(LENGTHS, 8)
+
+    @given(lengths=st.lists(st.integers(1, 2048), min_size=1, max_size=40), size=st.integers(1, 12))
+    @settings(max_examples=40, deadline=None)
+    def test_its_bounds(self, lengths, size):
+        """It is at least the longest row and at most the sum of the longest rows."""
+        longest = sorted(lengths, reverse=True)
+        assert longest[0] <= largest_micro_batch(lengths, size) <= sum(longest[:size])
+
+    @pytest.mark.parametrize(("lengths", "size"), [([], 1), ([0], 1), ([5, -1], 1), ([5], 0)])
+    def test_bad_input(self, lengths, size):
+        """No rows, empty rows and empty batches are refused."""
+        with pytest.raises(ConfigError):
+            largest_micro_batch(lengths, size)
+
+
+class TestPredictConfig:
+    """From a configuration to a prediction."""
+
+    def test_without_lengths_every_row_is_full(self):
+        """Two rows of 2,048 tokens are taken, and the peak is 5.3 GiB."""
+        peak = predict_config(config())
+        assert peak.tokens == 4096
+        assert peak.total() / GIB == pytest.approx(5.31, abs=0.01)
+
+    def test_rows_over_the_limit_are_left_out(self):
+        """A row that training leaves out is not planned for."""
+        assert predict_config(config(batch_size=1), lengths=[100, 5000]).tokens == 100
+
+    def test_float32_needs_more(self):
+        """Parameters of 4 bytes make everything but the adapter larger."""
+        half = predict_config(config("smoke"))
+        assert predict_config(config("smoke", precision="fp32")).embeddings == 2 * half.embeddings
+
+    def test_the_optimizer_is_the_configured_one(self):
+        """AdamW in 32 bit keeps eight bytes a parameter."""
+        assert predict_config(config(optimizer="adamw_torch_fused")).optimizer == 335_544_320
+
+    def test_known_shapes(self, tmp_path):
+        """Aliases are known, folders are read, other hub ids are not known."""
+        assert shape_for(config()) == MISTRAL_7B
+        assert shape_for(config("smoke")) == SMOLLM2_135M
+        assert shape_for(config(model_name="nobody/nothing")) is None
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        (tmp_path / "config.json").write_text(json.dumps({**sizes, "vocab_size": 100}))
+        assert shape_for(config(model_name=str(tmp_path))) == ModelShape(64, 128, 2, 4, 4, 100)
+
+    def test_an_unknown_shape_is_an_error(self):
+        """A model whose config.json is nowhere cannot be planned."""
+        with pytest.raises(ConfigError, match=r"config\.json is on this machine"):
+            predict_config(config(model_name="nobody/nothing"))
+
+    @pytest.mark.parametrize(
+        ("capability", "chosen", "kind"),
+        [
+            ((7, 5), "sdpa", "expanded"),
+            ((8, 0), "sdpa", "rows"),
+            ((9, 0), "varlen (torch kernel)", "varlen"),
+            ((8, 9), "flash-attn", "varlen"),
+            ((8, 9), "xformers", "expanded"),
+        ],
+    )
+    def test_attention_by_card(self, capability, chosen, kind):
+        """Old cards repeat keys and values; one call for all rows needs no copies."""
+        assert attention_kind(capability, chosen) == kind
+
+
+class TestAdvise:
+    """What to change until a run fits."""
+
+    def test_what_fits_needs_no_advice(self):
+        """The T4 preset fits into a T4."""
+        assert advise(config(), GPUS["t4"]) == []
+
+    def test_checkpointing_comes_first(self):
+        """Recomputing is enough for eight full rows on 22 GiB."""
+        assert advise(config("large-gpu", gradient_checkpointing=False), GPUS["l4"]) == [
+            "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.7 GiB."
+        ]
+
+    def test_smaller_batches_keep_the_rows_of_a_step(self):
+        """64 rows at once become fewer at once, and still 64 a step."""
+        steps = advise(config("large-gpu", batch_size=64), GPUS["t4"], attention="expanded")
+        assert steps == [
+            "Set batch_size = 32 and gradient_accumulation = 2 (still 64 rows a step): predicted peak 18.3 GiB."
+        ] or steps[-1].startswith("Set batch_size = 16 and gradient_accumulation = 4 (still 64 rows a step)")
+
+    def test_nothing_helps(self):
+        """Below the size of the weights the last sentence says that nothing helps."""
+        steps = advise(config(), 3 * GIB)
+        assert steps[-1] == "That is still more than 2.8 GiB: take a larger card or a smaller model."
+        assert len(steps) == 4
+
+    @pytest.mark.parametrize("gib", [5, 6, 8, 12, 16, 24])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"batch_size": 32, "gradient_checkpointing": False},
+            {"batch_size": 6, "gradient_accumulation": 5, "lora_rank": 128},
+            {"max_seq_length": 32768, "optimizer": "adamw_torch_fused"},
+            {"load_in_4bit": False, "packing": True},
+        ],
+    )
+    def test_what_is_advised_fits(self, gib, given):
+        """After the changes named, the predicted peak is within 92 % of the memory, and no larger than before."""
+        before = config(**given)
+        steps = advise(before, gib * GIB)
+        changed = dict(given)
+        for step in steps:
+            for part in step.split(": predicted")[0].split(" and "):
+                name, _, value = part.removeprefix("Set ").removeprefix("Then set ").partition(" = ")
+                changed[name] = value.split(" (")[0].lower()
+        after = config(**changed)
+        assert after.train.rows_per_step() == before.train.rows_per_step()
+        assert predict_config(after).total() <= 0.92 * gib * GIB
+        assert bool(steps) == (predict_config(before).total() > 0.92 * gib * GIB)
+
+
+class TestChooseLayout:
+    """The fastest layout that fits."""
+
+    def choose(self, gpu, **changes):
+        """Choose for Mistral-7B and rows like Alpaca's."""
+        wanted = {"rows_per_step": 8, "max_seq_length": 2048, **changes}
+        return choose_layout(MISTRAL_7B, GPUS[gpu] if gpu else None, LENGTHS, **wanted)
+
+    @pytest.mark.parametrize(
+        ("gpu", "changes", "expected"),
+        [
+            ("h100", {}, (8, 1, False, 0)),
+            ("h100", {"packing": True}, (8, 1, False, 0)),
+            ("h100", {"packing": True, "rows_per_step": 32}, (8, 4, False, 0)),
+            ("l4", {"attention": "varlen"}, (8, 1, False, 0)),
+            ("t4", {"attention": "expanded", "partial": False}, (4, 2, False, 0)),
+            ("t4", {"attention": "expanded", "packing": True, "partial": False}, (8, 1, True, 0)),
+            ("t4", {"batch_size": 2}, (2, 4, False, 0)),
+            ("h100", {"gradient_checkpointing": True, "partial": False}, (8, 1, True, 0)),
+            (None, {"batch_size": 2, "gradient_checkpointing": True}, (2, 4, True, 0)),
+            (None, {}, (8, 1, False, 0)),
+        ],
+    )
+    def test_by_card(self, gpu, changes, expected):
+        """Cards with room take all rows at once without recomputing; what is given is kept."""
+        found = self.choose(gpu, **changes)
+        shown = (found.batch_size, found.gradient_accumulation, found.gradient_checkpointing, found.skip_layers)
+        assert shown == expected
+
+    def test_some_layers_are_recomputed(self):
+        """On a T4 eight rows fit when part of the layers keep their activations."""
+        found = self.choose("t4", attention="expanded")
+        assert (found.batch_size, found.gradient_checkpointing) == (8, True)
+        assert 0 < found.skip_layers < 32
+
+    def test_packing_is_never_turned_on(self):
+        """Packing changes the rows that a step sees, so it is left as asked for."""
+        assert not self.choose("h100").packing
+        assert self.choose("h100", packing=True).packing
+
+    def test_every_choice_has_its_reason(self):
+        """Three sentences with numbers: micro-batch, checkpointing, packing."""
+        assert self.choose("h100").reasons == (
+            "batch_size 8 x gradient_accumulation 1: 8 rows a step as asked for, in one pass, since each pass costs as "
+            "much time as 2,000 tokens.",
+            "No checkpointing: predicted peak 18.4 GiB of 72.8 GiB; recomputing would take about 27% longer.",
+            "No packing, since it was not asked for: a step would see about 59 rows instead of 8.",
+        )
+
+    def test_without_a_gpu_all_is_as_configured(self):
+        """There is nothing to plan for on a CPU."""
+        found = plan_layout(config("smoke"), None, LENGTHS)
+        assert found == Layout(4, 2, False, False, reasons=("No GPU: all as configured.",))
+
+    def test_a_run_keeps_its_rows(self):
+        """The rows of a step are those of the configuration."""
+        found = plan_layout(config(), H100, LENGTHS)
+        assert (found.batch_size, found.rows_per_step()) == (8, 8)
+        kept = plan_layout(config(), H100, LENGTHS, keep=("batch_size", "gradient_checkpointing"), partial=False)
+        assert (kept.batch_size, kept.gradient_checkpointing) == (2, True)
+
+    def test_an_unknown_model_is_left_alone(self):
+        """Without a shape nothing is chosen, and said so."""
+        found = plan_layout(config(model_name="nobody/nothing"), H100, LENGTHS)
+        assert found.reasons == ("The shape of nobody/nothing is not known: all as configured.",)
+
+    def test_nothing_fits(self):
+        """A card smaller than the weights is refused with the numbers."""
+        with pytest.raises(
+            StackError, match="GPU memory: expected 4.5 GiB for the smallest layout, got '2.8 GiB usable'"
+        ):
+            choose_layout(MISTRAL_7B, 3 * GIB, LENGTHS, rows_per_step=8, max_seq_length=2048)
+
+    @pytest.mark.parametrize("rows", [0, -8])
+    def test_no_rows(self, rows):
+        """A step sees at least one row."""
+        with pytest.raises(ConfigError):
+            self.choose("h100", rows_per_step=rows)
+
+    def test_a_batch_that_does_not_divide(self):
+        """Three rows at once cannot make eight."""
+        with pytest.raises(ConfigError, match="a divisor of the 8 rows of a step"):
+            self.choose("h100", batch_size=3)
+
+    @given(
+        rows=st.integers(1, 48),
+        gib=st.integers(7, 90),
+        packing=st.booleans(),
+        partial=st.booleans(),
+        attention=st.sampled_from(["varlen", "rows", "expanded"]),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_it_fits_and_keeps_the_rows(self, rows, gib, packing, partial, attention):
+        """Whatever the card, the rows of a step are exact and the predicted peak is within 92 % of the memory."""
+        found = choose_layout(
+            MISTRAL_7B,
+            gib * GIB,
+            LENGTHS,
+            rows_per_step=rows,
+            max_seq_length=1024,
+            packing=packing,
+            partial=partial,
+            attention=attention,
+        )
+        assert found.rows_per_step() == rows
+        assert len(found.reasons) == 3
+        peak = predict_peak(
+            MISTRAL_7B,
+            rank=16,
+            batch_size=found.batch_size,
+            seq_length=1024,
+            packing=packing,
+            attention=attention,
+            tokens=None if packing else largest_micro_batch(LENGTHS, found.batch_size),
+            checkpointing=found.gradient_checkpointing,
+            skip_layers=found.skip_layers,
+        )
+        assert peak.total() <= 0.92 * gib * GIB
+
+
+class TestPreflight:
+    """The check before anything is downloaded."""
+
+    def test_what_fits_is_said(self):
+        """A run that fits gives a sentence with both numbers."""
+        assert preflight_memory(config(), T4) == "Predicted peak 5.3 GiB, free on the Tesla T4 14.6 GiB."
+
+    def test_without_a_gpu(self):
+        """A CPU has no GPU memory to check."""
+        assert preflight_memory(config("smoke"), None) == "No GPU, so no GPU memory to plan."
+
+    def test_an_unknown_model(self):
+        """A model that was never loaded is not predicted."""
+        assert "not known yet" in preflight_memory(config(model_name="nobody/nothing"), T4)
+
+    def test_what_does_not_fit_is_stopped_with_advice(self):
+        """The error has the need, what there is, and what to change."""
+        with pytest.raises(StackError) as caught:
+            preflight_memory(config(batch_size=8, gradient_checkpointing=False), T4)
+        error = caught.value
+        assert error.field == "GPU memory"
+        assert error.got == "14.6 GiB free on the Tesla T4"
+        assert error.remedy == "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.8 GiB."
+
+    def test_shorter_rows_fit(self):
+        """With the rows' lengths the same run may fit."""
+        assert preflight_memory(config(batch_size=4, gradient_checkpointing=False), T4, LENGTHS).startswith("Predicted")
+
+    def test_memory_held_by_something_else(self):
+        """A card that is half full already is named as such."""
+        busy = dataclasses.replace(T4, free_bytes=4 * GIB)
+        with pytest.raises(StackError, match=r"10\.7 GiB are in use by something else: restart the runtime\."):
+            preflight_memory(config(), busy)
+
+
+class TestCommand:
+    """`python -m helpers plan`."""
+
+    def test_a_run_that_fits(self, capsys):
+        """The table, the peak and the verdict are printed, and the status is 0."""
+        assert command("--preset", "colab-t4", "--gpu", "t4") == 0
+        printed = capsys.readouterr().out
+        assert "  weights of the blocks                3.35  GiB\n" in printed
+        assert "  predicted peak                       5.32  GiB\n" in printed
+        assert printed.endswith("Fits: 13.5 GiB usable of 14.7 GiB (t4).\n")
+
+    def test_a_run_that_does_not_fit(self, capsys):
+        """What to change is printed, and the status is 1."""
+        assert command("--gpu", "l4", "-p", "gradient_checkpointing=false") == 1
+        printed = capsys.readouterr().out
+        assert "Does not fit: 20.3 GiB usable of 22.1 GiB (l4).\n  Set gradient_checkpointing = True" in printed
+        assert "large-gpu" in printed
+
+    def test_rows_of_a_length(self, capsys):
+        """Rows of 233 tokens make micro-batches of 1,864."""
+        assert command("--gpu", "24gb", "--row-length", "233", "-p", "gradient_checkpointing=false") == 0
+        assert "1,864 tokens in the largest micro-batch" in capsys.readouterr().out
+
+    def test_without_a_card(self, capsys, monkeypatch):
+        """Without --gpu and without a GPU there is a table and no verdict."""
+        monkeypatch.setattr(plan_command, "find_gpu", lambda: None)
+        assert command("--preset", "smoke") == 0
+        assert "No GPU here: name a card with --gpu" in capsys.readouterr().out
+
+    def test_this_machines_card(self, capsys, monkeypatch):
+        """Without --gpu the free memory of this machine's card counts."""
+        monkeypatch.setattr(plan_command, "find_gpu", lambda: T4)
+        assert command() == 0
+        assert "(Tesla T4)" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("t4", 15_784_004_813),
+            ("A100-80", 84_932_978_278),
+            ("8e9", None),
+            ("16GB", 16_000_000_000),
+            ("15.5 GiB", 16_642_998_272),
+            ("8000000000", 8_000_000_000),
+        ],
+    )
+    def test_cards(self, text, size):
+        """Names, bytes and sizes with a unit are taken."""
+        if size is None:
+            with pytest.raises(ConfigError):
+                parse_gpu(text)
+        else:
+            assert parse_gpu(text) == size
+
+    @given(st.text(max_size=20))
+    @settings(max_examples=100, deadline=None)
+    def test_any_text_is_a_size_or_an_error(self, text):
+        """No text breaks the parser."""
+        try:
+            assert parse_gpu(text) > 0
+        except ConfigError as error:
+            assert error.field == "--gpu"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--gpu", "tpu"],
+            ["--gpu", "0"],
+            ["--gpu", "t4", "-p", "batch_size"],
+            ["--gpu", "t4", "-p", "batchsize=4"],
+            ["--gpu", "t4", "-p", "batch_size=x"],
+            ["--gpu", "t4", "--row-length", "0"],
+            ["--gpu", "t4", "--row-length", "9999"],
+            ["--gpu", "t4", "-p", "model_name=nobody/nothing"],
+        ],
+    )
+    def test_bad_input(self, arguments):
+        """A wrong card, parameter, length or model is a ConfigError."""
+        with pytest.raises(ConfigError):
+            command(*arguments)
+
+
+def test_divisors():
+    """Every divisor, in rising order."""
+    assert [divisors(n) for n in (1, 7, 12)] == [[1], [1, 7], [1, 2, 3, 4, 6, 12]]
