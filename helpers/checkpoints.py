@@ -1,15 +1,15 @@
 """Checkpoints that are whole or not there: sealed with a marker, moved into place, searched and pruned.
 
 transformers' trainer writes a checkpoint file by file, under its final name. A disconnect in between leaves a folder
-that looks like a checkpoint. Here the trainer writes into a folder beside (`WRITING`); a marker with each file's size and
-SHA-256, the run, its configuration and the step is added last, everything is forced to disk, and only then is the folder
-renamed to `step-000040`. What is resumed from has passed the marker's check.
+that looks like a checkpoint. Here the trainer writes into a folder beside (`WRITING`). A marker is added last, with
+each file's size and SHA-256, the run, its configuration and the step; everything is forced to disk, and only then is
+the folder renamed to `step-000040`. What is resumed from has passed the marker's check.
 
-Of the files, `optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` are pickles inside a zip. transformers 5.17
-reads each of them with `torch.load(weights_only=True)` (trainer.py: `_load_optimizer_and_scheduler`, `_load_scaler`,
-`_load_rng_state`), which builds tensors, numbers and containers and runs no code; the last one allows numpy's array
-constructor besides. `training_args.bin`, which nobody reads back, is not kept. A file that the marker does not list makes
-a checkpoint unusable, so that the trainer never finds one that was not sealed.
+Of the files, `optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` are pickles inside a zip. transformers
+5.17 reads each of them with `torch.load(weights_only=True)` (trainer.py: `_load_optimizer_and_scheduler`,
+`_load_scaler`, `_load_rng_state`), which builds tensors, numbers and containers and runs no code; the last one allows
+numpy's array constructor besides. `training_args.bin`, which nobody reads back, is not kept. A file that the marker
+does not list makes a checkpoint unusable, so that the trainer never finds one that was not sealed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
 def preflight_disk(run: RunDirectory, model: Any, optimizer: str) -> int:
     """Stop before training if the run's disk cannot hold its checkpoints and its adapter.
 
-    At most `KEPT` checkpoints and the one being written are there at a time, and the adapter twice while it is replaced.
+    At most `KEPT` checkpoints and the one being written are there at a time, and the adapter twice while it is
+    replaced.
 
     Args:
         run: The run.

@@ -11,12 +11,16 @@ from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.memory import ModelShape, format_bytes, predict_peak
 from helpers.planner import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
+from helpers.shapes import whole
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]
 
 PASS_COST = 2000
 """What a pass through the model costs before its first token, in tokens: on an H100 a pass over 2 rows of 233 tokens
 took 0.43 s, over 8 rows 0.63 s. That share is the host's, and larger micro-batches save it."""
+
+SLOW_PASS_COST = 200
+"""The same below compute capability 8.0: not measured, but a T4 needs about ten times as long for a token."""
 
 RECOMPUTE_COST = 0.27
 """Time that checkpointing all layers adds: 16.0 rows/s without it, 12.6 with it (H100, 8 rows of 233 tokens)."""
@@ -56,6 +60,7 @@ class _Task:
     rows: int
     max_seq_length: int
     packing: bool
+    pass_cost: int
     settings: dict[str, Any]
 
     def peak(self, batch: int, kept: int) -> int:
@@ -81,7 +86,7 @@ class _Task:
     def cost(self, batch: int, kept: int) -> float:
         """The time of an optimizer step, in tokens: one pass's fixed cost and its tokens, and what is recomputed."""
         tokens = batch * (self.max_seq_length if self.packing else self.mean())
-        return self.rows / batch * (PASS_COST + tokens) * (1 + RECOMPUTE_COST * (1 - kept / self.shape.layers))
+        return self.rows / batch * (self.pass_cost + tokens) * (1 + RECOMPUTE_COST * (1 - kept / self.shape.layers))
 
 
 def choose_layout(
@@ -95,12 +100,13 @@ def choose_layout(
     batch_size: int | None = None,
     gradient_checkpointing: bool | None = None,
     partial: bool = True,
+    pass_cost: int = PASS_COST,
     **settings: Any,
 ) -> Layout:
     """Choose the fastest layout that fits into 92 % of the free memory.
 
     The rows of an optimizer step stay as asked for: batch_size x gradient_accumulation = rows_per_step, exactly. Larger
-    micro-batches and less recomputing are weighed by their measured time (PASS_COST, RECOMPUTE_COST).
+    micro-batches and less recomputing are weighed by their time (`pass_cost`, RECOMPUTE_COST).
 
     Args:
         shape: The model's.
@@ -112,6 +118,7 @@ def choose_layout(
         batch_size: To keep, a divisor of `rows_per_step`; None leaves it open.
         gradient_checkpointing: To keep; None leaves it open.
         partial: Whether only some layers may be recomputed.
+        pass_cost: What a pass costs before its first token, in tokens.
         **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`: see `predict_peak`.
 
     Returns:
@@ -121,13 +128,14 @@ def choose_layout(
         ConfigError: A number is out of range, or `batch_size` does not divide `rows_per_step`.
         StackError: Nothing fits.
     """
-    if rows_per_step < 1 or rows_per_step % (batch_size or rows_per_step):
+    whole("rows_per_step", rows_per_step)
+    if batch_size is not None and rows_per_step % whole("batch_size", batch_size):
         raise ConfigError("batch_size", f"a divisor of the {rows_per_step} rows of a step", batch_size)
     fitting = tuple(n for n in lengths if n <= max_seq_length) or (max_seq_length,)
     if gpu_bytes is None:
         size, recompute = batch_size or rows_per_step, bool(gradient_checkpointing)
         return Layout(size, rows_per_step // size, bool(packing), recompute, reasons=("No GPU: all as configured.",))
-    task = _Task(shape, fitting, rows_per_step, max_seq_length, bool(packing), {"rank": 16, **settings})
+    task = _Task(shape, fitting, rows_per_step, max_seq_length, bool(packing), pass_cost, {"rank": 16, **settings})
     sizes = [batch_size] if batch_size else divisors(rows_per_step)
     allowed = _allowed(shape.layers, gradient_checkpointing, partial)
     limit = round(gpu_bytes * USABLE)
@@ -169,6 +177,7 @@ def plan_layout(
     shape = known.pop("shape", None) or shape_for(config)
     if gpu:
         known.setdefault("attention", attention_kind(gpu.capability))
+        known.setdefault("pass_cost", PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST)
     if gpu is None or shape is None:
         why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
         return Layout(
@@ -200,8 +209,9 @@ def _allowed(layers: int, checkpointing: bool | None, partial: bool) -> list[int
     """How many layers may keep their activations, the most first."""
     if checkpointing is False:
         return [layers]
-    most = layers - 1 if checkpointing else layers
-    return list(range(most, -1, -1)) if partial else sorted({most, 0} - {layers - 1}, reverse=True)
+    if not partial:
+        return [0] if checkpointing else [layers, 0]
+    return list(range(layers - 1 if checkpointing else layers, -1, -1))
 
 
 def _fitting(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
@@ -240,7 +250,7 @@ def _why_recompute(task: _Task, size: int, kept: int, limit: int) -> str:
 def _why_this_size(task: _Task, size: int, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> str:
     """Say why a micro-batch is not larger."""
     if size == task.rows:
-        return f"in one pass, since each pass costs as much time as {PASS_COST:,} tokens"
+        return f"in one pass, since each pass costs as much time as {task.pass_cost:,} tokens"
     if len(sizes) == 1:
         return "batch_size as given"
     larger = next(n for n in sizes if n > size)

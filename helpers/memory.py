@@ -249,7 +249,10 @@ def _waiting(tokens: int, layers: int, hidden: int) -> int:
 
 
 def _loss(shape: ModelShape, tokens: int, calibration: Calibration) -> float:
-    """The logits of one chunk of rows: a power of two between 512 and 4096 (fused_linear_rows in unsloth_zoo)."""
+    """The logits of one chunk of rows: a power of two between 512 and 4096 (fused_linear_rows in unsloth_zoo).
+
+    UNSLOTH_CE_LOSS_TARGET_GB, when set, sends Unsloth down another path, with 16 bytes a logit up to that limit.
+    """
     rows = 1 << max(calibration.loss_logits // shape.vocab, 1).bit_length() - 1
     return min(max(rows, 512), 4096, tokens) * shape.vocab * calibration.logit_bytes
 

@@ -190,14 +190,18 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[GeneratedAnswer]:
-    """Answer prompts greedily, in batches of similar length.
+    """Answer prompts, in batches of similar length; greedily unless a temperature is given.
 
     Args:
         loaded: The model.
         prompts: Conversations that end with the user's message.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts in one batch.
+        temperature: 0 for the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
+        seed: Of the draw; not used with temperature 0.
 
     Returns:
         One answer a prompt, in the order given.
@@ -213,10 +217,12 @@ def generate(
     _check_room(loaded, max(lengths, default=0), max_new_tokens)
     order = sorted(range(len(texts)), key=lengths.__getitem__)
     answers: dict[int, GeneratedAnswer] = {}
+    sampling = _sampling(temperature, seed)
     with _inference(loaded.model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            answers |= dict(zip(batch, _generate_batch(loaded, [texts[i] for i in batch], max_new_tokens), strict=True))
+            found = _generate_batch(loaded, [texts[i] for i in batch], max_new_tokens, sampling=sampling)
+            answers |= dict(zip(batch, found, strict=True))
     return [answers[i] for i in range(len(texts))]
 
 
@@ -303,7 +309,23 @@ def _inference(model: Any) -> Iterator[None]:
             FastLanguageModel.for_training(model)
 
 
-def _generate_batch(loaded: LoadedModel, texts: list[str], max_new_tokens: int, streamer: Any = None) -> list[GeneratedAnswer]:
+def _sampling(temperature: float, seed: int) -> dict[str, Any]:
+    """Return generate()'s options for drawing tokens; the seed is set once, before the first batch."""
+    if not temperature:
+        return {"do_sample": False}
+    import torch
+
+    torch.manual_seed(seed)
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+
+
+def _generate_batch(
+    loaded: LoadedModel,
+    texts: list[str],
+    max_new_tokens: int,
+    streamer: Any = None,
+    sampling: dict[str, Any] | None = None,
+) -> list[GeneratedAnswer]:
     """Generate for one left-padded batch."""
     import torch
 
@@ -313,7 +335,8 @@ def _generate_batch(loaded: LoadedModel, texts: list[str], max_new_tokens: int, 
     with torch.inference_mode():
         output = loaded.model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
-            do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, streamer=streamer)
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, streamer=streamer,
+            **(sampling or {"do_sample": False}))
     tokenizer.padding_side = "right"
     return [_read_answer(ids, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
 

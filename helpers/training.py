@@ -158,8 +158,12 @@ def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult, *,
     scores = score_rows(loaded.model, heldout.tokenized, loaded.tokenizer.pad_token_id)
     worst = max(abs(a.mean() - b.mean()) for a, b in zip(scores, result.heldout_after, strict=True))
     if not worst <= limit:
-        raise ExportError("adapter", f"the trained model's held-out losses, within {limit} nats a token", worst,
-                          "The saved adapter does not reproduce the training. Do not use it.")
+        raise ExportError(
+            "adapter",
+            f"the trained model's held-out losses, within {limit} nats a token",
+            worst,
+            "The saved adapter does not reproduce the training. Do not use it.",
+        )
     return f"Reloaded: {len(scores)} held-out rows, largest difference of a row's loss {worst:.2g} (limit {limit})."
 
 

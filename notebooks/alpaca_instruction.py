@@ -19,6 +19,8 @@
 # %% [markdown]
 # # Teach Mistral-7B to follow instructions
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb)
+#
 # A language model continues text. An *instruction specialist* does what a sentence asks of it. This notebook turns the
 # one into the other: it fine-tunes Mistral-7B-Instruct on rows of Alpaca-cleaned, small tasks with good answers, and
 # measures whether that helped on rows that the model never saw.
@@ -149,17 +151,19 @@ show_table([without_input, with_input])
 from helpers.display import show_conversation
 from helpers.prompts import build_example
 
-show_conversation(build_example({"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}, "alpaca"))
+tiny = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}
+show_conversation(build_example(tiny, "alpaca"))
 
 # %% [markdown]
 # The same for all rows, in the style that the parameters chose. `chat` is the model's own format. `alpaca` is the text
 # block of the original Stanford project, with its two preambles: one for rows with an input, one for rows without.
 
 # %%
-style, system_prompt = config.data.prompt_style, config.data.system_prompt
-train_examples = [build_example(row, "alpaca", style=style, system_prompt=system_prompt) for row in rows.train]
-heldout_examples = [build_example(row, "alpaca", style=style, system_prompt=system_prompt) for row in rows.heldout]
-show_conversation(train_examples[rows.train.index(with_input)])
+style = config.data.prompt_style
+how = {"style": style, "system_prompt": config.data.system_prompt}
+train_examples = [build_example(row, "alpaca", **how) for row in rows.train]
+heldout_examples = [build_example(row, "alpaca", **how) for row in rows.heldout]
+show_conversation(build_example(with_input, "alpaca", **how))
 
 # %% [markdown]
 # For comparison, the row without input as an Alpaca block. Nothing marks where the user ends and the assistant begins
@@ -189,8 +193,10 @@ print(f"{loaded.source}\ntemplate {loaded.template}, computing in {loaded.precis
 # %%
 from helpers.model import attach_adapter, trainable_parameters
 
+settings = config.train
 attach_adapter(
-    loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+    loaded, config.adapter, seed=settings.seed,
+    gradient_checkpointing=settings.gradient_checkpointing,
 )
 trainable, total = trainable_parameters(loaded.model)
 print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
@@ -211,9 +217,10 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 from helpers.contract import apply_contract
 
 limit = config.model.max_seq_length
-train_rows_checked = apply_contract(train_examples, loaded.tokenizer, max_seq_length=limit)
-heldout_rows_checked = apply_contract(heldout_examples, loaded.tokenizer, max_seq_length=limit)
-show_table([{"part": "training", **train_rows_checked.summary()}, {"part": "held out", **heldout_rows_checked.summary()}])
+train_checked = apply_contract(train_examples, loaded.tokenizer, max_seq_length=limit)
+heldout_checked = apply_contract(heldout_examples, loaded.tokenizer, max_seq_length=limit)
+parts = {"training": train_checked, "held out": heldout_checked}
+show_table([{"part": name, **part.summary()} for name, part in parts.items()])
 
 # %% [markdown]
 # This is one row as the model sees it. Grey tokens are given, underlined blue ones are learned. The last blue token is
@@ -222,7 +229,7 @@ show_table([{"part": "training", **train_rows_checked.summary()}, {"part": "held
 # %%
 from helpers.display import show_mask
 
-shortest = min(train_rows_checked.tokenized, key=lambda row: len(row.input_ids))
+shortest = min(train_checked.tokenized, key=lambda row: len(row.input_ids))
 show_mask(shortest, loaded.tokenizer)
 
 # %% [markdown]
@@ -231,7 +238,8 @@ show_mask(shortest, loaded.tokenizer)
 # %%
 from helpers.display import plot_lengths
 
-plot_lengths([len(row.input_ids) for row in train_rows_checked.tokenized], limit, run.path / "lengths.png")
+lengths = [len(row.input_ids) for row in train_checked.tokenized]
+plot_lengths(lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
 # What went into the run is written down before it starts, with a fingerprint of the rows and of the template: two runs
@@ -254,8 +262,9 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # %%
 from helpers.training import build_trainer, planned_steps
 
-trainer = build_trainer(config, loaded, train_rows_checked, run)
-print(planned_steps(config, len(train_rows_checked.examples)), "optimizer steps of", config.train.rows_per_step(), "rows")
+trainer = build_trainer(config, loaded, train_checked, run)
+steps = planned_steps(config, len(train_checked.examples))
+print(steps, "optimizer steps of", config.train.rows_per_step(), "rows")
 
 # %% [markdown]
 # The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
@@ -265,7 +274,7 @@ print(planned_steps(config, len(train_rows_checked.examples)), "optimizer steps 
 # %%
 from helpers.training import train
 
-result = train(trainer, config, loaded, train_rows_checked, heldout_rows_checked)
+result = train(trainer, config, loaded, train_checked, heldout_checked)
 run.update_metrics(**result.metrics())
 
 # %% [markdown]
@@ -326,7 +335,7 @@ loaded = load_adapter(run.adapter, config)
 # %%
 from helpers.training import prove_reload
 
-print(prove_reload(loaded, heldout_rows_checked, result))
+print(prove_reload(loaded, heldout_checked, result))
 
 # %% [markdown]
 # ## 8. Ask it something
@@ -337,9 +346,10 @@ print(prove_reload(loaded, heldout_rows_checked, result))
 
 # %%
 questions = [
-    ("Anna is older than Ben. Ben is older than Carla. Who is the youngest? Explain in one sentence.", ""),
-    ("Summarize the text in one sentence.", "The ferry was late because fog hid the harbour. It left at nine instead of "
-     "seven, and by noon the sky was clear."),
+    ("Anna is older than Ben, Ben is older than Carla. Who is the youngest, and why?", ""),
+    ("Summarize the text in one sentence.",
+     "The ferry was late because fog hid the harbour. It left at nine instead of seven, "
+     "and by noon the sky was clear."),
     ("Explain to a child why we see lightning before we hear thunder.", ""),
     ("Translate the sentence into French.", "The library closes at six o'clock."),
     ("A recipe for 4 people needs 300 g of rice. How much rice do 6 people need?", ""),
@@ -352,7 +362,7 @@ questions = [
 from helpers.model import generate, without_adapter
 from helpers.prompts import build_prompt
 
-prompts = [build_prompt(task, text, style=style, system_prompt=system_prompt) for task, text in questions]
+prompts = [build_prompt(task, text, **how) for task, text in questions]
 length = config.generation.max_new_tokens
 tuned = generate(loaded, prompts, max_new_tokens=length)
 with without_adapter(loaded.model):
@@ -363,7 +373,11 @@ with without_adapter(loaded.model):
 # do they answer at once, do they end by themselves?
 
 # %%
-columns = [{"question": f"{q}\n{t}".strip(), "base": b.text, "tuned": a.text} for (q, t), b, a in zip(questions, base, tuned)]
+asked = [f"{task}\n{text}".strip() for task, text in questions]
+columns = [
+    {"question": question, "base": before.text, "tuned": after.text}
+    for question, before, after in zip(asked, base, tuned)
+]
 show_table(columns)
 
 # %% [markdown]
@@ -373,7 +387,7 @@ show_table(columns)
 from helpers.runs import write_json
 from helpers.session import finish_run
 
-answers = [{"instruction": c["question"], "answer": c["tuned"], "base": c["base"]} for c in columns]
+answers = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": answers})
 finish_run(run)
 
@@ -384,7 +398,7 @@ finish_run(run)
 from helpers.model import stream
 
 my_instruction = "Write two sentences that invite a friend to a picnic."
-answer = stream(loaded, build_prompt(my_instruction, style=style, system_prompt=system_prompt), max_new_tokens=length)
+answer = stream(loaded, build_prompt(my_instruction, **how), max_new_tokens=length)
 
 # %% [markdown]
 # ## Summary

@@ -39,3 +39,13 @@ def runs_folder(tmp_path, monkeypatch) -> Path:
     """An empty folder that runs are made in."""
     monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """A process that has imported the training stack and forks children which train and may be killed."""
+    from nursery import Nursery
+
+    folder = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield folder
+    folder.close()

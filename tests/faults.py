@@ -7,12 +7,12 @@ import hashlib
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 SMALL = {
-    "max_steps": 12, "num_epochs": 10.0, "train_rows": 10, "heldout_rows": 4, "batch_size": 2, "gradient_accumulation": 2,
-    "eval_steps": 4, "save_steps": 3, "lora_rank": 4, "lora_dropout": 0.1, "max_seq_length": 256, "learning_rate": 5e-3,
+    "max_steps": 12, "num_epochs": 10.0, "train_rows": 10, "heldout_rows": 4, "batch_size": 2, "eval_steps": 4,
+    "gradient_accumulation": 2, "save_steps": 3, "lora_rank": 4, "lora_dropout": 0.1, "max_seq_length": 256,
+    "learning_rate": 5e-3,
 }  # fmt: skip
 """Twelve steps over four epochs of ten rows: epochs end between checkpoints, and dropout uses random numbers."""
 
@@ -70,7 +70,6 @@ def _pipeline(model, name, resume, parameters, report):
     attach_adapter(loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=False)
     record_inputs(run, rows, loaded)
     trainer = build_trainer(config, loaded, kept, run)
-    (run.path / ".began").write_text(str(time.time()))
     result = train(trainer, config, loaded, kept, held, report=report)
     run.update_metrics(**result.metrics())
     save_adapter(loaded, run)
@@ -85,9 +84,8 @@ def strike(fault):
         yield
         return
     arguments = {k: v for k, v in fault.items() if k != "do"}
-    with {"kill_at_file": kill_at_file, "count_files": count_files, "break_loss": break_loss, "fail_step": fail_step}[
-        fault["do"]
-    ](**arguments):
+    faults = (kill_at_file, kill_at_step, count_files, fill_at_file, break_loss, fail_step)
+    with next(each for each in faults if each.__name__ == fault["do"])(**arguments):
         yield
 
 
@@ -105,6 +103,40 @@ def count_files(*, to):
     with _touching(lambda count, path: seen.append(str(path))):
         yield
     Path(to).write_text("\n".join(seen))
+
+
+@contextlib.contextmanager
+def fill_at_file(*, number, filler):
+    """Fill the disk after the n-th touch of a file."""
+    with _touching(lambda count, path: _fill(filler) if count == number else None):
+        yield
+
+
+def _fill(filler):
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+
+
+@contextlib.contextmanager
+def kill_at_step(*, step, seconds):
+    """Kill this process some seconds after a step has begun."""
+    import threading
+
+    from transformers import Trainer
+
+    original = Trainer.training_step
+
+    def timed(self, *args, **kwargs):
+        if self.state.global_step + 1 == step:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return original(self, *args, **kwargs)
+
+    Trainer.training_step = timed
+    try:
+        yield
+    finally:
+        Trainer.training_step = original
 
 
 def _die(path, seed):

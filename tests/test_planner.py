@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 
@@ -147,10 +148,9 @@ class TestAdvise:
 
     def test_smaller_batches_keep_the_rows_of_a_step(self):
         """64 rows at once become fewer at once, and still 64 a step."""
-        steps = advise(config("large-gpu", batch_size=64), GPUS["t4"], attention="expanded")
-        assert steps == [
-            "Set batch_size = 32 and gradient_accumulation = 2 (still 64 rows a step): predicted peak 18.3 GiB."
-        ] or steps[-1].startswith("Set batch_size = 16 and gradient_accumulation = 4 (still 64 rows a step)")
+        assert advise(config("large-gpu", batch_size=64), GPUS["t4"], attention="expanded") == [
+            "Set batch_size = 16 and gradient_accumulation = 4 (still 64 rows a step): predicted peak 11.1 GiB."
+        ]
 
     def test_nothing_helps(self):
         """Below the size of the weights the last sentence says that nothing helps."""
@@ -198,7 +198,8 @@ class TestChooseLayout:
             ("h100", {"packing": True}, (8, 1, False, 0)),
             ("h100", {"packing": True, "rows_per_step": 32}, (8, 4, False, 0)),
             ("l4", {"attention": "varlen"}, (8, 1, False, 0)),
-            ("t4", {"attention": "expanded", "partial": False}, (4, 2, False, 0)),
+            ("t4", {"attention": "expanded", "partial": False}, (8, 1, True, 0)),
+            ("t4", {"attention": "expanded", "partial": False, "pass_cost": 200}, (2, 4, False, 0)),
             ("t4", {"attention": "expanded", "packing": True, "partial": False}, (8, 1, True, 0)),
             ("t4", {"batch_size": 2}, (2, 4, False, 0)),
             ("h100", {"gradient_checkpointing": True, "partial": False}, (8, 1, True, 0)),
@@ -226,9 +227,11 @@ class TestChooseLayout:
     def test_every_choice_has_its_reason(self):
         """Three sentences with numbers: micro-batch, checkpointing, packing."""
         assert self.choose("h100").reasons == (
-            "batch_size 8 x gradient_accumulation 1: 8 rows a step as asked for, in one pass, since each pass costs as "
-            "much time as 2,000 tokens.",
-            "No checkpointing: predicted peak 18.4 GiB of 72.8 GiB; recomputing would take about 27% longer.",
+            (
+                "batch_size 8 x gradient_accumulation 1: 8 rows a step as asked for, in one pass, since each pass "
+                "costs as much time as 2,000 tokens."
+            ),
+            "No checkpointing: predicted peak 19.6 GiB of 72.8 GiB; recomputing would take about 27% longer.",
             "No packing, since it was not asked for: a step would see about 59 rows instead of 8.",
         )
 
@@ -251,9 +254,7 @@ class TestChooseLayout:
 
     def test_nothing_fits(self):
         """A card smaller than the weights is refused with the numbers."""
-        with pytest.raises(
-            StackError, match="GPU memory: expected 4.5 GiB for the smallest layout, got '2.8 GiB usable'"
-        ):
+        with pytest.raises(StackError, match=r"expected 4\.6 GiB for the smallest layout, got '2\.8 GiB usable'"):
             choose_layout(MISTRAL_7B, 3 * GIB, LENGTHS, rows_per_step=8, max_seq_length=2048)
 
     @pytest.mark.parametrize("rows", [0, -8])
@@ -346,7 +347,7 @@ class TestCommand:
         assert command("--preset", "colab-t4", "--gpu", "t4") == 0
         printed = capsys.readouterr().out
         assert "  weights of the blocks                3.35  GiB\n" in printed
-        assert "  predicted peak                       5.32  GiB\n" in printed
+        assert "  predicted peak                       5.34  GiB\n" in printed
         assert printed.endswith("Fits: 13.5 GiB usable of 14.7 GiB (t4).\n")
 
     def test_a_run_that_does_not_fit(self, capsys):
@@ -396,10 +397,8 @@ class TestCommand:
     @settings(max_examples=100, deadline=None)
     def test_any_text_is_a_size_or_an_error(self, text):
         """No text breaks the parser."""
-        try:
+        with contextlib.suppress(ConfigError):
             assert parse_gpu(text) > 0
-        except ConfigError as error:
-            assert error.field == "--gpu"
 
     @pytest.mark.parametrize(
         "arguments",

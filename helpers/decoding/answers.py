@@ -33,9 +33,9 @@ def fast_generate(
     """Answer prompts greedily with the adapter, without it, or both; say on one line how, and why so.
 
     In float32 the answers are those of the ordinary loop. In 16 bit they need not be: the tuned arm's weights are base
-    plus adapter rounded to 16 bit, where the ordinary loop rounds after each of the two products, and attention adds up in
-    another order. Where two tokens are about as likely, such a difference can choose the other one, as a different batch
-    size can in the ordinary loop too.
+    plus adapter rounded to 16 bit, where the ordinary loop rounds each of the two products, and attention adds up in
+    another order. Where two tokens are about as likely, such a difference can choose the other one, as a different
+    batch size can in the ordinary loop too.
 
     Args:
         loaded: The model. It is not changed; the copy of its weights is freed before this returns.
@@ -50,8 +50,8 @@ def fast_generate(
 
     Raises:
         TemplateError: A prompt contains control tokens.
-        StackError: A prompt leaves no room for its answer, an arm is unknown or has no adapter, or `ignore_eos` is asked
-            of the ordinary loop.
+        StackError: A prompt leaves no room for its answer, an arm is unknown or has no adapter, or `ignore_eos` is
+            asked of the ordinary loop.
     """
     _check_arms(loaded, arms)
     ids = encode_prompts(loaded, prompts, max_new_tokens)
@@ -111,8 +111,9 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], ma
     longest = max(map(len, ids), default=0)
     limit = min(loaded.max_seq_length, loaded.model.config.max_position_embeddings)
     if longest + max_new_tokens > limit:
-        raise StackError("prompt", f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer", longest,
-                         "Shorten the prompt, lower max_new_tokens or raise max_seq_length.")
+        expected = f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer"
+        remedy = "Shorten the prompt, lower max_new_tokens or raise max_seq_length."
+        raise StackError("prompt", expected, longest, remedy)
     return ids
 
 

@@ -18,7 +18,7 @@ RESERVE_BYTES = 2 * 2**30
 """Left for prefill's activations, one matrix in float32 while the adapter is added, and the libraries' workspaces."""
 
 WARM_UP_STEPS = 48
-"""Steps of the ordinary loop that take as long as unpacking the weights and capturing: 70 ms each, some three seconds."""
+"""Steps of the ordinary loop, 70 ms each, that take as long as unpacking the weights and capturing the steps."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,19 @@ def plan_decoding(
         return DecodePlan("simple", SIMPLE_BATCH, "the ordinary loop, because there is no GPU")
     steps = -(-prompts // SIMPLE_BATCH) * max_new_tokens * arms
     if steps < WARM_UP_STEPS:
-        return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because its {steps} steps are done sooner than the "
-                                                  "weights are unpacked and the steps captured")
+        reason = f"its {steps} steps are done sooner than the weights are unpacked and the steps captured"
+        return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {reason}")
     room = free_bytes - parameters * weight_bytes - RESERVE_BYTES
     rows = max(1, min(batch, prompts))
     while rows > 1 and rows * row_bytes > room:
         rows //= 2
-    needed = f"{_gib(parameters * weight_bytes)} GiB for a copy of the weights and {_gib(rows * row_bytes)} GiB of cache"
+    needed = f"{_gib(parameters * weight_bytes)} GiB of copied weights, {_gib(rows * row_bytes)} GiB of cache and "
+    needed += f"{_gib(RESERVE_BYTES)} GiB of reserve"
     if rows * row_bytes > room:
-        return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {needed}, beside {_gib(RESERVE_BYTES)} GiB "
-                                                  f"of reserve, do not fit into the {_gib(free_bytes)} GiB that are free")
-    return DecodePlan("graphs", rows, f"CUDA graphs, {rows} prompts side by side: {needed} fit into the "
-                                      f"{_gib(free_bytes)} GiB that are free")
+        reason = f"{needed} do not fit into the {_gib(free_bytes)} GiB that are free"
+        return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {reason}")
+    reason = f"{rows} prompts side by side: {needed} fit into the {_gib(free_bytes)} GiB that are free"
+    return DecodePlan("graphs", rows, f"CUDA graphs, {reason}")
 
 
 def _gib(count: int) -> str:

@@ -1,14 +1,14 @@
 """Rows of a static cache, filled by prompts and extended one token a step, each step a CUDA graph.
 
 Prompts stand left-aligned in the cache: token i of a prompt is in slot i, and the answer follows directly, so that a
-token's position, its slot and the number of keys before it are one number. A shorter prompt is padded on its right, where
-causal attention hides the padding from every real token: prefill needs no mask. Each decode step writes its own slot
-before it reads, and sees no slot after its own, so padding is overwritten before it can be seen.
+token's position, its slot and the number of keys before it are one number. A shorter prompt is padded on its right,
+where causal attention hides the padding from every real token: prefill needs no mask. Each decode step writes its own
+slot before it reads, and sees no slot after its own, so padding is overwritten before it can be seen.
 
-A graph is captured for each cache length in use, rounded up to 128, and reads no more of the cache than that. Whatever a
-step changes lies in tensors made before the capture: tokens, positions, the step's number, the history, the cache. The
-weights are filled in place. All of it under `torch.no_grad`, not inference mode, so that these tensors may be changed
-anywhere.
+A graph is captured for each cache length in use, rounded up to 128, and reads no more of the cache than that. Whatever
+a step changes lies in tensors made before the capture: tokens, positions, the step's number, the history, the cache.
+The weights are filled in place. All of it under `torch.no_grad`, not inference mode, so that these tensors may be
+changed anywhere.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class DecoderSession:
         return self.history[:steps].tolist()  # the only wait for the GPU in a round
 
     def _prefill_hidden(self, ids: Any, where: Any) -> Any:
-        """Run all blocks over prompts, (prompts, width), and store their keys and values; returns (prompts, width, hidden)."""
+        """Run all blocks over prompts and store keys and values: (prompts, width) to (prompts, width, hidden)."""
         from torch.nn import functional
 
         width, shape = ids.shape[1], self.weights.shape
@@ -114,20 +114,17 @@ class DecoderSession:
         return hidden
 
     def _decode(self, bucket: int) -> None:
-        """Run one step on all rows, reading `bucket` slots of the cache; everything it changes is a tensor of this object.
+        """Run one step on all rows, reading `bucket` slots of the cache; all that it changes are tensors of this object.
 
         The query heads that share a key head take the place of query positions, so no key is copied.
         """
-        import torch
         from torch.nn import functional
 
         shape, positions = self.weights.shape, self.positions
         group = (self.rows, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
         cos, sin = self.cos[positions, None], self.sin[positions, None]
         slot = positions.view(-1, 1, 1, 1).expand(-1, shape.kv_heads, 1, shape.head_dim)
-        hidden_slots = self.slots[:bucket] > positions[:, None]
-        mask = torch.zeros(hidden_slots.shape, dtype=cos.dtype, device=cos.device)
-        mask = mask.masked_fill_(hidden_slots, float("-inf"))[:, None, None]
+        mask = self._mask(bucket)
         hidden = embed(self.tokens, self.weights)
         for index, layer in enumerate(self.weights.layers):
             q, k, v = project(hidden, layer, shape, cos, sin)
@@ -139,6 +136,14 @@ class DecoderSession:
         self.history.index_copy_(0, self.step, self.tokens[None])
         self.step.add_(1).clamp_(max=ROUND - 1)
         positions.add_(1).clamp_(max=self.length - 1)  # a row not in use must stay inside its cache
+
+    def _mask(self, bucket: int) -> Any:
+        """Return what is added to attention scores, (rows, 1, 1, bucket): 0 up to a row's own slot, -inf after it."""
+        import torch
+
+        later = self.slots[:bucket] > self.positions[:, None]
+        mask = torch.zeros(later.shape, dtype=self.cos.dtype, device=later.device)
+        return mask.masked_fill_(later, float("-inf"))[:, None, None]
 
     def _runner(self, bucket: int) -> Callable[[], None]:
         """Return what runs one step: a captured graph's replay, or the step itself."""
@@ -170,8 +175,8 @@ class DecoderSession:
     def _capture(self, bucket: int) -> Any:
         """Run the step twice on a side stream, which sets up the libraries' workspaces, then capture it there.
 
-        Notes of torch: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. The warm-up writes slots at and
-        after the rows' own; each is written again by the step that owns it before any step sees it.
+        As torch's notes ask: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. The warm-up writes slots
+        at and after the rows' own; each is written again by the step that owns it before any step sees it.
         """
         import torch
 

@@ -152,7 +152,7 @@ def _config_problem(config: Any) -> str:
 
 
 def _weights_problem(causal: Any) -> str:
-    """Name what is unusual about the weights: several devices, biases, or a quantization other than bitsandbytes' 4 bit."""
+    """Name what is unusual about the weights: devices, biases, or a quantization other than bitsandbytes' 4 bit."""
     devices = {str(weight.device) for weight in causal.parameters()}
     if len(devices) != 1 or "meta" in devices:
         return f"its weights are on {', '.join(sorted(devices))}"

@@ -1,10 +1,10 @@
 """The weights of a Llama or Mistral model as a few large matrices at fixed addresses,.
 
 A QLoRA model holds its base in NF4 and its adapter beside it: each step of the ordinary loop unpacks every matrix and
-adds the adapter's product. Here the matrices are unpacked once, into 16-bit buffers (float32 where the model computes in
-float32), q, k and v in one, gate and up in one. The tuned arm is the same buffers with `scale * B @ A` added; going back
-to the base unpacks it again, so the base comes back bit for bit. The buffers never move, so CUDA graphs that read them
-stay valid.
+adds the adapter's product. Here the matrices are unpacked once, into 16-bit buffers (float32 where the model computes
+in float32), q, k and v in one, gate and up in one. The tuned arm is the same buffers with `scale * B @ A` added; going
+back to the base unpacks it again, so the base comes back bit for bit. The buffers never move, so CUDA graphs that read
+them stay valid.
 
 LoRA: Hu et al. 2021, arXiv 2106.09685; NF4: Dettmers et al. 2023, arXiv 2305.14314.
 """
@@ -125,7 +125,7 @@ class DecoderWeights:
                 start += weight.shape[0]
 
     def _matrix(self, linear: Any, tuned: bool) -> Any:
-        """Return a layer's matrix, (outputs, inputs): unpacked, and with the active adapters added in float32 if tuned."""
+        """Return a layer's matrix, (outputs, inputs), unpacked; if tuned, the adapters are added in float32."""
         import torch
 
         weight = getattr(linear, "base_layer", linear).weight

@@ -1,34 +1,44 @@
-"""Everything in the evaluation that needs a model: load, self-test, answer, score, rank tokens.
+"""Everything in the evaluation that needs a model: load, read off logits, answer, score, rank tokens.
 
 One model in memory plays all arms. The rest of `helpers.evaluation` gets answers and numbers.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from helpers.config import RunConfig
-from helpers.contract import IGNORED, TokenizedExample, tokenize_example
-from helpers.errors import EvaluationError, HelpersError
-from helpers.evaluation.arms import AA_TEMPERATURE, Asking, messages_for
+from helpers.contract import IGNORED
+from helpers.errors import EvaluationError, HelpersError, StackError
+from helpers.evaluation.arms import AA_TEMPERATURE, Asking
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
+from helpers.evaluation.compatibility import check_base
 from helpers.evaluation.questions import Question
 from helpers.evaluation.records import Answer, Arm, ReferenceScore
+from helpers.evaluation.selftests import Readings
 from helpers.evaluation.shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
-from helpers.model import LoadedModel, free_memory, generate, load_adapter, model_source, without_adapter
-from helpers.prompts import Example
+from helpers.evaluation.writing import Writer, cut_at_tokens
+from helpers.model import (
+    LoadedModel,
+    free_memory,
+    generate,
+    import_unsloth,
+    load_adapter,
+    model_source,
+    without_adapter,
+)
 from helpers.scoring import score_rows
-from helpers.templates import ALPACA, find_control_text, render, template_sha256
+from helpers.templates import template_sha256
 
-if TYPE_CHECKING:
-    from helpers.prompts import Message
+__all__ = ["Bench", "answer_all", "load_bench", "score_references", "take_readings", "token_shift"]
 
-__all__ = ["Bench", "answer_all", "load_bench", "score_references", "self_tests", "token_shift"]
+_BASE = Arm("base", "Base", adapter=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,12 @@ class Bench:
     seed: int = 0
     temperature: float = 0.0
 
+    @cached_property
+    def writer(self) -> Writer:
+        """Writes questions as the arms read them."""
+        room = min(self.loaded.max_seq_length, self.loaded.model.config.max_position_embeddings)
+        return Writer(self.loaded.tokenizer, self.asking, room)
+
     def configuration(self) -> dict[str, Any]:
         """Return what all answers depend on, for the cache."""
         return {
@@ -61,6 +77,15 @@ class Bench:
             "max_new_tokens": self.max_new_tokens,
             "decoding": [self.temperature, self.seed] if self.temperature else "greedy",
         }
+
+    @contextmanager
+    def playing(self, arm: Arm) -> Iterator[None]:
+        """Switch the adapter as an arm has it."""
+        if arm.adapter:
+            yield
+        else:
+            with without_adapter(self.loaded.model):
+                yield
 
 
 def load_bench(training: RunConfig, source: AdapterSource, asking: Asking, *, aa: bool = False, seed: int = 0) -> Bench:
@@ -80,16 +105,209 @@ def load_bench(training: RunConfig, source: AdapterSource, asking: Asking, *, aa
         EvaluationError: The adapter was made for another base model, or changes the base when it is switched off.
         StackError: The base model cannot be loaded.
     """
-    base = model_source(training.model)[0]
     if source.bias != "none":
         remedy = "A trained bias stays on when the adapter is switched off (peft issue 741)."
         raise EvaluationError("adapter_dir", 'an adapter with bias "none"', source.bias, remedy)
-    _check_base(source, base)
-    try:
-        loaded = load_adapter(source.folder, training)
-    except RuntimeError as error:
-        if isinstance(error, HelpersError) or "size mismatch" not in str(error):
-            raise
-        raise _other_base(source, base) from error
+    base, revision = model_source(training.model)
+    check_base(source, base, _base_config(base, revision))
+    loaded = load_adapter(source.folder, training)
     temperature = AA_TEMPERATURE if aa else 0.0
     return Bench(loaded, asking, source, training.generation.max_new_tokens, seed, temperature)
+
+
+def _base_config(base: str, revision: str | None) -> dict[str, Any]:
+    """Read a base model's configuration, without its weights."""
+    import_unsloth()
+    from transformers import AutoConfig
+
+    options = {"revision": revision} if revision and not Path(base).is_dir() else {}
+    try:
+        return AutoConfig.from_pretrained(base, **options).to_dict()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise StackError("model_name", "a base model that can be loaded", base, reason) from error
+
+
+def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Readings:
+    """Read off the model what the self-tests judge.
+
+    Args:
+        bench: The model.
+        question: Any question; the model reads it.
+        arms: The arms that will answer.
+
+    Returns:
+        For `helpers.evaluation.selftests.judge`.
+    """
+    ids = bench.writer.ids(bench.writer.text(question, _BASE, bench.max_new_tokens))
+    on = _logits(bench, ids)
+    with bench.playing(_BASE):
+        off = _logits(bench, ids)
+    again = _logits(bench, ids)
+    tokenizer, run = bench.loaded.tokenizer, bench.source.run
+    written = {arm.name: bench.writer.ids(bench.writer.text(question, arm, bench.max_new_tokens)) for arm in arms}
+    places = {
+        name: tuple(at for at, i in enumerate(ids) if i == tokenizer.bos_token_id) for name, ids in written.items()
+    }
+    return Readings(
+        change=float((on - off).abs().max()),
+        identical=bool((on == again).all()),
+        bos=None if tokenizer.bos_token_id is None else places,
+        template=bench.loaded.template,
+        template_sha256=template_sha256(tokenizer),
+        recorded_sha256=run.manifest().get("template_sha256") if run else None,
+    )
+
+
+def answer_all(
+    bench: Bench,
+    questions: Sequence[Question],
+    arms: Sequence[Arm],
+    *,
+    batch_size: int,
+    cache: AnswerCache | None = None,
+    report: Callable[[str], object] = print,
+) -> tuple[Answer, ...]:
+    """Let every arm answer every question.
+
+    Args:
+        bench: The model.
+        questions: What is asked.
+        arms: Who answers.
+        batch_size: Questions answered at a time; halved when memory runs out.
+        cache: Answers of an earlier run; new ones are added. None keeps nothing.
+        report: Gets one line of progress at a time.
+
+    Returns:
+        An answer for each arm and question, arms first.
+
+    Raises:
+        TemplateError: A prompt contains control tokens.
+        StackError: A prompt leaves no room for its answer, or memory does not suffice for one.
+    """
+    cache = AnswerCache(None, bench.configuration()) if cache is None else cache
+    answers: list[Answer] = []
+    for draw, arm in enumerate(arms):
+        known = _Pending(bench, questions, arm, draw, cache)
+        with bench.playing(arm):
+            known.answer(batch_size, report)
+        found = [(question, cache.answers[key]) for question, key in zip(questions, known.keys, strict=True)]
+        answers += [Answer(q.prompt.id, arm.name, a.text, a.tokens, a.finish_reason) for q, a in found]
+    return tuple(answers)
+
+
+class _Pending:
+    """The questions of one arm that the cache has no answer for, those with the shortest prompts first."""
+
+    def __init__(self, bench: Bench, questions: Sequence[Question], arm: Arm, draw: int, cache: AnswerCache) -> None:
+        self.bench, self.questions, self.arm, self.draw, self.cache = bench, questions, arm, draw, cache
+        switch = ("on" if arm.adapter else "off") + (f" draw {draw}" if bench.temperature else "")
+        texts = [bench.writer.text(question, arm, bench.max_new_tokens) for question in questions]
+        self.keys = [cache.key(switch, text) for text in texts]
+        unknown = [place for place, key in enumerate(self.keys) if cache.get(key) is None]
+        self.places = sorted(unknown, key=lambda place: len(bench.writer.ids(texts[place])))
+
+    def answer(self, batch_size: int, report: Callable[[str], object]) -> None:
+        """Answer them batch by batch, keeping each batch at once."""
+        total = len(self.questions)
+        if known := total - len(self.places):
+            report(f"{self.arm.label}: {known} of {total} answers were kept from an earlier run")
+        while self.places:
+            chunk = self.places[:batch_size]
+            try:
+                found = self._generate([self.questions[place] for place in chunk])
+            except (RuntimeError, MemoryError) as error:
+                batch_size = _halved(len(chunk), error)
+                report(f"{self.arm.label}: memory ran out with {len(chunk)} at a time, going on with {batch_size}")
+                continue
+            self.cache.add({self.keys[place]: answer for place, answer in zip(chunk, found, strict=True)})
+            self.places = self.places[len(chunk) :]
+            report(f"{self.arm.label}: {total - len(self.places)} of {total} answered")
+
+    def _generate(self, questions: Sequence[Question]) -> list[CachedAnswer]:
+        """Answer one batch; the only place where the evaluation generates."""
+        bench = self.bench
+        view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
+        prompts = [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
+        options = {"temperature": bench.temperature, "seed": bench.seed + 7919 * self.draw + len(self.places)} if bench.temperature else {}
+        answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
+        return [CachedAnswer(each.text, each.tokens, "eos" if each.finished else "length") for each in answers]
+
+
+def _halved(size: int, error: Exception) -> int:
+    """Return half the batch size if memory ran out; raise anything else on."""
+    said = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, HelpersError) or not (isinstance(error, MemoryError) or any(word in said for word in words)):
+        raise error
+    if size == 1:
+        remedy = "Lower max_new_tokens, shorten the prompt, or use a larger GPU."
+        raise StackError("batch_size", "memory for one answer", "out of memory", remedy) from error
+    free_memory()
+    return size // 2
+
+
+def score_references(
+    bench: Bench, questions: Sequence[Question], arms: Sequence[Arm], *, report: Callable[[str], object] = print
+) -> tuple[tuple[ReferenceScore, ...], dict[str, int]]:
+    """Measure how likely each arm finds the given answers, without generating.
+
+    Args:
+        bench: The model.
+        questions: With references; those without are passed over.
+        arms: Who scores.
+        report: Gets one line of progress at a time.
+
+    Returns:
+        A score for each arm and question, arms first; and how many questions were left out for all arms, by reason.
+    """
+    kept, left_out = bench.writer.scorable([each for each in questions if each.prompt.reference is not None], arms)
+    scores: list[ReferenceScore] = []
+    for arm in arms:
+        rows = [bench.writer.with_answer(question, arm, question.prompt.reference or "") for question in kept]
+        with bench.playing(arm):
+            found = score_rows(bench.loaded.model, rows, bench.loaded.tokenizer.pad_token_id)
+        for question, score in zip(kept, found, strict=True):
+            size = len((question.prompt.reference or "").encode())
+            scores.append(ReferenceScore(question.prompt.id, arm.name, score.nll, score.eos_nll, score.tokens, size))
+        report(f"{arm.label}: {len(kept)} good answers scored")
+    return tuple(scores), left_out
+
+
+def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[ShiftedToken, ...]:
+    """Rank each token of an answer under the base model, which reads the answer as if it had written it.
+
+    Args:
+        bench: The model.
+        question: What was asked.
+        answer: What the tuned model said. It is tokenized again, without an EOS.
+
+    Returns:
+        Its tokens in order; none for an empty answer.
+    """
+    import torch
+
+    row = bench.writer.with_answer(question, _BASE, answer.text)
+    start = row.labels.count(IGNORED)
+    with bench.playing(_BASE):
+        logits = _logits(bench, row.input_ids)[start - 1 : -2]
+    chosen = torch.tensor(row.input_ids[start:-1], dtype=torch.long)
+    picked = logits.gather(1, chosen[:, None])
+    ranks = (logits > picked).sum(1) + 1
+    shares = logits.softmax(-1).gather(1, chosen[:, None])[:, 0]
+    texts = cut_at_tokens(bench.loaded.tokenizer, chosen.tolist())
+    return tuple(ShiftedToken(*each) for each in zip(texts, ranks.tolist(), shares.tolist(), strict=True))
+
+
+def _logits(bench: Bench, ids: Sequence[int]) -> Any:
+    """Run one sequence and return its logits, shape (tokens, vocabulary), in float32 on the CPU."""
+    import torch
+
+    model, training = bench.loaded.model, bench.loaded.model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            batch = torch.tensor([list(ids)], device=next(model.parameters()).device)
+            return model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits[0].float().cpu()
+    finally:
+        model.train(training)
