@@ -134,6 +134,8 @@ def measure(kind: str, options: dict, arguments: argparse.Namespace) -> dict:
     trainer.add_callback(Clock())
     torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
+    if os.environ.get("SYNC"):
+        watch_syncs(trainer)
     profiler = start_profiler() if os.environ.get("PROFILE") else None
     trainer.train()
     if profiler:
@@ -154,6 +156,44 @@ def measure(kind: str, options: dict, arguments: argparse.Namespace) -> dict:
         "loss_last": losses[-1],
         "mode": mode,
     }
+
+
+def watch_syncs(trainer: object) -> None:
+    """Print, per place in the code, how often the host waits for the card in the last step, and what the host does."""
+    import collections
+    import cProfile
+    import traceback
+    import warnings
+
+    import torch
+    from transformers import TrainerCallback
+
+    places: collections.Counter = collections.Counter()
+    profile = cProfile.Profile()
+
+    def record(*_: object, **__: object) -> None:
+        frames = [f for f in traceback.extract_stack()[:-2] if "warnings" not in f.filename]
+        places[" < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-5:]))] += 1
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
+            if state.global_step == state.max_steps - 2:
+                warnings.simplefilter("always")
+                warnings.showwarning = record
+                torch.cuda.set_sync_debug_mode("warn")
+            if state.global_step == state.max_steps - 1:
+                torch.cuda.set_sync_debug_mode("default")
+                profile.enable()
+
+        def on_train_end(self, *_: object, **__: object) -> None:
+            import pstats
+
+            profile.disable()
+            for place, count in places.most_common(25):
+                print(count, place)
+            pstats.Stats(profile).sort_stats("tottime").print_stats(35)
+
+    trainer.add_callback(Watch())
 
 
 def start_profiler() -> object:

@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | doctor | badges | list`."""
+"""The command line: `python -m helpers run | plan | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from helpers.plan_command import add_command
+
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -55,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter")
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
+
+    add_command(commands)
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")
     doctor.set_defaults(command=_doctor)

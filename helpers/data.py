@@ -17,6 +17,7 @@ from helpers.config import DATASETS, DataConfig
 from helpers.errors import DataError
 from helpers.prompts import COLUMNS
 from helpers.readers import READERS, read_file
+from helpers.selection import choose_categories, in_proportion
 
 __all__ = ["MAX_BAD_SHARE", "Row", "Rows", "data_fingerprint", "load_rows", "read_sample", "row_problem"]
 
@@ -75,8 +76,8 @@ def load_rows(config: DataConfig, task: str, seed: int) -> Rows:
         5
     """
     if config.dataset_name == "sample":
-        train, heldout = read_sample(task, "train"), read_sample(task, "heldout")
-        random.Random(seed).shuffle(train)  # noqa: S311 - a shuffle, not a secret
+        train = _choose(read_sample(task, "train"), config, seed)
+        heldout = _choose(read_sample(task, "heldout"), config, None)
         _check_count(config, len(train), len(heldout))
         total = len(train) + len(heldout)
         return Rows(train[: config.train_rows or None], heldout[: config.heldout_rows], "bundled sample rows", total)
@@ -185,7 +186,8 @@ def _draw(config: DataConfig, task: str, total: int, row_at: Callable[[int], Any
     heldout_keys: set[tuple[str, str]] = set()
     left_out: Counter[str] = Counter()
     first_bad: tuple[int, str] | None = None
-    for index in random.Random(seed).sample(range(total), total):  # noqa: S311 - a draw, not a secret
+    order = random.Random(seed).sample(range(total), total)  # noqa: S311 - a draw, not a secret
+    for index in _ordered(order, row_at, config):
         if len(good) >= wanted:
             break
         row = row_at(index)
@@ -203,6 +205,26 @@ def _draw(config: DataConfig, task: str, total: int, row_at: Callable[[int], Any
     _check_bad(left_out, first_bad, len(good), total, source)
     _check_count(config, len(good) - config.heldout_rows, config.heldout_rows)
     return Rows(good[config.heldout_rows :], good[: config.heldout_rows], source, total, dict(left_out))
+
+
+def _choose(rows: list[Row], config: DataConfig, seed: int | None) -> list[Row]:
+    """Shuffle bundled rows, unless the seed is None, and keep the categories asked for."""
+    order = list(range(len(rows)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, not a secret
+    return [rows[i] for i in _ordered(order, rows.__getitem__, config)]
+
+
+def _ordered(order: list[int], row_at: Callable[[int], Any], config: DataConfig) -> list[int]:
+    """Apply the category filter and the stratified order, reading categories only if one is asked for."""
+
+    def category_of(index: int) -> Any:
+        row = row_at(index)
+        return row.get("category") if isinstance(row, Mapping) else None
+
+    if config.category:
+        order = choose_categories(order, category_of, config.category)
+    return in_proportion(order, category_of) if config.stratified else order
 
 
 def _key(row: Mapping[str, Any], task: str) -> tuple[str, str]:

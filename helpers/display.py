@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from helpers.prompts import Example
 
-__all__ = ["Picture", "Shown", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
+__all__ = ["Picture", "Shown", "plot_categories", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
@@ -155,6 +155,29 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     axes.set_ylabel("loss (nats per token)")
     axes.legend(frameon=False)
     axes.margins(y=0.18)
+    return _save(figure, path)
+
+
+def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Picture:
+    """Plot how many rows each category has, and how long their answers are.
+
+    Args:
+        rows: Dolly's rows; without a `category` they count as "(none)".
+        path: Where the PNG goes.
+
+    Returns:
+        The picture.
+    """
+    words: dict[str, list[int]] = {}
+    for row in rows:
+        words.setdefault(row.get("category") or "(none)", []).append(len(row["response"].split()))
+    names = sorted(words, key=lambda name: len(words[name]))
+    figure, axes = _figure(7.5, 0.8 + 0.32 * len(names))
+    bars = axes.barh(names, [len(words[name]) for name in names], color=BLUE)
+    medians = [sorted(words[name])[len(words[name]) // 2] for name in names]
+    axes.bar_label(bars, [f"median answer: {m} words" for m in medians], padding=4, color=GREY, fontsize=8)
+    axes.set_xlabel("rows")
+    axes.margins(x=0.3)
     return _save(figure, path)
 
 

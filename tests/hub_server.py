@@ -91,7 +91,8 @@ class HubServer:
         if "/tree/" in path:
             return 200, [self.entry(name, data) for name, data in sorted(self.files.items()) if name not in self.lose]
         if re.fullmatch(r"/api/models/ada/tuned(\?.*)?", path):
-            return 200, {"id": "ada/tuned", "private": not self.public and bool((self.created or {}).get("private")), "sha": COMMIT}
+            asked = (self.created or {}).get("visibility") == "private"
+            return 200, {"id": "ada/tuned", "private": asked and not self.public, "sha": COMMIT}
         return 404, {"error": f"unknown {path}"}
 
     def commit(self, body):

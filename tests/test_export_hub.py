@@ -54,8 +54,8 @@ def test_publish_sends_every_file_and_compares_it(folder):
     """All files arrive byte for byte, large ones through LFS, in a private repository."""
     with HubServer(token=TOKEN) as hub:
         result, _ = push(hub, folder)
-    assert result == {"files": 5, "private": True, "commit": COMMIT, "bytes": 3000 + 2000 + 25 + 39 + 5}
-    assert hub.created["private"] is True
+    assert result == {"files": 5, "private": True, "commit": COMMIT, "bytes": 5065}
+    assert hub.created["visibility"] == "private"
     assert hub.files["extra/notes.txt"].decode() == "ünï"
     assert hub.files["model-00002-of-00002.safetensors"] == b"\x02" * 2000
     assert hub.lfs == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
@@ -143,7 +143,7 @@ def test_adapter_of_a_local_base_is_not_published(tmp_path):
 def test_compare_remote_counts_sizes(folder):
     """A size that differs is found without a hash."""
     remote = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size} for p in folder.rglob("*") if p.is_file()}
-    assert sum(compare_remote(folder, remote).values()) == 5072
+    assert sum(compare_remote(folder, remote).values()) == 5065
     remote["config.json"]["size"] = 1
     with pytest.raises(ExportError, match=r"config\.json differs"):
         compare_remote(folder, remote)
