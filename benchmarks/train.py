@@ -20,12 +20,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
+SCRATCH = Path(tempfile.gettempdir()) / "benchmark-run"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 CONFIGURATIONS = {
@@ -65,8 +67,20 @@ def main() -> None:
 
 def run_one(name: str, arguments: argparse.Namespace) -> dict:
     """Run one configuration in its own process."""
-    command = [sys.executable, __file__, "--model", arguments.model, "--data", arguments.data, "--one", name,
-               "--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+    command = [
+        sys.executable,
+        __file__,
+        "--model",
+        arguments.model,
+        "--data",
+        arguments.data,
+        "--one",
+        name,
+        "--steps",
+        str(arguments.steps),
+        "--warmup",
+        str(arguments.warmup),
+    ]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -85,8 +99,10 @@ def print_table(results: list[dict]) -> None:
     for r in results:
         if "failed" not in r:
             ratio = f"{r['examples_per_second'] / base:.2f}" if base else "-"
-            print(f"{r['name']:24}{r['examples_per_second']:>11.2f}{r['useful_tokens_per_second']:>13.0f}"
-                  f"{r['peak_gib']:>10.2f}{ratio:>11}")
+            print(
+                f"{r['name']:24}{r['examples_per_second']:>11.2f}{r['useful_tokens_per_second']:>13.0f}"
+                f"{r['peak_gib']:>10.2f}{ratio:>11}"
+            )
 
 
 def machine() -> dict:
@@ -95,7 +111,8 @@ def machine() -> dict:
     from helpers.hardware import describe_hardware
 
     versions = installed_versions()
-    return {**describe_hardware(), **{n: versions.get(n) for n in ("unsloth", "trl", "peft", "transformers", "bitsandbytes")}}
+    names = ("unsloth", "trl", "peft", "transformers", "bitsandbytes")
+    return {**describe_hardware(), **{n: versions.get(n) for n in names}}
 
 
 def measure(kind: str, options: dict, arguments: argparse.Namespace) -> dict:
@@ -215,16 +232,26 @@ def ours(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tupl
     from helpers.training import build_trainer
 
     config = build_config(
-        "alpaca", preset="large-gpu", model_name=arguments.model, dataset_name="sample", batch_size=options["batch"],
-        gradient_accumulation=options.get("accumulate", 1), packing=options.get("packing", False),
-        gradient_checkpointing=options.get("checkpointing", True), max_steps=arguments.steps, prompt_style="alpaca",
-        varlen_attention=options.get("varlen"), optimizer=options.get("optimizer"))
+        "alpaca",
+        preset="large-gpu",
+        model_name=arguments.model,
+        dataset_name="sample",
+        batch_size=options["batch"],
+        gradient_accumulation=options.get("accumulate", 1),
+        packing=options.get("packing", False),
+        gradient_checkpointing=options.get("checkpointing", True),
+        max_steps=arguments.steps,
+        prompt_style="alpaca",
+        varlen_attention=options.get("varlen"),
+        optimizer=options.get("optimizer"),
+    )
     loaded = load_model(config.model, style="alpaca")
-    attach_adapter(loaded, config.adapter, seed=config.train.seed,
-                   gradient_checkpointing=config.train.gradient_checkpointing)
+    attach_adapter(
+        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+    )
     examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
     checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
-    trainer = build_trainer(config, loaded, checked, RunDirectory(Path("/tmp/benchmark-run")))
+    trainer = build_trainer(config, loaded, checked, RunDirectory(SCRATCH))
     return trainer, checked.supervised_tokens() / len(checked.tokenized), getattr(trainer, "mode", {})
 
 
@@ -235,12 +262,23 @@ def official(rows: list[dict], options: dict, arguments: argparse.Namespace) -> 
     from trl import SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        arguments.model, max_seq_length=2048, load_in_4bit=True, dtype=torch.bfloat16)
+        arguments.model, max_seq_length=2048, load_in_4bit=True, dtype=torch.bfloat16
+    )
     model = FastLanguageModel.get_peft_model(
-        model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=TARGETS,
-        use_gradient_checkpointing="unsloth", random_state=3407)
+        model,
+        r=16,
+        lora_alpha=16,
+        lora_dropout=0,
+        bias="none",
+        target_modules=TARGETS,
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+    )
     table, mean = text_rows(rows, tokenizer)
-    return SFTTrainer(model=model, processing_class=tokenizer, train_dataset=table, args=settings(options, arguments)), mean, {}
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=table, args=settings(options, arguments)
+    )
+    return trainer, mean, {}
 
 
 def plain(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tuple:
@@ -253,14 +291,23 @@ def plain(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tup
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16, device_map={"": 0})
     table, mean = text_rows(rows, tokenizer)
-    adapter = LoraConfig(r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=TARGETS, task_type="CAUSAL_LM")
-    arguments_ = settings(options, arguments, gradient_checkpointing=True)
-    return SFTTrainer(model=model, processing_class=tokenizer, train_dataset=table, args=arguments_, peft_config=adapter), mean, {}
+    adapter = LoraConfig(
+        r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=TARGETS, task_type="CAUSAL_LM"
+    )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=table,
+        peft_config=adapter,
+        args=settings(options, arguments, gradient_checkpointing=True),
+    )
+    return trainer, mean, {}
 
 
 def text_rows(rows: list[dict], tokenizer: object) -> tuple:
     """Return the rows as text, as the peers train them (on every token), and the mean number of tokens with a label."""
     from datasets import Dataset
+
     from helpers.prompts import alpaca_block
 
     texts = [alpaca_block(r["instruction"], r["input"]) + r["output"] + tokenizer.eos_token for r in rows]
@@ -273,11 +320,26 @@ def settings(options: dict, arguments: argparse.Namespace, **more: object) -> ob
     from trl import SFTConfig
 
     return SFTConfig(
-        output_dir="/tmp/benchmark-run", dataset_text_field="text", max_length=2048, packing=options.get("packing", False),
-        per_device_train_batch_size=options["batch"], gradient_accumulation_steps=options.get("accumulate", 1),
-        warmup_steps=2, max_steps=arguments.steps, learning_rate=2e-4, logging_steps=1, optim="adamw_8bit",
-        weight_decay=0.001, lr_scheduler_type="linear", seed=3407, report_to="none", bf16=True, save_strategy="no",
-        dataset_num_proc=1, **more)
+        output_dir=str(SCRATCH),
+        dataset_text_field="text",
+        max_length=2048,
+        packing=options.get("packing", False),
+        per_device_train_batch_size=options["batch"],
+        gradient_accumulation_steps=options.get("accumulate", 1),
+        warmup_steps=2,
+        max_steps=arguments.steps,
+        learning_rate=2e-4,
+        logging_steps=1,
+        optim="adamw_8bit",
+        weight_decay=0.001,
+        lr_scheduler_type="linear",
+        seed=3407,
+        report_to="none",
+        bf16=True,
+        save_strategy="no",
+        dataset_num_proc=1,
+        **more,
+    )
 
 
 if __name__ == "__main__":

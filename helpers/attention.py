@@ -35,7 +35,12 @@ class AttentionChoice:
 
 
 def choose_attention(
-    *, torch_version: str, unsloth_version: str, capability: tuple[int, int] | None, flash_attn: bool, xformers: bool,
+    *,
+    torch_version: str,
+    unsloth_version: str,
+    capability: tuple[int, int] | None,
+    flash_attn: bool,
+    xformers: bool,
     wanted: bool = True,
 ) -> AttentionChoice:
     """Decide whether the kernel of torch 2.11 is to be used.
@@ -64,14 +69,19 @@ def choose_attention(
     if xformers:
         return AttentionChoice("xformers", "xformers loads, and Unsloth uses it")
     if capability < (8, 0):
-        return AttentionChoice("sdpa", f"compute capability {capability[0]}.{capability[1]} has no flash kernel; 8.0 has")
+        return AttentionChoice(
+            "sdpa", f"compute capability {capability[0]}.{capability[1]} has no flash kernel; 8.0 has"
+        )
     if minor >= (2, 12):
         return AttentionChoice("varlen (torch)", "Unsloth uses torch's own varlen_attn from torch 2.12 on")
     if not wanted:
         return AttentionChoice("sdpa", "varlen_attention is off")
     if minor != (2, 11) or unsloth_version != UNSLOTH_TESTED:
-        return AttentionChoice("sdpa", f"tried with torch 2.11 and unsloth {UNSLOTH_TESTED} only, "
-                                       f"not with torch {torch_version} and unsloth {unsloth_version}")
+        return AttentionChoice(
+            "sdpa",
+            f"tried with torch 2.11 and unsloth {UNSLOTH_TESTED} only, "
+            f"not with torch {torch_version} and unsloth {unsloth_version}",
+        )
     return AttentionChoice("varlen (torch kernel)", "torch 2.11 carries the kernel, and Unsloth does not use it there")
 
 
@@ -112,8 +122,17 @@ def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
 
 
 def flash_varlen(
-    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int, max_seqlen_k: int,
-    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False, **unused: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    **unused: Any,
 ) -> Any:
     """Attend within each of several rows that stand one after the other, in one kernel launch.
 
@@ -143,8 +162,18 @@ def flash_varlen(
     if tuple(unused.get("window_size") or (-1, -1)) not in ((-1, -1), (None, None)):
         raise NotImplementedError("flash_varlen has no attention window")
     output = torch.ops.aten._flash_attention_forward(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, int(max_seqlen_q), int(max_seqlen_k), dropout_p, causal, False,
-        scale=softmax_scale)
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        int(max_seqlen_q),
+        int(max_seqlen_k),
+        dropout_p,
+        causal,
+        False,
+        scale=softmax_scale,
+    )
     return output[0]
 
 

@@ -62,9 +62,17 @@ DEFAULT_SYSTEM_PROMPT = {
 """What the assistant of a task is told unless the user says otherwise."""
 
 
-FREE_TO_CHANGE = ("gguf_quantization", "merge_16bit", "persist_dir", "push_private", "push_to", "save_steps")
-"""Parameters that say how a run is kept, or what is made of its adapter, and not what it computes: a run may be resumed
-with other values."""
+FREE_TO_CHANGE = (
+    "gguf_quantization",
+    "merge_16bit",
+    "persist_dir",
+    "push_private",
+    "push_to",
+    "report_to",
+    "save_steps",
+)
+"""Parameters that say how a run is kept and shown, or what is made of its adapter, and not what it computes: a run may
+be resumed with other values."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,11 @@ class TrainConfig(Settings):
     save_steps: int = setting(20, "optimizer steps between checkpoints", unit="steps", low=1)
     persist_dir: str | None = setting(None, "second folder for complete checkpoints, such as one on Google Drive")
     eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
+    report_to: str = setting(
+        "none",
+        "also show the losses in trackio, tensorboard or wandb; none for this notebook only",
+        choices=("none", "trackio", "tensorboard", "wandb"),
+    )
     seed: int = setting(3407, "seed of row selection, adapter weights and data order", low=0, high=2**32 - 1)
 
     def rows_per_step(self) -> int:
@@ -215,9 +228,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_accumulation": 1,
         "save_steps": 50,
     },
+    "gpu-ci": {
+        "max_seq_length": 1024,
+        "train_rows": 160,
+        "heldout_rows": 40,
+        "max_steps": 20,
+        "batch_size": 8,
+        "gradient_accumulation": 1,
+        "warmup_steps": 2,
+        "eval_steps": 10,
+        "save_steps": 10,
+        "max_new_tokens": 64,
+    },
 }
 """What each preset changes against the defaults. smoke: any machine, no network; colab-t4: 16 GB, fp16; large-gpu:
-24 GB and more, bf16."""
+24 GB and more, bf16; gpu-ci: a few minutes on any card of 16 GB and more, for scripts/gpu_ci."""
 
 
 def parameters(task: str = "alpaca") -> dict[str, dataclasses.Field]:

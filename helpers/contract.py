@@ -8,12 +8,12 @@ are a prefix of the whole row's. Rows that control tokens or length make unusabl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ContractError
-from helpers.prompts import Example
+from helpers.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.templates import find_control_text, render
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "TokenizedExample",
     "apply_contract",
     "check_trainer_rows",
+    "prove_same_prompt",
     "tokenize_example",
 ]
 
@@ -206,6 +207,39 @@ def _ids_of(rows: Sequence[TokenizedExample]) -> Counter[tuple[int, ...]]:
 def _learned(rows: Sequence[TokenizedExample]) -> Counter[int]:
     """Count the labels that the loss is taken over."""
     return Counter(label for each in rows for label in each.labels if label != IGNORED)
+
+
+def prove_same_prompt(
+    row: Mapping[str, str], task: str, tokenizer: PreTrainedTokenizerBase, *, style: str, system_prompt: str
+) -> str:
+    """Compare a row's prompt in training with the same question asked later, token by token.
+
+    Args:
+        row: A row of the data set.
+        task: "alpaca" or "dolly".
+        tokenizer: With a template of `helpers.templates`.
+        style: "chat" or "alpaca".
+        system_prompt: What the assistant is told; "" for none.
+
+    Returns:
+        A sentence with the number of tokens compared.
+
+    Raises:
+        ContractError: They differ.
+    """
+    names = COLUMNS[task]
+    trained = tokenize_example(build_example(row, task, style=style, system_prompt=system_prompt), tokenizer)
+    given = [i for i, label in zip(trained.input_ids, trained.labels, strict=True) if label == IGNORED]
+    question = build_prompt(
+        row[names.instruction], row.get(names.context) or "", style=style, system_prompt=system_prompt
+    )
+    asked = _ids(tokenizer, render(tokenizer, question, answer_next=True))
+    if given != asked:
+        raise ContractError(
+            "template", "the same tokens in training and in use", asked, "The template treats them differently."
+        )
+    inside = " The system prompt is among them." if system_prompt else ""
+    return f"{len(asked)} tokens of the prompt are the same in training and in use.{inside}"
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -19,7 +19,16 @@ from helpers.prompts import COLUMNS
 from helpers.readers import READERS, read_file
 from helpers.selection import choose_categories, in_proportion
 
-__all__ = ["MAX_BAD_SHARE", "Row", "Rows", "data_fingerprint", "load_rows", "read_sample", "row_problem"]
+__all__ = [
+    "MAX_BAD_SHARE",
+    "Row",
+    "Rows",
+    "data_fingerprint",
+    "load_rows",
+    "read_prompts",
+    "read_sample",
+    "row_problem",
+]
 
 Row = dict[str, str]
 
@@ -96,6 +105,16 @@ def read_sample(task: str, part: str) -> list[Row]:
         The rows, in the order of the file.
     """
     text = resources.files("helpers").joinpath("samples", f"{task}_{part}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def read_prompts() -> list[dict[str, Any]]:
+    """Read the bundled business prompts.
+
+    Returns:
+        One dictionary a prompt: `id`, `topic`, `prompt`, and `expected_items`, a number or None.
+    """
+    text = resources.files("helpers").joinpath("samples", "business_prompts.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 

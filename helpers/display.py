@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from helpers.prompts import Example
 
-__all__ = ["Picture", "Shown", "plot_categories", "plot_lengths", "plot_losses", "show_conversation", "show_mask", "show_table"]
+__all__ = [
+    "Picture",
+    "Shown",
+    "plot_categories",
+    "plot_lengths",
+    "plot_losses",
+    "show_conversation",
+    "show_mask",
+    "show_table",
+]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""

@@ -256,7 +256,9 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _from_pretrained(source: str, revision: str | None, config: ModelConfig, precision: str | None) -> tuple[Any, Any, str]:
+def _from_pretrained(
+    source: str, revision: str | None, config: ModelConfig, precision: str | None
+) -> tuple[Any, Any, str]:
     """Call Unsloth's loader with the type that the hardware computes in."""
     import torch
     from unsloth import FastLanguageModel
@@ -269,12 +271,17 @@ def _from_pretrained(source: str, revision: str | None, config: ModelConfig, pre
     options = {"revision": revision} if revision and not Path(source).is_dir() else {}
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
-            source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options)
+            source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
+        )
     except HelpersError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise StackError("model_name", "a model that can be loaded", source,
-                         f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}") from error
+        raise StackError(
+            "model_name",
+            "a model that can be loaded",
+            source,
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+        ) from error
     return model, tokenizer, precision
 
 
@@ -334,9 +341,14 @@ def _generate_batch(
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
     with torch.inference_mode():
         output = loaded.model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, streamer=streamer,
-            **(sampling or {"do_sample": False}))
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            streamer=streamer,
+            **(sampling or {"do_sample": False}),
+        )
     tokenizer.padding_side = "right"
     return [_read_answer(ids, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
 
@@ -352,5 +364,9 @@ def _check_room(loaded: LoadedModel, longest: int, max_new_tokens: int) -> None:
     """Raise when a prompt and its answer do not fit."""
     limit = min(loaded.max_seq_length, loaded.model.config.max_position_embeddings)
     if longest + max_new_tokens > limit:
-        raise StackError("prompt", f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer", longest,
-                         "Shorten the prompt, lower max_new_tokens or raise max_seq_length.")
+        raise StackError(
+            "prompt",
+            f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer",
+            longest,
+            "Shorten the prompt, lower max_new_tokens or raise max_seq_length.",
+        )

@@ -67,8 +67,8 @@ def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list
     there = persist_folder(persist_dir, run.path.name)
     _check_place(run, there, persist_dir)
     if resume == "never":
-        for path in step_folders(there.checkpoints):
-            shutil.rmtree(path)
+        if there.checkpoints.is_dir():
+            shutil.rmtree(there.checkpoints)
         (there.path / MANIFEST).unlink(missing_ok=True)
         return []
     if run.manifest() and there.manifest() and run.run_id() != there.run_id():

@@ -168,9 +168,12 @@ def _read(run: RunDirectory) -> RunSummary:
         manifest, metrics = run.manifest(), run.metrics()
         state, note = _state(run, manifest)
         metrics = metrics if metrics and state == "complete" else _last_metrics(run) or metrics
-        parameters = manifest.get("parameters") or {}
         step = metrics["train_loss"][-1][0] if metrics.get("train_loss") else 0
-        return RunSummary(run.path.name, state, parameters, metrics, manifest, note, step)
+        summary = RunSummary(
+            run.path.name, state, dict(manifest.get("parameters") or {}), metrics, manifest, note, step
+        )
+        show_run(summary)  # whatever cannot be shown is damaged
+        return summary
     except (RunError, TypeError, ValueError, LookupError, AttributeError) as error:
         return RunSummary(run.path.name, "damaged", note=str(error))
 

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
 from helpers.data import Rows, data_fingerprint
 from helpers.environment import installed_versions
+from helpers.errors import RunError
 from helpers.hardware import describe_hardware, find_gpu, require_gpu
 from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
@@ -157,14 +159,26 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
         run: The run.
         rows: Its training and held-out rows.
         loaded: The base model with its template.
+
+    Raises:
+        RunError: The run has checkpoints of other rows or another template.
     """
+    prints = {"data_fingerprint": data_fingerprint(rows), "template_sha256": template_sha256(loaded.tokenizer)}
+    earlier = run.manifest()
+    changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
+    if changed and step_folders(run.checkpoints):
+        raise RunError(
+            "run_name",
+            "the rows and the template of the earlier run, which left checkpoints",
+            "; ".join(f"{k}: {old[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
+            'The data changed under its name. Choose another run_name, or resume="never" to start over.',
+        )
     run.update_manifest(
         base_model=loaded.source,
         data_source=rows.source,
-        data_fingerprint=data_fingerprint(rows),
         rows={"train": len(rows.train), "heldout": len(rows.heldout), "left_out": rows.left_out},
         template=loaded.template,
-        template_sha256=template_sha256(loaded.tokenizer),
+        **prints,
     )
 
 

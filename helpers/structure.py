@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from helpers.config import parameters
+from helpers.config import DEFAULT_DATASET, parameters
 from helpers.errors import HelpersError
 from helpers.pairs import notebook_text
 from helpers.parameter_cells import read_notebook, read_parameters
@@ -64,15 +64,18 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
     return problems + list(_pair(path))
 
 
-def expected_parameters() -> dict[str, tuple[str, str]]:
+def expected_parameters(task: str = "alpaca") -> dict[str, tuple[str, str]]:
     """Return type and help text of each parameter of a training notebook, in order.
+
+    Args:
+        task: "alpaca" or "dolly".
 
     Example:
         >>> expected_parameters()["max_steps"]
         ('int', 'end after this many optimizer steps [steps]')
     """
     expected = dict(RUN_PARAMETERS)
-    for name, each in parameters().items():
+    for name, each in parameters(task).items():
         unit = f" [{each.metadata['unit']}]" if each.metadata["unit"] else ""
         expected[name] = (str(each.type).split(" ")[0], each.metadata["help"] + unit)
     return expected
@@ -194,9 +197,10 @@ def _parameters(path: Path, content: dict[str, Any]) -> Iterator[str]:
         return
     if not declared:
         yield "no cell is tagged parameters, or it is empty"
-    if "task" not in content["metadata"].get("mistral_qlora", {}):
+    task = content["metadata"].get("mistral_qlora", {}).get("task")
+    if task not in DEFAULT_DATASET:  # not a training notebook
         return
-    expected = expected_parameters()
+    expected = expected_parameters(task)
     for name in [*declared, *expected]:
         got = (declared[name].type, declared[name].help) if name in declared else None
         if name not in expected:

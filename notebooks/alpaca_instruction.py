@@ -78,6 +78,7 @@ optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fus
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 persist_dir = None  # type: str  second folder for complete checkpoints, such as one on Google Drive
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
+report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
 max_new_tokens = None  # type: int  longest answer [tokens]
 

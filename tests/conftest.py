@@ -26,8 +26,9 @@ def tiny_mistral(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def mistral_tokenizer(tiny_mistral):
     """Mistral's v0.3 tokenizer with our template installed. Shared: do not change it."""
-    from helpers.templates import install_template
     from transformers import AutoTokenizer
+
+    from helpers.templates import install_template
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mistral)
     install_template(tokenizer, "chat")

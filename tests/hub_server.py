@@ -73,7 +73,7 @@ class HubServer:
             return 401, {"error": "Invalid username or password."}
         if path == "/api/repos/create":
             self.created = json.loads(body)
-            exists = {"error": "You already created this model repo"}
+            exists = {"error": "You already created this model repo", "url": f"{self.url}/ada/tuned"}
             return (409, exists) if self.public else (200, {"url": f"{self.url}/ada/tuned"})
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from helpers.config import DataConfig
 from helpers.data import Rows, load_rows
 from helpers.errors import DataError
@@ -12,6 +13,8 @@ from helpers.selection import choose_categories, clean_rows, count_categories, i
 
 
 class TestChooseCategories:
+    """A filter on categories."""
+
     def test_none_keeps_all_rows(self):
         """Without a filter the order of the draw stays as it is."""
         assert choose_categories([3, 1, 2], dict.get, None) == [3, 1, 2]
@@ -32,6 +35,8 @@ class TestChooseCategories:
 
 
 class TestInProportion:
+    """The stratified order."""
+
     def test_any_first_part_has_each_category_in_proportion(self):
         """Of 80 and 20 rows, the first ten have eight and two."""
         categories = ["big"] * 80 + ["small"] * 20
@@ -44,6 +49,8 @@ class TestInProportion:
 
 
 class TestLoading:
+    """Filter and order in `load_rows`."""
+
     def test_the_bundled_rows_can_be_filtered(self):
         """One category of the bundled Dolly rows has 16 training and 5 held-out rows."""
         config = DataConfig(dataset_name="sample", train_rows=0, heldout_rows=5, category="brainstorming")
@@ -73,6 +80,8 @@ class TestLoading:
 
 
 class TestCleanRows:
+    """Reference marks."""
+
     def test_marks_are_removed_everywhere_and_counted(self):
         """Context and response lose their marks; the count is over all rows."""
         row = {"instruction": "Who?", "context": "Founded in 1901.[2] Sold in 1950. [3]", "response": "Anna.[1]"}

@@ -26,8 +26,16 @@ def build_tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
     shutil.copy(source, folder / "tokenizer.model")
-    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
-                "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -57,8 +65,18 @@ def build_mistral(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
     build_tokenizer(folder)
     torch.manual_seed(seed)
     config = MistralConfig(
-        vocab_size=32768, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, sliding_window=None, rope_theta=1e6,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        vocab_size=32768,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        sliding_window=None,
+        rope_theta=1e6,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     MistralForCausalLM(config).save_pretrained(folder)
     return folder

@@ -114,7 +114,7 @@ class DecoderSession:
         return hidden
 
     def _decode(self, bucket: int) -> None:
-        """Run one step on all rows, reading `bucket` slots of the cache; all that it changes are tensors of this object.
+        """Run one step on all rows, reading `bucket` slots of the cache; all it changes are this object's tensors.
 
         The query heads that share a key head take the place of query positions, so no key is copied.
         """

@@ -105,8 +105,9 @@ EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"prompt_count": 6, "reference_rows": 24, "answered_rows": 6, "max_new_tokens": 48, "few_shot_rows": 2},
     "colab-t4": {},
     "large-gpu": {"reference_rows": 200, "answered_rows": 50, "batch_size": 32},
+    "gpu-ci": {"prompt_count": 8, "reference_rows": 40, "answered_rows": 8, "max_new_tokens": 64, "few_shot_rows": 2},
 }
-"""What each preset changes against the defaults. smoke: minutes on two CPU cores."""
+"""What each preset changes against the defaults. smoke: minutes on two CPU cores; gpu-ci: for scripts/gpu_ci."""
 
 
 def evaluation_parameters() -> dict[str, dataclasses.Field]:

@@ -64,7 +64,7 @@ class Reference:
 
 
 def measure_reference(
-    loaded: LoadedModel, prompts: Sequence[Sequence[Message]] = VERIFY_PROMPTS, *, max_new_tokens: int = 24
+    loaded: LoadedModel, prompts: Sequence[Sequence[Message]] = VERIFY_PROMPTS, *, max_new_tokens: int = 16
 ) -> Reference:
     """Let the tuned model and its base answer, and keep their logits.
 

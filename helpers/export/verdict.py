@@ -93,13 +93,12 @@ class Verification:
         return self
 
 
-def judge_distance(reference: Reference, tuned: Distance, base: Distance, export_base: Distance, noise: tuple[float, float]) -> tuple[
+def judge_distance(tuned: Distance, base: Distance, export_base: Distance, noise: tuple[float, float]) -> tuple[
     list[Check], dict[str, float]
 ]:
     """Judge whether an export is close to the tuned model and far from the base.
 
     Args:
-        reference: The models in memory.
         tuned: From the tuned model in memory to the export.
         base: From the tuned model to its base, both in memory: the adapter's effect.
         export_base: From the base in memory to the export.
@@ -111,12 +110,12 @@ def judge_distance(reference: Reference, tuned: Distance, base: Distance, export
     floor = max(noise[0], 1e-12)
     visible, ratio = base.rms >= LIMITS["visible"] * floor, tuned.rms / max(base.rms, 1e-12)
     limit = max(LIMITS["smallest_ratio"], LIMITS["close"] * floor / max(base.rms, 1e-12))
-    seen = (f"The adapter moves the logits by {base.rms:.2g} (root mean square); precision ({reference.precision}) alone "
-            f"by {floor:.2g}.")
+    seen = (f"The adapter moves the logits by {base.rms:.2g} (root mean square); rounding alone, measured, by "
+            f"{noise[0]:.2g}.")
     doubt = "" if visible else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."
     close = visible and ratio <= limit
     apart = (f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
-             + (f"; at most {limit:.1%} may be precision." if visible else "; cannot tell whether that is close."))
+             + (f"; at most {limit:.1%} may be rounding." if visible else "; cannot tell whether that is close."))
     far = visible and math.isfinite(export_base.rms) and export_base.rms > tuned.rms
     away = f"It is {export_base.rms:.2g} from the base, {'farther than' if far else 'not told apart from'} from the tuned model."
     checks = [Check("effect of the adapter", visible, seen + doubt), Check("close to the tuned model", close, apart),

@@ -27,7 +27,8 @@ TIMEOUT_SECONDS = 3600
 def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
     """Reload base and adapter in a fresh process and compare them with the model in memory.
 
-    Precision is measured on the base: the same weights without adapter, in memory and in the fresh process.
+    Precision is measured: on the base, the same weights without adapter in memory and in the fresh process; and on the
+    model in memory, by moving its embedded tokens by single steps.
 
     Args:
         loaded: The tuned model.
@@ -46,9 +47,9 @@ def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Refere
             raise ExportError("adapter", f"a folder with {name}", str(folder), "Save the adapter first.")
     reference = reference or measure_reference(loaded)
     result, logits = _ask_stranger("adapter", folder, loaded, reference)
-    noise = measure_distance(reference.base, logits["base"])
-    stored = _compare_adapter(loaded.model, folder)
-    return _judge(loaded, reference, result, logits["export"], (noise.rms, noise.largest), stored, folder)
+    bare = measure_distance(reference.base, logits["base"])
+    noise = max(bare.rms, reference.noise.rms), max(bare.largest, reference.noise.largest)
+    return _judge(loaded, reference, result, logits["export"], noise, _compare_adapter(loaded.model, folder), folder)
 
 
 def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
@@ -90,7 +91,7 @@ def _judge(
     """Put all checks together and keep the verdict beside the export."""
     tuned, base = measure_distance(reference.tuned, logits), measure_distance(reference.tuned, reference.base)
     export_base = measure_distance(reference.base, logits)
-    checks, thresholds = judge_distance(reference, tuned, base, export_base, noise)
+    checks, thresholds = judge_distance(tuned, base, export_base, noise)
     answers, counts = judge_answers(reference, result["answers"], noise[1])
     fresh = Check("fresh process", not result["unsloth_loaded"], f"Loaded without Unsloth: {result['loaded']}.")
     numbers = {**_flat("tuned_to_export", tuned), **_flat("tuned_to_base", base), "base_to_export_rms": export_base.rms,

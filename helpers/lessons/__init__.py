@@ -1,0 +1,1 @@
+"""The workshop's checks by subject: what a right answer is, and what each common mistake has forgotten."""
