@@ -230,7 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "gpu-ci": {
         "max_seq_length": 1024,
-        "train_rows": 160,
+        "train_rows": 128,
         "heldout_rows": 40,
         "max_steps": 20,
         "batch_size": 8,

@@ -61,7 +61,7 @@ def check(name: str, answer: Any) -> Verdict:
 
     Example:
         >>> check("wins-needed", 16)
-        Not yet: Sixteen of thirty is what chance gives. Try numbers upwards until chance gives so uneven a split rarely.
+        Not yet: Chance alone gives so many nearly half of the time. Try larger numbers.
     """
     if name not in CHECKS:
         raise ConfigError("check", "the name of an exercise", name, nearest(name, list(CHECKS)))
@@ -72,11 +72,15 @@ def check(name: str, answer: Any) -> Verdict:
     if value is None:
         return _not_yet(f"the answer should be {rule.kind.words}, and yours is {_described(answer)}.")
     hint = rule.compare(value)
-    return _not_yet(hint) if hint else Verdict(True, f"Right: {rule.why}")
+    return _not_yet(hint) if hint else Verdict(True, f"Right: {_sentence(rule.why)}")
 
 
 def _not_yet(hint: str) -> Verdict:
-    return Verdict(False, f"Not yet: {hint}")
+    return Verdict(False, f"Not yet: {_sentence(hint)}")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _described(answer: Any) -> str:

@@ -56,6 +56,7 @@ def spread(model):
     """Give matrices and norms values large enough that greedy answers do not repeat one token."""
     for name, weight in model.named_parameters():
         torch.nn.init.uniform_(weight, 0.5, 1.5) if "norm" in name else torch.nn.init.normal_(weight, std=0.15)
+    model.generation_config.eos_token_id = None  # passing None to generate() would mean this one
     return model.eval()
 
 
@@ -261,6 +262,7 @@ class TestCapture:
         """The reason is printed once, and the answers are the same."""
 
         def fail(session, bucket):
+            assert session.captured_lengths() == []
             session._decode(bucket)
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -96,6 +96,10 @@ class DecoderSession:
             run()
         return self.history[:steps].tolist()  # the only wait for the GPU in a round
 
+    def captured_lengths(self) -> list[int]:
+        """Return the cache lengths whose step is a captured graph, in tokens; none where nothing could be captured."""
+        return sorted(length for length, graph in self._captured.items() if graph is not None)
+
     def _prefill_hidden(self, ids: Any, where: Any) -> Any:
         """Run all blocks over prompts and store keys and values: (prompts, width) to (prompts, width, hidden)."""
         from torch.nn import functional

@@ -229,7 +229,8 @@ class _Pending:
         bench = self.bench
         view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
         prompts = [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
-        options = {"temperature": bench.temperature, "seed": bench.seed + 7919 * self.draw + len(self.places)} if bench.temperature else {}
+        seed = bench.seed + 7919 * self.draw + len(self.places)
+        options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
         answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
         return [CachedAnswer(each.text, each.tokens, "eos" if each.finished else "length") for each in answers]
 

@@ -1,0 +1,122 @@
+"""For teachers: how many votes or rows would decide, where tuning hurt, and answers of like length alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from helpers.errors import EvaluationError
+from helpers.evaluation.gains import tuning_gains
+from helpers.evaluation.metrics import PairedDifferences
+from helpers.evaluation.overview import Overview
+from helpers.evaluation.preferences import wins_needed
+from helpers.evaluation.records import Comparison
+
+__all__ = ["length_matched", "length_pairs", "rows_needed", "wins_table", "worst_rows"]
+
+_MATCHED = 0.2  # largest difference in words, over the words of the longer answer
+_POWER = (1.959964, 0.841621)  # normal quantiles: 95 % confidence, 80 % power
+
+
+def wins_table(votes: Sequence[int] = (5, 6, 10, 20, 30, 50, 100)) -> list[dict[str, Any]]:
+    """Show how many wins among decided votes chance alone rarely gives (exact sign test, p < 0.05).
+
+    Args:
+        votes: Numbers of decided votes.
+
+    Example:
+        >>> wins_table((5, 10))[1]
+        {'decided votes': 10, 'wins needed': 9, 'that is': '90 %'}
+    """
+    rows = []
+    for count in votes:
+        needed = wins_needed(count)
+        share = "not even all" if needed is None else f"{needed / count:.0%}".replace("%", " %")
+        rows.append({"decided votes": count, "wins needed": "-" if needed is None else needed, "that is": share})
+    return rows
+
+
+def rows_needed(differences: Sequence[float], effect: float) -> int | None:
+    """Estimate how many rows would show an effect of a given size in 80 of 100 such experiments.
+
+    n = ((1.96 + 0.84) s / effect)^2, with s the standard deviation of these differences: the usual approximation by a
+    normal distribution, a little too small below 20 rows.
+
+    Args:
+        differences: Paired differences that were measured, in the metric's unit.
+        effect: The mean difference to be found, in the same unit.
+
+    Returns:
+        A number of rows, at least 2; None when these differences have no spread to learn from.
+
+    Raises:
+        EvaluationError: The effect is zero or not a number.
+
+    Example:
+        >>> rows_needed([0.1, -0.1, 0.3, 0.1], effect=0.1)
+        21
+    """
+    if not (math.isfinite(effect) and effect):
+        raise EvaluationError("effect", "a number other than 0", effect, "Give the smallest difference that matters.")
+    if len(differences) < 2:
+        return None
+    mean = math.fsum(differences) / len(differences)
+    variance = math.fsum((each - mean) ** 2 for each in differences) / (len(differences) - 1)
+    return max(2, math.ceil(sum(_POWER) ** 2 * variance / effect**2)) if variance else None
+
+
+def worst_rows(comparison: Comparison, overview: Overview) -> list[dict[str, str]]:
+    """Return the prompts that lost most by tuning, at most five.
+
+    Args:
+        comparison: What was compared.
+        overview: Its table.
+
+    Returns:
+        Rows with the prompt, how much it lost and in what; none if nothing lost.
+    """
+    gains = tuning_gains(comparison, overview.table, (overview.base, overview.tuned))
+    if gains is None:
+        return []
+    texts = {prompt.id: prompt.text for prompt in comparison.prompts}
+    return [{"prompt": texts[name], f"gain ({gains.label})": f"{gains.values[name]:+.3f}"} for name in gains.worst()]
+
+
+def length_pairs(overview: Overview) -> dict[str, tuple[int, int]]:
+    """Return the words of both answers to each prompt that has both.
+
+    Args:
+        overview: With its table.
+
+    Returns:
+        (base, tuned) by prompt.
+    """
+    words: dict[str, dict[str, int]] = {}
+    for row in overview.table:
+        if row["words"] is not None:
+            words.setdefault(row["prompt_id"], {})[row["arm"]] = int(row["words"])
+    names = overview.base.name, overview.tuned.name
+    return {name: (found[names[0]], found[names[1]]) for name, found in words.items() if set(names) <= set(found)}
+
+
+def length_matched(overview: Overview, metric: str) -> PairedDifferences | None:
+    """Keep the prompts whose two answers are about equally long: at most a fifth apart, counted in words.
+
+    A judge, a metric or a person may like an answer just for its length. What is left here is not due to it.
+
+    Args:
+        overview: What was judged.
+        metric: Which metric.
+
+    Returns:
+        Its differences on those prompts; None if there are none, or the metric is not known.
+    """
+    pairs: Mapping[str, tuple[int, int]] = length_pairs(overview)
+    each = overview.differences.get(metric)
+    if each is None:
+        return None
+    wanted = [
+        abs(pairs[p][0] - pairs[p][1]) <= _MATCHED * max(pairs[p]) if p in pairs else False for p in each.prompt_ids
+    ]
+    return each.keep(wanted) if any(wanted) else None

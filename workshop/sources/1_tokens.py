@@ -1,0 +1,229 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Exercises 1: From rows to tokens
+#
+# A model that is fine-tuned never sees a table of questions and answers. It sees a row of numbers, some of which it is
+# asked to predict. Most fine-tuning that fails, fails in the step between, and without an error message. Here you
+# do that step by hand, once.
+#
+# **You will learn**
+#
+# - to write a conversation as the text that Mistral was trained on,
+# - to say which tokens the loss is taken over, and why the last one matters most,
+# - to recognise five rows that train without complaint and teach the wrong thing,
+# - what padding wastes, and what packing has to get right.
+#
+# **What it needs.** No GPU. About 25 minutes. Exercise 2 uses the tokenizer of a small real model, which a first run
+# unpacks in about a minute.
+#
+# Each exercise ends with a check. It says "Right", or gives a hint; it never gives the answer. Replace the three dots,
+# run the check, and run it as often as you like.
+
+# %% [markdown]
+# On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("helpers") is None:
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+
+# %%
+from helpers.workshop import check
+
+# %% [markdown]
+# ## 1. A conversation as text
+#
+# Chat models are trained on one particular way of writing a conversation down. It is not a law of nature: it is a
+# habit of one model family, and a model that meets another habit still answers, only worse. Nothing warns you.
+#
+# Mistral's habit, version 3, is this:
+#
+# - `<s>` begins the conversation, once.
+# - What the user says stands between `[INST]` and `[/INST]`. There is one space after `[INST]` and none before
+#   `[/INST]`.
+# - A system prompt has no mark of its own. It stands at the start of the user's message, followed by a blank line.
+# - The answer follows after one space, and `</s>` ends it.
+#
+# **Task.** Write this conversation as one text: the system prompt is `Be brief.`, the user says `Add 2 and 3.`, the
+# assistant answers `5`. In Python, `\n` is a line break, so a blank line between two texts is `\n\n`.
+
+# %% tags=["solution"]
+answer = "<s>[INST] Be brief.\n\nAdd 2 and 3.[/INST] 5</s>"
+
+# %%
+check("write-template", answer)
+
+# %% [markdown]
+# *What you learned:* a chat template is an exact text, down to the spaces, and must be the same in training and in use.
+
+# %% [markdown]
+# ## 2. Which tokens are learned
+#
+# The tokenizer cuts the text into tokens and gives each its number. Training then asks at every place: how surprised
+# were you by the next token? Only the answer's surprise should count; nobody wants to train a model to write the
+# user's questions. So each token gets a *label*. It is the token's own number where the loss is taken, and -100
+# elsewhere: PyTorch leaves out -100.
+#
+# The next cell takes one row through a real tokenizer, SmolLM2's, which writes conversations in the format ChatML.
+# `prompt` holds the tokens up to where the assistant begins to speak, `whole` those of the whole row.
+
+# %%
+from transformers import AutoTokenizer
+
+from helpers.smollm2 import smollm2_folder
+from helpers.templates import install_template, render
+
+tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+print(install_template(tokenizer, "chat"))
+
+# %% [markdown]
+# Look at where the prompt's tokens end, and at the last token of all.
+
+# %%
+question = {"role": "user", "content": "Name the largest planet."}
+reply = {"role": "assistant", "content": "Jupiter is the largest planet."}
+prompt = tokenizer(render(tokenizer, [question], answer_next=True))["input_ids"]
+whole = tokenizer(render(tokenizer, [question, reply], answer_next=False))["input_ids"]
+print(len(prompt), prompt)
+print(len(whole), [tokenizer.decode([token]) for token in whole])
+
+# %% [markdown]
+# **Task.** Build the list of labels of the whole row.
+
+# %% tags=["solution"]
+answer = [-100] * len(prompt) + whole[len(prompt) :]
+
+# %%
+check("labels", answer)
+
+# %% [markdown]
+# *What you learned:* the labels are the whole of what you tell the model to learn, and the token that ends the answer
+# is part of it.
+
+# %% [markdown]
+# ## 3. Five rows, one of them good
+#
+# A row needs five things: one beginning, the user's part, the answer, its end, and a loss over the answer and its end
+# alone. Here are five rows in Mistral's format, each as two parts: what is given to the model (labels -100), and what
+# is learned. All five train without an error.
+
+# %%
+rows = {
+    "A": ("<s>[INST] Name a prime.[/INST]", " 7</s>"),
+    "B": ("<s><s>[INST] Name a prime.[/INST]", " 7</s>"),
+    "C": ("<s>[INST] Name a prime.[/INST] 7</s>", ""),
+    "D": ("<s>[INST] Name a prime.[/INST]", " 7"),
+    "E": ("", "<s>[INST] Name a prime.[/INST] 7</s>"),
+}
+
+# %% [markdown]
+# **Task.** What becomes of a model that is trained on thousands of rows of each sort? Give each letter one of these:
+#
+# - `"works"`
+# - `"never stops"`
+# - `"learns nothing"`
+# - `"learns to write questions"`
+# - `"meets another beginning in use"`
+#
+# The answer is a dict, such as `{"A": "learns nothing", "B": …}`.
+
+# %% tags=["solution"]
+answer = {
+    "A": "works",
+    "B": "meets another beginning in use",
+    "C": "learns nothing",
+    "D": "never stops",
+    "E": "learns to write questions",
+}
+
+# %%
+check("faulty-rows", answer)
+
+# %% [markdown]
+# *What you learned:* a falling loss does not prove that the right thing is learned; looking at one row does.
+
+# %% [markdown]
+# ## 4. What padding wastes
+#
+# A GPU works on several rows at once, and they must have the same length. The simplest way: fill up the short ones
+# with a token that means nothing, up to the longest row *of the batch*. Here are eight rows, by their lengths in
+# tokens, in two batches of four, in this order.
+
+# %%
+lengths = [31, 200, 45, 52, 180, 38, 60, 41]
+batches = [lengths[:4], lengths[4:]]
+
+# %% [markdown]
+# **Task.** Which share of all places that the GPU works on is padding? A number between 0 and 1, over both batches
+# together.
+
+# %% tags=["solution"]
+places = sum(len(batch) * max(batch) for batch in batches)
+answer = 1 - sum(lengths) / places
+
+# %%
+check("padding", answer)
+
+# %% [markdown]
+# *What you learned:* one long row makes three short ones expensive.
+
+# %% [markdown]
+# ## 5. Packing
+#
+# Instead of filling up a row with nothing, one can fill it up with other rows. A *packed* sequence holds several rows,
+# one after the other. Suppose that a sequence has room for 256 tokens. Taking the eight rows above in their order, and
+# beginning a new sequence when the next row does not fit, needs four sequences.
+#
+# **Task.** Find a better order. The answer is a list of sequences, each a list of row lengths, such as
+# `[[31, 200], [45, 52], …]`. Every row must be in it once, no sequence may exceed 256 tokens, and there should be as few
+# sequences as possible.
+
+# %% tags=["solution"]
+answer = [[200, 52], [180, 60], [45, 41, 38, 31]]
+
+# %%
+check("packing", answer)
+
+# %% [markdown]
+# *What you learned:* packing is a puzzle of fitting lengths together, and pays most when rows are short and unequal.
+
+# %% [markdown]
+# ## 6. Keeping packed rows apart
+#
+# Packed rows have nothing to do with each other, but lie side by side. Unless something prevents it, the second
+# answer is predicted with the first question in view. What prevents it is the list of *positions*: each row's
+# tokens are numbered by themselves, and attention treats a place where the numbers start anew as a wall.
+#
+# **Task.** A packed sequence holds three rows, of 4, 3 and 5 tokens. Write the twelve positions.
+
+# %% tags=["solution"]
+answer = [*range(4), *range(3), *range(5)]
+
+# %%
+check("positions", answer)
+
+# %% [markdown]
+# *What you learned:* packing is harmless if, and only if, the rows cannot see each other.
+
+# %% [markdown]
+# ## Summary
+#
+# - One template, exact to the space, in training and in use.
+# - Labels say what is learned: the answer and its end.
+# - Wrong rows train quietly, so look at one before you train.
+# - Padding wastes; packing saves, if it keeps rows apart.
+#
+# ## Your turn
+#
+# 1. Write a conversation with two questions and two answers in Mistral's format. Where does the system prompt go?
+# 2. Write your own name into a question and print its tokens. Is it one token, or several?
+# 3. What would you see in a training run whose rows are all like row C?
