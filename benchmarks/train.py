@@ -107,8 +107,8 @@ def print_table(results: list[dict]) -> None:
 
 def machine() -> dict:
     """Describe what the figures were measured on."""
-    from helpers.environment import installed_versions
     from helpers.hardware import describe_hardware
+    from helpers.lock import installed_versions
 
     versions = installed_versions()
     names = ("unsloth", "trl", "peft", "transformers", "bitsandbytes")

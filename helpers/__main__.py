@@ -117,7 +117,7 @@ def _given(pairs: Sequence[str], preset: str | None) -> dict[str, Any]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from helpers.environment import doctor
+    from helpers.doctor import doctor
 
     report = doctor()
     print(report)

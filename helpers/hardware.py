@@ -1,4 +1,4 @@
-"""The machine: GPU, driver, precision, and the description that goes into a run's manifest."""
+"""The machine: whose it is, GPU, driver, precision, and the description that goes into a run's manifest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "read_driver",
     "require_gpu",
     "torch_cuda",
+    "where",
     "xformers_torch",
 ]
 
@@ -62,6 +64,16 @@ class Driver:
     version: str
     cuda: str | None
     names: tuple[str, ...]
+
+
+def where() -> Literal["colab", "kaggle", "local"]:
+    """Which service this process runs on, from its environment variables.
+
+    Kaggle is asked first: its image is built on Colab's and keeps some of its marks.
+    """
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules else "local"
 
 
 def find_gpu() -> Gpu | None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import helpers.errors
 from helpers import hardware
-from helpers.config import RunConfig, build_config, parameters
+from helpers.config import build_config
 from helpers.errors import ConfigError, RunError
 from helpers.failures import CellError
 from helpers.parameter_cells import TYPES, Parameter, read_notebook, read_parameters
 from helpers.redact import redact, removed_in, secrets_in
 from helpers.runs import RunDirectory, check_run, runs_root
 from helpers.settings import coerce, nearest
+from helpers.tasks import Plan, find_task
 
 __all__ = [
     "METADATA",
@@ -124,13 +125,13 @@ def run_notebook(
     """
     path = find_notebook(name)
     values = _convert(path, _with_run(path, given, run_name, resume))
-    config = _configure(path, values)
-    if config is None:
+    plan = _configure(path, values)
+    if plan is None:
         folder = _open_folder(run_name or values.get("run_name") or path.stem)
     else:
         defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
-        check_run(config.run_name, config.flat(), resume={"resume": "auto", **defaults, **values}["resume"])
-        folder = RunDirectory(runs_root() / config.run_name)
+        check_run(plan.run_name, plan.parameters, resume={"resume": "auto", **defaults, **values}["resume"])
+        folder = RunDirectory(runs_root() / plan.run_name)
     _execute(path, values, folder, report)
     return folder.path / EXECUTED
 
@@ -148,7 +149,8 @@ def _with_run(path: Path, given: Mapping[str, Any], run_name: str | None, resume
 
 def _convert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check names and types."""
-    known, limits, values = read_parameters(path), parameters(), {}
+    task = _task(path)
+    known, limits, values = read_parameters(path), find_task(task).parameters() if task else {}, {}
     for name, value in given.items():
         if name not in known:
             raise ConfigError(name, f"the name of a parameter of {path.stem}", value, nearest(name, list(known)))
@@ -162,16 +164,22 @@ def _convert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _configure(path: Path, values: Mapping[str, Any]) -> RunConfig | None:
+def _task(path: Path) -> str | None:
+    """Return the task in a notebook's metadata, or None."""
+    return read_notebook(path)["metadata"].get(METADATA, {}).get("task")
+
+
+def _configure(path: Path, values: Mapping[str, Any]) -> Plan | None:
     """Check all parameters together, and the GPU, as the notebook will; None for a notebook without a task."""
-    task = read_notebook(path)["metadata"].get(METADATA, {}).get("task")
-    if task is None:
+    name = _task(path)
+    if name is None:
         return None
+    task = find_task(name)
     everything = {name: parameter.default for name, parameter in read_parameters(path).items()} | dict(values)
     preset, run_name = everything.get("preset"), everything.get("run_name")
-    settings = {name: value for name, value in everything.items() if name in parameters()}
-    build_config(task, preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **settings)
-    return build_config(task, preset=_resolve(preset), run_name=run_name, **settings)
+    settings = {name: value for name, value in everything.items() if name in task.parameters()}
+    task.plan("colab-t4" if preset == "auto" else preset, run_name, settings)
+    return task.plan(_resolve(preset), run_name, settings)
 
 
 def _resolve(preset: str) -> str:

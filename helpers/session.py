@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
 from helpers.data import Rows, data_fingerprint
-from helpers.environment import installed_versions
 from helpers.errors import RunError
 from helpers.hardware import describe_hardware, find_gpu, require_gpu
+from helpers.lock import installed_versions
 from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGE_GPU_BYTES",
+    "SHOWN_VERSIONS",
     "configure",
     "configure_notebook",
     "finish_run",
@@ -48,6 +49,7 @@ SHOWN_VERSIONS = (
     "numpy",
     "mistral-qlora-notebooks",
 )
+"""Packages whose versions a run's manifest states."""
 
 
 def resolve_preset(preset: str) -> str:

@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from helpers.config import DEFAULT_DATASET, parameters
 from helpers.errors import HelpersError
 from helpers.pairs import notebook_text
 from helpers.parameter_cells import read_notebook, read_parameters
+from helpers.tasks import TASKS, find_task
 
 __all__ = ["MEDIAN_LINES", "MOST_LINES", "PROSE_SHARE", "check_notebook", "expected_parameters"]
 
@@ -34,7 +34,7 @@ PROSE_SHARE = 0.8
 
 RUN_PARAMETERS = {
     "preset": ("str", "auto, colab-t4, large-gpu or smoke"),
-    "run_name": ("str", "folder under runs/; None takes the task and the preset"),
+    "run_name": ("str", ""),  # the task says what None takes
     "resume": ("str", "auto (go on with an earlier run), never (start over) or must"),
 }
 """Type and help of the parameters that are not a run's settings."""
@@ -65,17 +65,18 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
 
 
 def expected_parameters(task: str = "alpaca") -> dict[str, tuple[str, str]]:
-    """Return type and help text of each parameter of a training notebook, in order.
+    """Return type and help text of each parameter of a notebook, in order.
 
     Args:
-        task: "alpaca" or "dolly".
+        task: One of `helpers.tasks.TASKS`.
 
     Example:
         >>> expected_parameters()["max_steps"]
         ('int', 'end after this many optimizer steps [steps]')
     """
-    expected = dict(RUN_PARAMETERS)
-    for name, each in parameters(task).items():
+    kind = find_task(task)
+    expected = RUN_PARAMETERS | {"run_name": ("str", kind.run_name)}
+    for name, each in kind.parameters().items():
         unit = f" [{each.metadata['unit']}]" if each.metadata["unit"] else ""
         expected[name] = (str(each.type).split(" ")[0], each.metadata["help"] + unit)
     return expected
@@ -198,7 +199,7 @@ def _parameters(path: Path, content: dict[str, Any]) -> Iterator[str]:
     if not declared:
         yield "no cell is tagged parameters, or it is empty"
     task = content["metadata"].get("mistral_qlora", {}).get("task")
-    if task not in DEFAULT_DATASET:  # not a training notebook
+    if task not in TASKS:  # a notebook of another kind
         return
     expected = expected_parameters(task)
     for name in [*declared, *expected]:

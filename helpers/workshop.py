@@ -63,7 +63,7 @@ def check(name: str, answer: Any) -> Verdict:
         >>> check("wins-needed", 16)
         Not yet: Chance alone gives so many nearly half of the time. Try larger numbers.
     """
-    if name not in CHECKS:
+    if not isinstance(name, str) or name not in CHECKS:
         raise ConfigError("check", "the name of an exercise", name, nearest(name, list(CHECKS)))
     rule = CHECKS[name]
     if answer is ...:
@@ -86,5 +86,5 @@ def _sentence(text: str) -> str:
 def _described(answer: Any) -> str:
     """Name a thing's type in words that a beginner knows."""
     words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
-    words |= {list: "a list of something else", tuple: "a tuple of something else", dict: "a dict"}
+    words |= {list: "a list of something else", tuple: "a tuple of something else", dict: "a dict of something else"}
     return words.get(type(answer), f"of the type {type(answer).__name__}")

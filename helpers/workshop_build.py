@@ -41,7 +41,9 @@ def student_text(source: str) -> str:
         answer = ...  # your code
         <BLANKLINE>
     """
-    return "".join(f"# %%\n{STUB}\n\n" if _SOLUTION.match(cell) else cell for cell in _CELL.split(source)).rstrip() + "\n"
+    return (
+        "".join(f"# %%\n{STUB}\n\n" if _SOLUTION.match(cell) else cell for cell in _CELL.split(source)).rstrip() + "\n"
+    )
 
 
 def solution_text(source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -10,11 +11,12 @@ import signal
 from pathlib import Path
 
 SMALL = {
-    "max_steps": 12, "num_epochs": 10.0, "train_rows": 10, "heldout_rows": 4, "batch_size": 2, "eval_steps": 4,
+    "max_steps": 8, "num_epochs": 10.0, "train_rows": 14, "heldout_rows": 4, "batch_size": 2, "eval_steps": 4,
     "gradient_accumulation": 2, "save_steps": 3, "lora_rank": 4, "lora_dropout": 0.1, "max_seq_length": 256,
     "learning_rate": 5e-3,
 }  # fmt: skip
-"""Twelve steps over four epochs of ten rows: epochs end between checkpoints, and dropout uses random numbers."""
+"""Eight steps over two epochs of fourteen rows, the last of each with fewer passes: checkpoints of steps 3 and 6 lie
+within an epoch, that of step 8 at its end, and dropout uses random numbers."""
 
 TIMES = ("train_seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes")
 
@@ -51,23 +53,12 @@ def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment
 
 def _pipeline(model, name, resume, parameters, report):
     from helpers.config import build_config
-    from helpers.contract import apply_contract
-    from helpers.data import load_rows
-    from helpers.model import attach_adapter, load_model
-    from helpers.prompts import build_example
     from helpers.session import finish_run, record_inputs, start_run
     from helpers.training import build_trainer, save_adapter, train
 
     config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **parameters)
     run = start_run(config, resume=resume)
-    rows = load_rows(config.data, "alpaca", config.train.seed)
-    loaded = load_model(config.model)
-    limit = config.model.max_seq_length
-    kept, held = (
-        apply_contract([build_example(row, "alpaca") for row in part], loaded.tokenizer, max_seq_length=limit)
-        for part in (rows.train, rows.heldout)
-    )
-    attach_adapter(loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=False)
+    rows, loaded, kept, held = prepared(config)
     record_inputs(run, rows, loaded)
     trainer = build_trainer(config, loaded, kept, run)
     result = train(trainer, config, loaded, kept, held, report=report)
@@ -75,6 +66,44 @@ def _pipeline(model, name, resume, parameters, report):
     save_adapter(loaded, run)
     finish_run(run)
     return run, result
+
+
+def warm(*, model):
+    """In the nursery itself: do once what is the same in every run, so that children need not."""
+    from helpers import session
+    from helpers.config import build_config
+
+    session.installed_versions = functools.cache(session.installed_versions)
+    session.describe_hardware = functools.cache(session.describe_hardware)
+    session.installed_versions(), session.describe_hardware()
+    prepared(build_config("alpaca", preset="smoke", model_name=str(model), **SMALL))
+
+
+_prepared = {}
+
+
+def prepared(config):
+    """Return rows, model with a fresh adapter, and both contracts; made once a process, or before the fork."""
+    from helpers.contract import apply_contract
+    from helpers.data import load_rows
+    from helpers.model import attach_adapter, load_model
+    from helpers.prompts import build_example
+
+    key = repr((config.model, config.data, config.adapter, config.train.seed))
+    if key not in _prepared:
+        rows = load_rows(config.data, "alpaca", config.train.seed)
+        loaded = load_model(config.model)
+        kept, held = (
+            apply_contract(
+                [build_example(row, "alpaca") for row in part],
+                loaded.tokenizer,
+                max_seq_length=config.model.max_seq_length,
+            )
+            for part in (rows.train, rows.heldout)
+        )
+        attach_adapter(loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=False)
+        _prepared[key] = rows, loaded, kept, held
+    return _prepared[key]
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """A process that imports the training stack once and forks children that train, so that many can be killed cheaply.
 
-Importing the stack takes ten seconds or more; a fork takes milliseconds. The parent never computes with torch and
-torch runs single-threaded, so that no child inherits a thread pool without its threads.
+Importing the stack takes ten seconds or more; a fork takes milliseconds. torch runs single-threaded, in the parent
+too, so that no child inherits a thread pool without its threads.
 
     python tests/nursery.py     reads one JSON request a line, answers one JSON line each
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -83,6 +84,10 @@ class Nursery:
             raise RuntimeError((self.folder / "nursery.txt").read_text()[-3000:])
         return json.loads(line)
 
+    def warm(self, model):
+        """Do what is the same in every run before forking."""
+        self.ask({"warm": {"model": str(model)}})
+
     def start(self, task, **arguments):
         """Fork a child that runs a function of `faults` with these arguments."""
         self.count += 1
@@ -102,7 +107,8 @@ class Nursery:
     def close(self):
         """End the nursery."""
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
         self.errors.close()
 
 
@@ -126,16 +132,25 @@ def serve():
     assert all((datasets, peft, trl, mistral_common, scipy))
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
+        if "warm" in request:
+            faults.warm(**request["warm"])
+            answer = {}
+        elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             answer = {"status": os.waitstatus_to_exitcode(status)}
         else:
             pid = os.fork()
             if pid == 0:
-                child(getattr(faults, request["start"]), request["arguments"], Path(request["folder"]))
+                child(find(request["start"]), request["arguments"], Path(request["folder"]))
             answer = {"pid": pid, "at": time.time()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def find(name):
+    """Return a function of `faults`, or of another module beside it that the name leads with a dot."""
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module or "faults"), function)
 
 
 def child(task, arguments, folder):

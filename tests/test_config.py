@@ -139,7 +139,7 @@ class TestErrors:
         """The error lists the presets."""
         error = error_of(preset=preset)
         assert error.field == "preset"
-        assert error.expected == "one of auto, smoke, colab-t4, large-gpu"
+        assert error.expected == "one of auto, smoke, colab-t4, large-gpu, gpu-ci"
 
     def test_an_unknown_task(self):
         """The error lists the tasks."""

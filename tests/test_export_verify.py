@@ -203,7 +203,7 @@ def test_damaged_file_is_an_export_error(tuned, reference, merged, tmp_path, sha
     shutil.copytree(merged, broken)
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ExportError, match="whole"):
+    with pytest.raises(ExportError, match="a whole file model"):
         verify_merged(tuned, broken, reference=reference)
 
 

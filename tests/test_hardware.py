@@ -11,7 +11,16 @@ import pytest
 
 from helpers import hardware
 from helpers.errors import StackError
-from helpers.hardware import Driver, Gpu, choose_precision, describe_hardware, find_gpu, read_driver, require_gpu
+from helpers.hardware import (
+    Driver,
+    Gpu,
+    choose_precision,
+    describe_hardware,
+    find_gpu,
+    read_driver,
+    require_gpu,
+    where,
+)
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
 
@@ -40,6 +49,20 @@ def nvidia_smi(monkeypatch):
 def fake_torch(**cuda):
     """A torch that has these functions under torch.cuda."""
     return types.SimpleNamespace(cuda=types.SimpleNamespace(**cuda))
+
+
+class TestService:
+    """Whose machine this is."""
+
+    def test_a_service_is_told_by_its_variables(self, monkeypatch):
+        """Kaggle is recognized before Colab, whose marks its image keeps."""
+        monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+        monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+        assert where() == "local"
+        monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+        assert where() == "colab"
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+        assert where() == "kaggle"
 
 
 class TestPrecision:

@@ -9,7 +9,7 @@ import pytest
 from small_notebooks import write_notebook
 
 from helpers import __main__ as command_line
-from helpers import badges, environment, notebooks
+from helpers import badges, doctor, notebooks
 from helpers.__main__ import main
 from helpers.runs import RunDirectory, write_json
 from helpers.summary import summarize
@@ -113,8 +113,8 @@ class TestOthers:
     @pytest.mark.parametrize(("level", "status"), [("note", 0), ("problem", 1)])
     def test_doctor_fails_when_there_is_a_problem(self, monkeypatch, capsys, level, status):
         """The report is printed, and the status tells scripts."""
-        report = environment.Report((environment.Finding(level, "torch", "is old", "Update it."),), "facts")
-        monkeypatch.setattr(environment, "doctor", lambda: report)
+        report = doctor.Report((doctor.Finding(level, "torch", "is old", "Update it."),), "facts")
+        monkeypatch.setattr(doctor, "doctor", lambda: report)
         assert main(["doctor"]) == status
         assert "torch: is old" in capsys.readouterr().out
 

@@ -1,7 +1,8 @@
 """Whole training runs that are killed, broken and resumed: what comes out is what an undisturbed run gives.
 
 The model is a Mistral of two layers in fp32 on the CPU, with dropout, so that data order, optimizer, schedule and
-random numbers all must be restored for the adapters to agree bit for bit. `scripts/fault_drill` does the same twenty times.
+random numbers all must be restored for the adapters to agree bit for bit. `scripts/fault_drill` does it
+twenty times.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(nursery, folder, tiny_mistral):
     """A function that does a whole run in a process of its own and returns what came out."""
+    nursery.warm(tiny_mistral)
 
     def train(name, **arguments):
         return nursery.run("whole_run", **{"runs": str(folder), "model": str(tiny_mistral), "name": name, **arguments})
@@ -91,12 +93,12 @@ class TestKill:
     def test_in_a_checkpoint_write(self, interrupted, train, undisturbed):
         """A checkpoint that was half written is not there; the one before is used, and two are kept in the end."""
         number = next(
-            i for i, name in enumerate(undisturbed["touched"], 1) if name.endswith("checkpoint-9/optimizer.pt")
+            i for i, name in enumerate(undisturbed["touched"], 1) if name.endswith("checkpoint-6/optimizer.pt")
         )
         run = interrupted("write", {"do": "kill_at_file", "number": number})
-        assert last_complete(run).found.step == 6
+        assert last_complete(run).found.step == 3
         check_equal(train("write"), undisturbed)
-        assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000009", "step-000012"]
+        assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-000006", "step-000008"]
 
     def test_in_the_adapter_save(self, interrupted, train, undisturbed):
         """Nothing is trained again, and no half adapter is ever called adapter."""
@@ -105,7 +107,7 @@ class TestKill:
         assert not run.adapter.exists()
         assert run.manifest()["state"] == "running"
         outcome = train("adapter")
-        assert outcome["lines"][1] == "step 12/12  already trained; restored from step-000012"
+        assert outcome["lines"][1] == "step 8/8  already trained; restored from step-000008"
         check_equal(outcome, undisturbed)
 
 
@@ -116,8 +118,8 @@ class TestAgain:
         """Its result comes from the last checkpoint, times included."""
         outcome = train("undisturbed")
         assert outcome["lines"][:2] == [
-            "going on from the checkpoint of step 12",
-            "step 12/12  already trained; restored from step-000012",
+            "going on from the checkpoint of step 8",
+            "step 8/8  already trained; restored from step-000008",
         ]
         assert outcome["seconds"] == undisturbed["seconds"]
         check_equal(outcome, undisturbed)
@@ -141,14 +143,14 @@ class TestDamage:
     """The newest checkpoint is damaged, in a real run."""
 
     def test_the_previous_one_is_used_and_said_so(self, train, undisturbed, folder):
-        """Flipped bytes in the weights of step 12: training goes on from step 9 and ends the same."""
+        """Flipped bytes in the weights of step 8: training goes on from step 6 and ends the same."""
         run = self.copy(folder, "flipped")
         weights = step_folders(run.checkpoints)[0] / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
         outcome = train("flipped")
         assert outcome["lines"][:2] == [
-            "checkpoint step-000012 is not used: adapter_model.safetensors has other bytes than were written",
-            "going on from the checkpoint of step 9",
+            "checkpoint step-000008 is not used: adapter_model.safetensors has other bytes than were written",
+            "going on from the checkpoint of step 6",
         ]
         check_equal(outcome, undisturbed)
 
@@ -199,7 +201,8 @@ class TestTrouble:
         outcome = train("nan", fault={"do": "break_loss", "step": 5})
         assert outcome["error"] == (
             "training loss: expected a number, got nan. It broke at step 5. The checkpoint of step 3 is from before "
-            "and is kept. A learning rate that is too high is the usual cause: it is 0.005, try 0.001 under a new run_name."
+            "and is kept. A learning rate that is too high is the usual cause: it is 0.005, try 0.001 under a new "
+            "run_name."
         )
         run = RunDirectory(folder / "nan")
         assert last_complete(run).found.step == 3
@@ -240,7 +243,7 @@ class TestPersist:
     ):
         """What was copied in the background is enough for the same adapter."""
         (tmp_path / "drive").mkdir()
-        fault = {"do": "kill_at_step", "step": 11, "seconds": 0.01}
+        fault = {"do": "kill_at_step", "step": 8, "seconds": 0.01}
         options = {"persist_dir": str(tmp_path / "drive"), "model": str(tiny_mistral)}
         child = nursery.start("whole_run", runs=str(folder / "first"), fault=fault, **options)
         assert child.wait() == -signal.SIGKILL
@@ -270,8 +273,7 @@ class TestFullDisk:
         ("before", "step", "what"),
         [
             ("checkpoint-6/adapter_model.safetensors", 3, "room for the next checkpoint"),
-            ("checkpoint-12/rng_state.pth", 9, "room for the checkpoint of step 12"),
-            (".adapter-writing/adapter_model.safetensors", 12, "room for the adapter"),
+            (".adapter-writing/adapter_model.safetensors", 8, "room for the adapter"),
         ],
     )
     def test_the_error_is_clear_and_the_rest_is_whole(self, train, undisturbed, disk, before, step, what):
@@ -282,7 +284,7 @@ class TestFullDisk:
         assert outcome["error"].startswith(f"disk: expected {what}, got ")
         run = RunDirectory(disk / "run")
         assert last_complete(run).found.step == step
-        assert run.manifest()["parameters"]["max_steps"] == 12
+        assert run.manifest()["parameters"]["max_steps"] == 8
         (disk / "filler").unlink()
         check_equal(train("run", runs=str(disk)), undisturbed)
 
@@ -323,4 +325,4 @@ class TestUpstream:
         source = Path(importlib.util.find_spec("transformers").origin).with_name("trainer.py").read_text()
         calls = source.split("torch.load(")[1:]
         assert len(calls) >= 10
-        assert [call[:200] for call in calls if "weights_only=True" not in call[:250]] == []
+        assert [call[:200] for call in calls if "weights_only=True" not in call[:400]] == []

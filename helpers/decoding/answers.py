@@ -135,7 +135,9 @@ def _fast(
 
     while rows:
         try:
-            return _answer_arms(loaded, ids, max_new_tokens, arms, rows, eos)
+            answers = _answer_arms(loaded, ids, max_new_tokens, arms, rows, eos)
+            torch.cuda.empty_cache()  # the copy of the weights goes back to the card, not to torch's cache
+            return answers
         except torch.OutOfMemoryError:
             shown = f"{rows // 2} prompts side by side" if rows > 1 else "the ordinary loop"
             print(f"The GPU's memory ran out with {rows} prompts side by side; going on with {shown}.")

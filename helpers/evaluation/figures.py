@@ -188,7 +188,7 @@ def _ladder_caption(means: Mapping[str, float]) -> str:
 
 
 def draw_lengths(
-    pairs: Mapping[str, tuple[int, int]], gains: Mapping[str, float], *, gain_label: str, likely: bool = False
+    pairs: Mapping[str, tuple[int, int]], gains: Mapping[str, float], *, gain_label: str, are_votes: bool = False
 ) -> Drawing:
     """Draw each prompt's gain over the difference in length: are answers only better for being longer?
 
@@ -196,7 +196,7 @@ def draw_lengths(
         pairs: Words of the base and the tuned answer by prompt.
         gains: How much better the tuned answer is by prompt, such as its ROUGE-L minus the base's, or votes.
         gain_label: What the gain is.
-        likely: Whether gains are votes: 1 win, 0 tie, -1 loss.
+        are_votes: Whether gains are votes: 1 win, 0 tie, -1 loss.
 
     Returns:
         The picture.
@@ -215,7 +215,7 @@ def draw_lengths(
         axes.plot(x, y, marker, color=color, markersize=6, alpha=0.8, linestyle="")
     axes.axhline(0, color=SOFT, linewidth=1)
     axes.axvline(0, color=SOFT, linewidth=1)
-    if likely:
+    if are_votes:
         axes.set_yticks([-1, 0, 1], ["lost", "tie", "won"])
         axes.set_ylim(-1.4, 1.4)
     axes.set_xlabel("words: tuned minus base")

@@ -19,7 +19,7 @@ from helpers.evaluation.arms import AA_TEMPERATURE, Asking
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
 from helpers.evaluation.compatibility import check_base
 from helpers.evaluation.questions import Question
-from helpers.evaluation.records import Answer, Arm, ReferenceScore
+from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.selftests import Readings
 from helpers.evaluation.shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
@@ -36,7 +36,7 @@ from helpers.model import (
 from helpers.scoring import score_rows
 from helpers.templates import template_sha256
 
-__all__ = ["Bench", "answer_all", "load_bench", "score_references", "take_readings", "token_shift"]
+__all__ = ["Bench", "answer_all", "ask", "load_bench", "score_references", "take_readings", "token_shift"]
 
 _BASE = Arm("base", "Base", adapter=False)
 
@@ -233,6 +233,22 @@ class _Pending:
         options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
         answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
         return [CachedAnswer(each.text, each.tokens, "eos" if each.finished else "length") for each in answers]
+
+
+def ask(bench: Bench, text: str, arms: Sequence[Arm]) -> list[dict[str, str]]:
+    """Let arms answer one prompt that nobody keeps.
+
+    Args:
+        bench: The model.
+        text: The prompt.
+        arms: Who answers.
+
+    Returns:
+        A row an arm: `arm` and `answer`.
+    """
+    question = Question(Prompt("own", text), text)
+    answers = answer_all(bench, [question], arms, batch_size=1, report=lambda line: None)
+    return [{"arm": arm.label, "answer": answer.text} for arm, answer in zip(arms, answers, strict=True)]
 
 
 def _halved(size: int, error: Exception) -> int:

@@ -9,7 +9,7 @@ from helpers.evaluation.shift import ShiftedToken, describe_shift, shift_of
 
 __all__ = ["draw_shift", "lay_out"]
 
-_COLUMNS = 46  # characters in a line; more would be too small on a phone
+_COLUMNS = 50  # characters in a line; more would be too small on a phone
 _LINES = 16
 _FILLS = {"unshifted": "none", "marginal": "#56B4E9", "shifted": WORSE}
 
@@ -32,7 +32,8 @@ def lay_out(tokens: Sequence[ShiftedToken], columns: int = _COLUMNS) -> list[tup
         if breaks and column:
             line, column = line + min(breaks, 2), 0
         text = text[:columns]
-        if column + space + len(text) > columns:
+        hangs = 2 if not any(c.isalnum() for c in text) else 0  # a full stop may stick out
+        if column + space + len(text) > columns + hangs:
             line, column, space = line + 1, 0, False
         if text:
             placed.append((line, column + space, text, shift_of(token.rank)))
@@ -54,14 +55,14 @@ def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
     lines = max((line for line, *_ in placed), default=0) + 1
     figure, axes = new_figure(0.3 + 0.27 * (lines + 2), width=5.4, grid="")
     axes.set_axis_off()
-    axes.set_xlim(0, _COLUMNS)
+    axes.set_xlim(0, _COLUMNS + 2)
     axes.set_ylim(lines + 1.6, -0.6)
     for line, column, text, shift in placed:
         _mark(axes, line, column, text, shift)
     for place, (shift, words) in enumerate((("marginal", "rank 2-3"), ("shifted", "rank 4 and beyond"))):
-        _mark(axes, lines + 0.9, 14 * place, words, shift)
+        _mark(axes, lines + 0.9, 13 * place, words, shift)
     if not placed:
-        axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=9.5)
+        axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=11.5)
     return Drawing("token_shift", f"Token shift: {plain_text(title, 60)}", _caption(tokens, lines), figure)
 
 
@@ -74,12 +75,14 @@ def _mark(axes: object, line: float, column: int, text: str, shift: str) -> None
         axes.add_patch(box)
     if shift == "shifted":
         axes.plot([column, column + len(text)], [line + 0.42] * 2, color=WORSE, linewidth=1.6, solid_capstyle="butt")
-    style = {"family": "DejaVu Sans Mono", "fontsize": 9.2, "color": INK, "parse_math": False}
+    style = {"family": "DejaVu Sans Mono", "fontsize": 11.5, "color": INK, "parse_math": False}
     for offset, character in enumerate(text):
         axes.text(column + offset + 0.5, line, character, va="center", ha="center", **style)
 
 
 def _caption(tokens: Sequence[ShiftedToken], lines: int) -> str:
-    text = "The base model reads the tuned answer. Plain is what it would have written itself, marked what it would not."
+    text = (
+        "The base model reads the tuned answer. Plain is what it would have written itself, marked what it would not."
+    )
     cut = " The picture shows the beginning." if lines >= _LINES else ""
     return f"{text} {describe_shift(tokens)}{cut}"

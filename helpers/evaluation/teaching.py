@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from helpers.errors import EvaluationError
+from helpers.evaluation.catalogue import METRICS
 from helpers.evaluation.gains import tuning_gains
 from helpers.evaluation.metrics import PairedDifferences
 from helpers.evaluation.overview import Overview
 from helpers.evaluation.preferences import wins_needed
 from helpers.evaluation.records import Comparison
+from helpers.evaluation.statistics import t_interval
 
-__all__ = ["length_matched", "length_pairs", "rows_needed", "wins_table", "worst_rows"]
+__all__ = ["length_matched", "length_pairs", "robustness", "rows_needed", "wins_table", "worst_rows"]
 
 _MATCHED = 0.2  # largest difference in words, over the words of the longer answer
 _POWER = (1.959964, 0.841621)  # normal quantiles: 95 % confidence, 80 % power
@@ -120,3 +122,35 @@ def length_matched(overview: Overview, metric: str) -> PairedDifferences | None:
         abs(pairs[p][0] - pairs[p][1]) <= _MATCHED * max(pairs[p]) if p in pairs else False for p in each.prompt_ids
     ]
     return each.keep(wanted) if any(wanted) else None
+
+
+def robustness(overview: Overview, metric: str) -> list[dict[str, Any]]:
+    """Show a metric's verdict over all pairs, without pairs that were cut, and over pairs of like length.
+
+    Args:
+        overview: What was judged.
+        metric: Which metric.
+
+    Returns:
+        A row each, with the number of pairs and the mean difference with its interval; none if no prompt has the metric.
+    """
+    each = overview.differences.get(metric)
+    if each is None:
+        return []
+    views = {
+        "all pairs": each,
+        "without pairs cut at the length limit": each.without_truncated(),
+        "answers of like length (a fifth apart at most)": length_matched(overview, metric),
+    }
+    return [_view_row(name, metric, view) for name, view in views.items()]
+
+
+def _view_row(name: str, metric: str, view: PairedDifferences | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"pairs taken": name, "pairs": len(view.differences) if view else 0}
+    difference = f"{METRICS[metric].label}: mean difference"
+    if view is None or not view.differences:
+        return row | {difference: "-", "95 % interval": "no pair is left"}
+    interval = t_interval(view.differences, view.clusters)
+    mean = math.fsum(view.differences) / len(view.differences)
+    ends = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.known() else interval.note
+    return row | {difference: f"{mean:+.3f}", "95 % interval": ends}

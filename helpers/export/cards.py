@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.config import RunConfig
-from helpers.environment import installed_versions
 from helpers.errors import ConfigError
 from helpers.export.verdict import Verification
+from helpers.lock import installed_versions
 from helpers.model import model_source
 from helpers.runs import RunDirectory, write_text
 
@@ -28,6 +28,9 @@ BASE_LICENCES = {"mistral-7b-instruct": "apache-2.0", "smollm2-135m": "apache-2.
                  "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": "apache-2.0", "mistralai/Mistral-7B-Instruct-v0.3": "apache-2.0"}
 """Licences of the base models that are known here."""
 
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What the Hub calls models that come from elsewhere."""
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 LOAD = {
@@ -36,13 +39,15 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoPeftModelForCausalLM.from_pretrained("{name}", device_map="auto")
-inputs = tokenizer.apply_chat_template([{{"role": "user", "content": "Hello"}}], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+messages = [{{"role": "user", "content": "Hello"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
     "merged": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
-inputs = tokenizer.apply_chat_template([{{"role": "user", "content": "Hello"}}], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+messages = [{{"role": "user", "content": "Hello"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
 }
 
@@ -101,7 +106,9 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     """Return the metadata that the Hub reads; what it would not know is left out."""
     from huggingface_hub import ModelCardData
 
-    base, data = model_source(config.model)[0] if config.model.model_name != "smollm2-135m" else "HuggingFaceTB/SmolLM2-135M-Instruct", config.data.dataset_name
+    data = config.data.dataset_name
+    alias = HUB_NAMES.get(config.model.model_name)
+    base = alias or model_source(config.model)[0]
     known = bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
     values = {"base_model": base if known else None, "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if known else None,
               "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None, "language": "en", "license": licence,
@@ -176,10 +183,8 @@ def _limits(config: RunConfig) -> str:
 def _versions(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the versions of what trained it."""
     versions = manifest.get("versions") or {k: v for k, v in installed_versions().items() if k in ("peft", "torch", "transformers", "trl", "unsloth")}
-    hardware = manifest.get("hardware")
-    card = hardware.get("gpu") if isinstance(hardware, Mapping) else None
-    name = card.get("name") if isinstance(card, Mapping) else card
-    return {**versions, **({"GPU": name} if isinstance(name, str) else {})}
+    gpus = (manifest.get("hardware") or {}).get("gpus") or ["none"]
+    return {**versions, "GPU": ", ".join(gpus)}
 
 
 def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "value")) -> str:

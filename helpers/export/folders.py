@@ -15,7 +15,7 @@ from typing import Any
 from helpers.errors import ExportError
 from helpers.runs import write_json
 
-__all__ = ["RECORD", "check_weight_files", "record_export", "refuse_foreign", "staged_folder", "tensor_files"]
+__all__ = ["RECORD", "check_weight_files", "open_weights", "record_export", "refuse_foreign", "staged_folder", "tensor_files"]
 
 RECORD = "export.json"
 """Written into each folder that is exported here: what it is, how it was made, and its files with their sizes."""
@@ -93,15 +93,35 @@ def tensor_files(folder: Path) -> dict[str, str]:
     Raises:
         ExportError: There is neither an index nor `model.safetensors`.
     """
-    from safetensors import safe_open
-
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     if not (folder / "model.safetensors").is_file():
         raise ExportError("folder", "model.safetensors or an index of several files", str(folder), "Merge again.")
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    with open_weights(folder / "model.safetensors") as file:
         return dict.fromkeys(file.keys(), "model.safetensors")
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; its tensors are read when asked for.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The open file, with `keys`, `get_slice` and `get_tensor`.
+
+    Raises:
+        ExportError: It is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ExportError("folder", f"a whole file {path.name}", str(error).splitlines()[0], "Export again.") from None
 
 
 def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -114,15 +134,11 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     Raises:
         ExportError: A tensor is missing, too many, of another shape, or the index names a wrong file.
     """
-    from safetensors import safe_open
-
     index = tensor_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for name in sorted(set(index.values())):
-        if not (folder / name).is_file():
-            raise ExportError("folder", f"the file {name}, which the index names", "no such file", "Merge again.")
-        with safe_open(folder / name, "pt") as file:
-            found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if index.get(key) == name}  # noqa: SIM118
+        with open_weights(folder / name) as file:
+            found |= {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys()) if index.get(key) == name}
     wrong = sorted(k for k in {*shapes, *found, *index} if shapes.get(k) != found.get(k) or k not in index)
     if wrong:
         raise ExportError("folder", f"{len(shapes)} tensors of known shapes in the files", wrong[:5], "Merge again.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.errors import ExportError
-from helpers.export.folders import tensor_files
+from helpers.export.folders import open_weights, tensor_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,14 +55,13 @@ def gguf_tensors(merged: Path, config: dict[str, Any], quantization: str) -> Ite
         ExportError: A tensor has no name in GGUF.
     """
     from gguf import MODEL_ARCH, get_tensor_name_map
-    from safetensors import safe_open
 
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for source, file_name in tensor_files(merged).items():
         name = names.get_name(source, try_suffixes=(".weight",))
         if name is None:
             raise ExportError("merged", "tensors of a Llama or Mistral model", source)
-        with safe_open(merged / file_name, "pt") as file:
+        with open_weights(merged / file_name) as file:
             shape = tuple(file.get_slice(source).get_shape())
         kind = "F32" if len(shape) == 1 else quantization.upper()
         yield GgufTensor(name, source, shape, "F16" if kind == "Q8_0" and shape[-1] % 32 else kind)
@@ -82,9 +81,7 @@ def read_tensor(merged: Path, source: str, config: dict[str, Any]) -> np.ndarray
     Returns:
         The values.
     """
-    from safetensors import safe_open
-
-    with safe_open(merged / tensor_files(merged)[source], "pt") as file:
+    with open_weights(merged / tensor_files(merged)[source]) as file:
         values = file.get_tensor(source).float().numpy()
     heads = {"q_proj.weight": config["num_attention_heads"], "k_proj.weight": config["num_key_value_heads"]}
     count = next((n for suffix, n in heads.items() if source.endswith(suffix)), None)

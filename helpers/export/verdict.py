@@ -18,13 +18,15 @@ __all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance",
 LIMITS = {
     "visible": 4.0,  # the adapter moves the logits at least this many times as far as precision does
     "close": 2.0,  # the export lies within this many times what precision does
+    "most_ratio": 0.5,  # nothing farther than half the adapter's effect is ever close
     "smallest_ratio": 0.02,  # a distance below this share of the adapter's effect is always close
     "near_tie": 4.0,  # greedy answers may part where two tokens are within this many times precision's largest change
 }
 """Why these: two independent roundings of the same model lie one noise apart (measured for each verification), so a
-correct export shows about 1 and a limit of 2 leaves room for kernels that round in another order. With an effect of
-at least 4 noises, 2 noises are at most half the effect, where an adapter merged at half or twice its scale, or not at
-all, would be. Every faulty weight beyond that is found by comparing the files themselves."""
+correct export shows about 1 and a limit of 2 leaves room for kernels that round in another order. Rounding merged
+weights is not only noise: where the adapter adds less than half a step, it drops the change, the same way everywhere.
+How much, is measured on the weights (`lost`), and allowed for. An adapter merged at half or twice its scale, or not at
+all, lies at half the effect or farther, which is never close; every smaller fault is found by comparing the files."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class Verification:
         return self
 
 
-def judge_distance(tuned: Distance, base: Distance, export_base: Distance, noise: tuple[float, float]) -> tuple[
-    list[Check], dict[str, float]
-]:
+def judge_distance(
+    tuned: Distance, base: Distance, export_base: Distance, noise: tuple[float, float], lost: float = 0.0
+) -> tuple[list[Check], dict[str, float]]:
     """Judge whether an export is close to the tuned model and far from the base.
 
     Args:
@@ -103,13 +105,15 @@ def judge_distance(tuned: Distance, base: Distance, export_base: Distance, noise
         base: From the tuned model to its base, both in memory: the adapter's effect.
         export_base: From the base in memory to the export.
         noise: What precision alone does to the logits: (rms, largest).
+        lost: Share of the adapter's change that rounding to 16 bit drops in a correct merge, from 0 to 1.
 
     Returns:
         The checks, and the limits that were used.
     """
-    floor = max(noise[0], 1e-12)
-    visible, ratio = base.rms >= LIMITS["visible"] * floor, tuned.rms / max(base.rms, 1e-12)
-    limit = max(LIMITS["smallest_ratio"], LIMITS["close"] * floor / max(base.rms, 1e-12))
+    floor, effect = max(noise[0], 1e-12), max(base.rms, 1e-12)
+    visible, ratio = base.rms >= LIMITS["visible"] * floor, tuned.rms / effect
+    share = math.hypot(LIMITS["close"] * floor / effect, max(lost, 0.0))
+    limit = min(max(LIMITS["smallest_ratio"], share), LIMITS["most_ratio"])
     seen = (f"The adapter moves the logits by {base.rms:.2g} (root mean square); rounding alone, measured, by "
             f"{noise[0]:.2g}.")
     doubt = "" if visible else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."

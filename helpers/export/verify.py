@@ -81,17 +81,18 @@ def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Referen
               f"{len(report.faults)} tensors are wrong: {'; '.join(report.faults[:3])}.")
     stored = Check("weights in the files", not report.faults, detail)
     numbers = {"weights_worst_steps": report.worst_steps, "weights_kept": report.kept, "weights_wrong": len(report.faults)}
-    return _judge(loaded, reference, result, logits["export"], add_distances(reference.noise, moved), stored, folder, **numbers)
+    return _judge(loaded, reference, result, logits["export"], add_distances(reference.noise, moved), stored, folder,
+                  1.0 - report.expected_kept, **numbers)
 
 
 def _judge(
     loaded: LoadedModel, reference: Reference, result: dict[str, Any], logits: list[Any], noise: tuple[float, float],
-    stored: Check, folder: Path, **numbers: Any,
+    stored: Check, folder: Path, lost: float = 0.0, **numbers: Any,
 ) -> Verification:
     """Put all checks together and keep the verdict beside the export."""
     tuned, base = measure_distance(reference.tuned, logits), measure_distance(reference.tuned, reference.base)
     export_base = measure_distance(reference.base, logits)
-    checks, thresholds = judge_distance(tuned, base, export_base, noise)
+    checks, thresholds = judge_distance(tuned, base, export_base, noise, lost)
     answers, counts = judge_answers(reference, result["answers"], noise[1])
     fresh = Check("fresh process", not result["unsloth_loaded"], f"Loaded without Unsloth: {result['loaded']}.")
     numbers = {**_flat("tuned_to_export", tuned), **_flat("tuned_to_base", base), "base_to_export_rms": export_base.rms,

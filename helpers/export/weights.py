@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.export.folders import tensor_files
+from helpers.export.folders import open_weights, tensor_files
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 
 __all__ = ["WeightReport", "compare_weights"]
@@ -80,11 +80,9 @@ def compare_weights(model: Any, folder: Path | str) -> WeightReport:
 
 def _stored(folder: Path, index: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Yield the file's tensors, one at a time."""
-    from safetensors import safe_open
-
     for file_name in sorted(set(index.values())):
-        with safe_open(folder / file_name, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+        with open_weights(folder / file_name) as file:
+            for name in sorted(file.keys()):
                 yield name, file.get_tensor(name)
 
 
@@ -109,9 +107,9 @@ def _step(values: Any) -> Any:
     """Return the distance from each number to the next one of its type, in float32."""
     import torch
 
-    limits = torch.finfo(values.dtype)
-    exponent = torch.frexp(values.float().abs().clamp_min(limits.smallest_normal)).exponent
-    return torch.ldexp(torch.tensor(limits.eps, device=values.device), exponent - 1)
+    limits, plain = torch.finfo(values.dtype), values.float()
+    exponent = torch.frexp(plain.abs().clamp_min(limits.smallest_normal)).exponent
+    return torch.ldexp(torch.full_like(plain, limits.eps), exponent - 1)
 
 
 def _explain(compared: _Compared) -> str:

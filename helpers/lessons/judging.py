@@ -32,7 +32,10 @@ _UNBLIND = same(
     [
         ([5, 1, 2], "a pair that was shown twice counts once, and here the two votes on it do not agree."),
         ([5, 1, 1], "one pair was voted on twice, and the votes differ. Does that person have a preference there?"),
-        ([4, 1, 2], "check the order: wins, ties, losses. Then the pair that was voted on twice: is there a preference?"),
+        (
+            [4, 1, 2],
+            "check the order: wins, ties, losses. Then the pair that was voted on twice: is there a preference?",
+        ),
         ([4, 1, 1], "a vote for both_bad counts too, for neither of the two."),
         ([1, 2, 4], "check the order: wins, ties, losses, of the tuned model."),
     ],
@@ -102,7 +105,7 @@ JUDGING: dict[str, Check] = {
                 (64.151, "a probability lies between 0 and 1."),
             ],
         ),
-        "who looks at twenty numbers will usually find one, so choose the one that counts beforehand, or correct (Holm).",
+        "who looks at twenty numbers will usually find one: choose yours beforehand, or correct for the number (Holm).",
     ),
     "leaks": Check(
         COUNTS, _leaks, "a held-out row that was trained on measures memory, and every number taken on it flatters."

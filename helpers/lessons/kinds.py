@@ -6,7 +6,6 @@ either. A comparison is a function of the answer that returns a hint, or "" when
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,9 @@ __all__ = [
     "near",
     "same",
 ]
+
+LARGEST = 1e300
+"""Numbers from here on cannot be calculated with."""
 
 Compare = Callable[[Any], str]
 """Takes an answer of the right kind and returns a hint, or "" when it is right."""
@@ -147,20 +149,21 @@ def _equal(answer: Any, right: Any) -> bool:
         fits = isinstance(answer, list) and len(answer) == len(right)
         return fits and all(_equal(a, r) for a, r in zip(answer, right, strict=True))
     if isinstance(right, float):
-        return isinstance(answer, int | float) and abs(answer - right) <= max(1e-3 * abs(right), 1e-6)
+        return isinstance(answer, int | float) and abs(answer - right) <= max(1e-3 * abs(right), 6e-4)
     return answer == right
 
 
 def _plain(value: Any) -> Any:
     """Turn tuples, arrays and tensors into lists, and numpy's numbers into Python's."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _number(value: Any) -> float | None:
     value = _plain(value)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if fits else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < LARGEST else None  # not a number is not less than anything
 
 
 def _whole(value: Any) -> int | None:
@@ -185,6 +188,14 @@ def _number_list(value: Any) -> list[float] | None:
     return _list(value, _number)
 
 
+def _matches(value: Any) -> dict[Any, Any] | None:
+    """Read a dict of texts and numbers."""
+    if not isinstance(value, Mapping):
+        return None
+    plain = {name: _plain(each) for name, each in value.items()}
+    return plain if all(isinstance(each, str | int | float) for each in plain.values()) else None
+
+
 TEXT = Kind("text", lambda value: value if isinstance(value, str) else None)
 WHOLE = Kind("a whole number", _whole)
 NUMBER = Kind("a number", _number)
@@ -192,4 +203,4 @@ COUNTS = Kind("a list of whole numbers", _whole_list)
 NUMBERS = Kind("a list of numbers", _number_list)
 GROUPS = Kind("a list of lists of whole numbers", lambda value: _list(value, _whole_list))
 MATRIX = Kind("a matrix of numbers: an array, or a list of rows", lambda value: _list(value, _number_list))
-MATCHES = Kind("a dict", lambda value: dict(value) if isinstance(value, Mapping) else None)
+MATCHES = Kind("a dict with a text or a number for each letter", _matches)

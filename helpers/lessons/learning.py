@@ -77,7 +77,10 @@ LEARNING: dict[str, Check] = {
             1.5152,
             "Pick one answer token by hand. At which place did the model say how likely it is?",
             [
-                (12.7183, "the model's words at a place are about the token that comes next, not the one that stands there."),
+                (
+                    12.7183,
+                    "the model's words at a place are about the token that comes next, not the one that stands there.",
+                ),
                 (12.1218, "this is the sum over the answer's tokens."),
                 (2.9580, "this is the mean over all tokens. The labels say which of them count."),
                 (1.6816, "the token that ends the answer is learned too."),
@@ -93,7 +96,7 @@ LEARNING: dict[str, Check] = {
         matching(
             {"A": 5e-4, "B": 2e-2, "C": 2e-5},
             {
-                "A": "run A: the held-out loss falls soon and does not come back. Is a step too small or too large then?",
+                "A": "run A: the held-out loss falls soon and does not come back. What does that say of its steps?",
                 "B": "run B: it gets worse than before training. What kind of step makes a model worse?",
                 "C": "run C: it moves in the right direction. How far does it get?",
             },
@@ -119,7 +122,8 @@ LEARNING: dict[str, Check] = {
             8,
             "Find the smallest held-out loss, and say at which step it was measured.",
             [
-                (40, "this is where the training loss is lowest. Which loss tells how it does on new rows?"),
+                (39, "this is where the training loss is lowest. Which loss tells how it does on new rows?"),
+                (40, "this is the last step. Was the held-out loss lowest there?"),
                 (1, "this is a place in the list. Which step stands there?"),
             ],
             tolerance=0,

@@ -44,7 +44,10 @@ SIZES: dict[str, Check] = {
             [[3.0, 0.0, 4.0], [2.0, 3.0, 2.0], [0.0, -2.0, 1.0]],
             "the formula of the task holds for every x. What has to be added to W so that x can be left out?",
             [
-                ([[2.0, 0.0, 3.0], [1.0, 2.0, 1.0], [0.0, -1.0, 1.0]], "something scales the product of the two matrices."),
+                (
+                    [[2.0, 0.0, 3.0], [1.0, 2.0, 1.0], [0.0, -1.0, 1.0]],
+                    "something scales the product of the two matrices.",
+                ),
                 ([[1.5, 0.0, 2.5], [0.5, 1.5, 0.5], [0.0, -0.5, 1.0]], "the scale is the other way up."),
                 ([[2.0, 0.0, 2.0], [2.0, 2.0, 2.0], [0.0, -2.0, 0.0]], "this is what is added. To what?"),
                 ([[3.0, 2.0, 0.0], [0.0, 3.0, -2.0], [4.0, 2.0, 1.0]], "rows and columns are exchanged."),
@@ -69,7 +72,7 @@ SIZES: dict[str, Check] = {
         NUMBER,
         near(
             4.12695,
-            "Take a block of 64 weights. Add up the bits of its weights, of its scale, and of its part of the scale's scale.",
+            "Take a block of 64 weights. Add up the bits of its weights, its scale, and its part of the scale's scale.",
             [
                 (4, "the levels alone mean nothing without the scales."),
                 (4.125, "the scales are stored in a short form too, and that form has a scale of its own."),

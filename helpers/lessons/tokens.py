@@ -25,7 +25,10 @@ def _conversation(answer: str) -> str:
         (not answer.endswith("</s>"), "how will the model know that the answer is complete?"),
         ("[INST]" not in answer or "[/INST]" not in answer, "what stands on either side of what the user says?"),
         ("Be brief." not in answer, "the system prompt is missing. This format has no place of its own for it."),
-        ("Be brief.\n\nAdd" not in answer, "look at what separates the system prompt from the question, and the order."),
+        (
+            "Be brief.\n\nAdd" not in answer,
+            "look at what separates the system prompt from the question, and the order.",
+        ),
         (" [/INST]" in answer, "count the spaces before the user's part ends."),
         ("[INST] " not in answer or "[/INST] " not in answer, "a word at the start of a part has a space before it."),
     )
@@ -52,8 +55,14 @@ _LABELS = same(
     [*_MASK, *ANSWER],
     "labels stand at the same places as the tokens. Which of the tokens are the answer, its end included?",
     [
-        ([*PROMPT, *ANSWER], "these labels also teach the model to write the user's question. Which ones should not count?"),
-        ([*_MASK, *ANSWER[:-1], -100], "one learned token is missing. What would the model never learn to do without it?"),
+        (
+            [*PROMPT, *ANSWER],
+            "these labels also teach the model to write the user's question. Which ones should not count?",
+        ),
+        (
+            [*_MASK, *ANSWER[:-1], -100],
+            "one learned token is missing. What would the model never learn to do without it?",
+        ),
         (ANSWER, "there must be a label for every token, also for those that are not learned."),
         ([*_MASK[1:], *ANSWER, -100], "labels are not shifted by hand: the loss does that when it is computed."),
         ([0] * len(PROMPT) + ANSWER, "0 is the number of a token, so it would be learned. Which number is left out?"),
@@ -115,8 +124,14 @@ TOKENS: dict[str, Check] = {
             "write the three rows below each other, number each one's tokens, then join the numbers.",
             [
                 (list(range(12)), "with these, the second row would be read as the first one's continuation."),
-                ([1, 2, 3, 4, 1, 2, 3, 1, 2, 3, 4, 5], "in Python, and in the model, the first place has another number."),
-                ([0] * 4 + [1] * 3 + [2] * 5, "these say which row a token belongs to. Where in its row does it stand?"),
+                (
+                    [1, 2, 3, 4, 1, 2, 3, 1, 2, 3, 4, 5],
+                    "in Python, and in the model, the first place has another number.",
+                ),
+                (
+                    [0] * 4 + [1] * 3 + [2] * 5,
+                    "these say which row a token belongs to. Where in its row does it stand?",
+                ),
             ],
         ),
         "with positions that start anew, attention can tell the rows apart and none sees its neighbour.",

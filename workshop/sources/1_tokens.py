@@ -36,6 +36,18 @@ if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
 
+# %% [markdown]
+# Now the packages that the small model needs. On Colab the cell installs what is missing, which takes a few minutes;
+# elsewhere it only looks.
+
+# %%
+from helpers.environment import setup_notebook
+
+report = setup_notebook(smoke=True)
+
+# %% [markdown]
+# Each exercise ends with a check. This is all it takes:
+
 # %%
 from helpers.workshop import check
 
@@ -184,8 +196,8 @@ check("padding", answer)
 # beginning a new sequence when the next row does not fit, needs four sequences.
 #
 # **Task.** Find a better order. The answer is a list of sequences, each a list of row lengths, such as
-# `[[31, 200], [45, 52], …]`. Every row must be in it once, no sequence may exceed 256 tokens, and there should be as few
-# sequences as possible.
+# `[[31, 200], [45, 52], …]`. Every row must be in it once, no sequence may exceed 256 tokens, and there should be as
+# few sequences as possible.
 
 # %% tags=["solution"]
 answer = [[200, 52], [180, 60], [45, 41, 38, 31]]

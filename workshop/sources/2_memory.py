@@ -170,7 +170,7 @@ check("nf4-bits", answer)
 # |---|---|
 # | the weight, in 16 bit | 2 |
 # | its gradient, in 16 bit | 2 |
-# | Adam's two running means, in 32 bit | 2 × 4 |
+# | Adam's two running means, in 32 bit | 2 · 4 |
 # | a copy of the weight in 32 bit, for small steps | 4 |
 #
 # **Task.** How much is that for the 7,248,023,552 parameters of Mistral-7B, in GiB? One GiB is `2**30` bytes.

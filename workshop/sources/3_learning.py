@@ -32,7 +32,21 @@ if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
 
+# %% [markdown]
+# Now the packages that the small model needs. On Colab the cell installs what is missing, which takes a few minutes;
+# elsewhere it only looks.
+
 # %%
+from helpers.environment import setup_notebook
+
+report = setup_notebook(smoke=True)
+
+# %% [markdown]
+# Each exercise ends with a check. This is all it takes:
+
+# %%
+import math
+
 from helpers.workshop import check
 
 # %% [markdown]
@@ -46,8 +60,6 @@ from helpers.workshop import check
 # An answer has four tokens. To these the model gave the following probabilities.
 
 # %%
-import math
-
 probabilities = [0.5, 0.25, 0.8, 0.1]
 print("a coin toss costs", math.log(2))
 
@@ -155,7 +167,7 @@ from helpers.display import plot_losses
 from helpers.lessons.learning import recorded_run
 
 folder = Path(mkdtemp())
-runs = {"A": "rate-0.0005", "B": "rate-0.02", "C": "rate-0.00002"}
+runs = {"A": "run-5", "B": "run-6", "C": "run-7"}
 plot_losses(recorded_run(runs["A"]), folder / "A.png")
 
 # %% [markdown]

@@ -89,8 +89,8 @@ check("unblind", answer)
 # ## 2. Could it be chance?
 #
 # Of ten questions with a clear preference, the tuned model won nine. Suppose that it is in truth no better and no
-# worse: then each question is a coin toss. How often would ten tosses come out *at least as unevenly* as nine to one, in
-# favour of either side? That probability is the $p$ of the *sign test*.
+# worse: then each question is a coin toss. How often would ten tosses come out *at least as unevenly* as nine to
+# one, in favour of either side? That probability is the $p$ of the *sign test*.
 #
 # There are `2**10` ways in which ten coins can fall, and `math.comb(10, k)` of them have exactly `k` heads.
 
@@ -122,12 +122,8 @@ check("sign-test", answer)
 # **Task.** If all thirty are decided (no ties), what is the smallest number of wins with $p$ below 0.05?
 
 # %% tags=["solution"]
-def p_value(wins: int, votes: int) -> float:
-    """Return the sign test's p for more wins than losses."""
-    return 2 * sum(math.comb(votes, k) for k in range(wins, votes + 1)) / 2**votes
-
-
-answer = next(wins for wins in range(16, 31) if p_value(wins, 30) < 0.05)
+as_uneven = {wins: 2 * sum(math.comb(30, k) for k in range(wins, 31)) for wins in range(16, 31)}
+answer = min(wins for wins, ways in as_uneven.items() if ways / 2**30 < 0.05)
 
 # %%
 check("wins-needed", answer)
@@ -219,13 +215,8 @@ held_out = [
 # answer is a list of their numbers in `held_out`, counted from 0.
 
 # %% tags=["solution"]
-def bare(text: str) -> str:
-    """Return a text's letters and digits alone, in lower case."""
-    return "".join(letter for letter in text.lower() if letter.isalnum())
-
-
-known = {bare(text) for text in trained}
-answer = [number for number, text in enumerate(held_out) if bare(text) in known]
+bare = [["".join(filter(str.isalnum, text.lower())) for text in part] for part in (trained, held_out)]
+answer = [number for number, text in enumerate(bare[1]) if text in bare[0]]
 
 # %%
 check("leaks", answer)

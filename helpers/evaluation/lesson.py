@@ -1,0 +1,206 @@
+"""The side-by-side notebook's first and last cells: from parameters to an open run, and from answers to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from helpers.config import RunConfig
+from helpers.evaluation.arms import AA_TEMPERATURE
+from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
+from helpers.evaluation.drawing import Drawing
+from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
+from helpers.evaluation.formats import write_comparison, write_scores
+from helpers.evaluation.leakage import Neighbour, leakage_rows
+from helpers.evaluation.material import Material
+from helpers.evaluation.overview import Overview, slice_rows, verdict_rows
+from helpers.evaluation.records import Answer, Arm, Comparison, ReferenceScore, RunInfo
+from helpers.evaluation.report import write_report
+from helpers.evaluation.show import reference_table
+from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
+from helpers.evaluation.tally import Reveal
+from helpers.hardware import describe_hardware
+from helpers.lock import installed_versions
+from helpers.runs import RunDirectory, git_commit, open_run, write_json
+from helpers.session import SHOWN_VERSIONS, now, resolve_preset
+
+__all__ = [
+    "TASK",
+    "compare",
+    "configure_evaluation",
+    "finish_evaluation",
+    "open_evaluation",
+    "run_parameters",
+    "write_files",
+]
+
+TASK = "side_by_side"
+"""What the notebook's metadata and its runs' manifests call it."""
+
+
+def configure_evaluation(namespace: Mapping[str, Any]) -> EvaluationConfig:
+    """Check the parameters that stand in the notebook's variables, against each other and against this machine.
+
+    Args:
+        namespace: The notebook's `globals()`; of it, the names of parameters are read and nothing else.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: A parameter is wrong.
+        StackError: The preset needs a GPU and there is none.
+    """
+    given = {name: namespace[name] for name in evaluation_parameters() if name in namespace}
+    preset, run_name = namespace["preset"], namespace.get("run_name")
+    build_evaluation_config(preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)
+    return build_evaluation_config(preset=resolve_preset(preset), run_name=run_name, **given)
+
+
+def run_parameters(config: EvaluationConfig, source: AdapterSource) -> dict[str, Any]:
+    """Return what makes two evaluations the same run: the parameters, and which adapter they led to."""
+    return {**config.identity(), "adapter_dir": source.shown()}
+
+
+def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: str = "auto") -> RunDirectory:
+    """Open the evaluation's own run directory and write down what is known so far.
+
+    Args:
+        config: The checked configuration.
+        source: The adapter.
+        resume: "auto", "never" or "must"; see `helpers.runs.open_run`.
+
+    Returns:
+        The directory, with `manifest.json` and `config.json` in it.
+
+    Raises:
+        RunError: The directory belongs to something else, or to an evaluation with other parameters.
+    """
+    run = open_run(config.run_name, run_parameters(config, source), resume=resume)
+    versions = installed_versions()
+    run.update_manifest(
+        task=TASK,
+        seed=config.seed,
+        adapter=source.shown(),
+        adapter_sha256=file_sha256(source.folder / WEIGHTS[1]),
+        versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
+        hardware=describe_hardware(),
+        git_commit=git_commit(),
+        started=now(),
+        state="running",
+    )
+    write_json(run.path / "config.json", {"task": TASK, **config.flat()})
+    return run
+
+
+def compare(
+    config: EvaluationConfig,
+    source: AdapterSource,
+    training: RunConfig,
+    material: Material,
+    arms: Sequence[Arm],
+    answers: Sequence[Answer],
+    references: Sequence[ReferenceScore],
+) -> Comparison:
+    """Put prompts, arms, answers and scores together.
+
+    Args:
+        config: The evaluation.
+        source: The adapter.
+        training: The configuration of its run.
+        material: Prompts and references.
+        arms: Who answered.
+        answers: Their answers.
+        references: Their reference scores.
+
+    Returns:
+        What everything after it works on.
+    """
+    model = training.model.model_name.rstrip("/").rpartition("/")[2]
+    against = "itself, drawn twice" if config.mode == "aa" else f"its adapter {source.shown()}"
+    drawn = f"drawn at temperature {AA_TEMPERATURE}" if config.mode == "aa" else "greedy: the likeliest token each time"
+    info = RunInfo(
+        title=f"{model} against {against}",
+        base_model=training.model.model_name,
+        adapter=source.shown(),
+        system_prompt=training.data.system_prompt,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        created=now(),
+        details={"Decoding": drawn, "Prompt style": training.data.prompt_style, "Rows": "\n".join(material.notes)},
+    )
+    prompts = tuple(each.prompt for each in (*material.prompts, *material.references))
+    return Comparison(info, prompts, tuple(arms), tuple(answers), tuple(references))
+
+
+def write_files(
+    run: RunDirectory,
+    comparison: Comparison,
+    overview: Overview,
+    *,
+    figures: Sequence[Drawing] = (),
+    neighbours: Sequence[Neighbour] = (),
+    votes: Reveal | None = None,
+    said: str = "",
+) -> list[dict[str, str]]:
+    """Write the report, and the files that other tools read.
+
+    Args:
+        run: Where to.
+        comparison: What was compared.
+        overview: What came of it.
+        figures: Pictures for the report.
+        neighbours: The nearest training example of each prompt.
+        votes: Blind votes, if there are any.
+        said: A sentence on the votes, added to the headline.
+
+    Returns:
+        A row a file: its path as people type it, and what it is for.
+    """
+    write_report(
+        run.path / "report.html",
+        comparison,
+        headline=f"{overview.headline} {said}".strip(),
+        scores=overview.table,
+        verdicts=verdict_rows(overview),
+        slices=slice_rows(overview),
+        figures=[each.row() for each in figures],
+        leakage=leakage_rows(neighbours),
+    )
+    write_comparison(run.path / "comparison.json", comparison)
+    write_scores(run.path / "scores.csv", comparison, overview.table)
+    write_llm_comparator(run.path / "llm_comparator.json", comparison, scores=overview.table, votes=votes)
+    write_alpaca_eval(run.path / "alpaca_eval", comparison, votes=votes)
+    named = {
+        "report.html": "everything on one page, without a network",
+        "vote.html": "the voting page to hand out",
+        "vote_key.json": "who wrote what; keep it to yourself",
+        "comparison.json": "prompts, answers and reference scores",
+        "scores.csv": "every score in a long table",
+        "llm_comparator.json": "for the LLM Comparator viewer",
+        "alpaca_eval": "for AlpacaEval",
+    }
+    return [{"file": run.shown(name), "what for": use} for name, use in named.items() if (run.path / name).exists()]
+
+
+def finish_evaluation(run: RunDirectory, comparison: Comparison, overview: Overview, **more: Any) -> None:
+    """Write the numbers into `metrics.json`, and into the manifest that everything asked for was done.
+
+    Args:
+        run: The run.
+        comparison: What was compared.
+        overview: What came of it.
+        **more: Further entries of `metrics.json`, such as `votes`.
+    """
+    verdicts = [{k: v for k, v in row.items() if k != "label"} for row in verdict_rows(overview)]
+    scored = reference_table(comparison.references, comparison.arms)
+    answered = len({answer.prompt_id for answer in comparison.answers})
+    run.update_metrics(
+        verdict=overview.headline,
+        verdicts=verdicts,
+        references=scored,
+        prompts_answered=answered,
+        arms=[arm.name for arm in comparison.arms],
+        **more,
+    )
+    run.update_manifest(state="complete", finished=now(), verdict=overview.headline, report="report.html")

@@ -1,0 +1,73 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     gpuType: T4
+#     provenance: []
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   mistral_qlora:
+#     teaches: One sentence on what the reader learns
+#     gpu: T4
+#     minutes_t4: 5
+#     download_gb: 0
+# ---
+
+# %% [markdown]
+# # A title that says what the reader will do
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/my_notebook.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/my_notebook.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/my_notebook.ipynb)
+#
+# One paragraph: what this notebook is for, and for whom.
+#
+# **You will learn**
+#
+# - three to five points,
+# - each of them something that the reader can do afterwards.
+#
+# **What it needs.** GPU, minutes, size of the download.
+
+# %% [markdown]
+# ## 1. Parameters
+#
+# Say which of them the reader must understand, and which may stay as they are.
+
+# %% tags=["parameters"]
+run_name = None  # type: str  folder under runs/
+row_count = 3  # type: int  rows to show [rows]
+
+# %% [markdown]
+# On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
+
+# %%
+import importlib.util
+
+if importlib.util.find_spec("helpers") is None:
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+
+# %% [markdown]
+# ## 2. The first idea
+#
+# A sentence or two before each cell say why it comes. One idea a cell, five lines or fewer; what would need a test
+# belongs into the package.
+
+# %%
+from helpers.data import read_sample
+from helpers.display import show_table
+
+rows = read_sample("alpaca", "heldout")[:row_count]
+show_table(rows)
+
+# %% [markdown]
+# React to what was printed, then go on.
+#
+# ## Summary
+#
+# - what was learned, point by point.
+#
+# ## Your turn
+#
+# 1. An exercise that changes one parameter and asks what happens.
