@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | plan | doctor | badges | list`."""
+"""The command line: `python -m helpers run | plan | runs | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from helpers.plan_command import add_command
+    from helpers.run_list import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run, parser=run)
 
     add_command(commands)
+    add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")
     doctor.set_defaults(command=_doctor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,13 +107,14 @@ def judge(notebook: str, facts: Facts, expected: Expected, profile: Profile, tfl
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
-    """Return the findings as lines of text, one a check.
+    """Return the findings as lines of text, one a check; what was measured is cut after 72 characters.
 
     Args:
         findings: From `judge`.
     """
     head = ("notebook", "check", "measured", "must be", "")
-    rows = [(f.notebook, f.check, f.measured, f.limit, "PASS" if f.passed else "FAIL") for f in findings]
+    shown = [(f, textwrap.shorten(f.measured, 72, placeholder=" ...")) for f in findings]
+    rows = [(f.notebook, f.check, text, f.limit, "PASS" if f.passed else "FAIL") for f, text in shown]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()

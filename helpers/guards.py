@@ -106,6 +106,9 @@ def nan_error(what: str, value: float, config: RunConfig, precision: str, step: 
     return RunError(what, "a number", value, " ".join(advice))
 
 
+NEW_NAME = "Choose a new run_name: another configuration cannot go on from this run's checkpoints."
+
+
 def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, step: int | None) -> RunError | None:
     """Return what an error means for a run, or None where it says so itself."""
     import pickle
@@ -138,16 +141,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _memory_advice(config: RunConfig) -> list[str]:
-    """Return what to change, from the planner if it is there, with this run's numbers."""
+    """Return what to change: from the memory planner for a card, else the usual remedies with this run's numbers."""
     import torch
 
-    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    try:
-        from helpers.memory import advise
-
-        return [str(line) for line in advise(config, total)]
-    except (ImportError, HelpersError):
+    if not torch.cuda.is_available():
         return _generic_advice(config)
+    from helpers.planner import advise
+
+    try:
+        advice = advise(config, torch.cuda.get_device_properties(0).total_memory)
+    except HelpersError:  # a model whose shape the planner cannot learn
+        advice = []
+    return [*advice, NEW_NAME] if advice else _generic_advice(config)
 
 
 def _generic_advice(config: RunConfig) -> list[str]:
@@ -164,4 +169,4 @@ def _generic_advice(config: RunConfig) -> list[str]:
     tips.append(f"Lower max_seq_length, now {config.model.max_seq_length}.")
     if config.adapter.lora_rank > 8:
         tips.append(f"Lower lora_rank, now {config.adapter.lora_rank}.")
-    return [*tips, "Choose a new run_name: another configuration cannot go on from this run's checkpoints."]
+    return [*tips, NEW_NAME]

@@ -157,8 +157,8 @@ def compare_runs(a: RunSummary, b: RunSummary) -> str:
         rows.append((name, _figure(a.losses()[place]), _figure(b.losses()[place])))
     for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes"):
         rows.append((name, _figure(a.metrics.get(name)), _figure(b.metrics.get(name))))
-    same = a.manifest.get("data_fingerprint") == b.manifest.get("data_fingerprint")
-    note = "" if same else "\nThe rows differ, so the held-out losses cannot be compared."
+    prints = {run.manifest.get("data_fingerprint") for run in (a, b)} - {None}
+    note = "\nThe rows differ, so the held-out losses cannot be compared." if len(prints) > 1 else ""
     return _table([tuple("-" if v is None else str(v) for v in row) for row in rows]) + note
 
 

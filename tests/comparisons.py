@@ -119,7 +119,8 @@ def _plain(bench, question, arm):
     import torch
 
     tokenizer, model = bench.loaded.tokenizer, bench.loaded.model
-    prompt = tokenizer(bench.writer.text(question, arm, 0), add_special_tokens=False)["input_ids"]
+    room = len(bench.writer.ids(question.prompt.reference)) + 2
+    prompt = tokenizer(bench.writer.text(question, arm, room), add_special_tokens=False)["input_ids"]
     whole = list(bench.writer.with_answer(question, arm, question.prompt.reference).input_ids)
     assert whole[: len(prompt)] == prompt
     with torch.no_grad(), bench.playing(arm):

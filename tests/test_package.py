@@ -28,7 +28,8 @@ LAYERS = (
     {"errors"},
     {"config", "prompts", "templates"},
     {"data", "contract", "model"},
-    {"training", "export", "evaluation", "display"},
+    {"training", "export", "display"},
+    {"evaluation"},  # shows its pairs and pictures in notebooks through display
     {"notebooks", "badges"},
     {"__main__"},
 )

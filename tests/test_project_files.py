@@ -249,7 +249,7 @@ def tree_paths(text):
 
 def test_a_tree_is_read_with_its_folders():
     """Both ways to draw a tree give the paths, comments left out."""
-    plain = "```\nhelpers/        the package\n  config.py     settings\nREADME.md LICENSE  for readers\ntests/  # tests\n```\n"
+    plain = "```\nhelpers/     the package\n  config.py  settings\nREADME.md LICENSE  texts\ntests/  # tests\n```\n"
     assert tree_paths(plain) == ["helpers", "helpers/config.py", "README.md", "LICENSE", "tests"]
     drawn = "```text\n.\n├── helpers/      # the package\n│   ├── errors.py  # errors\n└── Makefile\n```\n"
     assert tree_paths(drawn) == ["helpers", "helpers/errors.py", "Makefile"]

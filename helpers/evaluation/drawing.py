@@ -24,7 +24,7 @@ INK, SOFT = "#1c1c1c", "#5f5f5f"
 
 _STYLE = {
     "font.family": "DejaVu Sans",
-    "font.size": 10.5,
+    "font.size": 11,
     "svg.fonttype": "path",  # letters as shapes: a picture inside a page has no fonts of its own
     "svg.hashsalt": "side-by-side",  # the same picture gives the same file
     "text.color": INK,
@@ -83,12 +83,12 @@ class Drawing:
         return {"title": self.title, "caption": self.caption, "svg": self.svg()}
 
 
-def new_figure(height: float, *, width: float = 5.2, grid: str = "x") -> tuple[Figure, Axes]:
+def new_figure(height: float, *, width: float = 4.4, grid: str = "x") -> tuple[Figure, Axes]:
     """Return a figure in the house style that pyplot does not know of.
 
     Args:
         height: In inches.
-        width: In inches; 5.2 leaves letters readable when a phone scales the picture down.
+        width: In inches; 4.4 leaves letters readable when a phone scales the picture down.
         grid: Which axis has grid lines: "x", "y", "both" or "".
 
     Returns:

@@ -111,7 +111,7 @@ def draw_categories(summaries: Mapping[str, PairedSummary], differences: PairedD
         better = _is_better(summary.mean or 0.0, summary)
         _interval(axes, place, summary, color=(BETTER if better else WORSE) if decided else BASE)
         if summary.mean is None:
-            axes.text(0, place, f"  {_counts(summary)}", va="center", color=SOFT, fontsize=9.5)
+            axes.text(0, place, f"  {_counts(summary)}", va="center", color=SOFT, fontsize=10)
     axes.axvline(0, color=SOFT, linewidth=1)
     names = [f"{plain_text(name, 24)} ({each.n})" for name, each in summaries.items()]
     axes.set_yticks(range(len(names)), names)
@@ -183,7 +183,9 @@ def _ladder_caption(means: Mapping[str, float]) -> str:
         return f"{text} Here tuning gains nothing, so there is nothing for examples in the prompt to explain."
     if prompted <= 0:
         return f"{text} Examples in the prompt gain nothing here; what the tuned arm gains is the adapter's doing."
-    share = f"{min(prompted / tuned, 9.99):.0%}".replace("%", " %")
+    if prompted >= tuned:
+        return f"{text} Here examples in the prompt gain as much as tuning or more, and need no training."
+    share = f"{prompted / tuned:.0%}".replace("%", " %")
     return f"{text} Examples in the prompt alone reach {share} of what tuning gains."
 
 

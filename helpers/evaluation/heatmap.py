@@ -9,8 +9,8 @@ from helpers.evaluation.shift import ShiftedToken, describe_shift, shift_of
 
 __all__ = ["draw_shift", "lay_out"]
 
-_COLUMNS = 50  # characters in a line; more would be too small on a phone
-_LINES = 16
+_COLUMNS = 40  # characters in a line; more would be too small on a phone
+_LINES = 18
 _FILLS = {"unshifted": "none", "marginal": "#56B4E9", "shifted": WORSE}
 
 
@@ -53,7 +53,7 @@ def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
     """
     placed = [each for each in lay_out(tokens) if each[0] < _LINES]
     lines = max((line for line, *_ in placed), default=0) + 1
-    figure, axes = new_figure(0.3 + 0.27 * (lines + 2), width=5.4, grid="")
+    figure, axes = new_figure(0.3 + 0.27 * (lines + 2), width=4.4, grid="")
     axes.set_axis_off()
     axes.set_xlim(0, _COLUMNS + 2)
     axes.set_ylim(lines + 1.6, -0.6)
@@ -62,7 +62,7 @@ def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
     for place, (shift, words) in enumerate((("marginal", "rank 2-3"), ("shifted", "rank 4 and beyond"))):
         _mark(axes, lines + 0.9, 13 * place, words, shift)
     if not placed:
-        axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=11.5)
+        axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=11.8)
     return Drawing("token_shift", f"Token shift: {plain_text(title, 60)}", _caption(tokens, lines), figure)
 
 
@@ -75,7 +75,7 @@ def _mark(axes: object, line: float, column: int, text: str, shift: str) -> None
         axes.add_patch(box)
     if shift == "shifted":
         axes.plot([column, column + len(text)], [line + 0.42] * 2, color=WORSE, linewidth=1.6, solid_capstyle="butt")
-    style = {"family": "DejaVu Sans Mono", "fontsize": 11.5, "color": INK, "parse_math": False}
+    style = {"family": "DejaVu Sans Mono", "fontsize": 11.8, "color": INK, "parse_math": False}
     for offset, character in enumerate(text):
         axes.text(column + offset + 0.5, line, character, va="center", ha="center", **style)
 

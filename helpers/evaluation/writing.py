@@ -45,7 +45,7 @@ class Writer:
 
     def ids(self, text: str) -> list[int]:
         """Tokenize a text whose control tokens are spelled out."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def messages(self, question: Question, arm: Arm, answer_tokens: int) -> list[Message]:
         """Write a question for an arm, with as many examples as leave room for the answer.

@@ -18,7 +18,7 @@ __all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance",
 LIMITS = {
     "visible": 4.0,  # the adapter moves the logits at least this many times as far as precision does
     "close": 2.0,  # the export lies within this many times what precision does
-    "most_ratio": 0.5,  # nothing farther than half the adapter's effect is ever close
+    "most_ratio": 0.4,  # nothing farther than this share of the adapter's effect is ever close
     "smallest_ratio": 0.02,  # a distance below this share of the adapter's effect is always close
     "near_tie": 4.0,  # greedy answers may part where two tokens are within this many times precision's largest change
 }
