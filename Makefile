@@ -1,4 +1,4 @@
-# make demo    the Alpaca notebook, headless, with a small real model; then what came of it
+# make demo    the Alpaca notebook, headless, with a small real model; then base and tuned compared
 # make test    all tests
 # make check   what CI runs: style, notebooks up to date, tests
 # make doctor  is this environment right?
@@ -13,6 +13,7 @@ TORCH := torch==2.13.0
 
 demo: $(VENV)/.installed
 	$(RUN) -m helpers run alpaca_instruction --preset smoke --name demo --resume never
+	$(RUN) -m helpers run side_by_side_eval --preset smoke --name demo-comparison --resume never -p adapter_dir=demo
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest

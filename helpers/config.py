@@ -176,6 +176,7 @@ class RunConfig:
         task: "alpaca" or "dolly": which columns the rows have.
         preset: "smoke", "colab-t4" or "large-gpu"; "auto" is resolved before.
         run_name: Folder under `runs/`.
+        given: The names of the parameters that the user set; these are not adapted to the card.
     """
 
     task: str
@@ -187,6 +188,7 @@ class RunConfig:
     train: TrainConfig
     generation: GenerationConfig
     export: ExportConfig
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def flat(self) -> dict[str, Any]:
         """Return every parameter under its own name, as a notebook would take them."""
@@ -306,7 +308,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         key: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
         for key, part in _PARTS.items()
     }
-    config = RunConfig(task, preset, _run_name(run_name or f"{task}-{preset}"), **parts)
+    config = RunConfig(task, preset, _run_name(run_name or f"{task}-{preset}"), **parts, given=frozenset(chosen))
     _check_model_name(config.model.model_name)
     _check_together(config)
     return config

@@ -163,7 +163,7 @@ def _speed(facts: Facts, profile: Profile, tflops: float) -> _Check:
     """Judge tokens/s against the matrix product."""
     pace = _number(facts.metrics.get("tokens_per_second"))
     ratio = pace / tflops if tflops > 0 else math.nan
-    measured = f"{ratio:.3g} tokens/TFLOP ({pace:,.0f} tokens/s over {tflops:.4g} TFLOP/s)"
+    measured = f"{float(f'{ratio:.3g}'):,g} tokens/TFLOP ({pace:,.0f} tokens/s over {tflops:.4g} TFLOP/s)"
     return "speed", ratio >= profile.tokens_per_tflop, measured, f">= {profile.tokens_per_tflop:g} tokens/TFLOP"
 
 

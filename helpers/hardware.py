@@ -17,6 +17,7 @@ from typing import Any, Literal
 from helpers.errors import StackError
 
 __all__ = [
+    "LARGE_GPU_BYTES",
     "Driver",
     "Gpu",
     "choose_precision",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 CPU_PRESETS = ("smoke",)
+
+LARGE_GPU_BYTES = 20 * 2**30
+"""From this much memory on a GPU counts as large: 20 GiB in bytes."""
 
 
 @dataclass(frozen=True, slots=True)

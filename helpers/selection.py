@@ -58,7 +58,7 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
 
     Example:
         >>> in_proportion([0, 1, 2, 3, 4, 5], ["a", "a", "a", "a", "b", "b"].__getitem__)
-        [0, 1, 4, 2, 3, 5]
+        [0, 4, 1, 2, 5, 3]
     """
     categories = {i: str(category_of(i)) for i in indices}
     sizes, seen = Counter(categories.values()), Counter()

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
 from helpers.data import Rows, data_fingerprint
 from helpers.errors import RunError
-from helpers.hardware import describe_hardware, find_gpu, require_gpu
+from helpers.hardware import LARGE_GPU_BYTES, describe_hardware, find_gpu, require_gpu
+from helpers.layout import plan_layout
 from helpers.lock import installed_versions
 from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
+from helpers.planner import preflight_memory
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
 from helpers.templates import template_sha256
+from helpers.tracking import require_tracker
 
 if TYPE_CHECKING:
+    from helpers.contract import Contract
     from helpers.model import LoadedModel
 
 __all__ = [
-    "LARGE_GPU_BYTES",
     "SHOWN_VERSIONS",
     "configure",
     "configure_notebook",
     "finish_run",
+    "fit_layout",
     "now",
     "record_inputs",
     "resolve_preset",
     "start_run",
 ]
-
-LARGE_GPU_BYTES = 20 * 2**30
-"""From this much memory, `auto` takes the preset large-gpu: 20 GiB in bytes."""
 
 SHOWN_VERSIONS = (
     "unsloth",
@@ -88,7 +90,44 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
         StackError: The preset needs a GPU and there is none.
     """
     build_config(task, preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)
-    return build_config(task, preset=resolve_preset(preset), run_name=run_name, **given)
+    config = build_config(task, preset=resolve_preset(preset), run_name=run_name, **given)
+    require_tracker(config.train.report_to)
+    preflight_memory(config, find_gpu())
+    return config
+
+
+def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], None] = print) -> RunConfig:
+    """Choose how the rows of an optimizer step are laid out on this machine's GPU: the fastest way that fits.
+
+    The rows of a step stay as many as asked for, and what the user has set stays as it is. Without a GPU nothing
+    changes.
+
+    Args:
+        config: The checked configuration.
+        rows: The training rows, whose lengths decide what fits.
+        report: Gets the reason for each choice.
+
+    Returns:
+        The configuration with `batch_size`, `gradient_accumulation` and `gradient_checkpointing` chosen.
+
+    Raises:
+        StackError: Nothing fits.
+    """
+    gpu = find_gpu()
+    if gpu is not None:  # what this process holds already is part of the prediction
+        import torch
+
+        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + torch.cuda.memory_reserved())
+    lengths = [len(row.input_ids) for row in rows.tokenized]
+    layout = plan_layout(config, gpu, lengths, keep=config.given, partial=False)
+    for reason in layout.reasons:
+        report(reason)
+    chosen = {
+        "batch_size": layout.batch_size,
+        "gradient_accumulation": layout.gradient_accumulation,
+        "gradient_checkpointing": layout.gradient_checkpointing,
+    }
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
 
 
 def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:

@@ -17,6 +17,7 @@ MADE = {
     "metrics.json": "losses, speed, memory",
     "manifest.json": "parameters, versions, hardware",
     "report.html": "base and tuned answers side by side",
+    "vote.html": "a blind vote, to hand out",
 }
 """What a run may have made, in the order of showing."""
 
@@ -32,8 +33,14 @@ def summarize(run: RunDirectory, *, answers: int = 3) -> str:
         RunError: A file of the run is damaged.
     """
     metrics = run.metrics()
-    sections = [_numbers(metrics), _answers(run)[:answers], _paths(run)]
+    sections = [_verdict(metrics), _numbers(metrics), _answers(run)[:answers], _paths(run)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _verdict(metrics: dict[str, Any]) -> list[str]:
+    """Return what a comparison came to, and what people said in a blind vote."""
+    said = [metrics.get(name) for name in ("verdict", "votes")]
+    return [line for text in said if isinstance(text, str) for line in textwrap.wrap(text, 100)]
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:

@@ -174,7 +174,7 @@ show_conversation(build_example(with_input, "alpaca", **how))
 show_conversation(build_example(without_input, "alpaca", style="alpaca"))
 
 # %% [markdown]
-# ## 3. The model, and what LoRA adds to it
+# ## 3. The model
 #
 # Now the base model is loaded, on a GPU in 4 bit: each weight is stored as one of 16 values with a scale for every 64
 # of them, and expanded to 16 bit at the moment it is used. That takes a quarter of the memory.
@@ -184,23 +184,6 @@ from helpers.model import load_model
 
 loaded = load_model(config.model, style=style)
 print(f"{loaded.source}\ntemplate {loaded.template}, computing in {loaded.precision}")
-
-# %% [markdown]
-# These weights stay as they are. Beside each linear layer LoRA puts two thin matrices, $A$ and $B$, and adds their
-# product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$. If $W$ is 4096 × 4096 it has 16.8 million numbers; with rank
-# $r = 16$ the two thin matrices have 131 thousand together. $B$ starts at zero, so that before training the model is
-# exactly the base model.
-
-# %%
-from helpers.model import attach_adapter, trainable_parameters
-
-settings = config.train
-attach_adapter(
-    loaded, config.adapter, seed=settings.seed,
-    gradient_checkpointing=settings.gradient_checkpointing,
-)
-trainable, total = trainable_parameters(loaded.model)
-print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
 
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
@@ -253,7 +236,35 @@ record_inputs(run, rows, loaded)
 print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 
 # %% [markdown]
-# ## 5. Train
+# ## 5. The card, and what LoRA adds
+#
+# How many rows fit into one pass depends on the card and on the lengths above. The rows of one optimizer step stay as
+# many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its reason.
+
+# %%
+from helpers.session import fit_layout
+
+config = fit_layout(config, train_checked)
+
+# %% [markdown]
+# The model's weights stay as they are. Beside each linear layer LoRA puts two thin matrices, $A$ and $B$, and adds their
+# product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$. If $W$ is 4096 × 4096 it has 16.8 million numbers; with rank
+# $r = 16$ the two thin matrices have 131 thousand together. $B$ starts at zero, so that before training the model is
+# exactly the base model.
+
+# %%
+from helpers.model import attach_adapter, trainable_parameters
+
+settings = config.train
+attach_adapter(
+    loaded, config.adapter, seed=settings.seed,
+    gradient_checkpointing=settings.gradient_checkpointing,
+)
+trainable, total = trainable_parameters(loaded.model)
+print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
+
+# %% [markdown]
+# ## 6. Train
 #
 # The trainer shows the model a few rows at a time (`batch_size`), adds up what they say about the adapter's weights
 # over several such passes (`gradient_accumulation`), and then takes one *optimizer step*. The rows that one step sees
@@ -279,7 +290,7 @@ result = train(trainer, config, loaded, train_checked, heldout_checked)
 run.update_metrics(**result.metrics())
 
 # %% [markdown]
-# ## 6. Did it help?
+# ## 7. Did it help?
 #
 # The grey line jumps up and down, because each step sees other rows, some harder than others. Look at the blue one: it
 # is always measured on the same held-out rows.
@@ -308,7 +319,7 @@ cost = {name: run.metrics()[name] for name in shown}
 show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **result.mode})
 
 # %% [markdown]
-# ## 7. Save the adapter, and load it back
+# ## 8. Save the adapter, and load it back
 #
 # The adapter is small: the two thin matrices of each layer, and the tokenizer with the template that it was trained
 # with.
@@ -339,7 +350,7 @@ from helpers.training import prove_reload
 print(prove_reload(loaded, heldout_checked, result))
 
 # %% [markdown]
-# ## 8. Ask it something
+# ## 9. Ask it something
 #
 # Five questions, one of each kind that a general assistant should master: reasoning, summarization, explanation,
 # translation, problem solving. All are answered in one batch, first with the adapter, then with the adapter switched

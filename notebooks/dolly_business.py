@@ -182,18 +182,13 @@ options = {"style": style, "system_prompt": system_prompt}
 show_conversation(build_example(with_context, "dolly", **options))
 
 # %% [markdown]
-# Now the model, in 4 bit on a GPU, with a fresh adapter on all of its linear layers.
+# Now the model, in 4 bit on a GPU. Its template turns the messages into text.
 
 # %%
-from helpers.model import attach_adapter, load_model, trainable_parameters
+from helpers.model import load_model
 
 loaded = load_model(config.model, style=style)
-checkpointing = config.train.gradient_checkpointing
-attach_adapter(
-    loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=checkpointing
-)
-trainable, total = trainable_parameters(loaded.model)
-print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
+print(f"template {loaded.template}, computing in {loaded.precision}")
 
 # %% [markdown]
 # The same row as the text that the model reads. Look for the system prompt. The template that Mistral's files on the
@@ -245,6 +240,30 @@ print(prove_same_prompt(with_context, "dolly", loaded.tokenizer, **options))
 #
 # One *epoch* shows the model each row once. For a thousand rows that is usually enough: the model has the knowledge
 # already, it learns a manner.
+#
+# First, how the rows of a step are laid out on this card, and why.
+
+# %%
+from helpers.session import fit_layout
+
+config = fit_layout(config, checked["training"])
+
+# %% [markdown]
+# A fresh adapter on all linear layers is what will learn; everything else stays frozen.
+
+# %%
+from helpers.model import attach_adapter, trainable_parameters
+
+settings = config.train
+attach_adapter(
+    loaded, config.adapter, seed=settings.seed,
+    gradient_checkpointing=settings.gradient_checkpointing,
+)
+trainable, total = trainable_parameters(loaded.model)
+print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
+
+# %% [markdown]
+# The run's record gets a fingerprint of the rows and of the template; then the trainer is built.
 
 # %%
 from helpers.session import record_inputs

@@ -19,6 +19,8 @@
 # %% [markdown]
 # # Did the fine-tuning help?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/side_by_side_eval.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/side_by_side_eval.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/side_by_side_eval.ipynb)
+#
 # You have trained an adapter. Now comes the question that matters, and that is easily answered wrongly: is the tuned
 # model *better*? One prompt that looks good proves nothing, and the person who trained a model is the last one whose
 # eye can be trusted. This notebook asks the same things of the base model and of the tuned one, shows the answers side
@@ -211,10 +213,9 @@ show_table(reference_table(references, arms))
 
 # %%
 from helpers.evaluation.selftests import reproduces_training
+from helpers.evaluation.sources import recorded_loss
 
-recorded = adapter.run.metrics() if adapter.run else {}
-rows = adapter.run.manifest().get("rows", {}).get("heldout") if adapter.run else None
-print(reproduces_training(references, recorded.get("eval_loss_after"), rows))
+print(reproduces_training(references, *recorded_loss(adapter, config)))
 
 # %% [markdown]
 # Are the means different, or is that luck? A handmade example first: four questions, some easy, some hard. The tuned

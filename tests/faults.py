@@ -228,8 +228,9 @@ def break_loss(*, step, value="nan", where="loss"):
         if self.state.global_step + 1 >= step:
             if where == "loss":
                 return loss * float(value)
-            with torch.no_grad():
-                next(p for p in model.parameters() if p.requires_grad).fill_(float(value))
+            if self.accelerator.gradient_state.sync_gradients:  # the step's last pass: its own loss is still a number
+                with torch.no_grad():
+                    next(p for p in model.parameters() if p.requires_grad).fill_(float(value))
         return loss
 
     Trainer.training_step = broken

@@ -1,6 +1,6 @@
 """A local stand-in that speaks the Hub client's protocol: create, preupload, LFS batch, commit, tree.
 
-    with HubServer(token="hf_x") as hub: ... HF_ENDPOINT=hub.url ...
+with HubServer(token="hf_x") as hub: ... HF_ENDPOINT=hub.url ...
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class HubServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = do_HEAD = handle_any
+        for method in ("GET", "POST", "PUT", "HEAD"):
+            setattr(Handler, f"do_{method}", Handler.handle_any)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -64,6 +65,7 @@ class HubServer:
         self.thread.join()
 
     def answer(self, method, path, body, headers):
+        """Return status and JSON for one request."""
         if self.fail and method == self.fail[0] and self.fail[1] in path:
             return self.fail[2], {"error": "planted"}
         if path.startswith("/lfs/"):
@@ -79,13 +81,24 @@ class HubServer:
             return 200, {"errors": [], "warnings": []}
         if "/preupload/" in path:
             files = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".gguf")) else "regular",
-                      "shouldIgnore": False} for f in files]
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".gguf")) else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in files
+            ]
             return 200, {"files": modes}
         if path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
-            return 200, {"transfer": "basic", "objects": [
-                {**o, "authenticated": True, "actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}} for o in objects]}
+            return 200, {
+                "transfer": "basic",
+                "objects": [
+                    {**o, "authenticated": True, "actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}}
+                    for o in objects
+                ],
+            }
         if "/commit/" in path:
             return 200, self.commit(body)
         if "/tree/" in path:
@@ -96,6 +109,7 @@ class HubServer:
         return 404, {"error": f"unknown {path}"}
 
     def commit(self, body):
+        """Take the files of a commit, which come one JSON object a line."""
         for line in body.decode().splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -107,6 +121,7 @@ class HubServer:
         return {"commitUrl": f"{self.url}/ada/tuned/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
 
     def entry(self, name, data):
+        """Return a file as the tree lists it."""
         git = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
         sha = hashlib.sha256(data).hexdigest()
         if name in self.spoil:

@@ -106,8 +106,9 @@ class Nursery:
 
     def close(self):
         """End the nursery."""
+        self.process.kill()  # its children have been waited for; a proper exit takes seconds
+        self.process.wait()
         self.process.stdin.close()
-        self.process.wait(timeout=60)
         self.process.stdout.close()
         self.errors.close()
 

@@ -13,7 +13,7 @@ from helpers.evaluation.config import build_evaluation_config, evaluation_parame
 from helpers.evaluation.lesson import run_parameters
 from helpers.evaluation.material import gather
 from helpers.evaluation.questions import read_questions, reference_questions
-from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, training_config
+from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
 from helpers.evaluation.votes import KeyItem, VoteKey
 from helpers.tasks import TASKS, find_task
 
@@ -261,6 +261,14 @@ class TestAdapters:
         alone = folder.rename(tmp_path / "alone")
         source = find_adapter(str(alone))
         assert (source.run, training_config(source, build()).model.model_name) == (None, "mistral-7b-instruct")
+
+    def test_the_recorded_loss_holds_for_the_same_prompts_only(self, runs_folder):
+        """Asked in another way, the held-out loss has nothing to be compared with."""
+        run = make_run(runs_folder, "trained")
+        (run / "metrics.json").write_text(json.dumps({"eval_loss_after": 1.5}))
+        (run / "manifest.json").write_text(json.dumps({"state": "complete", "rows": {"heldout": 24}}))
+        assert recorded_loss(find_adapter("trained"), build()) == (1.5, 24)
+        assert recorded_loss(find_adapter("trained"), build(system_prompt="")) == (None, None)
 
     def test_another_adapter_is_another_comparison(self, runs_folder):
         """The run's identity holds the adapter that was found, not the None that was typed."""

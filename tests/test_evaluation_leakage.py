@@ -70,8 +70,8 @@ class TestOverview:
         losses = [(2.0 + n / 10, 1.8 + n / 10 - n / 100) for n in range(8)]
         overview = look_over(comparison(losses))
         assert overview.headline.startswith(
-            "Tuning helped: it made good answers that it never saw more likely. NLL of the reference: \u22120.235 "
-            "(95 % interval \u22120.255 to \u22120.215, 8 rows)."
+            "Tuning helped: it made good answers that it never saw more likely. "
+            "NLL of the reference: \u22120.235 nats/token (95 % interval \u22120.255 to \u22120.215, 8 rows)."
         )
 
     def test_a_loss_is_said_too(self):
@@ -89,6 +89,19 @@ class TestOverview:
         losses = [(2.0, 1.9 - n / 100) for n in range(4)]
         assert "In 1 of 4 pairs an answer was cut" in look_over(comparison(losses, cut={"p1"})).headline
         assert "was cut" not in look_over(comparison(losses)).headline
+
+    def test_two_draws_of_one_model_are_judged_by_their_words(self):
+        """In mode aa both arms find every reference equally likely, so likelihood is not judged."""
+        arms = (Arm("base", "Base, first draw", adapter=False), Arm("again", "Base, second draw", adapter=False))
+        prompts = tuple(Prompt(f"p{n}", f"Question {n}?", reference="a b c d") for n in range(4))
+        said = {"base": "a b c d", "again": "a b"}
+        answers = tuple(
+            Answer(p.id, a.name, said[a.name] + " x" * n, 5, "eos") for n, p in enumerate(prompts) for a in arms
+        )
+        scores = tuple(ReferenceScore(p.id, a.name, 1.0, 0.1, 10, 40) for p in prompts for a in arms)
+        overview = look_over(Comparison(INFO, prompts, arms, answers, scores))
+        assert next(iter(overview.verdicts)) == "rouge_l"
+        assert overview.headline.startswith("The two draws differ, though both come from the base model. ROUGE-L:")
 
     def test_nothing_scored_is_no_verdict(self):
         """Answers without references can be read, not judged by likelihood."""

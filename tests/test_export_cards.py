@@ -13,8 +13,12 @@ from helpers.export.cards import model_card, write_card
 from helpers.export.verdict import Check, Verification
 from helpers.runs import RunDirectory
 
-METRICS = {"eval_loss_before": 2.5, "eval_loss_after": 1.75, "supervised_tokens": 12345,
-           "eval_loss_change": {"mean": -0.75, "low": -0.9, "high": -0.6, "rows": 24}}
+METRICS = {
+    "eval_loss_before": 2.5,
+    "eval_loss_after": 1.75,
+    "supervised_tokens": 12345,
+    "eval_loss_change": {"mean": -0.75, "low": -0.9, "high": -0.6, "rows": 24},
+}
 PASSED = Verification("adapter", (Check("greedy answers", True, "6 of 6 | equal."),))
 FAILED = Verification("adapter", (Check("greedy answers", False, "0 of 6."),))
 
@@ -37,9 +41,16 @@ def parts(card):
 def test_adapter_card_has_valid_metadata(run):
     """The keys that the Hub reads, with the names it knows."""
     meta, _ = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=PASSED))
-    assert meta == {"base_model": "unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "base_model_relation": "adapter",
-                    "datasets": ["databricks/databricks-dolly-15k"], "language": "en", "license": "apache-2.0", "library_name": "peft",
-                    "pipeline_tag": "text-generation", "tags": ["lora", "qlora", "sft", "trl", "unsloth"]}
+    assert meta == {
+        "base_model": "unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+        "base_model_relation": "adapter",
+        "datasets": ["databricks/databricks-dolly-15k"],
+        "language": "en",
+        "license": "apache-2.0",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "qlora", "sft", "trl", "unsloth"],
+    }
 
 
 def test_merged_card_belongs_to_transformers(run):
@@ -64,7 +75,9 @@ def test_card_states_losses_licence_and_verdict(run):
 
 def test_failed_verification_is_written_in_large_letters(run):
     """A card never hides a failure."""
-    assert "FAIL: this export is not proven" in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=FAILED)
+    assert "FAIL: this export is not proven" in model_card(
+        run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=FAILED
+    )
 
 
 def test_loss_that_did_not_fall_is_said(run):

@@ -42,13 +42,15 @@ def test_f16_keeps_every_weight(written):
 
 
 def test_transformers_reads_the_same_model(written, merged):
-    """transformers' GGUF loader, which knows nothing of this package, gets the same logits: names, shapes and row order are right."""
+    """A loader that knows nothing of this package gets the same logits: names, shapes and row order are right."""
     import torch
     from transformers import AutoModelForCausalLM
 
     ids = torch.tensor([[1, 3, 23325, 4, 1763, 1228, 11633]])
     with torch.no_grad():
-        theirs = AutoModelForCausalLM.from_pretrained(written[0], gguf_file="model-f16.gguf", dtype=torch.float32)(ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(written[0], gguf_file="model-f16.gguf", dtype=torch.float32)(
+            ids
+        ).logits
         ours = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
     assert (theirs - ours).abs().max() < 1e-5
     assert ours.std() > 0.1
@@ -88,7 +90,11 @@ def test_metadata_names_the_model_and_its_ends(written):
     assert value("general.architecture") == "llama"
     assert value("tokenizer.ggml.eos_token_id") == 2
     assert "[INST]" in value("tokenizer.chat_template")
-    assert (value("llama.block_count"), value("llama.attention.head_count_kv"), value("llama.rope.freq_base")) == (2, 2, 1e6)
+    assert (value("llama.block_count"), value("llama.attention.head_count_kv"), value("llama.rope.freq_base")) == (
+        2,
+        2,
+        1e6,
+    )
 
 
 def test_a_file_of_another_model_is_found(written, merged, tmp_path):
@@ -119,7 +125,7 @@ def test_missing_llama_quantize_is_explained(merged, tmp_path, monkeypatch):
     """A type that only llama.cpp makes names what is missing, where to get it, and what works without."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(tmp_path))
-    with pytest.raises(StackError, match="github.com/ggml-org/llama.cpp/releases") as caught:
+    with pytest.raises(StackError, match=r"github\.com/ggml-org/llama\.cpp/releases") as caught:
         export_gguf(merged, tmp_path / "gguf", quantization="q4_k_m")
     assert "q8_0" in str(caught.value)
     assert not (tmp_path / "gguf").exists()
@@ -141,7 +147,9 @@ def test_quantized_file_that_lost_too_much_is_refused(merged, tmp_path, monkeypa
     """What llama-quantize wrote is read back as well: a stand-in that writes rubbish does not pass."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "llama-quantize").write_text('#!/bin/sh\nhead -c 5000000 "$1" > "$2"; tail -c +5000001 "$1" | tr "\\001-\\100" "\\002-\\101" >> "$2"\n')
+    (tools / "llama-quantize").write_text(
+        '#!/bin/sh\nhead -c 5000000 "$1" > "$2"; tail -c +5000001 "$1" | tr "\\001-\\100" "\\002-\\101" >> "$2"\n'
+    )
     (tools / "llama-quantize").chmod(stat.S_IRWXU)
     monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(tools))
     with pytest.raises(ExportError, match="an error of at most"):
@@ -149,7 +157,9 @@ def test_quantized_file_that_lost_too_much_is_refused(merged, tmp_path, monkeypa
     assert not (tmp_path / "gguf").exists()
 
 
-@pytest.mark.parametrize("change", [{"model_type": "qwen3"}, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}])
+@pytest.mark.parametrize(
+    "change", [{"model_type": "qwen3"}, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}}]
+)
 def test_other_architectures_are_refused(merged, tmp_path, change):
     """A model that would be written wrongly is not written."""
     other = tmp_path / "other"

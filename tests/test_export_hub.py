@@ -20,7 +20,7 @@ from helpers.errors import HelpersError
 from helpers.export.hub import publish
 try:
     result = publish(sys.argv[1], "ada/tuned", **json.loads(sys.argv[2]))
-    print(json.dumps({"files": result.files, "private": result.private, "commit": result.commit, "bytes": result.bytes}))
+    print(json.dumps({name: getattr(result, name) for name in ("files", "private", "commit", "bytes")}))
 except HelpersError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -42,10 +42,21 @@ def folder(tmp_path):
 def push(hub, folder, token=TOKEN, **options):
     """Publish in a fresh process; returns what it printed as JSON, and everything it wrote."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                    "HF_HOME": str(folder.parent / "home"), "HF_TOKEN": token}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder), json.dumps(options)], env=environment, cwd=os.getcwd(),
-                          capture_output=True, text=True, timeout=60)
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HOME": str(folder.parent / "home"),
+        "HF_TOKEN": token,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(options)],
+        env=environment,
+        cwd=os.getcwd(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 

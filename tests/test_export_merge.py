@@ -33,10 +33,17 @@ def names(folder):
 
 
 def test_merged_folder_has_all_that_a_loader_needs(tuned, tmp_path):
-    """Weights, configuration, generation settings, tokenizer and template; no trace of quantization or of local paths."""
+    """Weights, configuration, generation settings, tokenizer and template; no trace of local paths."""
     result = merge_16bit(tuned, tmp_path / "merged")
-    assert names(tmp_path / "merged") == ["chat_template.jinja", "config.json", "export.json", "generation_config.json",
-                                          "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert names(tmp_path / "merged") == [
+        "chat_template.jinja",
+        "config.json",
+        "export.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["dtype"] == "float16"
     assert config["use_cache"] is True
@@ -121,15 +128,21 @@ def test_damaged_record_counts_as_none(tmp_path, content):
         refuse_foreign(tmp_path)
 
 
+def write_and_fail(folder, error):
+    """Begin an export and be interrupted."""
+    with staged_folder(folder) as staged:
+        (staged / "a").write_text("second")
+        raise error
+
+
 def test_interrupted_export_leaves_nothing(tmp_path):
     """Neither an error nor Ctrl-C leaves a half-written folder; an earlier export stays."""
     with staged_folder(tmp_path / "out") as staged:
         (staged / "a").write_text("first")
         record_export(staged)
     for error in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(error), staged_folder(tmp_path / "out") as staged:
-            (staged / "a").write_text("second")
-            raise error
+        with pytest.raises(error):
+            write_and_fail(tmp_path / "out", error)
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "first"
 
@@ -138,7 +151,12 @@ def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
     """On a file system that is really full, the merge ends in a clear error and leaves nothing behind."""
     place = tmp_path / "small"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("only root can mount a small file system")
     try:
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
@@ -150,7 +168,7 @@ def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
 
 
 def test_full_disk_reported_by_safetensors_is_understood(tuned, tmp_path, monkeypatch):
-    """safetensors reports a full disk in a type of its own; the message is ours and nothing stays."""
+    """Safetensors reports a full disk in a type of its own; the message is ours and nothing stays."""
     import safetensors.torch
 
     def full(*args, **kwargs):
@@ -179,7 +197,7 @@ def test_needs_are_those_of_the_model(tuned, tmp_path):
     """2 bytes a weight for the merged model, 34 bytes for each 32 weights in Q8_0, 32 MiB for what goes with them."""
     assert count_parameters(tuned.model) == (4_268_352, 32768 * 64)
     needs = estimate_needs(tuned, merged=True, gguf="q8_0")
-    assert [n.disk_bytes - 2**25 for n in needs] == [4 * 30_208, 2 * 4_268_352, 4_268_352 * 34 // 32]
+    assert [n.disk_bytes - 2**25 for n in needs] == [4 * 16_384, 2 * 4_268_352, 4_268_352 * 34 // 32]
     assert "merged model, 16 bit: 42.1 MB on disk" in describe_needs(needs, tmp_path)
     with pytest.raises(ConfigError, match="q8_0"):
         estimate_needs(tuned, gguf="q9")
@@ -229,17 +247,24 @@ reference = measure_reference(loaded, [[{"role": "user", "content": "Hello"}]], 
 plain = merge_16bit(loaded, out / "plain")
 verification = verify_merged(loaded, out / "plain", reference=reference)
 theirs = merge_16bit(loaded, out / "theirs", method="unsloth")
-print("RESULT " + json.dumps({"lines": verification.lines(), "passed": verification.passed, "path": theirs.path, "dtype": theirs.dtype}))
+result = {"lines": verification.lines(), "passed": verification.passed, "path": theirs.path, "dtype": theirs.dtype}
+print("RESULT " + json.dumps(result))
 """
 
 
 def test_unsloth_in_memory_and_its_own_merge(tiny_mistral, tmp_path):
-    """With Unsloth's patched model in memory the plain merge passes, and Unsloth's own merge writes the same numbers."""
+    """With Unsloth's patched model in memory the plain merge passes, and Unsloth's own writes the same numbers."""
     from safetensors.torch import load_file
 
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-c", UNSLOTH, str(tiny_mistral), str(tmp_path)], cwd=tmp_path, text=True, capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", UNSLOTH, str(tiny_mistral), str(tmp_path)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.split("RESULT ")[1])
     assert result["passed"], result["lines"]
@@ -251,7 +276,9 @@ def test_unsloth_in_memory_and_its_own_merge(tiny_mistral, tmp_path):
 
 def test_unsloth_merge_is_refused_for_nf4(tuned, tmp_path, monkeypatch):
     """Unsloth would add the adapter to other weights than it was trained on; Unsloth is not even imported to say so."""
-    monkeypatch.setattr(next(base_tensors(tuned.model)).parameter, "quant_state", type("S", (), {"shape": (32768, 64)})(), raising=False)
+    monkeypatch.setattr(
+        next(base_tensors(tuned.model)).parameter, "quant_state", type("S", (), {"shape": (32768, 64)})(), raising=False
+    )
     with pytest.raises(StackError, match="16-bit original"):
         merge_16bit(tuned, tmp_path / "merged", method="unsloth")
 

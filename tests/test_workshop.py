@@ -231,7 +231,10 @@ class TestCheck:
             (
                 "faulty-rows",
                 {1, 2},
-                "Not yet: The answer should be a dict with a text or a number for each letter, and yours is of the type set.",
+                (
+                    "Not yet: The answer should be a dict with a text or a number for each letter, "
+                    "and yours is of the type set."
+                ),
             ),
             ("wins-needed", ..., "Not yet: Put your answer in place of the three dots. It should be a whole number."),
         ],

@@ -32,8 +32,14 @@ class Stranger:
 
     def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER], stdin=subprocess.PIPE, env=environment,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            stdin=subprocess.PIPE,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     def __call__(self, request, output):
         """Take the place of `helpers.export.verify._run_worker`."""
@@ -77,9 +83,15 @@ def quantize_nf4(source, folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=torch.float32)
-    AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype=torch.float32).save_pretrained(folder)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype=torch.float32).save_pretrained(
+        folder
+    )
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
 

@@ -63,7 +63,7 @@ def _axis(differences: PairedDifferences) -> str:
     metric = METRICS[differences.metric]
     unit = f" ({metric.unit})" if metric.unit and metric.unit != "yes/no" else ""
     side = {True: "right is better", False: "left is better", None: "neither side is better"}[metric.higher_is_better]
-    return f"{differences.a} minus {differences.b}: {metric.label}{unit}\n{side}"
+    return f"{metric.label}{unit}\n{differences.a} minus {differences.b}: {side}"
 
 
 def _differences_caption(summary: PairedSummary) -> str:
@@ -168,7 +168,7 @@ def draw_ladder(
     axes.set_yticks(range(len(means)), [labels.get(name, name) for name in means])
     axes.set_ylim(len(means) - 0.5, -0.75)
     axes.margins(x=0.12)
-    axes.set_xlabel("NLL of good answers (nats per token)\nleft is better")
+    axes.set_xlabel("NLL of good answers\n(nats/token; left is better)")
     return Drawing("ladder", "How much is the prompt's doing?", _ladder_caption(means), figure)
 
 

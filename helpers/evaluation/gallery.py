@@ -77,7 +77,7 @@ def show_picture(pictures: Mapping[str, Drawing], name: str, folder: Path) -> Sh
     drawing = pictures[name]
     picture = base64.b64encode(drawing.save(folder).path.read_bytes()).decode("ascii")
     image = (
-        f'<img alt="{escape(drawing.title)}" style="max-width:min(100%,40em)" src="data:image/png;base64,{picture}">'
+        f'<img alt="{escape(drawing.title)}" style="max-width:min(100%,34em)" src="data:image/png;base64,{picture}">'
     )
     caption = f'<p style="max-width:44em">{escape(drawing.caption)}</p>'
     return Shown(f"<p><b>{escape(drawing.title)}</b></p>{image}{caption}", f"{drawing.title}. {drawing.caption}")

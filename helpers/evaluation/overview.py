@@ -22,6 +22,7 @@ are adjusted together, so that trying many metrics does not make one of them loo
 
 _NAMES = {"base": "base", "tuned": "tuned", "again": "the second draw"}
 _SLICED = ("nll", "rouge_l")
+_LIKELY = ("nll", "nll_with_eos")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def look_over(comparison: Comparison) -> Overview:
     """
     base, tuned = headline_arms(comparison)
     table = score_table(comparison)
-    known = [name for name in JUDGED if _comparable(table, name, base, tuned)]
+    same_weights = (base.adapter, base.prompting) == (tuned.adapter, tuned.prompting)  # mode aa
+    judged = [name for name in JUDGED if not (same_weights and name in _LIKELY)]
+    known = [name for name in judged if _comparable(table, name, base, tuned)]
     differences = {name: paired(comparison, name, tuned.name, base.name, table=table) for name in known}
     summaries = {name: _summary(each, comparison.info.seed) for name, each in differences.items()}
     verdicts = state_all(summaries) if summaries else {}
@@ -193,7 +196,7 @@ def _headline(
 
 def _first(summary: PairedSummary, outcome: str, metric: str) -> str:
     """Say what the first metric says."""
-    likely = metric in ("nll", "nll_with_eos")
+    likely = metric in _LIKELY
     what = "good answers that it never saw" if likely else "the reference answers"
     more = {
         "better": f"{'more likely' if likely else 'closer to'}",
@@ -219,7 +222,10 @@ def _first(summary: PairedSummary, outcome: str, metric: str) -> str:
 
 def _size(summary: PairedSummary) -> str:
     """Give the difference with its interval."""
-    text = f"{summary.metric}: {number(summary.mean, sign=True)}"
+    units = {
+        metric.label: f" {metric.unit}" for metric in METRICS.values() if metric.unit not in ("", "share", "yes/no")
+    }
+    text = f"{summary.metric}: {number(summary.mean, sign=True)}{units.get(summary.metric, '')}"
     interval = summary.interval
     if interval is None or not interval.known():
         return f"{text}."
@@ -233,9 +239,10 @@ def _others(verdicts: Mapping[str, Verdict], first: str) -> str:
     if not others:
         return ""
     decided = [
-        f"{label} {outcome}" for label, outcome in others.items() if outcome in ("better", "worse", "higher", "lower")
+        f"{label} ({outcome})" for label, outcome in others.items() if outcome in ("better", "worse", "higher", "lower")
     ]
     rest = len(others) - len(decided)
     if not decided:
         return f"None of the {len(others)} other measures differs beyond chance."
-    return f"Beyond chance are also: {', '.join(decided)}." + (f" The other {rest} are not decided." if rest else "")
+    left = "The other measure is" if rest == 1 else f"The other {rest} measures are"
+    return f"Also beyond chance: {', '.join(decided)}." + (f" {left} undecided." if rest else "")

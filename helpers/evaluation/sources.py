@@ -13,7 +13,15 @@ from helpers.evaluation.config import EvaluationConfig
 from helpers.runs import RunDirectory, read_json, runs_root
 from helpers.settings import nearest
 
-__all__ = ["WEIGHTS", "AdapterSource", "complete_runs", "file_sha256", "find_adapter", "training_config"]
+__all__ = [
+    "WEIGHTS",
+    "AdapterSource",
+    "complete_runs",
+    "file_sha256",
+    "find_adapter",
+    "recorded_loss",
+    "training_config",
+]
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 """What an adapter folder must hold."""
@@ -151,6 +159,22 @@ def _style(folder: Path) -> str:
 
     path = folder / "chat_template.jinja"
     return "alpaca" if path.is_file() and path.read_text(encoding="utf-8").strip() == ALPACA.strip() else "chat"
+
+
+def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[float | None, int | None]:
+    """Return what the training run measured last on its held-out rows.
+
+    Args:
+        source: The adapter.
+        config: The comparison; if it asks in another way or for other rows, nothing can be compared.
+
+    Returns:
+        The loss in nats a token, EOS included, and the number of rows; (None, None) if there is nothing to compare.
+    """
+    changed = (config.reference_data, config.system_prompt, config.prompt_style)
+    if source.run is None or any(value is not None for value in changed):
+        return None, None
+    return source.run.metrics().get("eval_loss_after"), (source.run.manifest().get("rows") or {}).get("heldout")
 
 
 def file_sha256(path: Path) -> str:

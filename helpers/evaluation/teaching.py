@@ -132,7 +132,7 @@ def robustness(overview: Overview, metric: str) -> list[dict[str, Any]]:
         metric: Which metric.
 
     Returns:
-        A row each, with the number of pairs and the mean difference with its interval; none if no prompt has the metric.
+        A row each: the number of pairs, and the mean difference with its interval. None if no prompt has the metric.
     """
     each = overview.differences.get(metric)
     if each is None:

@@ -9,27 +9,14 @@ from typing import Any
 
 from helpers.config import RunConfig
 from helpers.errors import ConfigError
+from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
+from helpers.export.markdown import fence, table
 from helpers.export.verdict import Verification
 from helpers.lock import installed_versions
 from helpers.model import model_source
 from helpers.runs import RunDirectory, write_text
 
-__all__ = ["BASE_LICENCES", "DATA_LICENCES", "model_card", "write_card"]
-
-DATA_LICENCES = {
-    # data set: (SPDX name as the Hub writes it, what to mind)
-    "yahma/alpaca-cleaned": ("cc-by-4.0", "Its answers were generated with OpenAI's text-davinci-003; Stanford's original is CC BY-NC 4.0."),
-    "databricks/databricks-dolly-15k": ("cc-by-sa-3.0", "Written by employees of Databricks; contexts are from Wikipedia."),
-    "sample": ("apache-2.0", "The rows bundled with the notebooks."),
-}
-"""As their pages on the Hub state: https://huggingface.co/datasets/<name>."""
-
-BASE_LICENCES = {"mistral-7b-instruct": "apache-2.0", "smollm2-135m": "apache-2.0",
-                 "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": "apache-2.0", "mistralai/Mistral-7B-Instruct-v0.3": "apache-2.0"}
-"""Licences of the base models that are known here."""
-
-HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""What the Hub calls models that come from elsewhere."""
+__all__ = ["model_card", "write_card"]
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -74,7 +61,12 @@ def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **optio
 
 
 def model_card(
-    run: RunDirectory, config: RunConfig, *, kind: str, verification: Verification | None = None, name: str | None = None,
+    run: RunDirectory,
+    config: RunConfig,
+    *,
+    kind: str,
+    verification: Verification | None = None,
+    name: str | None = None,
     licence: str | None = None,
 ) -> str:
     """Return the text of a model card, with YAML metadata that the Hub reads.
@@ -96,9 +88,23 @@ def model_card(
     if kind not in LOAD:
         raise ConfigError("kind", "adapter or merged", kind)
     licence = licence or BASE_LICENCES.get(config.model.model_name)
-    parts = [f"# {run.path.name}", _opening(config, kind), "## How to load", _code(LOAD[kind].format(name=name or run.path.name), "python"),
-             "## Data", _data(config), "## Training", _table(_parameters(config)), _losses(run.metrics()), "## Verification",
-             _verified(verification), "## Intended use and limits", _limits(config), "## Made with", _table(_versions(run.manifest()))]
+    parts = [
+        f"# {run.path.name}",
+        _opening(config, kind),
+        "## How to load",
+        fence(LOAD[kind].format(name=name or run.path.name), "python"),
+        "## Data",
+        _data(config),
+        "## Training",
+        table(_parameters(config)),
+        _losses(run.metrics()),
+        "## Verification",
+        _verified(verification),
+        "## Intended use and limits",
+        _limits(config),
+        "## Made with",
+        table(_versions(run.manifest())),
+    ]
     return f"---\n{_front_matter(config, kind, licence)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -110,11 +116,27 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     alias = HUB_NAMES.get(config.model.model_name)
     base = alias or model_source(config.model)[0]
     known = bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
-    values = {"base_model": base if known else None, "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if known else None,
-              "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None, "language": "en", "license": licence,
-              "library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "text-generation",
-              "tags": [*(["lora", "qlora"] if kind == "adapter" and config.model.load_in_4bit else ["lora"] if kind == "adapter" else []),
-                       "sft", "trl", "unsloth"]}
+    values = {
+        "base_model": base if known else None,
+        "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if known else None,
+        "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None,
+        "language": "en",
+        "license": licence,
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [
+            *(
+                ["lora", "qlora"]
+                if kind == "adapter" and config.model.load_in_4bit
+                else ["lora"]
+                if kind == "adapter"
+                else []
+            ),
+            "sft",
+            "trl",
+            "unsloth",
+        ],
+    }
     return ModelCardData(**{k: v for k, v in values.items() if v is not None}).to_yaml().strip()
 
 
@@ -123,25 +145,44 @@ def _opening(config: RunConfig, kind: str) -> str:
     what = "A LoRA adapter for" if kind == "adapter" else "A 16-bit model, merged from a LoRA adapter and its base,"
     held = "in 4 bit (NF4)" if config.model.load_in_4bit else "without quantization"
     verb = "" if kind == "adapter" else " from"
-    return f"{what}{verb} `{_shown(config.model.model_name)}`, trained on `{_shown(config.data.dataset_name)}` with the base held {held}."
+    model, data = _shown(config.model.model_name), _shown(config.data.dataset_name)
+    return f"{what}{verb} `{model}`, trained on `{data}` with the base held {held}."
 
 
 def _data(config: RunConfig) -> str:
     """Name the data set and its licence, and how rows became messages."""
     data = config.data
-    licence, note = DATA_LICENCES.get(data.dataset_name, ("not known to the notebook", "Check it before you pass the model on."))
+    licence, note = DATA_LICENCES.get(
+        data.dataset_name, ("not known to the notebook", "Check it before you pass the model on.")
+    )
     lines = [f"`{_shown(data.dataset_name)}`, licence: {licence}. {note}"]
     style = "the model's own chat template" if data.prompt_style == "chat" else "Stanford's Alpaca text block"
     lines.append(f"Rows were written with {style}; only the answers were learned.")
     if data.system_prompt:
-        lines.append("Every row began with this system prompt:\n\n" + _code(data.system_prompt, "text"))
+        lines.append("Every row began with this system prompt:\n\n" + fence(data.system_prompt, "text"))
     return "\n\n".join(lines)
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
     """Return the parameters that others need to repeat the run."""
-    names = ("max_seq_length", "load_in_4bit", "train_rows", "heldout_rows", "lora_rank", "lora_alpha", "lora_dropout", "learning_rate",
-             "num_epochs", "max_steps", "batch_size", "gradient_accumulation", "warmup_steps", "weight_decay", "packing", "seed")
+    names = (
+        "max_seq_length",
+        "load_in_4bit",
+        "train_rows",
+        "heldout_rows",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "learning_rate",
+        "num_epochs",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation",
+        "warmup_steps",
+        "weight_decay",
+        "packing",
+        "seed",
+    )
     flat = config.flat()
     return {"preset": config.preset, **{name: flat[name] for name in names if flat[name] is not None}}
 
@@ -151,12 +192,24 @@ def _losses(metrics: Mapping[str, Any]) -> str:
     change = metrics.get("eval_loss_change") or {}
     if "eval_loss_before" not in metrics:
         return "No held-out loss was measured."
-    text = (f"Held-out loss (nats a token, answers only): {metrics['eval_loss_before']:.4f} before, {metrics['eval_loss_after']:.4f} after "
-            f"training on {metrics.get('supervised_tokens', 0):,} answer tokens.")
+    text = (
+        f"Held-out loss (nats a token, answers only): {metrics['eval_loss_before']:.4f} before, "
+        f"{metrics['eval_loss_after']:.4f} after "
+        f"training on {metrics.get('supervised_tokens', 0):,} answer tokens."
+    )
     if change:
-        text += (f" Mean change a row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} (paired t, "
-                 f"{change['rows']} rows).")
-        text += "" if change["high"] < 0 else " The interval includes no improvement." if change["low"] <= 0 else " The loss rose."
+        text += (
+            f" Mean change a row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} "
+            f"(paired t, "
+            f"{change['rows']} rows)."
+        )
+        text += (
+            ""
+            if change["high"] < 0
+            else " The interval includes no improvement."
+            if change["low"] <= 0
+            else " The loss rose."
+        )
     return text
 
 
@@ -165,43 +218,37 @@ def _verified(verification: Verification | None) -> str:
     if verification is None:
         return "This export was not verified."
     rows = {check.name: f"{'pass' if check.passed else 'FAIL'}. {check.detail}" for check in verification.checks}
-    head = ("PASS: reloaded in a fresh process, without Unsloth, it is the tuned model." if verification.passed else
-            "FAIL: this export is not proven to be the tuned model. Do not use it.")
-    return f"{head}\n\n{_table(rows, ('check', 'result'))}"
+    head = (
+        "PASS: reloaded in a fresh process, without Unsloth, it is the tuned model."
+        if verification.passed
+        else "FAIL: this export is not proven to be the tuned model. Do not use it."
+    )
+    return f"{head}\n\n{table(rows, ('check', 'result'))}"
 
 
 def _limits(config: RunConfig) -> str:
     """Say what it is for and what not."""
-    purpose = ("drafts and ideas in product development, business decisions and AI in companies" if config.task == "dolly" else
-               "following short, general instructions")
-    return (f"Meant for study, and for {purpose}, in English, with a person who checks the answers. It knows no more facts than its base "
-            "model, can state false ones with confidence, and repeats biases of its base and its data. It was not tested for safety, and is "
-            "not for decisions about people, nor for medical, legal or financial advice. "
-            f"Prompts and answers beyond {config.model.max_seq_length:,} tokens were not trained.")
+    purpose = (
+        "drafts and ideas in product development, business decisions and AI in companies"
+        if config.task == "dolly"
+        else "following short, general instructions"
+    )
+    return (
+        f"Meant for study, and for {purpose}, in English, with a person who checks the answers. It knows no more facts "
+        "than its base model, can state false ones with confidence, and repeats biases of its base and its data. It "
+        "was not tested for safety, and is "
+        "not for decisions about people, nor for medical, legal or financial advice. "
+        f"Prompts and answers beyond {config.model.max_seq_length:,} tokens were not trained."
+    )
 
 
 def _versions(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the versions of what trained it."""
-    versions = manifest.get("versions") or {k: v for k, v in installed_versions().items() if k in ("peft", "torch", "transformers", "trl", "unsloth")}
+    versions = manifest.get("versions") or {
+        k: v for k, v in installed_versions().items() if k in ("peft", "torch", "transformers", "trl", "unsloth")
+    }
     gpus = (manifest.get("hardware") or {}).get("gpus") or ["none"]
     return {**versions, "GPU": ", ".join(gpus)}
-
-
-def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "value")) -> str:
-    """Return a Markdown table."""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join(lines + [f"| {_cell(k)} | {_cell(v)} |" for k, v in rows.items()])
-
-
-def _cell(value: Any) -> str:
-    """Write a value so that it stays within its table cell."""
-    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def _code(text: str, language: str) -> str:
-    """Put text into a fence that is longer than any in it."""
-    fence = "`" * max(3, 1 + max((len(m) for m in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _shown(name: str) -> str:

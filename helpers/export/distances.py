@@ -55,7 +55,9 @@ def measure_distance(first: Sequence[Any], second: Sequence[Any]) -> Distance:
     log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
     kl = (log_a.exp() * (log_a - log_b)).sum(-1).mean().clamp_min(0)
     same = (a.argmax(-1) == b.argmax(-1)).float().mean()
-    return Distance(apart.square().mean().sqrt().item(), apart.mean().item(), apart.max().item(), kl.item(), same.item())
+    return Distance(
+        apart.square().mean().sqrt().item(), apart.mean().item(), apart.max().item(), kl.item(), same.item()
+    )
 
 
 def add_distances(first: Distance, second: Distance) -> tuple[float, float]:

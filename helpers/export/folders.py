@@ -15,7 +15,15 @@ from typing import Any
 from helpers.errors import ExportError
 from helpers.runs import write_json
 
-__all__ = ["RECORD", "check_weight_files", "open_weights", "record_export", "refuse_foreign", "staged_folder", "tensor_files"]
+__all__ = [
+    "RECORD",
+    "check_weight_files",
+    "open_weights",
+    "record_export",
+    "refuse_foreign",
+    "staged_folder",
+    "tensor_files",
+]
 
 RECORD = "export.json"
 """Written into each folder that is exported here: what it is, how it was made, and its files with their sizes."""
@@ -64,8 +72,12 @@ def refuse_foreign(folder: Path) -> None:
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.exists() else []
     foreign = [name for name in found if name not in {*_recorded(folder), RECORD, CARD}]
     if foreign or (found and RECORD not in found):
-        raise ExportError("folder", "an empty folder or an earlier export", f"{folder} with {', '.join((foreign or found)[:5])}",
-                          "It is left as it is. Choose another folder, or move what is in it.")
+        raise ExportError(
+            "folder",
+            "an empty folder or an earlier export",
+            f"{folder} with {', '.join((foreign or found)[:5])}",
+            "It is left as it is. Choose another folder, or move what is in it.",
+        )
 
 
 def record_export(folder: Path, **facts: Any) -> None:
@@ -76,8 +88,11 @@ def record_export(folder: Path, **facts: Any) -> None:
         **facts: What to keep besides, such as how it was made; JSON values.
     """
     earlier = _read_record(folder)
-    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*"))
-             if p.is_file() and p.name not in (RECORD, CARD)}
+    sizes = {
+        p.relative_to(folder).as_posix(): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in (RECORD, CARD)
+    }
     write_json(folder / RECORD, {**earlier, **facts, "files": sizes})
 
 
@@ -138,7 +153,9 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     found: dict[str, tuple[int, ...]] = {}
     for name in sorted(set(index.values())):
         with open_weights(folder / name) as file:
-            found |= {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys()) if index.get(key) == name}
+            found |= {
+                key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys()) if index.get(key) == name
+            }
     wrong = sorted(k for k in {*shapes, *found, *index} if shapes.get(k) != found.get(k) or k not in index)
     if wrong:
         raise ExportError("folder", f"{len(shapes)} tensors of known shapes in the files", wrong[:5], "Merge again.")
@@ -173,11 +190,19 @@ def _disk_error(folder: Path, error: Exception) -> ExportError | None:
     text = f"{type(error).__name__}: {error}"
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
         free = shutil.disk_usage(folder.parent).free
-        return ExportError("disk", "room for the export", f"{free:,} bytes free at {folder.parent}",
-                           "Nothing half-written was left. Free disk space, or export to another disk.")
+        return ExportError(
+            "disk",
+            "room for the export",
+            f"{free:,} bytes free at {folder.parent}",
+            "Nothing half-written was left. Free disk space, or export to another disk.",
+        )
     if isinstance(error, OSError):
-        return ExportError("folder", "a place that can be written", f"{folder}: {error.strerror or error}",
-                           "Nothing half-written was left.")
+        return ExportError(
+            "folder",
+            "a place that can be written",
+            f"{folder}: {error.strerror or error}",
+            "Nothing half-written was left.",
+        )
     return None
 
 

@@ -49,7 +49,9 @@ class GgufResult:
     bytes: int
 
 
-def export_gguf(merged: Path | str, folder: Path | str, *, quantization: str = "q8_0", name: str | None = None) -> GgufResult:
+def export_gguf(
+    merged: Path | str, folder: Path | str, *, quantization: str = "q8_0", name: str | None = None
+) -> GgufResult:
     """Write a merged Mistral or Llama model as one GGUF file and compare it with what it was made from.
 
     Args:
@@ -93,12 +95,18 @@ def find_llama_quantize() -> Path:
         StackError: It is not there; how to get it.
     """
     unsloth = os.environ.get("UNSLOTH_LLAMA_CPP_PATH") or str(Path.home() / ".unsloth" / "llama.cpp")
-    found = shutil.which("llama-quantize") or shutil.which("llama-quantize", path=f"{unsloth}{os.pathsep}{unsloth}/build/bin")
+    found = shutil.which("llama-quantize") or shutil.which(
+        "llama-quantize", path=f"{unsloth}{os.pathsep}{unsloth}/build/bin"
+    )
     if found:
         return Path(found)
-    raise StackError("gguf_quantization", f"one of {', '.join(DIRECT)}, or llama.cpp's program llama-quantize", "no llama-quantize",
-                     "Install llama.cpp (https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put "
-                     "llama-quantize on the PATH; q8_0 needs no tool.")
+    raise StackError(
+        "gguf_quantization",
+        f"one of {', '.join(DIRECT)}, or llama.cpp's program llama-quantize",
+        "no llama-quantize",
+        "Install llama.cpp (https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put "
+        "llama-quantize on the PATH; q8_0 needs no tool.",
+    )
 
 
 def _read_config(merged: Path) -> dict[str, Any]:
@@ -107,10 +115,17 @@ def _read_config(merged: Path) -> dict[str, Any]:
         raise ExportError("merged", "a merged model", str(merged), "Set merge_16bit: the GGUF file is made from it.")
     config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") not in ("mistral", "llama"):
-        raise StackError("model_name", "a Mistral or Llama model", config.get("model_type"), "Use llama.cpp's convert_hf_to_gguf.py.")
+        raise StackError(
+            "model_name", "a Mistral or Llama model", config.get("model_type"), "Use llama.cpp's convert_hf_to_gguf.py."
+        )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", "default") != "default" or config.get("attention_bias"):
-        raise StackError("model_name", "a model with plain rotary positions and no biases", rope, "Use llama.cpp's convert_hf_to_gguf.py.")
+        raise StackError(
+            "model_name",
+            "a model with plain rotary positions and no biases",
+            rope,
+            "Use llama.cpp's convert_hf_to_gguf.py.",
+        )
     return config
 
 
@@ -121,7 +136,9 @@ def _check_room(config: dict[str, Any], merged: Path, folder: Path, quantization
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise ExportError("disk", f"{needed:,} bytes free at {place} for GGUF {quantization}", free, "Nothing was written.")
+        raise ExportError(
+            "disk", f"{needed:,} bytes free at {place} for GGUF {quantization}", free, "Nothing was written."
+        )
 
 
 def _write(merged: Path, config: dict[str, Any], file: Path, quantization: str, name: str) -> None:
@@ -135,7 +152,9 @@ def _write(merged: Path, config: dict[str, Any], file: Path, quantization: str, 
     read_vocabulary(merged, config["vocab_size"]).write(writer)
     plan = list(gguf_tensors(merged, config, quantization))
     for each in plan:
-        writer.add_tensor_info(each.name, each.shape, np.dtype(np.float32), each.stored_bytes(), GGMLQuantizationType[each.kind])
+        writer.add_tensor_info(
+            each.name, each.shape, np.dtype(np.float32), each.stored_bytes(), GGMLQuantizationType[each.kind]
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -153,8 +172,11 @@ def _write_settings(writer: Any, config: dict[str, Any], quantization: str, name
     rope = config.get("rope_parameters") or {}
     writer.add_name(name)
     writer.add_type("model")
-    writer.add_file_type({"f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16,
-                          "q8_0": LlamaFileType.MOSTLY_Q8_0}[quantization])
+    writer.add_file_type(
+        {"f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0}[
+            quantization
+        ]
+    )
     writer.add_quantization_version(2)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -174,6 +196,10 @@ def _quantize(tool: Path, source: Path, target: Path, quantization: str) -> None
     """Let llama.cpp quantize, and remove the 16-bit file."""
     done = subprocess.run([str(tool), str(source), str(target), quantization.upper()], capture_output=True, text=True)
     if done.returncode or not target.is_file():
-        raise ExportError("gguf_quantization", "a file from llama-quantize", (done.stderr or done.stdout).strip()[-200:],
-                          "Nothing half-written was left.")
+        raise ExportError(
+            "gguf_quantization",
+            "a file from llama-quantize",
+            (done.stderr or done.stdout).strip()[-200:],
+            "Nothing half-written was left.",
+        )
     source.unlink()

@@ -49,7 +49,9 @@ def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: s
         error = np.sqrt(np.square(values - expected).mean()) / max(np.sqrt(np.square(expected).mean()), 1e-12)
         worst = max(worst, float(error) if np.isfinite(error) else np.inf)
         if not error <= ERROR_LIMITS[quantization]:
-            raise ExportError(f"gguf, {name}", f"an error of at most {ERROR_LIMITS[quantization]:g}", float(error), "Export again.")
+            raise ExportError(
+                f"gguf, {name}", f"an error of at most {ERROR_LIMITS[quantization]:g}", float(error), "Export again."
+            )
     _check_tokenizer(reader, merged, config)
     return len(wanted), worst, ERROR_LIMITS[quantization]
 
@@ -57,12 +59,21 @@ def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: s
 def _check_tokenizer(reader: Any, merged: Path, config: dict[str, Any]) -> None:
     """Raise unless the file's tokenizer is the one beside the merged weights."""
     vocabulary = read_vocabulary(merged, config["vocab_size"])
-    wanted = {"tokens": list(vocabulary.tokens), "token_type": list(vocabulary.types), "model": vocabulary.model,
-              **{f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id": v for k, v in vocabulary.special.items()}}
+    wanted = {
+        "tokens": list(vocabulary.tokens),
+        "token_type": list(vocabulary.types),
+        "model": vocabulary.model,
+        **{
+            f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id": v
+            for k, v in vocabulary.special.items()
+        },
+    }
     fields = {f"tokenizer.ggml.{key}": value for key, value in wanted.items()}
     fields["tokenizer.chat_template"] = vocabulary.chat_template
     for key, value in fields.items():
         field = reader.get_field(key)
         found = field.contents() if field is not None else None
         if found != value:
-            raise ExportError(f"gguf, {key}", "the merged model's tokenizer", "another value" if found else found, "Export again.")
+            raise ExportError(
+                f"gguf, {key}", "the merged model's tokenizer", "another value" if found else found, "Export again."
+            )

@@ -85,13 +85,25 @@ def read_vocabulary(folder: Path | str, size: int) -> GgufVocabulary:
     model, pre = _kind(content)
     tokens, types = _tokens(content, size, model)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in content["model"]["merges"]]
-    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id,
-               "unk": tokenizer.unk_token_id}
+    special = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "unk": tokenizer.unk_token_id,
+    }
     scheme = (content.get("pre_tokenizer") or {}).get("prepend_scheme")
     return GgufVocabulary(
-        model, pre, tokens, types, _scores(content, tokens) if model == "llama" else None,
-        tuple(merges) if model == "gpt2" else None, {k: v for k, v in special.items() if v is not None},
-        tokenizer.bos_token_id is not None and model == "llama", scheme == "always", tokenizer.chat_template or "")
+        model,
+        pre,
+        tokens,
+        types,
+        _scores(content, tokens) if model == "llama" else None,
+        tuple(merges) if model == "gpt2" else None,
+        {k: v for k, v in special.items() if v is not None},
+        tokenizer.bos_token_id is not None and model == "llama",
+        scheme == "always",
+        tokenizer.chat_template or "",
+    )
 
 
 def _kind(content: dict[str, Any]) -> tuple[str, str]:
@@ -109,8 +121,12 @@ def _kind(content: dict[str, Any]) -> tuple[str, str]:
         return "gpt2", "gpt-2"
     if merge["type"] == "BPE" and kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
         return "gpt2", "smollm"
-    raise StackError("tokenizer", "SentencePiece BPE, or byte-level BPE as GPT-2's or SmolLM's", f"{merge['type']} with {kinds}",
-                     "Convert this model with llama.cpp's convert_hf_to_gguf.py.")
+    raise StackError(
+        "tokenizer",
+        "SentencePiece BPE, or byte-level BPE as GPT-2's or SmolLM's",
+        f"{merge['type']} with {kinds}",
+        "Convert this model with llama.cpp's convert_hf_to_gguf.py.",
+    )
 
 
 def _tokens(content: dict[str, Any], size: int, model: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -65,8 +65,12 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
         visible = not api.repo_info(repo_id).private
         if private and visible:
-            raise ExportError("hub_repo", "a private repository", f"{repo_id}, which is public",
-                              "Nothing was pushed. Choose another name, or make the repository private on its settings page.")
+            raise ExportError(
+                "hub_repo",
+                "a private repository",
+                f"{repo_id}, which is public",
+                "Nothing was pushed. Choose another name, or make the repository private on its settings page.",
+            )
         info = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload fine-tuned model")
         remote = _list_remote(api, repo_id, info.oid)
     except ExportError:
@@ -91,13 +95,23 @@ def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dic
         ExportError: A file is missing, differs, or an older one that loaders would read was left behind.
     """
     folder = Path(folder)
-    local = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and ".cache" not in p.parts}
+    local = {
+        p.relative_to(folder).as_posix(): p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and ".cache" not in p.parts
+    }
     faults = [f"{name} is missing" for name in local if name not in remote]
     faults += [f"{name} differs" for name, path in local.items() if name in remote and not _same(path, remote[name])]
-    faults += [f"{name} is from an earlier push" for name in sorted(remote) if name not in local and name.endswith(OURS)]
+    faults += [
+        f"{name} is from an earlier push" for name in sorted(remote) if name not in local and name.endswith(OURS)
+    ]
     if faults:
-        raise ExportError("hub_repo", f"the {len(local)} local files on the Hub", "; ".join(faults[:5]),
-                          "Push again; delete files of an earlier push on the Hub first.")
+        raise ExportError(
+            "hub_repo",
+            f"the {len(local)} local files on the Hub",
+            "; ".join(faults[:5]),
+            "Push again; delete files of an earlier push on the Hub first.",
+        )
     return {name: path.stat().st_size for name, path in local.items()}
 
 
@@ -108,13 +122,24 @@ def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ExportError("folder", "an exported folder", str(folder), "Save the model first.")
     if not token:
-        raise ExportError("HF_TOKEN", "a token with write permission in the environment or in Colab's secrets", None,
-                          "Make one at https://huggingface.co/settings/tokens; never write it into a notebook.")
+        raise ExportError(
+            "HF_TOKEN",
+            "a token with write permission in the environment or in Colab's secrets",
+            None,
+            "Make one at https://huggingface.co/settings/tokens; never write it into a notebook.",
+        )
     if (folder / "adapter_config.json").is_file():
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        base = (
+            json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+            or ""
+        )
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-            raise ExportError("model_name", "a base model on the Hub, so that others can load the adapter", Path(base).name,
-                              "Train from a hub id, or push the merged model instead.")
+            raise ExportError(
+                "model_name",
+                "a base model on the Hub, so that others can load the adapter",
+                Path(base).name,
+                "Train from a hub id, or push the merged model instead.",
+            )
 
 
 def _list_remote(api: Any, repo_id: str, commit: str) -> dict[str, dict[str, Any]]:
@@ -123,7 +148,11 @@ def _list_remote(api: Any, repo_id: str, commit: str) -> dict[str, dict[str, Any
     for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit):
         if hasattr(entry, "size"):
             lfs = getattr(entry, "lfs", None)
-            files[entry.path] = {"size": entry.size, "sha256": lfs.sha256 if lfs else None, "blob_id": None if lfs else entry.blob_id}
+            files[entry.path] = {
+                "size": entry.size,
+                "sha256": lfs.sha256 if lfs else None,
+                "blob_id": None if lfs else entry.blob_id,
+            }
     return files
 
 
@@ -151,7 +180,14 @@ def _translate(error: Exception, repo_id: str, token: str) -> ExportError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = str(error).strip().splitlines()
     shown = f"{status or type(error).__name__}: {text[0] if text else ''}".replace(token or "\0", "***")
-    remedy = {401: "The token is not valid: make a new one.", 403: "The token may not write there: check its permissions.",
-              404: "Check the name; the token may not see it."}
-    return ExportError("hub_repo", f"the Hub to take {repo_id}", shown,
-                       remedy.get(status, "Check the connection and try again; a second push sends only what is missing."))
+    remedy = {
+        401: "The token is not valid: make a new one.",
+        403: "The token may not write there: check its permissions.",
+        404: "Check the name; the token may not see it.",
+    }
+    return ExportError(
+        "hub_repo",
+        f"the Hub to take {repo_id}",
+        shown,
+        remedy.get(status, "Check the connection and try again; a second push sends only what is missing."),
+    )

@@ -20,8 +20,8 @@ SHARD_BYTES = 2 * 2**30
 """Largest weight file: 2 GiB, which also bounds the memory that merging takes."""
 
 PATHS = {
-    "plain": "Each base weight as it is in memory (NF4 weights as the numbers that they stand for) plus scaling * B @ A, "
-             "added in float32, written in 16 bit. Nothing is downloaded.",
+    "plain": "Each base weight as it is in memory (NF4 weights as the numbers they stand for) plus scaling * B @ A, "
+    "added in float32, written in 16 bit. Nothing is downloaded.",
     "unsloth": "Unsloth's save_pretrained_merged.",
 }
 
@@ -53,7 +53,12 @@ class MergeResult:
 
 
 def merge_16bit(
-    loaded: LoadedModel, folder: Path | str, *, dtype: str = "fp16", method: str = "plain", shard_bytes: int = SHARD_BYTES
+    loaded: LoadedModel,
+    folder: Path | str,
+    *,
+    dtype: str = "fp16",
+    method: str = "plain",
+    shard_bytes: int = SHARD_BYTES,
 ) -> MergeResult:
     """Write base and adapter as one 16-bit model that plain transformers loads.
 
@@ -85,12 +90,24 @@ def merge_16bit(
     preflight(loaded, folder, merged=True, shard_bytes=shard_bytes)
     tensors = list(base_tensors(loaded.model))
     with staged_folder(folder) as staged:
-        kept = _write_plain(tensors, adapter, staged, dtype, shard_bytes) if method == "plain" else _write_unsloth(loaded, staged)
+        kept = (
+            _write_plain(tensors, adapter, staged, dtype, shard_bytes)
+            if method == "plain"
+            else _write_unsloth(loaded, staged)
+        )
         _write_companions(loaded, staged, dtype if method == "plain" else None)
         check_weight_files(staged, {t.name: t.shape for t in tensors})
         size = sum(p.stat().st_size for p in staged.iterdir())
-        result = MergeResult(str(folder), method, PATHS[method], _stored_dtype(staged), len(tensors),
-                             sum(t.layer is not None for t in tensors), kept, size)
+        result = MergeResult(
+            str(folder),
+            method,
+            PATHS[method],
+            _stored_dtype(staged),
+            len(tensors),
+            sum(t.layer is not None for t in tensors),
+            kept,
+            size,
+        )
         record_export(staged, kind="merged", **{k: v for k, v in asdict(result).items() if k != "folder"})
     return result
 
@@ -133,8 +150,12 @@ def _merge_tensor(tensor: BaseTensor, adapter: str, dtype: str) -> tuple[Any, fl
     delta = tensor.delta(adapter) if tensor.layer is not None else None
     stored = (weight + delta if delta is not None else weight).to(kind)
     if not torch.isfinite(stored).all():
-        raise ExportError("dtype", f"weights that {dtype} can hold", f"{tensor.name} beyond its range",
-                          'Use dtype="bf16"; if it is that already, the weights are not finite.')
+        raise ExportError(
+            "dtype",
+            f"weights that {dtype} can hold",
+            f"{tensor.name} beyond its range",
+            'Use dtype="bf16"; if it is that already, the weights are not finite.',
+        )
     if delta is None:
         return stored.cpu().contiguous(), 0.0, 0.0
     along = ((stored.float() - weight) * delta).sum().item()
@@ -165,16 +186,21 @@ def _write_unsloth(loaded: LoadedModel, folder: Path) -> None:
     from helpers.model import import_unsloth
 
     if any(getattr(t.parameter, "quant_state", None) is not None for t in base_tensors(loaded.model)):
-        raise StackError("method", "plain for a base in 4 bit", "unsloth",
-                         "Unsloth would download the 16-bit original and add the adapter to other weights than it was trained on.")
+        raise StackError(
+            "method",
+            "plain for a base in 4 bit",
+            "unsloth",
+            "Unsloth would download the 16-bit original and add the adapter to other weights than it was trained on.",
+        )
     import_unsloth()
     if not hasattr(loaded.model, "save_pretrained_merged"):
         raise StackError("method", "a model that Unsloth loaded", type(loaded.model).__name__, 'Use method="plain".')
     try:
         loaded.model.save_pretrained_merged(str(folder), loaded.tokenizer, save_method="merged_16bit")
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise StackError("method", "a merge that Unsloth can do here", f"{type(error).__name__}: {error}",
-                         'Use method="plain".') from error
+        raise StackError(
+            "method", "a merge that Unsloth can do here", f"{type(error).__name__}: {error}", 'Use method="plain".'
+        ) from error
 
 
 def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> None:
@@ -183,15 +209,19 @@ def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> N
 
     loaded.tokenizer.save_pretrained(str(folder))
     tokenizer = loaded.tokenizer
-    GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                     pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(folder)
     if dtype is None:
         return
     config = json.loads(loaded.model.get_base_model().config.to_json_string())
     for key in [k for k in config if k in ("quantization_config", "_name_or_path") or k.startswith("unsloth")]:
         del config[key]
-    config |= {"dtype": {"fp16": "float16", "bf16": "bfloat16"}[dtype], "use_cache": True,
-               "architectures": [type(loaded.model.get_base_model()).__name__]}
+    config |= {
+        "dtype": {"fp16": "float16", "bf16": "bfloat16"}[dtype],
+        "use_cache": True,
+        "architectures": [type(loaded.model.get_base_model()).__name__],
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -84,9 +84,13 @@ def measure_reference(
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     if not hasattr(model, "disable_adapter"):
-        raise ExportError("model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first.")
+        raise ExportError(
+            "model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first."
+        )
     refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompts")
-    ids = [tuple(tokenizer(render(tokenizer, p, answer_next=True), add_special_tokens=False)["input_ids"]) for p in prompts]
+    ids = [
+        tuple(tokenizer(render(tokenizer, p, answer_next=True), add_special_tokens=False)["input_ids"]) for p in prompts
+    ]
     training = model.training
     model.eval()
     answers = answer_greedily(model, ids, max_new_tokens, tokenizer)
@@ -95,10 +99,23 @@ def measure_reference(
     with jitter_activations(model):
         noise = measure_distance(tuned, answer_logits(model, sequences, starts))
     with without_adapter(model):
-        base, base_answers = answer_logits(model, sequences, starts), answer_greedily(model, ids, max_new_tokens, tokenizer)
+        base, base_answers = (
+            answer_logits(model, sequences, starts),
+            answer_greedily(model, ids, max_new_tokens, tokenizer),
+        )
     model.train(training)
-    return Reference(tuple(map(tuple, prompts)), tuple(ids), sequences, tuple(tuned), tuple(base), tuple(base_answers),
-                     noise, loaded.precision, template_sha256(tokenizer), max_new_tokens)
+    return Reference(
+        tuple(map(tuple, prompts)),
+        tuple(ids),
+        sequences,
+        tuple(tuned),
+        tuple(base),
+        tuple(base_answers),
+        noise,
+        loaded.precision,
+        template_sha256(tokenizer),
+        max_new_tokens,
+    )
 
 
 def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
@@ -124,7 +141,9 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
     return found
 
 
-def answer_greedily(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None) -> list[tuple[int, ...]]:
+def answer_greedily(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None
+) -> list[tuple[int, ...]]:
     """Answer each prompt by itself, without sampling.
 
     Args:
@@ -140,12 +159,21 @@ def answer_greedily(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens
 
     device = model.get_input_embeddings().weight.device
     device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id} if tokenizer is not None else {}
+    ends = (
+        {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        if tokenizer is not None
+        else {}
+    )
     answers = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)], device=device)
         with torch.inference_mode():
-            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                    max_new_tokens=max_new_tokens, **ends)
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                **ends,
+            )
         answers.append(tuple(output[0, ids.shape[1] :].tolist()))
     return answers

@@ -56,7 +56,9 @@ def estimate_needs(
     lora = sum(p.numel() * p.element_size() for n, p in loaded.model.named_parameters() if ".lora_" in n)
     needs = [SpaceNeed("adapter", lora + ALLOWANCE, lora)]
     if merged or gguf:
-        needs.append(SpaceNeed("merged model, 16 bit", 2 * weights + ALLOWANCE, min(shard_bytes, 2 * weights) + 14 * largest))
+        needs.append(
+            SpaceNeed("merged model, 16 bit", 2 * weights + ALLOWANCE, min(shard_bytes, 2 * weights) + 14 * largest)
+        )
     if gguf:
         if gguf not in GGUF_BITS:
             raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", gguf)
@@ -66,7 +68,12 @@ def estimate_needs(
 
 
 def preflight(
-    loaded: LoadedModel, folder: Path | str, *, merged: bool = False, gguf: str | None = None, shard_bytes: int = 2 * 2**30
+    loaded: LoadedModel,
+    folder: Path | str,
+    *,
+    merged: bool = False,
+    gguf: str | None = None,
+    shard_bytes: int = 2 * 2**30,
 ) -> tuple[SpaceNeed, ...]:
     """Refuse an export that does not fit, before anything is written.
 
@@ -91,12 +98,20 @@ def preflight(
     place = _existing(Path(folder))
     disk, free = sum(n.disk_bytes for n in needs), shutil.disk_usage(place).free
     if disk > free:
-        raise ExportError("disk", f"{_size(disk)} free at {place} for {', '.join(n.name for n in needs)}", _size(free),
-                          "Nothing was written. Free disk space, or export to another disk.")
+        raise ExportError(
+            "disk",
+            f"{_size(disk)} free at {place} for {', '.join(n.name for n in needs)}",
+            _size(free),
+            "Nothing was written. Free disk space, or export to another disk.",
+        )
     memory, available = max(n.memory_bytes for n in needs), available_memory()
     if available is not None and memory > available:
-        raise ExportError("memory", f"{_size(memory)} of main memory free to merge", _size(available),
-                          "Nothing was written. Close other notebooks, or use smaller shard_bytes.")
+        raise ExportError(
+            "memory",
+            f"{_size(memory)} of main memory free to merge",
+            _size(available),
+            "Nothing was written. Close other notebooks, or use smaller shard_bytes.",
+        )
     return needs
 
 
@@ -130,7 +145,9 @@ def available_memory() -> int | None:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines())
+        stat = dict(
+            line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+        )
         files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
     except (OSError, ValueError):
         return available

@@ -100,15 +100,23 @@ def refuse_unmergeable(model: Any) -> str:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise ExportError("model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first.")
+        raise ExportError(
+            "model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first."
+        )
     names = list(model.active_adapters)
     config = model.peft_config[names[0]]
-    unusual = {"several adapters": len(names) != 1, "another kind than LoRA": str(config.peft_type).split(".")[-1] != "LORA",
-               "DoRA": getattr(config, "use_dora", False), "trained biases": getattr(config, "bias", "none") != "none",
-               "modules_to_save": bool(getattr(config, "modules_to_save", None))}
+    unusual = {
+        "several adapters": len(names) != 1,
+        "another kind than LoRA": str(config.peft_type).split(".")[-1] != "LORA",
+        "DoRA": getattr(config, "use_dora", False),
+        "trained biases": getattr(config, "bias", "none") != "none",
+        "modules_to_save": bool(getattr(config, "modules_to_save", None)),
+    }
     for what, found in unusual.items():
         if found:
-            raise ExportError("adapter", "one plain LoRA adapter on linear layers", what, "Save the adapter; it is not merged here.")
+            raise ExportError(
+                "adapter", "one plain LoRA adapter on linear layers", what, "Save the adapter; it is not merged here."
+            )
     _refuse_layers(model, names[0])
     return names[0]
 
@@ -119,10 +127,20 @@ def _refuse_layers(model: Any, adapter: str) -> None:
         if tensor.layer is None:
             continue
         if tensor.layer.merged:
-            raise ExportError("adapter", "an adapter that is not merged yet", f"{tensor.name} has it merged in",
-                              "Load base and adapter again.")
+            raise ExportError(
+                "adapter",
+                "an adapter that is not merged yet",
+                f"{tensor.name} has it merged in",
+                "Load base and adapter again.",
+            )
         if len(tensor.shape) != 2 or adapter not in tensor.layer.lora_A:
-            raise ExportError("adapter", "LoRA on linear layers", tensor.name, "Save the adapter; it is not merged here.")
+            raise ExportError(
+                "adapter", "LoRA on linear layers", tensor.name, "Save the adapter; it is not merged here."
+            )
         if not tensor.parameter.is_floating_point() and getattr(tensor.parameter, "quant_state", None) is None:
-            raise ExportError("model", "a base in 4 bit (NF4) or 16 or 32 bit", f"{tensor.name} in {tensor.parameter.dtype}",
-                              "Load the base model in 4 bit or without quantization.")
+            raise ExportError(
+                "model",
+                "a base in 4 bit (NF4) or 16 or 32 bit",
+                f"{tensor.name} in {tensor.parameter.dtype}",
+                "Load the base model in 4 bit or without quantization.",
+            )

@@ -80,8 +80,14 @@ class Verification:
         """Return everything as JSON values; numbers that are not finite become None."""
         plain = {k: finite(v) if isinstance(v, float) else v for k, v in self.numbers.items()}
         checks = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in self.checks]
-        content = {"name": self.name, "passed": self.passed, "explanation": self.explanation, "checks": checks,
-                   "numbers": plain, "thresholds": self.thresholds}
+        content = {
+            "name": self.name,
+            "passed": self.passed,
+            "explanation": self.explanation,
+            "checks": checks,
+            "numbers": plain,
+            "thresholds": self.thresholds,
+        }
         return json.loads(json.dumps(content, allow_nan=False))
 
     def require(self) -> Verification:
@@ -114,20 +120,34 @@ def judge_distance(
     visible, ratio = base.rms >= LIMITS["visible"] * floor, tuned.rms / effect
     share = math.hypot(LIMITS["close"] * floor / effect, max(lost, 0.0))
     limit = min(max(LIMITS["smallest_ratio"], share), LIMITS["most_ratio"])
-    seen = (f"The adapter moves the logits by {base.rms:.2g} (root mean square); rounding alone, measured, by "
-            f"{noise[0]:.2g}.")
-    doubt = "" if visible else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."
+    seen = (
+        f"The adapter moves the logits by {base.rms:.2g} (root mean square); rounding alone, measured, by "
+        f"{noise[0]:.2g}."
+    )
+    doubt = (
+        ""
+        if visible
+        else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."
+    )
     close = visible and ratio <= limit
-    apart = (f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
-             + (f"; at most {limit:.1%} may be rounding." if visible else "; cannot tell whether that is close."))
+    apart = f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect" + (
+        f"; at most {limit:.1%} may be rounding." if visible else "; cannot tell whether that is close."
+    )
     far = visible and math.isfinite(export_base.rms) and export_base.rms > tuned.rms
-    away = f"It is {export_base.rms:.2g} from the base, {'farther than' if far else 'not told apart from'} from the tuned model."
-    checks = [Check("effect of the adapter", visible, seen + doubt), Check("close to the tuned model", close, apart),
-              Check("far from the base", far, away)]
+    away = (
+        f"It is {export_base.rms:.2g} from the base, {'farther' if far else 'not farther'} than from the tuned model."
+    )
+    checks = [
+        Check("effect of the adapter", visible, seen + doubt),
+        Check("close to the tuned model", close, apart),
+        Check("far from the base", far, away),
+    ]
     return checks, {**LIMITS, "largest_ratio": limit}
 
 
-def judge_answers(reference: Reference, answers: Sequence[Sequence[int]], noise_largest: float) -> tuple[Check, dict[str, int]]:
+def judge_answers(
+    reference: Reference, answers: Sequence[Sequence[int]], noise_largest: float
+) -> tuple[Check, dict[str, int]]:
     """Judge greedy answers: equal, or parting where the tuned model itself had two tokens nearly tied.
 
     Args:
@@ -141,12 +161,20 @@ def judge_answers(reference: Reference, answers: Sequence[Sequence[int]], noise_
     limit = max(LIMITS["near_tie"] * noise_largest, 1e-3)
     wanted = reference.answers()
     equal = sum(tuple(a) == b for a, b in zip(answers, wanted, strict=True))
-    worst = max((_margin(a, b, logits) for a, b, logits in zip(answers, wanted, reference.tuned, strict=True)), default=0.0)
+    worst = max(
+        (_margin(a, b, logits) for a, b, logits in zip(answers, wanted, reference.tuned, strict=True)), default=0.0
+    )
     as_base = sum(tuple(a) == b for a, b in zip(reference.base_answers, wanted, strict=True))
-    detail = f"{equal} of {len(wanted)} greedy answers are the tuned model's, token for token (the base gives {as_base})."
+    detail = (
+        f"{equal} of {len(wanted)} greedy answers are the tuned model's, token for token (the base gives {as_base})."
+    )
     if equal < len(wanted):
         detail += f" Where others part, the tokens are up to {worst:.2g} apart; a near tie is {limit:.2g}."
-    return Check("greedy answers", worst <= limit, detail), {"answers": len(wanted), "answers_equal": equal, "answers_base_equal": as_base}
+    return Check("greedy answers", worst <= limit, detail), {
+        "answers": len(wanted),
+        "answers_equal": equal,
+        "answers_base_equal": as_base,
+    }
 
 
 def judge_tokenizer(reference: Reference, result: Mapping[str, Any], eos_token_id: int) -> Check:

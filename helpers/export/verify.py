@@ -53,10 +53,10 @@ def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Refere
 
 
 def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
-    """Reload the merged model in a fresh process and compare it with the model in memory, and its file weight by weight.
+    """Reload the merged model in a fresh process and compare it with the model in memory; also weight by weight.
 
-    Precision is measured too: on the model in memory by moving its embedded tokens by single steps, on the merged one by
-    moving its weights by single steps as often as rounding does.
+    Precision is measured too: on the model in memory by moving its embedded tokens by single steps, on the merged one
+    by moving its weights by single steps as often as rounding does.
 
     Args:
         loaded: The tuned model.
@@ -76,18 +76,42 @@ def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Referen
     report = compare_weights(loaded.model, folder)
     result, logits = _ask_stranger("merged", folder, loaded, reference)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
-    detail = (f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept {report.kept:.0%} of "
-              f"the adapter's change." if not report.faults else
-              f"{len(report.faults)} tensors are wrong: {'; '.join(report.faults[:3])}.")
+    detail = (
+        f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept "
+        f"{report.kept:.0%} of "
+        f"the adapter's change."
+        if not report.faults
+        else f"{len(report.faults)} tensors are wrong: {'; '.join(report.faults[:3])}."
+    )
     stored = Check("weights in the files", not report.faults, detail)
-    numbers = {"weights_worst_steps": report.worst_steps, "weights_kept": report.kept, "weights_wrong": len(report.faults)}
-    return _judge(loaded, reference, result, logits["export"], add_distances(reference.noise, moved), stored, folder,
-                  1.0 - report.expected_kept, **numbers)
+    numbers = {
+        "weights_worst_steps": report.worst_steps,
+        "weights_kept": report.kept,
+        "weights_wrong": len(report.faults),
+    }
+    return _judge(
+        loaded,
+        reference,
+        result,
+        logits["export"],
+        add_distances(reference.noise, moved),
+        stored,
+        folder,
+        1.0 - report.expected_kept,
+        **numbers,
+    )
 
 
 def _judge(
-    loaded: LoadedModel, reference: Reference, result: dict[str, Any], logits: list[Any], noise: tuple[float, float],
-    stored: Check, folder: Path, lost: float = 0.0, **numbers: Any,
+    loaded: LoadedModel,
+    reference: Reference,
+    result: dict[str, Any],
+    logits: list[Any],
+    noise: tuple[float, float],
+    stored: Check,
+    folder: Path,
+    lost: float = 0.0,
+    **numbers: Any,
 ) -> Verification:
     """Put all checks together and keep the verdict beside the export."""
     tuned, base = measure_distance(reference.tuned, logits), measure_distance(reference.tuned, reference.base)
@@ -95,9 +119,17 @@ def _judge(
     checks, thresholds = judge_distance(tuned, base, export_base, noise, lost)
     answers, counts = judge_answers(reference, result["answers"], noise[1])
     fresh = Check("fresh process", not result["unsloth_loaded"], f"Loaded without Unsloth: {result['loaded']}.")
-    numbers = {**_flat("tuned_to_export", tuned), **_flat("tuned_to_base", base), "base_to_export_rms": export_base.rms,
-               "noise_rms": noise[0], "noise_largest": noise[1], "ratio": tuned.rms / max(base.rms, 1e-12), **counts, **numbers,
-               **{k: result[k] for k in ("loaded", "seconds", "peak_memory_bytes", "peak_card_bytes")}}
+    numbers = {
+        **_flat("tuned_to_export", tuned),
+        **_flat("tuned_to_base", base),
+        "base_to_export_rms": export_base.rms,
+        "noise_rms": noise[0],
+        "noise_largest": noise[1],
+        "ratio": tuned.rms / max(base.rms, 1e-12),
+        **counts,
+        **numbers,
+        **{k: result[k] for k in ("loaded", "seconds", "peak_memory_bytes", "peak_card_bytes")},
+    }
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
     tokenizer = judge_tokenizer(reference, result, loaded.tokenizer.eos_token_id)
     verification = Verification(kind, (fresh, tokenizer, stored, *checks, answers), numbers, thresholds)
@@ -111,15 +143,24 @@ def _flat(name: str, distance: Distance) -> dict[str, float]:
     return {f"{name}_{key}": value for key, value in asdict(distance).items()}
 
 
-def _ask_stranger(kind: str, folder: Path, loaded: LoadedModel, reference: Reference) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def _ask_stranger(
+    kind: str, folder: Path, loaded: LoadedModel, reference: Reference
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Run the worker and read what it found."""
     from safetensors.torch import load_file
 
     config = loaded.model.get_base_model().config
-    request = {"kind": kind, "folder": str(folder.absolute()), "base": loaded.source, "precision": reference.precision,
-               "revision": None if Path(loaded.source).is_dir() else getattr(config, "_commit_hash", None),
-               "prompts": reference.prompts, "prompt_ids": reference.prompt_ids, "sequences": reference.sequences,
-               "max_new_tokens": reference.max_new_tokens}
+    request = {
+        "kind": kind,
+        "folder": str(folder.absolute()),
+        "base": loaded.source,
+        "precision": reference.precision,
+        "revision": None if Path(loaded.source).is_dir() else getattr(config, "_commit_hash", None),
+        "prompts": reference.prompts,
+        "prompt_ids": reference.prompt_ids,
+        "sequences": reference.sequences,
+        "max_new_tokens": reference.max_new_tokens,
+    }
     free_memory()
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         output = Path(temporary)
@@ -143,8 +184,12 @@ def _run_worker(request: Path, output: Path) -> None:
         raise ExportError("verification", f"an answer within {TIMEOUT_SECONDS} seconds", "none") from None
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
-        raise ExportError("verification", "an export that plain transformers and PEFT can load", last[0],
-                          "A negative exit status, or 137, means that memory ran out.")
+        raise ExportError(
+            "verification",
+            "an export that plain transformers and PEFT can load",
+            last[0],
+            "A negative exit status, or 137, means that memory ran out.",
+        )
 
 
 def _compare_adapter(model: Any, folder: Path) -> Check:
@@ -154,7 +199,14 @@ def _compare_adapter(model: Any, folder: Path) -> Check:
     from safetensors.torch import load_file
 
     found, wanted = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(model)
-    wrong = sorted(name for name in {*found, *wanted}
-                   if name not in found or name not in wanted or not torch.equal(found[name], wanted[name].detach().cpu()))
-    detail = f"{len(wrong)} tensors differ from memory: {', '.join(wrong[:3])}." if wrong else f"{len(found)} tensors are those in memory."
+    wrong = sorted(
+        name
+        for name in {*found, *wanted}
+        if name not in found or name not in wanted or not torch.equal(found[name], wanted[name].detach().cpu())
+    )
+    detail = (
+        f"{len(wrong)} tensors differ from memory: {', '.join(wrong[:3])}."
+        if wrong
+        else f"{len(found)} tensors are those in memory."
+    )
     return Check("weights in the files", not wrong, detail)

@@ -69,13 +69,21 @@ def compare_weights(model: Any, folder: Path | str) -> WeightReport:
     index = tensor_files(folder)
     faults = [f"{name} is missing" for name in tensors if name not in index]
     faults += [f"{name} should not be there" for name in index if name not in tensors]
-    compared = [_compare(tensors[name], found, adapter, config.lora_alpha / root if uniform else None)
-                for name, found in _stored(folder, index) if name in tensors]
+    compared = [
+        _compare(tensors[name], found, adapter, config.lora_alpha / root if uniform else None)
+        for name, found in _stored(folder, index)
+        if name in tensors
+    ]
     wrong = sorted((c for c in compared if c.steps > TOLERANCE_STEPS), key=lambda c: -c.steps)
     whole = sum(c.whole for c in compared) or 1.0
-    return WeightReport(len(compared), sum(c.whole > 0 for c in compared), max((c.steps for c in compared), default=math.inf),
-                        sum(c.found for c in compared) / whole, sum(c.expected for c in compared) / whole,
-                        tuple(faults) + tuple(map(_explain, wrong)))
+    return WeightReport(
+        len(compared),
+        sum(c.whole > 0 for c in compared),
+        max((c.steps for c in compared), default=math.inf),
+        sum(c.found for c in compared) / whole,
+        sum(c.expected for c in compared) / whole,
+        tuple(faults) + tuple(map(_explain, wrong)),
+    )
 
 
 def _stored(folder: Path, index: dict[str, str]) -> Iterator[tuple[str, Any]]:
@@ -118,4 +126,5 @@ def _explain(compared: _Compared) -> str:
         return f"{compared.name} has another shape"
     if compared.expected == 0:
         return f"{compared.name} is not the base model's ({compared.steps:.0f} steps off)"
-    return f"{compared.name} has {compared.found / compared.expected:.2f} times the adapter's change ({compared.steps:.0f} steps off)"
+    times = compared.found / compared.expected
+    return f"{compared.name} has {times:.2f} times the adapter's change ({compared.steps:.0f} steps off)"

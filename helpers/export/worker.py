@@ -47,10 +47,18 @@ def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
             moved = answer_logits(model, request["sequences"], starts)
         distance = measure_distance(logits["export"], moved)
         facts |= {"noise_rms": distance.rms, "noise_largest": distance.largest}
-    save_file({f"{k}.{i}": t.contiguous() for k, v in logits.items() for i, t in enumerate(v)}, output / "logits.safetensors")
+    save_file(
+        {f"{k}.{i}": t.contiguous() for k, v in logits.items() for i, t in enumerate(v)}, output / "logits.safetensors"
+    )
     answers = answer_greedily(model, request["prompt_ids"], request["max_new_tokens"])
-    result = {**facts, **_tokenizer_facts(request), "answers": answers, "unsloth_loaded": "unsloth" in sys.modules,
-              "seconds": round(time.perf_counter() - started, 2), **_memory()}
+    result = {
+        **facts,
+        **_tokenizer_facts(request),
+        "answers": answers,
+        "unsloth_loaded": "unsloth" in sys.modules,
+        "seconds": round(time.perf_counter() - started, 2),
+        **_memory(),
+    }
     (output / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return result
 
@@ -64,8 +72,14 @@ def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     config = AutoConfig.from_pretrained(request["base"], **options)
     if getattr(config, "quantization_config", None):
         config.quantization_config["bnb_4bit_compute_dtype"] = str(_dtype(request["precision"])).removeprefix("torch.")
-    base = AutoModelForCausalLM.from_pretrained(request["base"], config=config, dtype=_dtype(request["precision"]),
-                                                use_safetensors=True, device_map={"": _first_device()}, **options)
+    base = AutoModelForCausalLM.from_pretrained(
+        request["base"],
+        config=config,
+        dtype=_dtype(request["precision"]),
+        use_safetensors=True,
+        device_map={"": _first_device()},
+        **options,
+    )
     model = PeftModel.from_pretrained(base, request["folder"])
     return model, {"loaded": f"base and adapter on {_first_device()} in {request['precision']}"}
 
@@ -101,8 +115,15 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     if not tokenizer.chat_template:
         return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
-    rendered = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in request["prompts"]]
-    return {"template_sha256": template_sha256(tokenizer), "prompt_ids": rendered, "eos_token_id": tokenizer.eos_token_id}
+    rendered = [
+        tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for p in request["prompts"]
+    ]
+    return {
+        "template_sha256": template_sha256(tokenizer),
+        "prompt_ids": rendered,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
 
 def _dtype(precision: str) -> Any:

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Save, merge and verify an adapter on a real card, without training: one line of JSON with disk, time and memory.
+
+    scripts/gpu_export_check.py MODEL [--out FOLDER] [--std 0.002] [--dtype fp16] [--plain] [--gguf q8_0]
+
+MODEL is a folder or hub id, such as an NF4 Mistral-7B. It is loaded through Unsloth as the notebooks do (`--plain`:
+through transformers), gets a LoRA adapter whose B matrices are random, and is exported; adapter and merged model are
+each verified in a fresh process. The exit status is 0 if both pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers.config import AdapterConfig, ModelConfig
+from helpers.model import LoadedModel, attach_adapter, load_model
+
+
+def main() -> int:
+    """Run all steps and print what they took."""
+    options = _arguments()
+    out = Path(options.out or tempfile.mkdtemp(prefix="export-check-"))
+    report: dict[str, Any] = {"model": Path(options.model).name, "std": options.std, "dtype": options.dtype}
+    with _measured(report, "load"):
+        loaded = _load(options)
+    try:
+        verdicts = _export(loaded, out, options, report)
+    finally:
+        if not options.out:
+            shutil.rmtree(out, ignore_errors=True)
+    print("\n".join(verdict.lines() for verdict in verdicts), file=sys.stderr)
+    print(json.dumps(report))
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+def _export(loaded: LoadedModel, out: Path, options: argparse.Namespace, report: dict[str, Any]) -> list[Any]:
+    """Save, merge, verify; returns both verdicts."""
+    from helpers.export import (
+        describe_needs,
+        export_gguf,
+        measure_reference,
+        merge_16bit,
+        preflight,
+        verify_adapter,
+        verify_merged,
+    )
+
+    print(describe_needs(preflight(loaded, out, merged=True, gguf=options.gguf), out), file=sys.stderr)
+    with _measured(report, "reference"):
+        reference = measure_reference(loaded)
+    with _measured(report, "save_adapter"):
+        loaded.model.save_pretrained(out / "adapter")
+        loaded.tokenizer.save_pretrained(out / "adapter")
+    with _measured(report, "verify_adapter"):
+        adapter = verify_adapter(loaded, out / "adapter", reference=reference)
+    with _measured(report, "merge"):
+        result = merge_16bit(loaded, out / "merged", dtype=options.dtype)
+    with _measured(report, "verify_merged"):
+        merged = verify_merged(loaded, out / "merged", reference=reference)
+    report |= {
+        "adapter": adapter.as_dict()["numbers"],
+        "merged": merged.as_dict()["numbers"],
+        "kept": result.kept,
+        "passed": {"adapter": adapter.passed, "merged": merged.passed},
+        "reference_noise_rms": reference.noise.rms,
+    }
+    if options.gguf:
+        with _measured(report, "gguf"):
+            report["gguf_error"] = export_gguf(out / "merged", out / "gguf", quantization=options.gguf).worst_error
+    report["disk_bytes"] = {
+        p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(out.iterdir())
+    }
+    return [adapter, merged]
+
+
+def _arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--out", help="keep the exports in this folder")
+    parser.add_argument("--std", type=float, default=0.002, help="spread of the random B matrices")
+    parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--plain", action="store_true", help="load with transformers and PEFT instead of Unsloth")
+    parser.add_argument("--full", action="store_true", help="do not load in 4 bit")
+    parser.add_argument("--gguf", help="write GGUF of this type too")
+    return parser.parse_args()
+
+
+def _load(options: argparse.Namespace) -> LoadedModel:
+    """Load the model and give it an adapter with a visible effect."""
+    import torch
+
+    loaded = (
+        _load_plain(options)
+        if options.plain
+        else load_model(ModelConfig(model_name=options.model, load_in_4bit=not options.full, max_seq_length=2048))
+    )
+    if not options.plain:
+        attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=True)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_B" in name:
+            values = torch.randn(parameter.shape, generator=generator) * options.std
+            parameter.data.copy_(values)
+    return loaded
+
+
+def _load_plain(options: argparse.Namespace) -> LoadedModel:
+    """Load without Unsloth."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from helpers.hardware import choose_precision, find_gpu
+    from helpers.model import TARGET_MODULES
+    from helpers.templates import install_template
+
+    gpu = find_gpu()
+    precision = choose_precision(gpu.capability if gpu else None)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    template = install_template(tokenizer, "chat")
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, device_map={"": 0 if gpu else "cpu"})
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGET_MODULES)))
+    return LoadedModel(model, tokenizer, template, options.model, precision, 2048)
+
+
+@contextmanager
+def _measured(report: dict[str, Any], name: str) -> Iterator[None]:
+    """Keep the time of a step and the highest memory on the card and of the process so far."""
+    import torch
+
+    read: Callable[[], int] = torch.cuda.max_memory_allocated if torch.cuda.is_available() else (lambda: 0)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    yield
+    import resource
+
+    report[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
+    report[f"{name}_peak_card_bytes"] = read()
+    report[f"{name}_peak_process_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""How a notebook opens its run: locked, continued or refused, and marked when a cell fails."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from helpers import session
+from helpers.config import build_config
+from helpers.errors import RunError
+from helpers.locks import find_holder, release_lock
+from helpers.session import finish_run, start_run
+
+
+@pytest.fixture
+def config(runs_folder, monkeypatch):
+    """A checked configuration; looking at the machine is left out."""
+    monkeypatch.setattr(session, "describe_hardware", dict)
+    monkeypatch.setattr(session, "installed_versions", dict)
+    yield build_config("alpaca", preset="smoke", run_name="run")
+    release_lock(runs_folder / "run")
+
+
+class TestStart:
+    """The cell that opens the run directory."""
+
+    def test_the_run_is_locked(self, config, runs_folder):
+        """From now on no other process may write it."""
+        start_run(config)
+        assert find_holder(runs_folder / "run") is not None
+
+    def test_an_equal_run_is_continued(self, config):
+        """It keeps its id and its start, and notes that it was resumed."""
+        first = start_run(config).manifest()
+        second = start_run(config).manifest()
+        assert (second["run_id"], second["started"]) == (first["run_id"], first["started"])
+        assert (first["resumed"], len(second["resumed"])) == ([], 1)
+
+    def test_never_begins_another_run(self, config):
+        """A run that starts over has another id: checkpoints of the old one are not its own."""
+        first = start_run(config).run_id()
+        assert start_run(config, resume="never").run_id() != first
+
+    def test_how_checkpoints_are_kept_may_change(self, config, tmp_path):
+        """save_steps and persist_dir do not decide what is computed."""
+        first = start_run(config)
+        before = first.fingerprint()
+        other = build_config("alpaca", preset="smoke", run_name="run", save_steps=3, persist_dir=str(tmp_path))
+        assert start_run(other).fingerprint() == before
+
+    def test_what_is_computed_may_not_change(self, config):
+        """The field is named with both values."""
+        start_run(config)
+        other = build_config("alpaca", preset="smoke", run_name="run", learning_rate=0.1)
+        with pytest.raises(RunError, match=r"learning_rate: 0\.0005 -> 0\.1"):
+            start_run(other)
+
+
+class TestCells:
+    """In a notebook."""
+
+    @pytest.fixture
+    def cells(self, monkeypatch):
+        """What IPython calls after a cell: a list that start_run adds to."""
+        called = []
+        events = types.SimpleNamespace(
+            callbacks={"post_run_cell": called},
+            register=lambda event, call: called.append(call),
+            unregister=lambda event, call: called.remove(call),
+        )
+        shell = types.SimpleNamespace(events=events)
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+        return called
+
+    def result(self, error=None):
+        """What IPython says of a cell."""
+        return types.SimpleNamespace(error_in_exec=error, error_before_exec=None)
+
+    def test_a_cell_that_fails_marks_the_run(self, config, cells):
+        """The manifest says that it failed, and how."""
+        run = start_run(config)
+        cells[0](self.result(ValueError("a mistake")))
+        assert (run.manifest()["state"], run.manifest()["failure"]) == ("failed", "ValueError: a mistake")
+
+    def test_an_interrupted_cell_is_no_failure(self, config, cells):
+        """The run can go on."""
+        run = start_run(config)
+        cells[0](self.result(KeyboardInterrupt()))
+        assert run.manifest()["state"] == "interrupted"
+
+    def test_a_cell_that_works_changes_nothing(self, config, cells):
+        """The run is running until it is finished."""
+        run = start_run(config)
+        cells[0](self.result())
+        assert run.manifest()["state"] == "running"
+
+    def test_a_finished_run_stays_finished(self, config, cells):
+        """Trying something out in the cells below does not spoil the run."""
+        run = start_run(config)
+        finish_run(run)
+        cells[0](self.result(ValueError("a typing mistake")))
+        assert run.manifest()["state"] == "complete"
+
+    def test_a_second_start_leaves_one_watch(self, config, cells):
+        """Only the run that was opened last is marked."""
+        start_run(config)
+        start_run(config)
+        assert len(cells) == 1
