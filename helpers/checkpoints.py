@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: sealed with a marker, moved into place, searched and pruned.
+"""Which checkpoint to go on from: the newest that is whole and of this run.
 
 transformers' trainer writes a checkpoint file by file, under its final name. A disconnect in between leaves a folder
 that looks like a checkpoint. Here the trainer writes into a folder beside (`WRITING`). A marker is added last, with
@@ -14,45 +14,30 @@ does not list makes a checkpoint unusable, so that the trainer never finds one t
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.disk import writing
+from helpers.disk import file_sha256
 from helpers.errors import RunError
-from helpers.runs import RunDirectory, read_json, write_json
+from helpers.runs import RunDirectory, read_json
 
 __all__ = [
-    "KEPT",
     "MARKER",
     "REQUIRED",
     "STATE",
     "WRITING",
     "Checkpoint",
     "Search",
-    "file_sha256",
     "last_complete",
-    "prune",
     "read_checkpoint",
-    "seal",
     "step_folders",
-    "sweep",
-    "sync_file",
-    "sync_folder",
 ]
 
-KEPT = 2
-"""How many complete checkpoints a run keeps."""
-
 MARKER, STATE, WRITING = "checkpoint.json", "run_state.json", ".writing"
+"""Names in a checkpoint, and of the folder in which one is being written."""
 
 REQUIRED = (
     "adapter_config.json",
@@ -64,9 +49,6 @@ REQUIRED = (
     "trainer_state.json",
 )
 """What training cannot be continued without."""
-
-LEFT_OUT = ("README.md", "training_args.bin")
-"""What the trainer writes and nobody reads: a model card, and a pickle of its arguments."""
 
 
 @dataclass(frozen=True)
@@ -155,93 +137,10 @@ def read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
     return Checkpoint(path, step, tuple(sorted(files)))
 
 
-def seal(written: Path, run: RunDirectory, step: int, state: dict[str, Any]) -> Checkpoint:
-    """Complete a checkpoint that the trainer has written, and move it into place.
-
-    Args:
-        written: The trainer's folder, on the run's disk.
-        run: The run.
-        step: Optimizer steps done.
-        state: What the run knows at that step, as JSON.
-
-    Returns:
-        The checkpoint, under its final name.
-
-    Raises:
-        RunError: The disk is full; nothing that was complete before is lost.
-    """
-    final = run.checkpoints / f"step-{step:06d}"
-    with writing(f"the checkpoint of step {step}", run.path):
-        for name in LEFT_OUT:
-            (written / name).unlink(missing_ok=True)
-        write_json(written / STATE, state)
-        files = sorted(path for path in written.iterdir() if path.name != MARKER)
-        listed = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
-        for path in files:
-            sync_file(path)
-        marker = {"format": 1, "run_id": run.run_id(), "fingerprint": run.fingerprint(), "step": step, "files": listed}
-        write_json(written / MARKER, marker)
-        sync_folder(written)
-        _remove(final)  # damaged, or it would have been resumed from
-        os.rename(written, final)
-        sync_folder(final.parent)
-    return Checkpoint(final, step, tuple(sorted(listed)))
-
-
-def prune(run: RunDirectory, good: Sequence[Path], *, busy: Path | None = None) -> list[Path]:
-    """Remove all but the newest complete checkpoints.
-
-    Args:
-        run: The run.
-        good: Complete checkpoints, oldest first: those sealed by this process, and the one it resumed from.
-        busy: One that is being copied, kept in any case.
-
-    Returns:
-        Of `good`, what was kept.
-    """
-    kept = list(good[-KEPT:])
-    for path in step_folders(run.checkpoints):
-        if path not in kept and path != busy:
-            _remove(path)
-    return kept
-
-
-def sweep(run: RunDirectory) -> None:
-    """Remove what a killed process left half written or half removed."""
-    for path in run.checkpoints.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def step_folders(folder: Path) -> list[Path]:
     """Return what is named like a checkpoint, newest first."""
     found = folder.iterdir() if folder.is_dir() else []
     return sorted((each for each in found if re.fullmatch(r"step-\d{6,}", each.name)), key=_step, reverse=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Force a file's content to disk, where the file system can."""
-    with path.open("rb+") as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk, where the system can."""
-    with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems refuse
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _UnusableError(RunError):
@@ -292,16 +191,3 @@ def _check_file(path: Path, expected: dict[str, Any]) -> None:
 
 def _step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no half of it keeps its name."""
-    if not path.exists() and not path.is_symlink():
-        return
-    trash = path.with_name(f".removed-{path.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(path, trash)
-    if trash.is_dir() and not trash.is_symlink():
-        shutil.rmtree(trash, ignore_errors=True)
-    else:
-        trash.unlink(missing_ok=True)

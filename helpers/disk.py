@@ -1,8 +1,11 @@
-"""Room on the disk: asked for before training, and a clear error when it runs out."""
+"""The disk: room asked for before training, a clear error when it runs out, and files forced to it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +13,17 @@ from pathlib import Path
 
 from helpers.errors import RunError
 
-__all__ = ["disk_full_error", "folder_bytes", "is_disk_full", "require_space", "show_bytes", "writing"]
+__all__ = [
+    "disk_full_error",
+    "file_sha256",
+    "folder_bytes",
+    "is_disk_full",
+    "require_space",
+    "show_bytes",
+    "sync_file",
+    "sync_folder",
+    "writing",
+]
 
 FULL = (
     "No space left on device",  # safetensors wraps the system's error as text
@@ -99,6 +112,32 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files under a folder; 0 if there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to disk, where the file system can."""
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's list of names to disk, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems refuse
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def show_bytes(count: int) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from helpers.checkpoints import KEPT
 from helpers.config import RunConfig
 from helpers.disk import disk_full_error, folder_bytes, is_disk_full, require_space
 from helpers.errors import HelpersError, RunError
 from helpers.runs import RunDirectory
+from helpers.sealing import KEPT
 
 __all__ = ["SMALL_FILES", "explained", "nan_error", "preflight_disk", "weights_are_finite"]
 

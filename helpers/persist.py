@@ -8,18 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
-from helpers.checkpoints import (
-    KEPT,
-    MARKER,
-    WRITING,
-    Checkpoint,
-    last_complete,
-    step_folders,
-    sync_file,
-    sync_folder,
-)
+from helpers.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
+from helpers.disk import sync_file, sync_folder
 from helpers.errors import RunError
 from helpers.runs import MANIFEST, RunDirectory, write_text
+from helpers.sealing import KEPT
 
 __all__ = ["Persister", "connect_drive", "persist_folder", "prepare_persist", "restore"]
 

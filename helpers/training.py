@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from helpers.attention import enable_varlen
-from helpers.checkpoints import WRITING, sweep, sync_file, sync_folder
+from helpers.checkpoints import WRITING
 from helpers.config import RunConfig
 from helpers.contract import Contract, check_trainer_rows
 from helpers.curves import judge_curve
-from helpers.disk import writing
+from helpers.disk import sync_file, sync_folder, writing
 from helpers.errors import ExportError
 from helpers.guards import explained, preflight_disk
 from helpers.hardware import LARGE_GPU_BYTES, Gpu, find_gpu
@@ -22,6 +22,7 @@ from helpers.model import LoadedModel, import_unsloth
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
 from helpers.scoring import score_rows
+from helpers.sealing import sweep
 from helpers.tracking import track_configuration, tracking_arguments
 from helpers.watch import Keeper
 
@@ -141,15 +142,17 @@ def train(
     return result
 
 
-def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult, *, tolerance: float | None = None) -> str:
+def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
     """Compare the held-out losses of a reloaded model with those of the trained one, row by row.
+
+    In fp32 they must agree to 1e-4 nats a token. In 16 bit the trained model ran through Unsloth's fused kernels and the
+    reloaded one does not, so that sums are rounded in another order: 2 % of a row's loss is allowed, and all rows
+    together must be nearer to the trained model than to the untrained one.
 
     Args:
         loaded: Base model and saved adapter, freshly loaded.
         heldout: The held-out rows.
-        result: The training, with each row's loss after it.
-        tolerance: Largest difference of a row's mean loss, in nats a token; by default 1e-4 in fp32 and 0.02 in
-            16 bit, where the order of additions already moves the last digits.
+        result: The training, with each row's loss before and after it.
 
     Returns:
         A sentence with the largest difference.
@@ -157,17 +160,22 @@ def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult, *,
     Raises:
         ExportError: The reloaded model is another one.
     """
-    limit = tolerance if tolerance is not None else 1e-4 if loaded.precision == "fp32" else 0.02
-    scores = score_rows(loaded.model, heldout.tokenized, loaded.tokenizer.pad_token_id)
-    worst = max(abs(a.mean() - b.mean()) for a, b in zip(scores, result.heldout_after, strict=True))
-    if not worst <= limit:
+    scores = [s.mean() for s in score_rows(loaded.model, heldout.tokenized, loaded.tokenizer.pad_token_id)]
+    trained = [s.mean() for s in result.heldout_after]
+    exact = loaded.precision == "fp32"
+    limits = [1e-4 if exact else 0.02 * max(1.0, loss) for loss in trained]
+    off = [abs(a - b) for a, b in zip(scores, trained, strict=True)]
+    worst = max(range(len(off)), key=lambda i: off[i] / limits[i])
+    from_base = sum(abs(a - s.mean()) for a, s in zip(scores, result.heldout_before, strict=True))
+    if not off[worst] <= limits[worst] or (not exact and sum(off) > from_base):
         raise ExportError(
             "adapter",
-            f"the trained model's held-out losses, within {limit} nats a token",
-            worst,
+            f"the trained model's held-out losses, within {limits[worst]:.2g} nats a token",
+            off[worst],
             "The saved adapter does not reproduce the training. Do not use it.",
         )
-    return f"Reloaded: {len(scores)} held-out rows, largest difference of a row's loss {worst:.2g} (limit {limit})."
+    shown = f"largest difference of a row's loss {off[worst]:.2g} (limit {limits[worst]:.2g})"
+    return f"Reloaded: {len(scores)} held-out rows, {shown}."
 
 
 def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
@@ -233,7 +241,7 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
         "seed": train.seed,
         "data_seed": train.seed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # on by default in transformers: it logs a broken step as the mean of others
+        "logging_nan_inf_filter": False,  # on by default in transformers: it hides a broken step
         "disable_tqdm": True,
         **tracking_arguments(config, run),
         "save_strategy": "steps",

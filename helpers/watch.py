@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.checkpoints import WRITING, Checkpoint, prune, seal
+from helpers.checkpoints import WRITING, Checkpoint
 from helpers.contract import IGNORED
 from helpers.persist import Persister, persist_folder
 from helpers.runs import RunDirectory
+from helpers.sealing import prune, seal
 
 __all__ = [
     "Keeper",

@@ -126,7 +126,7 @@ print("this comparison:", run.shown())
 from helpers.evaluation.material import gather
 
 material = gather(config, adapter, training)
-print(f"{len(material.prompts)} prompts; {len(material.references)} references, {material.answered} of them answered too")
+print(f"{len(material.prompts)} prompts, {len(material.references)} references, {material.answered} of these answered")
 print("\n".join(material.notes))
 
 # %% [markdown]
@@ -138,8 +138,8 @@ first_three = [each.prompt for each in material.prompts[:3]]
 show_table([{"category": p.category, "prompt": p.text, "asks for": p.expected_items or ""} for p in first_three])
 
 # %% [markdown]
-# A model has never *the* answer: it depends on how it is asked. So there are up to four *arms*. The comparison that
-# counts is **base** against **tuned**: the same weights in memory and the same text, only the adapter is switched.
+# What a model answers depends on how it is asked, so there are up to four *arms*. The comparison that counts is
+# **base** against **tuned**: the same weights in memory and the same text, only the adapter is switched.
 # **Base, plain text** is the base model without any template. **Base + examples** sees a few training rows before the
 # question, which costs nothing to train. If examples do as well as the adapter, you may not need the adapter.
 
@@ -182,8 +182,8 @@ show_table(judge(take_readings(bench, material.prompts[0], arms)))
 # %% [markdown]
 # ## 4. How likely is a good answer?
 #
-# The fairest measure needs no generating. The model is given the question and a person's answer, and says how likely
-# it finds each token of that answer. First by hand: an answer of three tokens, found likely with 0.5, 0.25 and 0.8.
+# One measure needs no generating at all. The model is given the question and a person's answer, and says how likely it
+# finds each token of that answer. First by hand: an answer of three tokens, found likely with 0.5, 0.25 and 0.8.
 # The *negative log-likelihood* (NLL) adds up $-\log p$; its mean a token makes long and short answers comparable;
 # *perplexity* is $e$ to that power: as unsure as if the model chose among so many tokens each time.
 
@@ -220,7 +220,7 @@ print(reproduces_training(references, *recorded_loss(adapter, config)))
 # %% [markdown]
 # Are the means different, or is that luck? A handmade example first: four questions, some easy, some hard. The tuned
 # model is a little better on each. Look at the two lists by themselves and the questions' difficulty hides that
-# completely.
+# almost completely.
 
 # %%
 from statistics import mean, stdev
@@ -291,17 +291,17 @@ show_table(answer_table(overview, arms))
 # questions are too few or too different to tell.
 
 # %%
-from helpers.evaluation.show import show_verdicts
-
-show_verdicts(overview)
-
-# %% [markdown]
-# In one breath:
-
-# %%
 import textwrap
 
 print(textwrap.fill("Verdict: " + overview.headline, 100))
+
+# %% [markdown]
+# In detail, a measure a row: the mean difference with its interval, how many questions went which way, and the tests.
+
+# %%
+from helpers.evaluation.show import show_verdicts
+
+show_verdicts(overview)
 
 # %% [markdown]
 # The first row of the table as a picture: every question by itself, and the mean with its interval at the bottom. Look
@@ -353,14 +353,17 @@ from helpers.evaluation.shift import describe_shift
 
 said = {answer.prompt_id: answer for answer in answers if answer.arm == overview.tuned.name}
 shifts = {q.prompt.id: token_shift(bench, q, said[q.prompt.id]) for q in material.asked()}
-print(describe_shift([token for tokens in shifts.values() for token in tokens]))
+shifted = describe_shift([token for tokens in shifts.values() for token in tokens])
+print(shifted)
 
 # %% [markdown]
 # One answer in full. Read the marked words aloud: do they carry meaning, or manner?
 
 # %%
+from helpers.evaluation.heatmap import draw_shift
+
 example = material.prompts[0].prompt
-pictures = draw_all(comparison, overview, shift=(example.text, shifts[example.id]))
+pictures["token_shift"] = draw_shift(shifts[example.id], example.text)
 show_picture(pictures, "token_shift", run.path)
 
 # %% [markdown]
@@ -410,13 +413,13 @@ show_table(wins_table())
 
 # %% [markdown]
 # **How many rows would have been enough?** The spread of the differences tells how many rows would show a gain of a
-# given size in 80 of 100 experiments. Halve the gain, and you need four times the rows.
+# given size in 80 of 100 experiments. Halve the gain, and you need about four times the rows.
 
 # %%
 from helpers.evaluation.teaching import rows_needed
 
 first = next(iter(overview.differences))
-for effect in (0.2, 0.1, 0.05):
+for effect in (0.1, 0.05, 0.02):
     print(f"a difference of {effect} in {first}: {rows_needed(overview.differences[first].differences, effect)} rows")
 
 # %% [markdown]
@@ -425,7 +428,7 @@ for effect in (0.2, 0.1, 0.05):
 # %%
 from helpers.evaluation.teaching import worst_rows
 
-show_table(worst_rows(comparison, overview))
+show_table(worst_rows(comparison, overview) or {"none": "no question lost by tuning"})
 
 # %% [markdown]
 # **Did it learn, or remember?** For each question, the training row that is nearest to it by words. If one is nearly
@@ -452,7 +455,8 @@ show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": roun
 # %%
 from helpers.evaluation.lesson import finish_evaluation, write_files
 
-pictures = draw_all(comparison, overview, shift=(example.text, shifts[example.id]), votes=votes)
+if votes:
+    pictures |= draw_all(comparison, overview, votes=votes)
 found = describe_votes(votes).splitlines()[0] if votes else ""
 more = {"figures": list(pictures.values()), "neighbours": neighbours, "votes": votes, "said": found}
 show_table(write_files(run, comparison, overview, **more))
@@ -461,7 +465,7 @@ show_table(write_files(run, comparison, overview, **more))
 # The numbers are kept with the run, and the run is marked as complete.
 
 # %%
-finish_evaluation(run, comparison, overview, token_shift=describe_shift(shifts[example.id]), votes=found or None)
+finish_evaluation(run, comparison, overview, token_shift=shifted, votes=found or None)
 print("report:", run.shown("report.html"))
 
 # %% [markdown]

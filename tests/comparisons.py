@@ -70,7 +70,15 @@ def _bench(*, adapter, **given):
     from helpers.evaluation.material import gather
     from helpers.evaluation.sources import find_adapter, training_config
 
-    given = {"reference_rows": 4, "prompt_count": 4, "max_new_tokens": 8, "adapter_dir": adapter, "seed": 5, **given}
+    given = {
+        "arms": "base,tuned,base_bare,base_few_shot",
+        "reference_rows": 4,
+        "prompt_count": 4,
+        "max_new_tokens": 8,
+        "adapter_dir": adapter,
+        "seed": 5,
+        **given,
+    }
     config = build_evaluation_config(preset="smoke", **given)
     source = find_adapter(config.adapter_dir)
     training = training_config(source, config)

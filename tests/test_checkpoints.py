@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, persist
-from helpers.checkpoints import REQUIRED, last_complete, prune, seal, step_folders, sweep
+from helpers import persist, sealing
+from helpers.checkpoints import REQUIRED, last_complete, step_folders
 from helpers.disk import is_disk_full, require_space, show_bytes
 from helpers.errors import RunError
 from helpers.persist import Persister, connect_drive, persist_folder, prepare_persist
-from helpers.runs import open_run
+from helpers.runs import open_run, write_json
+from helpers.sealing import prune, seal, sweep
 
 PARAMETERS = {"learning_rate": 2e-4, "save_steps": 20, "persist_dir": None}
 
@@ -63,9 +64,9 @@ class TestSeal:
     def test_the_marker_is_the_last_file_written(self, run, monkeypatch):
         """When the marker is made, every other file is whole and on the disk."""
         order = []
-        real, sync = checkpoints.write_json, checkpoints.sync_file
-        monkeypatch.setattr(checkpoints, "write_json", lambda path, value: (order.append(path.name), real(path, value)))
-        monkeypatch.setattr(checkpoints, "sync_file", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+        real, sync = sealing.write_json, sealing.sync_file
+        monkeypatch.setattr(sealing, "write_json", lambda path, value: (order.append(path.name), real(path, value)))
+        monkeypatch.setattr(sealing, "sync_file", lambda path: (order.append(f"sync {path.name}"), sync(path)))
         write_checkpoint(run, 20)
         assert order == ["run_state.json", *(f"sync {name}" for name in REQUIRED), "checkpoint.json"]
 
@@ -371,7 +372,7 @@ class TestFullDisk:
             "seal": lambda: seal(written, run, 40, {"result": "x" * 10_000}),
             "manifest": lambda: run.update_manifest(note="x" * 10_000),
             "metrics": lambda: run.update_metrics(note="x" * 10_000),
-            "text": lambda: checkpoints.write_json(run.path / "answers.json", {"note": "x" * 10_000}),
+            "text": lambda: write_json(run.path / "answers.json", {"note": "x" * 10_000}),
         }
         with pytest.raises(RunError, match=r"No space left on device|room for the checkpoint of step 40"):
             writes[what]()

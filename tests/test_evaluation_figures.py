@@ -171,10 +171,10 @@ class TestGallery:
     """Which pictures there are."""
 
     def test_everything_that_has_data_is_drawn(self):
-        """Four arms, categories, references and answers give all five."""
+        """Four arms, categories, references and answers give all four."""
         comparison = example()
-        pictures = draw_all(comparison, look_over(comparison), shift=("Q", [ShiftedToken("x", 1, 0.5)]))
-        assert list(pictures) == ["differences", "categories", "ladder", "lengths", "token_shift"]
+        pictures = draw_all(comparison, look_over(comparison))
+        assert list(pictures) == ["differences", "categories", "ladder", "lengths"]
 
     def test_votes_take_the_place_of_rouge(self):
         """With votes, length is held against who won."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from helpers.checkpoints import last_complete, step_folders
+from helpers.disk import file_sha256
 from helpers.runs import RunDirectory, read_json, write_json
 
 pytestmark = pytest.mark.slow
@@ -161,8 +162,6 @@ class TestDamage:
         shutil.rmtree(newest)
         (older / "optimizer.pt").write_bytes(pickle.dumps(Bomb(folder / "bang")))
         marker = read_json(older / "checkpoint.json")
-        from helpers.checkpoints import file_sha256
-
         size = (older / "optimizer.pt").stat().st_size
         marker["files"]["optimizer.pt"] = {"bytes": size, "sha256": file_sha256(older / "optimizer.pt")}
         write_json(older / "checkpoint.json", marker)

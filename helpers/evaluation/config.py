@@ -102,7 +102,14 @@ class EvaluationConfig(Settings):
 
 
 EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"prompt_count": 6, "reference_rows": 24, "answered_rows": 6, "max_new_tokens": 48, "few_shot_rows": 2},
+    "smoke": {
+        "arms": "base,tuned,base_few_shot",
+        "prompt_count": 6,
+        "reference_rows": 24,
+        "answered_rows": 6,
+        "max_new_tokens": 48,
+        "few_shot_rows": 2,
+    },
     "colab-t4": {},
     "large-gpu": {"reference_rows": 200, "answered_rows": 50, "batch_size": 32},
     "gpu-ci": {"prompt_count": 8, "reference_rows": 40, "answered_rows": 8, "max_new_tokens": 64, "few_shot_rows": 2},

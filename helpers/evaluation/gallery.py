@@ -10,11 +10,9 @@ from pathlib import Path
 from helpers.display import Shown
 from helpers.evaluation.drawing import Drawing
 from helpers.evaluation.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
-from helpers.evaluation.heatmap import draw_shift
 from helpers.evaluation.metrics import PairedDifferences, paired
 from helpers.evaluation.overview import Overview, category_summaries
 from helpers.evaluation.records import Arm, Comparison
-from helpers.evaluation.shift import ShiftedToken
 from helpers.evaluation.tally import Reveal
 from helpers.evaluation.teaching import length_pairs
 
@@ -35,7 +33,6 @@ def draw_all(
     comparison: Comparison,
     overview: Overview,
     *,
-    shift: tuple[str, Sequence[ShiftedToken]] | None = None,
     votes: Reveal | None = None,
 ) -> dict[str, Drawing]:
     """Draw everything that can be drawn.
@@ -43,11 +40,10 @@ def draw_all(
     Args:
         comparison: What was compared.
         overview: What came of it.
-        shift: A prompt, and the tokens of the tuned answer to it.
         votes: Blind votes, which then take the place of ROUGE-L beside length.
 
     Returns:
-        Pictures by name: "differences", "categories", "ladder", "lengths", "token_shift"; without data, there is none.
+        Pictures by name: "differences", "categories", "ladder", "lengths"; without data, there is none.
     """
     found: list[Drawing] = []
     if first := next(iter(overview.differences), None):
@@ -56,8 +52,6 @@ def draw_all(
         if len(categories := category_summaries(overview, first)) > 1:
             found.append(draw_categories(categories, each))
     found += [picture for picture in (ladder(comparison, overview), _lengths(overview, votes)) if picture]
-    if shift is not None:
-        found.append(draw_shift(shift[1], shift[0]))
     return {picture.name: picture for picture in found}
 
 

@@ -78,7 +78,8 @@ def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    device = model.get_input_embeddings().weight.device
+    generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
     def move(module: Any, inputs: Any, output: Any) -> Any:
         return _move_steps(output, generator, 0)
@@ -104,11 +105,16 @@ def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[N
     import torch
     from torch.nn import functional
 
-    generator, original = torch.Generator().manual_seed(seed), functional.linear
+    generators: dict[Any, Any] = {}
+    original = functional.linear
 
     def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        if weight.device not in generators:
+            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
         skip = weight.shape[0] == vocabulary or not weight.is_floating_point()
-        return original(x, weight if skip else _move_steps(weight, generator, MANTISSA_BITS[stored]), bias)
+        return original(
+            x, weight if skip else _move_steps(weight, generators[weight.device], MANTISSA_BITS[stored]), bias
+        )
 
     functional.linear = linear
     try:
@@ -123,7 +129,8 @@ def _move_steps(values: Any, generator: Any, stored_bits: int) -> Any:
 
     bits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]
     whole = torch.int32 if values.dtype == torch.float32 else torch.int16
-    draw = torch.randint(0, 24, values.shape, generator=generator, dtype=torch.uint8).to(values.device)
+    draw = torch.randint(0, 24, values.shape, generator=generator, dtype=torch.uint8, device=generator.device)
+    draw = draw.to(values.device)
     steps = (draw == 0).to(whole) - (draw == 1).to(whole)  # one in 24 up, one in 24 down
     steps = torch.where(values == 0, 0, steps) << max(bits - (stored_bits or bits), 0)
     return (values.detach().contiguous().view(whole) + steps).view(values.dtype)

@@ -103,7 +103,8 @@ def measure_reference(
             answer_logits(model, sequences, starts),
             answer_greedily(model, ids, max_new_tokens, tokenizer),
         )
-    model.train(training)
+    if training:
+        getattr(model, "for_training", model.train)()  # Unsloth's also switches gradient checkpointing back on
     return Reference(
         tuple(map(tuple, prompts)),
         tuple(ids),

@@ -43,7 +43,7 @@ class BaseTensor:
             return self.parameter.detach().float()
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(self.parameter.detach(), state).float().reshape(self.shape)
+        return dequantize_4bit(self.parameter.data, state).float().reshape(self.shape)
 
     def delta(self, adapter: str) -> Any:
         """Return what the adapter adds, `scaling * B @ A` (Hu et al. 2021), in float32.
