@@ -156,8 +156,13 @@ def _phases(session: Any, ids: list[list[int]], torch: Any) -> dict[str, Any]:
     if session.rows == 32 and session.graphs:
         _profile(session, torch)
     step = times["16_steps_s"] / 16
-    return {"name": "step", "rows": session.rows, "graphs": session.graphs, "step_ms": round(step * 1e3, 3),
-            "tokens_per_s": round(session.rows / step)} | times
+    return {
+        "name": "step",
+        "rows": session.rows,
+        "graphs": session.graphs,
+        "step_ms": round(step * 1e3, 3),
+        "tokens_per_s": round(session.rows / step),
+    } | times
 
 
 def _profile(session: Any, torch: Any) -> None:
@@ -180,10 +185,24 @@ def check_small_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     common = {"vocab_size": 4096, "pad_token_id": 0}
-    mistral = MistralConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8,
-                            num_key_value_heads=2, sliding_window=None, **common)
-    llama = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=9,
-                        num_key_value_heads=3, tie_word_embeddings=True, **common)
+    mistral = MistralConfig(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        sliding_window=None,
+        **common,
+    )
+    llama = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        **common,
+    )
     models = (MistralForCausalLM(mistral), LlamaForCausalLM(llama))
     return [each for model in models for each in _compare_small(model)]
 
@@ -212,10 +231,15 @@ def _compare_rows(
     found, captured = _decode(model, ids, 40, rows, None)
     short, _ = _decode(model, ids, 40, rows, eos)
     equal = {arm: sum(a == b for a, b in zip(found[arm], simple[arm], strict=True)) for arm in ARMS}
-    return {"name": f"{model.config.model_type}, float32, {rows} rows", "prompts": len(ids), "equal": equal,
-            "ok": found == simple and short == ended and bool(captured or _device().type == "cpu"),
-            "equal_with_eos": short == ended, "captured_lengths": captured,
-            "distinct_tokens": len({token for answer in simple["base"] for token in answer})}
+    return {
+        "name": f"{model.config.model_type}, float32, {rows} rows",
+        "prompts": len(ids),
+        "equal": equal,
+        "ok": found == simple and short == ended and bool(captured or _device().type == "cpu"),
+        "equal_with_eos": short == ended,
+        "captured_lengths": captured,
+        "distinct_tokens": len({token for answer in simple["base"] for token in answer}),
+    }
 
 
 def check_large_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -226,10 +250,14 @@ def check_large_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
     together = _both_arms(model, lambda: _answer(model, pad, ids, 16))
     found, captured = _decode(model, ids, 16, 8, None)
     return [
-        {"name": f"agreement of the first 16 tokens, {arm}", "prompts": len(ids), "captured_lengths": captured,
-         "ours_with_transformers_one_by_one": _agreement(found[arm], alone[arm]),
-         "ours_with_transformers_batch_8": _agreement(found[arm], together[arm]),
-         "transformers_batch_8_with_one_by_one": _agreement(together[arm], alone[arm])}
+        {
+            "name": f"agreement of the first 16 tokens, {arm}",
+            "prompts": len(ids),
+            "captured_lengths": captured,
+            "ours_with_transformers_one_by_one": _agreement(found[arm], alone[arm]),
+            "ours_with_transformers_batch_8": _agreement(found[arm], together[arm]),
+            "transformers_batch_8_with_one_by_one": _agreement(together[arm], alone[arm]),
+        }
         for arm in ARMS
     ]
 
@@ -272,8 +300,15 @@ def _peer(name: str, model: Any, tokenizer: Any, ids: list[list[int]], new: int,
         return _now() - began, tokens
 
     return [
-        {"name": name, "arm": arm, "prompts": len(ids), "new": new, "seconds": round(seconds, 3), "tokens": tokens,
-         "tokens_per_s": round(tokens / seconds, 2)}
+        {
+            "name": name,
+            "arm": arm,
+            "prompts": len(ids),
+            "new": new,
+            "seconds": round(seconds, 3),
+            "tokens": tokens,
+            "tokens_per_s": round(tokens / seconds, 2),
+        }
         for arm, (seconds, tokens) in _both_arms(model, run).items()
     ]
 
@@ -293,8 +328,16 @@ def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms:
     seconds = _now() - began
     tokens = sum(answer.tokens for arm in answers.values() for answer in arm)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    return {"name": name, "arm": "+".join(arms), "prompts": count, "new": options.new, "seconds": round(seconds, 3),
-            "tokens": tokens, "tokens_per_s": round(tokens / seconds, 1), "peak_gib": round(peak, 2)}
+    return {
+        "name": name,
+        "arm": "+".join(arms),
+        "prompts": count,
+        "new": options.new,
+        "seconds": round(seconds, 3),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 1),
+        "peak_gib": round(peak, 2),
+    }
 
 
 def _answer(model: Any, pad: int, ids: list[list[int]], new: int) -> list[list[int]]:
@@ -305,8 +348,14 @@ def _answer(model: Any, pad: int, ids: list[list[int]], new: int) -> list[list[i
     rows = torch.tensor([[pad] * (width - len(each)) + each for each in ids], device=_device())
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in ids], device=_device())
     with torch.no_grad():
-        whole = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=new, min_new_tokens=new,
-                               do_sample=False, pad_token_id=pad)
+        whole = model.generate(
+            input_ids=rows,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=pad,
+        )
     return whole[:, width:].tolist()
 
 

@@ -152,7 +152,7 @@ def _title(cells: Sequence[Any]) -> str | None:
     return next((match[1].strip() for match in found if match), None)
 
 
-def _fact(notebook: str, name: str, value: Any) -> Any:  # noqa: ANN401  it is what JSON holds, until checked here
+def _fact(notebook: str, name: str, value: Any) -> Any:
     """One fact, checked."""
     if name in ("minutes_t4", "download_gb"):
         good, expected = type(value) in (int, float) and value >= 0, "a number of at least 0"

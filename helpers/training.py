@@ -137,16 +137,17 @@ def train(
             result = work.finished(checkpoint, trainer) or work.run(checkpoint, trainer, rows)
         finally:
             keeper.close()
-    if result.train_loss:
-        report(judge_curve(result.metrics()).text)
+    verdict = judge_curve(result.metrics()) if result.train_loss else None
+    if verdict and verdict.kind not in ("healthy", "too short"):
+        report(verdict.text)
     return result
 
 
 def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
     """Compare the held-out losses of a reloaded model with those of the trained one, row by row.
 
-    In fp32 they must agree to 1e-4 nats a token. In 16 bit the trained model ran through Unsloth's fused kernels and the
-    reloaded one does not, so that sums are rounded in another order: 2 % of a row's loss is allowed, and all rows
+    In fp32 they must agree to 1e-4 nats a token. In 16 bit the trained model ran through Unsloth's fused kernels and
+    the reloaded one does not, so that sums are rounded in another order: 2 % of a row's loss is allowed, and all rows
     together must be nearer to the trained model than to the untrained one.
 
     Args:
@@ -255,8 +256,8 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
 def _optimizer(wanted: str, gpu: Gpu | None) -> str:
     """Return the optimizer's name for transformers.
 
-    bitsandbytes' 8-bit states save 6 bytes a trained parameter, a quarter of a GiB at rank 16, and launch one kernel for
-    each matrix; the fused one launches a few for all, and is taken where that quarter does not matter.
+    bitsandbytes' 8-bit states save 6 bytes a trained parameter, a quarter of a GiB at rank 16, and launch one kernel
+    for each matrix; the fused one launches a few for all, and is taken where that quarter does not matter.
     """
     if gpu is None:
         return "adamw_torch"

@@ -301,6 +301,14 @@ from helpers.display import plot_losses
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
+# What the curve looks like, in words, by rules that do not depend on how one feels about it.
+
+# %%
+from helpers.curves import judge_curve
+
+print(judge_curve(run.metrics()).text)
+
+# %% [markdown]
 # A lower number may still be luck. Each held-out row was measured before and after, so each gives one difference; the
 # interval below covers the mean difference of all rows like these in 95 of 100 such experiments. If it lies below zero
 # as a whole, the model has become better at rows like these.

@@ -24,8 +24,15 @@ from helpers.model import LoadedModel
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-SMALL = {"vocab_size": 200, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "bos_token_id": 1,
-         "eos_token_id": 2, "pad_token_id": 0}
+SMALL = {
+    "vocab_size": 200,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 LENGTHS = (5, 130, 1, 17, 3, 127, 9)
 
 
@@ -89,7 +96,7 @@ def simple_loop(model, ids, new, eos=None):
         row = torch.tensor([prompt])
         with torch.no_grad():
             whole = model.generate(row, attention_mask=torch.ones_like(row), **options)
-        found.append(whole[0, len(prompt):].tolist())
+        found.append(whole[0, len(prompt) :].tolist())
     return found
 
 
@@ -270,7 +277,8 @@ class TestCapture:
         assert decode(adapted, prompts()[:2], 20, 2) == {arm: expected[arm][:2] for arm in expected}
         assert capsys.readouterr().out == (
             "Decoding without CUDA graphs, which is slower; a capture failed: "
-            "operation not permitted when stream is capturing\n")
+            "operation not permitted when stream is capturing\n"
+        )
 
     def test_memory_that_runs_out_in_a_capture_is_passed_on(self, adapted, recorded, monkeypatch):
         """Less memory is a reason for fewer rows, not for doing without graphs."""
@@ -362,8 +370,11 @@ class TestSupport:
             ("mistral", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
             ("llama", {"attention_bias": True}, "attention_bias is True"),
             ("llama", {"mlp_bias": True}, "mlp_bias is True"),
-            ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-             "rope_parameters are {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 2.0}"),
+            (
+                "llama",
+                {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+                "rope_parameters are {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 2.0}",
+            ),
         ],
     )
     def test_other_settings_are_refused(self, kind, changes, problem):
@@ -435,10 +446,22 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("free", "prompts", "reason"),
         [
-            (70 * GIB, 64, ("CUDA graphs, 64 prompts side by side: 13.0 GiB of copied weights, 2.0 GiB of cache and "
-                            "2.0 GiB of reserve fit into the 70.0 GiB that are free")),
-            (14 * GIB, 64, ("the ordinary loop, because 13.0 GiB of copied weights, 0.0 GiB of cache and 2.0 GiB of "
-                            "reserve do not fit into the 14.0 GiB that are free")),
+            (
+                70 * GIB,
+                64,
+                (
+                    "CUDA graphs, 64 prompts side by side: 13.0 GiB of copied weights, 2.0 GiB of cache and "
+                    "2.0 GiB of reserve fit into the 70.0 GiB that are free"
+                ),
+            ),
+            (
+                14 * GIB,
+                64,
+                (
+                    "the ordinary loop, because 13.0 GiB of copied weights, 0.0 GiB of cache and 2.0 GiB of "
+                    "reserve do not fit into the 14.0 GiB that are free"
+                ),
+            ),
             (None, 64, "the ordinary loop, because there is no GPU"),
         ],
     )
@@ -524,7 +547,8 @@ class TestFastGenerate:
         """The plan says what is in the way."""
         other = LoadedModel(build("mistral", sliding_window=64), None, "", "", "fp32", 512)
         assert answers.choose_plan(other, [[1]], max_new_tokens=64).reason == (
-            "the ordinary loop, because sliding_window is 64")
+            "the ordinary loop, because sliding_window is 64"
+        )
 
     def test_memory_that_runs_out_halves_the_batch(self, loaded, monkeypatch, capsys):
         """Three rows, then one, then the ordinary loop; each change is printed."""

@@ -228,9 +228,9 @@ class TestTrouble:
         manifest = RunDirectory(folder / "bug").manifest()
         assert (manifest["state"], manifest["failure"]) == ("failed", "ZeroDivisionError: a mistake")
 
-    def test_the_curve_is_judged_at_the_end(self, undisturbed):
-        """The last line says whether the loss moved, and how; test_curves has the verdicts."""
-        assert undisturbed["lines"][-1].endswith("The curve looks healthy.")
+    def test_a_healthy_curve_ends_with_the_held_out_loss(self, undisturbed):
+        """Only a curve that needs a word gets one from `train`; test_curves has the verdicts."""
+        assert "  held-out loss " in undisturbed["lines"][-1]
 
 
 class TestPersist:

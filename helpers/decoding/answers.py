@@ -86,8 +86,15 @@ def choose_plan(loaded: LoadedModel, ids: Sequence[Sequence[int]], *, max_new_to
         return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {problem}")
     shape, itemsize = read_shape(causal_model(loaded.model).config), _dtype(loaded).itemsize
     row = cache_bytes(shape, row_length(ids, max_new_tokens), itemsize)
-    return plan_decoding(copied_parameters(shape), _free_bytes(_device(loaded)), len(ids), max_new_tokens,
-                         row_bytes=row, weight_bytes=itemsize, arms=arms)
+    return plan_decoding(
+        copied_parameters(shape),
+        _free_bytes(_device(loaded)),
+        len(ids),
+        max_new_tokens,
+        row_bytes=row,
+        weight_bytes=itemsize,
+        arms=arms,
+    )
 
 
 def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[list[int]]:
@@ -123,8 +130,12 @@ def _check_arms(loaded: LoadedModel, arms: Sequence[str]) -> None:
         if arm not in ("tuned", "base"):
             raise StackError("arms", "tuned or base", arm)
     if "tuned" in arms and not has_adapter(loaded.model):
-        raise StackError("arms", "a model with an adapter for the tuned arm", "a model without one",
-                         'Ask for arms=("base",), or attach an adapter.')
+        raise StackError(
+            "arms",
+            "a model with an adapter for the tuned arm",
+            "a model without one",
+            'Ask for arms=("base",), or attach an adapter.',
+        )
 
 
 def _fast(

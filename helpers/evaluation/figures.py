@@ -190,7 +190,12 @@ def _ladder_caption(means: Mapping[str, float]) -> str:
 
 
 def draw_lengths(
-    pairs: Mapping[str, tuple[int, int]], gains: Mapping[str, float], *, gain_label: str, are_votes: bool = False
+    pairs: Mapping[str, tuple[int, int]],
+    gains: Mapping[str, float],
+    *,
+    gain_label: str,
+    are_votes: bool = False,
+    name: str = "tuned",
 ) -> Drawing:
     """Draw each prompt's gain over the difference in length: are answers only better for being longer?
 
@@ -199,6 +204,7 @@ def draw_lengths(
         gains: How much better the tuned answer is by prompt, such as its ROUGE-L minus the base's, or votes.
         gain_label: What the gain is.
         are_votes: Whether gains are votes: 1 win, 0 tie, -1 loss.
+        name: What the arm is called whose gains these are.
 
     Returns:
         The picture.
@@ -220,22 +226,22 @@ def draw_lengths(
     if are_votes:
         axes.set_yticks([-1, 0, 1], ["lost", "tie", "won"])
         axes.set_ylim(-1.4, 1.4)
-    axes.set_xlabel("words: tuned minus base")
+    axes.set_xlabel(f"words: {name} minus base")
     axes.set_ylabel(gain_label)
-    return Drawing("lengths", "Is longer better?", _lengths_caption(longer, [gains[name] for name in names]), figure)
+    return Drawing(
+        "lengths", "Is longer better?", _lengths_caption(longer, [gains[each] for each in names], name), figure
+    )
 
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def _lengths_caption(longer: Sequence[int], gains: Sequence[float]) -> str:
+def _lengths_caption(longer: Sequence[int], gains: Sequence[float], name: str) -> str:
     """Count gains among longer and among shorter answers."""
     counts = []
     for word, sign in (("longer", 1), ("shorter", -1)):
         found = [gain for words, gain in zip(longer, gains, strict=True) if _sign(words) == sign]
-        counts.append(f"of {len(found)} {word} tuned answers {sum(gain > 0 for gain in found)} are better")
-    text = (
-        f"Each mark is one prompt; right of the line the tuned answer is longer. {counts[0].capitalize()}, {counts[1]}."
-    )
+        counts.append(f"of {len(found)} {word} {name} answers {sum(gain > 0 for gain in found)} are better")
+    text = f"Each mark is one prompt; right of the line the {name} answer is longer. {counts[0].capitalize()}, {counts[1]}."
     return f"{text} If gains stood only on one side, length could be the cause: compare answers of like length."

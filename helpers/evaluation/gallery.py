@@ -107,11 +107,12 @@ def _labels(arms: Sequence[Arm]) -> dict[str, str]:
 def _lengths(overview: Overview, votes: Reveal | None) -> Drawing | None:
     """Draw length against votes if there are any, else against ROUGE-L."""
     pairs = length_pairs(overview)
+    name = "tuned" if overview.tuned.adapter else overview.tuned.name
     if votes is not None:
         gains = {name: _VOTES[outcome] for name, outcome in votes.merged_outcomes.items()}
-        return draw_lengths(pairs, gains, gain_label="blind vote", are_votes=True)
+        return draw_lengths(pairs, gains, gain_label="blind vote", are_votes=True, name=name)
     each: PairedDifferences | None = overview.differences.get("rouge_l")
     if each is None:
         return None
     gains = dict(zip(each.prompt_ids, each.differences, strict=True))
-    return draw_lengths(pairs, gains, gain_label="ROUGE-L: tuned minus base")
+    return draw_lengths(pairs, gains, gain_label=f"ROUGE-L: {name} minus base", name=name)

@@ -81,8 +81,6 @@ def _mark(axes: object, line: float, column: int, text: str, shift: str) -> None
 
 
 def _caption(tokens: Sequence[ShiftedToken], lines: int) -> str:
-    text = (
-        "The base model reads the tuned answer. Plain is what it would have written itself, marked what it would not."
-    )
+    text = "The base model reads the answer. Plain is what it would have written itself, marked what it would not."
     cut = " The picture shows the beginning." if lines >= _LINES else ""
     return f"{text} {describe_shift(tokens)}{cut}"

@@ -1,0 +1,131 @@
+"""The notebooks themselves, executed headless to their end: with a tiny Mistral, and with the real SmolLM2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from helpers.notebooks import run_notebook
+from helpers.runs import read_json
+
+pytestmark = pytest.mark.slow
+
+METRICS = {
+    "train_loss",
+    "eval_loss_before",
+    "eval_loss_after",
+    "supervised_tokens",
+    "examples_per_second",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "train_seconds",
+}
+MANIFEST = {"parameters", "versions", "hardware", "data_fingerprint", "template_sha256", "seed", "git_commit"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder for this module's runs."""
+    folder = tmp_path_factory.mktemp("course") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELPERS_RUNS_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """What the runs of this module print."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def tiny_run(runs, lines, tiny_mistral):
+    """The Alpaca notebook with a Mistral of two layers, eight steps in the classic text block."""
+    given = {
+        "preset": "smoke",
+        "model_name": str(tiny_mistral),
+        "prompt_style": "alpaca",
+        "max_steps": 8,
+        "train_rows": 64,
+        "heldout_rows": 8,
+        "learning_rate": 0.01,
+        "max_new_tokens": 8,
+    }
+    run_notebook("alpaca_instruction", given, run_name="tiny", report=lines.append)
+    return runs / "tiny"
+
+
+@pytest.fixture(scope="module")
+def business_run(runs, lines, tmp_path_factory):
+    """The Dolly notebook with the real SmolLM2, four steps on rows without a category."""
+    from helpers.data import read_sample
+
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{k: v for k, v in row.items() if k != "category"} for row in read_sample("dolly", "train")[:44]]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    given = {
+        "preset": "smoke",
+        "dataset_name": str(path),
+        "train_rows": 32,
+        "heldout_rows": 12,
+        "max_steps": 4,
+        "max_new_tokens": 8,
+    }
+    run_notebook("dolly_business", given, run_name="business", report=lines.append)
+    return runs / "business"
+
+
+class TestAlpacaNotebook:
+    """`alpaca_instruction`, through Unsloth's CPU path."""
+
+    def test_its_metrics_are_complete(self, tiny_run):
+        """Losses, counts, speed, memory and time are recorded, and eight steps were taken."""
+        metrics = read_json(tiny_run / "metrics.json")
+        assert metrics.keys() >= METRICS
+        assert [step for step, _ in metrics["train_loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert metrics["eval_loss_after"] < metrics["eval_loss_before"]
+
+    def test_its_manifest_is_complete(self, tiny_run):
+        """What made the run is recorded, and that it ended."""
+        manifest = read_json(tiny_run / "manifest.json")
+        assert manifest.keys() >= MANIFEST
+        assert (manifest["state"], manifest["template"], manifest["task"]) == ("complete", "alpaca", "alpaca")
+
+    def test_it_leaves_an_adapter_a_plot_and_answers(self, tiny_run):
+        """Adapter, template, picture, answers, configuration and executed copy stand in the run's folder."""
+        names = {
+            "adapter/adapter_model.safetensors",
+            "adapter/chat_template.jinja",
+            "adapter/tokenizer.json",
+            "answers.json",
+            "config.json",
+            "loss.png",
+            "notebook.ipynb",
+        }
+        assert [name for name in sorted(names) if not (tiny_run / name).is_file()] == []
+        assert len(read_json(tiny_run / "answers.json")["answers"]) == 5
+
+    def test_the_reloaded_adapter_gives_the_trained_losses(self, tiny_run, lines):
+        """The notebook compares the reloaded model with the trained one, exactly in float32."""
+        assert any("Reloaded: 8 held-out rows" in line for line in lines)
+
+
+class TestDollyNotebook:
+    """`dolly_business`, with a real model."""
+
+    def test_the_held_out_loss_falls_beyond_chance(self, business_run):
+        """After four steps the interval of the mean change lies below zero."""
+        assert read_json(business_run / "metrics.json")["eval_loss_change"]["high"] < 0
+
+    def test_both_exports_are_proven(self, business_run):
+        """Adapter and merged model passed in a fresh process, and the manifest says so."""
+        exports = read_json(business_run / "manifest.json")["exports"]
+        assert {name: proof["passed"] for name, proof in exports.items()} == {"adapter": True, "merged": True}
+
+    def test_each_export_has_a_model_card(self, business_run):
+        """The cards name base and verification."""
+        for folder in ("adapter", "merged"):
+            text = (business_run / folder / "README.md").read_text(encoding="utf-8")
+            assert text.startswith("---\n")
+            assert "## Verification" in text
