@@ -252,6 +252,7 @@ print("RESULT " + json.dumps(result))
 """
 
 
+@pytest.mark.slow
 def test_unsloth_in_memory_and_its_own_merge(tiny_mistral, tmp_path):
     """With Unsloth's patched model in memory the plain merge passes, and Unsloth's own writes the same numbers."""
     from safetensors.torch import load_file

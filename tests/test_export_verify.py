@@ -220,6 +220,7 @@ def test_half_the_effect_is_never_close():
     assert not checks[1].passed
 
 
+@pytest.mark.slow
 def test_nf4_base_in_really_fresh_processes(tuned_nf4, tmp_path):
     """Adapter and merged model of an NF4 base pass: dequantized weights are the same numbers."""
     loaded = tuned_nf4
