@@ -244,4 +244,5 @@ def _lengths_caption(longer: Sequence[int], gains: Sequence[float], name: str) -
         found = [gain for words, gain in zip(longer, gains, strict=True) if _sign(words) == sign]
         counts.append(f"of {len(found)} {word} {name} answers {sum(gain > 0 for gain in found)} are better")
     text = f"Each mark is one prompt; right of the line the {name} answer is longer."
-    return f"{text} {counts[0].capitalize()}, {counts[1]}. If gains stood only on one side, length could be the cause: compare answers of like length."
+    text += f" {counts[0].capitalize()}, {counts[1]}."
+    return f"{text} If gains stood only on one side, length could be the cause: compare answers of like length."
