@@ -108,6 +108,7 @@ EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
         "reference_rows": 24,
         "answered_rows": 6,
         "max_new_tokens": 48,
+        "batch_size": 12,
         "few_shot_rows": 2,
     },
     "colab-t4": {},
