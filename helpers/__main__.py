@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | plan | runs | doctor | badges | list`."""
+"""The command line: `python -m helpers run | train | plan | runs | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except HelpersError as error:
         from helpers.failures import CellError
+        from helpers.processes import ElsewhereError
 
+        if isinstance(error, ElsewhereError):
+            return 2
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
     except KeyboardInterrupt:
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from helpers.plan_command import add_command
+    from helpers import launch, plan_command
     from helpers.run_list import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
@@ -59,16 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 
-    add_command(commands)
+    launch.add_command(commands)
+    plan_command.add_command(commands)
     add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")
     doctor.set_defaults(command=_doctor)
 
-    badges = commands.add_parser("badges", help="write colab_badges.md")
+    badges = commands.add_parser("badges", help="write colab_badges.md, and the release into every text that names it")
     badges.add_argument("--repo", metavar="OWNER/NAME", help="instead of the one in pyproject.toml")
     badges.add_argument("--tag", help="tag or branch, instead of the one in pyproject.toml")
-    badges.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file would change")
+    badges.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     badges.set_defaults(command=_badges)
 
     commands.add_parser("list", help="list the notebooks").set_defaults(command=_list)
@@ -127,20 +131,22 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _badges(options: argparse.Namespace) -> int:
-    from helpers.badges import badge_table, read_release
+    from helpers.badges import read_release, release_texts
     from helpers.runs import write_text
 
-    text = badge_table(CHECKOUT, *read_release(CHECKOUT / "pyproject.toml", options.repo, options.tag))
-    path = CHECKOUT / "colab_badges.md"
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        print(f"{path.name} is up to date")
-        return 0
-    if options.check:
-        print(f"{path.name} is out of date; run python -m helpers badges", file=sys.stderr)
-        return 1
-    write_text(path, text)
-    print(f"wrote {path.name}")
-    return 0
+    release = read_release(CHECKOUT / "pyproject.toml", options.repo, options.tag)
+    texts = release_texts(CHECKOUT, *release)
+    differ = {p: text for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
+    for path, text in differ.items():
+        name = path.relative_to(CHECKOUT).as_posix()
+        if options.check:
+            print(f"{name} is out of date; run scripts/build_badges", file=sys.stderr)
+        else:
+            write_text(path, text)
+            print(f"wrote {name}")
+    if not differ:
+        print("badges and install cells name {} {}".format(*release))
+    return 1 if options.check and differ else 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ REQUIRED = (
     "scheduler.pt",
     "trainer_state.json",
 )
-"""What training cannot be continued without."""
+"""What training cannot be continued without. Several processes write rng_state_0.pth and so on for rng_state.pth."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
     if marker["step"] != step:
         raise _UnusableError(f"its marker is of step {marker['step']}")
     files = marker["files"]
-    if missing := [name for name in REQUIRED if name not in files]:
+    alone = "rng_state_0.pth" not in files
+    if missing := [name for name in REQUIRED if name not in files and (alone or name != "rng_state.pth")]:
         raise _UnusableError(f"its marker does not list {', '.join(missing)}")
     for name, expected in files.items():
         _check_file(path / name, expected)

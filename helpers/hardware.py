@@ -38,7 +38,7 @@ LARGE_GPU_BYTES = 20 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The first GPU that torch sees.
+    """The GPU that this process trains on.
 
     Args:
         name: Such as "Tesla T4".
@@ -92,8 +92,9 @@ def find_gpu() -> Gpu | None:
         raise StackError("torch", "torch to be installed", None, "Install it first, as pytorch.org says.") from error
     if not torch.cuda.is_available():
         return None
-    free, total = torch.cuda.mem_get_info(0)
-    name, capability = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
+    own = torch.cuda.current_device()  # the first one, or what `helpers.processes.join` chose
+    free, total = torch.cuda.mem_get_info(own)
+    name, capability = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
     return Gpu(name, tuple(capability), total, free, torch.cuda.device_count())
 
 

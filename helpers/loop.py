@@ -18,6 +18,7 @@ from helpers.contract import Contract
 from helpers.errors import RunError
 from helpers.guards import nan_error, weights_are_finite
 from helpers.model import LoadedModel
+from helpers.processes import largest, on_main, place, wait_for_all
 from helpers.results import TrainResult
 from helpers.runs import RunDirectory
 from helpers.scoring import RowScore, mean_loss, score_rows
@@ -60,6 +61,7 @@ class Training:
         watcher = make_callback(self, self.config.train.save_steps)
         trainer.add_callback(watcher)
         self.rows, self.trainer = len(rows.examples), trainer
+        _seed_dropout(self.config.train.seed)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
@@ -97,7 +99,8 @@ class Training:
         if not weights_are_finite(self.loaded.model):
             raise self._broken("adapter weights", math.nan, step)
         self._count()
-        self.keeper.keep(written, step, {"inputs": self.inputs, "result": self.result.state()})
+        wait_for_all()  # each process has written its random numbers' state
+        on_main(lambda: self.keeper.keep(written, step, {"inputs": self.inputs, "result": self.result.state()}))
 
     def _measure(self, step: int, steps: int) -> None:
         self._pause()
@@ -120,11 +123,27 @@ class Training:
     def _count(self) -> None:
         """Bring the result's counts up to date."""
         self.result.tokens, self.result.supervised_tokens = self.counter.read()
-        self.result.rows = round(self.rows * (self.trainer.state.epoch or 0))
-        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, _peak_memory())
+        self.result.rows = round(self.rows * _epochs_done(self.trainer, self.config.train.rows_per_step()))
+        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, largest(_peak_memory()))
 
     def _broken(self, what: str, value: float, step: int) -> RunError:
         return nan_error(what, value, self.config, self.loaded.precision, step, self.keeper.last_step())
+
+
+def _epochs_done(trainer: Any, rows_per_step: int) -> float:
+    """Return how often each row, or packed sequence, has been seen; an epoch's last step may have fewer rows."""
+    steps, rows = trainer.state.global_step, len(trainer.train_dataset)
+    whole, more = divmod(steps, math.ceil(rows / rows_per_step))
+    return whole + min(more * rows_per_step / rows, 1.0)
+
+
+def _seed_dropout(seed: int) -> None:
+    """Let each of several processes draw its own random numbers; a checkpoint's state, if any, is loaded later."""
+    here = place()
+    if here.count > 1:
+        import torch
+
+        torch.manual_seed(seed + here.rank)
 
 
 def training_inputs(trainer: Any, rows: Contract, heldout: Contract) -> dict[str, Any]:
@@ -157,7 +176,8 @@ def find_checkpoint(run: RunDirectory, inputs: dict[str, Any], report: Callable[
                 'resume="auto" starts from the first step.',
             )
         return None
-    before = search.found.state().get("inputs", {})
+    before = search.found.state().get("inputs")
+    before = before if isinstance(before, dict) else {}
     if changed := {k: (before.get(k), v) for k, v in inputs.items() if before.get(k) != v}:
         raise RunError(
             "run_name",
@@ -173,7 +193,7 @@ def _read_state(checkpoint: Checkpoint) -> TrainResult:
     """Return the result as it was when a checkpoint was written."""
     try:
         return TrainResult.from_state(checkpoint.state()["result"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             str(checkpoint.path),
             "a checkpoint of this version of the package",
@@ -189,7 +209,8 @@ def _load_weights(model: Any, checkpoint: Checkpoint) -> None:
 
     outcome = set_peft_model_state_dict(model, load_file(checkpoint.path / "adapter_model.safetensors"))
     if outcome.unexpected_keys:
-        raise RunError(str(checkpoint.path), "weights of this model's adapter", outcome.unexpected_keys[:3])
+        found, remedy = outcome.unexpected_keys[:3], 'Choose another run_name, or resume="never" to start over.'
+        raise RunError(str(checkpoint.path), "weights of this model's adapter", found, remedy)
 
 
 def _reset_peak_memory() -> None:

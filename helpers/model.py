@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig
 from helpers.errors import ExportError, HelpersError, StackError
 from helpers.hardware import choose_precision, find_gpu
+from helpers.processes import place
 from helpers.templates import install_template, refuse_control_text, render
 
 if TYPE_CHECKING:
@@ -154,18 +155,23 @@ def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
         The tuned model, with the tokenizer and template saved beside the adapter.
 
     Raises:
-        ExportError: The folder holds no adapter.
+        ExportError: The folder holds no adapter, or one that does not fit this model.
     """
-    import_unsloth()
-    from peft import PeftModel
-
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise ExportError("adapter_dir", f"a folder with {name}", str(folder))
+            remedy = "Save or copy the adapter again; weights in a .bin file are a pickle and are not loaded."
+            raise ExportError("adapter_dir", f"a folder with {name}", str(folder), remedy)
+    import_unsloth()
+    from peft import PeftModel
+
     loaded = load_model(config.model, style=config.data.prompt_style)
     loaded.tokenizer = _load_tokenizer(folder)
-    loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except Exception as error:  # PEFT, safetensors and torch each raise their own types
+        remedy = "Train again, or name the base model that the adapter was made for."
+        raise ExportError("adapter_dir", "an adapter of this base model", _said(error), remedy) from error
     return loaded
 
 
@@ -268,7 +274,9 @@ def _from_pretrained(
         native = choose_precision(gpu.capability if gpu else None)
         precision = native if config.precision == "auto" else config.precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    options = {"revision": revision} if revision and not Path(source).is_dir() else {}
+    options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
+    if place().count > 1:  # a whole model for each process, on its own GPU
+        options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
@@ -276,20 +284,23 @@ def _from_pretrained(
     except HelpersError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise StackError(
-            "model_name",
-            "a model that can be loaded",
-            source,
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-        ) from error
+        raise StackError("model_name", "a model that can be loaded", source, _said(error)) from error
     return model, tokenizer, precision
+
+
+def _said(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}"
 
 
 def _load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer that was saved with an adapter."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # transformers and tokenizers raise a dozen unrelated types
+        raise ExportError("adapter_dir", "a tokenizer beside the adapter", _said(error), "Save it again.") from error
     if not tokenizer.chat_template:
         raise ExportError("adapter_dir", "a tokenizer with its chat template", str(folder), "Save the adapter again.")
     return tokenizer

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.contract import IGNORED, TokenizedExample
+from helpers.processes import gather, place
 
 __all__ = ["RowScore", "mean_loss", "score_rows"]
 
@@ -36,7 +37,7 @@ def score_rows(
     """Score each row's labelled tokens.
 
     The model is called without labels, right-padded, and the cross-entropy is taken in float32: with labels Unsloth
-    returns one fused mean for the whole batch and no logits.
+    returns one fused mean for the whole batch and no logits. Several processes share the batches among them.
 
     Args:
         model: A causal language model. It is put into evaluation mode and back.
@@ -49,15 +50,16 @@ def score_rows(
     """
     import torch
 
-    training = model.training
+    training, here = model.training, place()
     model.eval()
-    scores: dict[int, RowScore] = {}
+    own: dict[int, RowScore] = {}
     try:
         with torch.no_grad():
-            for batch in _batches(rows, batch_tokens):
-                scores |= _score_batch(model, rows, batch, pad_token_id)
+            for batch in _batches(rows, batch_tokens)[here.rank :: here.count]:
+                own |= _score_batch(model, rows, batch, pad_token_id)
     finally:
         model.train(training)
+    scores = {i: score for part in gather(own) for i, score in part.items()}
     return [scores[i] for i in range(len(rows))]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
+from helpers.config_file import write_config
 from helpers.data import Rows, data_fingerprint
 from helpers.errors import RunError
 from helpers.hardware import LARGE_GPU_BYTES, describe_hardware, find_gpu, require_gpu
@@ -18,7 +19,9 @@ from helpers.lock import installed_versions
 from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
 from helpers.planner import preflight_memory
-from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
+from helpers.processes import on_main, place
+from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root
+from helpers.shares import local_config, share_out
 from helpers.templates import template_sha256
 from helpers.tracking import require_tracker
 
@@ -36,6 +39,7 @@ __all__ = [
     "record_inputs",
     "resolve_preset",
     "start_run",
+    "watch_cells",
 ]
 
 SHOWN_VERSIONS = (
@@ -100,7 +104,7 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
     """Choose how the rows of an optimizer step are laid out on this machine's GPU: the fastest way that fits.
 
     The rows of a step stay as many as asked for, and what the user has set stays as it is. Without a GPU nothing
-    changes.
+    changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen for all.
 
     Args:
         config: The checked configuration.
@@ -108,26 +112,33 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
         report: Gets the reason for each choice.
 
     Returns:
-        The configuration with `batch_size`, `gradient_accumulation` and `gradient_checkpointing` chosen.
+        The configuration with `batch_size`, `gradient_accumulation` and `gradient_checkpointing` chosen: rows in one
+        forward pass of one process, and passes of all processes together.
 
     Raises:
+        ConfigError: The rows of a step cannot be shared out evenly among the processes.
         StackError: Nothing fits.
     """
+    processes = place().count
+    own = local_config(config, processes)
     gpu = find_gpu()
     if gpu is not None:  # what this process holds already is part of the prediction
         import torch
 
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + torch.cuda.memory_reserved())
     lengths = [len(row.input_ids) for row in rows.tokenized]
-    layout = plan_layout(config, gpu, lengths, keep=config.given, partial=False)
+    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given, partial=False))
     for reason in layout.reasons:
         report(reason)
     chosen = {
         "batch_size": layout.batch_size,
-        "gradient_accumulation": layout.gradient_accumulation,
+        "gradient_accumulation": layout.gradient_accumulation * processes,
         "gradient_checkpointing": layout.gradient_checkpointing,
     }
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
+    if processes > 1:
+        report(share_out(config.train, processes).describe())
+    return config
 
 
 def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
@@ -164,14 +175,20 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         hardware=describe_hardware(),
         git_commit=git_commit(),
         started=earlier.get("started") or now(),
-        resumed=[*earlier.get("resumed", []), now()] if continued else [],
+        resumed=[*_earlier_starts(earlier), now()] if continued else [],
         resume=resume,
         state="running",
         failure=None,
     )
-    write_json(run.path / "config.json", {"task": config.task, **parameters})
-    _watch_cells(run)
+    write_config(run, config)
+    watch_cells(run)
     return run
+
+
+def _earlier_starts(manifest: Mapping[str, Any]) -> list[Any]:
+    """Return when a run was resumed before."""
+    times = manifest.get("resumed")
+    return times if isinstance(times, list) else []
 
 
 def now() -> str:
@@ -211,7 +228,7 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
         raise RunError(
             "run_name",
             "the rows and the template of the earlier run, which left checkpoints",
-            "; ".join(f"{k}: {old[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
+            "; ".join(f"{k}: {str(old)[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
             'The data changed under its name. Choose another run_name, or resume="never" to start over.',
         )
     run.update_manifest(
@@ -228,8 +245,12 @@ def finish_run(run: RunDirectory) -> None:
     run.update_manifest(state="complete", finished=now())
 
 
-def _watch_cells(run: RunDirectory) -> None:
-    """In a notebook, mark the run as failed when a later cell fails."""
+def watch_cells(run: RunDirectory) -> None:
+    """In a notebook, mark the run as failed when a later cell fails.
+
+    Args:
+        run: The run, open.
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
         return

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from helpers.attention import enable_varlen
-from helpers.checkpoints import WRITING
+from helpers.batches import spread_batches
+from helpers.checkpoints import WRITING, Checkpoint
 from helpers.config import RunConfig
+from helpers.config_file import record_layout
 from helpers.contract import Contract, check_trainer_rows
 from helpers.curves import judge_curve
 from helpers.disk import sync_file, sync_folder, writing
@@ -19,10 +21,12 @@ from helpers.guards import explained, preflight_disk
 from helpers.hardware import LARGE_GPU_BYTES, Gpu, find_gpu
 from helpers.loop import Training, find_checkpoint, training_inputs
 from helpers.model import LoadedModel, import_unsloth
+from helpers.processes import on_main, place
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
 from helpers.scoring import score_rows
 from helpers.sealing import sweep
+from helpers.shares import Share, share_out
 from helpers.tracking import track_configuration, tracking_arguments
 from helpers.watch import Keeper
 
@@ -71,8 +75,10 @@ def build_trainer(
         An `SFTTrainer` with Unsloth's patches, and the attributes `run` and `mode`.
 
     Raises:
+        ConfigError: The rows of a step cannot be shared out evenly among the processes.
         ContractError: The trainer would feed the model other tokens or labels than were checked.
     """
+    share = share_out(config.train, place().count)
     import_unsloth()
     attention = enable_varlen(wanted=config.train.varlen_attention)
     from datasets import Dataset
@@ -84,10 +90,12 @@ def build_trainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
         train_dataset=table,
-        args=SFTConfig(**_arguments(config, loaded, run, planned_steps(config, len(rows.examples)))),
+        args=SFTConfig(**_arguments(config, loaded, run, planned_steps(config, len(rows.examples)), share)),
     )
     trainer.remove_callback(PrinterCallback)
+    spread_batches(trainer, share)
     track_configuration(trainer, config)
+    on_main(lambda: record_layout(run, config, share))
     trainer.run = run
     trainer.mode = {**_mode(trainer, loaded), "attention": attention.name, "attention_reason": attention.reason}
     check_trainer_rows(list(trainer.train_dataset), rows)
@@ -126,21 +134,29 @@ def train(
     """
     run, keeper = trainer.run, None
     with explained(run, config, lambda: keeper.last_step() if keeper else None):
-        run.update_manifest(state="running", failure=None)
-        preflight_disk(run, loaded.model, trainer.args.optim)
-        sweep(run)
         inputs = training_inputs(trainer, rows, heldout)
-        checkpoint = find_checkpoint(run, inputs, report)
+        checkpoint = on_main(lambda: _prepare(trainer, loaded, inputs, report))
         keeper = Keeper(run, config.train.persist_dir, checkpoint, report)
         work = Training(config, loaded, heldout, keeper, inputs, report)
         try:
             result = work.finished(checkpoint, trainer) or work.run(checkpoint, trainer, rows)
         finally:
-            keeper.close()
+            if place().main:
+                keeper.close()
     verdict = judge_curve(result.metrics()) if result.train_loss else None
     if verdict and verdict.kind not in ("healthy", "too short"):
         report(verdict.text)
     return result
+
+
+def _prepare(
+    trainer: Any, loaded: LoadedModel, inputs: dict[str, Any], report: Callable[[str], None]
+) -> Checkpoint | None:
+    """Make the run's directory ready, and return the checkpoint to go on from."""
+    trainer.run.update_manifest(state="running", failure=None)
+    preflight_disk(trainer.run, loaded.model, trainer.args.optim)
+    sweep(trainer.run)
+    return find_checkpoint(trainer.run, inputs, report)
 
 
 def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
@@ -218,7 +234,7 @@ def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
     return names
 
 
-def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps: int) -> dict[str, Any]:
+def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps: int, share: Share) -> dict[str, Any]:
     """Translate the configuration into SFTConfig's arguments."""
     import torch
 
@@ -229,8 +245,8 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
         "max_length": config.model.max_seq_length,
         "completion_only_loss": True,
         "packing": train.packing,
-        "per_device_train_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.gradient_accumulation,
+        "per_device_train_batch_size": share.batch_size,
+        "gradient_accumulation_steps": share.gradient_accumulation,
         "max_steps": steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": "linear",
@@ -250,6 +266,16 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
         "eval_strategy": "no",
         "dataset_num_proc": 1,  # workers die in small containers (unsloth issues 2693, 4490)
         "dataloader_pin_memory": cuda,
+        **(_process_arguments(cuda) if share.processes > 1 else {}),
+    }
+
+
+def _process_arguments(cuda: bool) -> dict[str, Any]:
+    """Return what SFTConfig must know when several processes train together."""
+    return {
+        "use_cpu": not cuda,  # accelerate 1.15 forms a group on CPUs only if told so
+        "ddp_find_unused_parameters": False,  # each LoRA weight has a gradient in each pass
+        "ddp_broadcast_buffers": False,  # rotary frequencies, the same everywhere
     }
 
 
@@ -273,4 +299,5 @@ def _mode(trainer: Any, loaded: LoadedModel) -> dict[str, Any]:
         "padding_free": bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free),
         "optimizer": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
         "precision": loaded.precision,
+        **({"processes": place().count} if place().count > 1 else {}),
     }

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from helpers.checkpoints import WRITING, Checkpoint
 from helpers.contract import IGNORED
 from helpers.persist import Persister, persist_folder
+from helpers.processes import total
 from helpers.runs import RunDirectory
 from helpers.sealing import prune, seal
 
@@ -67,6 +68,9 @@ def make_callback(recorder: Recorder, save_steps: int) -> Any:
 class TokenCounter:
     """Counts tokens as they pass. The sums stay on the device until they are asked for: the host never waits.
 
+    Each process counts what passes it, and `read` adds up. A batch without a label stands in for none, and is not
+    counted.
+
     Args:
         trainer: The trainer; its `training_step` is wrapped until `stop`.
         tokens: Tokens seen before, padding not counted.
@@ -76,19 +80,21 @@ class TokenCounter:
     def __init__(self, trainer: Any, tokens: int, supervised: int) -> None:
         self._trainer = trainer
         self._original = trainer.training_step
-        self._tokens: Any = tokens
-        self._supervised: Any = supervised
+        self._before = tokens, supervised
+        self._tokens: Any = 0
+        self._supervised: Any = 0
         trainer.training_step = self._step
 
     def _step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labels, mask = inputs["labels"], inputs.get("attention_mask")
-        self._supervised = self._supervised + (labels != IGNORED).sum()
-        self._tokens = self._tokens + (mask.sum() if mask is not None else labels.numel())
+        learned = (labels != IGNORED).sum()
+        self._supervised = self._supervised + learned
+        self._tokens = self._tokens + (mask.sum() if mask is not None else labels.numel()) * (learned > 0)
         return self._original(model, inputs, *args, **kwargs)
 
     def read(self) -> tuple[int, int]:
-        """Return (tokens, supervised tokens) so far."""
-        return int(self._tokens), int(self._supervised)
+        """Return (tokens, supervised tokens) so far, of all processes."""
+        return self._before[0] + total(int(self._tokens)), self._before[1] + total(int(self._supervised))
 
     def stop(self) -> None:
         """Put the trainer's own step back."""

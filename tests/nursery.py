@@ -64,15 +64,16 @@ class Nursery:
 
     Args:
         folder: Where children leave their output.
+        environment: Variables to import the stack with, over this process's.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, environment=None):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.count = 0
         self.errors = (self.folder / "nursery.txt").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env={**os.environ, **ENVIRONMENT}, cwd=self.folder,
+            [sys.executable, __file__], env={**os.environ, **ENVIRONMENT, **(environment or {})}, cwd=self.folder,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)  # fmt: skip
 
     def ask(self, request):

@@ -1,0 +1,290 @@
+"""Training speed on one GPU and on several: examples a second, loss curves, cost of communication.
+
+    python benchmarks/scale.py --model FOLDER --data ROWS.json [--gpus 2] [--only NAME,NAME] [--out FILE.json]
+
+FOLDER holds an NF4 checkpoint of Mistral-7B's shape (`scripts/random_mistral` makes one without a hub), ROWS.json a
+list of Alpaca rows. Each configuration is a launch of its own: plain Python on one GPU, torchrun on several. All train
+the same rows in the same order with LoRA of rank 16, as `python -m helpers train` does:
+
+- one: 8 rows (or packed sequences of 2048 tokens) an optimizer step on one GPU,
+- same: the same 8 a step, shared out among the GPUs; its loss curve should lie on that of one,
+- grown: 8 a step and GPU.
+
+Speed is taken over the steps after warm-up. FILE.json (by default benchmarks/results/scale.json) is written after each
+configuration; what stands in it already is not measured again unless --again is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+
+HERE = Path(__file__).resolve().parent
+SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
+ROWS, SIZE = 2000, 8
+STEPS = {False: (30, 6), True: (12, 3)}
+"""Packed or not: optimizer steps, and those of them that are not timed."""
+
+LIMIT = 240
+"""Seconds after which a configuration is given up."""
+
+
+def main() -> None:
+    """Run the chosen configurations one after the other, writing what each gave."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--gpus", type=int, default=2, help="how many the largest configuration uses")
+    parser.add_argument("--only", help="names of configurations, separated by commas; all by default")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
+    parser.add_argument("--again", action="store_true", help="measure also what FILE.json has")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations, for smaller cards")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    known = configurations(arguments.gpus)
+    if arguments.one:
+        measure(known[arguments.one], arguments)
+        return
+    record = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"results": {}}
+    for name in arguments.only.split(",") if arguments.only else known:
+        if name in record["results"] and not arguments.again:
+            continue
+        result = launch(name, known[name], arguments)
+        if result is not None:
+            record["results"][name] = result
+            record.update(machine=machine(), comparison=compare(record["results"]))
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    print_table(record)
+
+
+def configurations(gpus: int) -> dict[str, dict]:
+    """Return what is measured, by name: processes, batch x accumulation of all processes together, packing."""
+    found = {}
+    for packing in (False, True):
+        prefix = "packed-" if packing else ""
+        found[f"{prefix}one"] = {"processes": 1, "batch": SIZE, "accumulate": 1, "packing": packing}
+        found[f"{prefix}same-{gpus}"] = {"processes": gpus, "batch": SIZE, "accumulate": 1, "packing": packing}
+        found[f"{prefix}grown-{gpus}"] = {"processes": gpus, "batch": SIZE, "accumulate": gpus, "packing": packing}
+    return found
+
+
+def launch(name: str, options: dict, arguments: argparse.Namespace) -> dict | None:
+    """Run one configuration in processes of its own; return its figures, or None if it failed."""
+    command = [sys.executable]
+    if options["processes"] > 1:
+        command += ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={options['processes']}"]
+        command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    command += [__file__, "--one", name, "--model", arguments.model, "--data", arguments.data]
+    command += ["--gpus", str(arguments.gpus), *(["--checkpointing"] if arguments.checkpointing else [])]
+    started, lines, result = time.perf_counter(), [], None
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment()
+    )
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(child.pid, signal.SIGKILL))
+    signal.alarm(LIMIT)
+    for line in child.stdout:
+        lines.append(line)
+        if line.startswith("RESULT "):
+            result = json.loads(line[7:])
+        elif line.startswith("> "):
+            print(f"{name} {line[2:].rstrip()}", flush=True)
+    status = child.wait()
+    signal.alarm(0)
+    if result is None or status:
+        print(f"{name} failed with {status}:\n{''.join(lines)[-3000:]}", flush=True)
+        return None
+    result["process_seconds"] = round(time.perf_counter() - started, 1)
+    shown = {k: v for k, v in result.items() if k not in ("losses", "mode")}
+    print(f"{name} {json.dumps(shown)}", flush=True)
+    return result
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a launch: this checkout importable, one thread a process for small sums."""
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def machine() -> dict:
+    """Describe what the figures were measured on."""
+    from helpers.hardware import describe_hardware
+    from helpers.lock import installed_versions
+
+    versions = installed_versions()
+    names = ("unsloth", "trl", "peft", "transformers", "accelerate", "bitsandbytes")
+    return {**describe_hardware(), **{n: versions.get(n) for n in names}}
+
+
+def compare(results: dict[str, dict]) -> dict[str, dict]:
+    """Return each configuration's speed against one GPU, and the largest difference of losses at the same batch."""
+    found = {}
+    for name, result in results.items():
+        one = results.get("packed-one" if name.startswith("packed-") else "one")
+        if one is None or result is one:
+            continue
+        found[name] = {"speedup": result["examples_per_second"] / one["examples_per_second"]}
+        if "same" in name:
+            pairs = zip(result["losses"], one["losses"], strict=True)
+            found[name]["largest_loss_difference"] = max(abs(a - b) for a, b in pairs)
+    return found
+
+
+def print_table(record: dict) -> None:
+    """Print the figures."""
+    heads = f"{'GPUs':>5}{'rows a step':>12}{'examples/s':>11}{'x one':>7}{'peak GiB':>10}{'loss diff':>11}"
+    print(f"{'configuration':18}{heads}")
+    for name, r in record["results"].items():
+        against = record["comparison"].get(name, {})
+        ratio = f"{against['speedup']:.2f}" if against else "-"
+        loss = f"{against['largest_loss_difference']:.4f}" if "largest_loss_difference" in against else "-"
+        print(
+            f"{name:18}{r['processes']:>5}{r['rows_per_step']:>12}{r['examples_per_second']:>11.2f}{ratio:>7}"
+            f"{r['peak_gib']:>10.2f}{loss:>11}"
+        )
+
+
+def measure(options: dict, arguments: argparse.Namespace) -> None:
+    """In each process: build the trainer, train, and let the main one print the figures.
+
+    Args:
+        options: Of `configurations`.
+        arguments: The command line's.
+    """
+    from helpers.processes import gather, join, largest, leave
+
+    started = time.perf_counter()
+    here = join()
+    steps, warm = STEPS[options["packing"]]
+    trainer, mean_useful = build(options, arguments, steps)
+
+    import torch
+    from transformers import TrainerCallback
+
+    cuda = torch.cuda.is_available()
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+            if cuda:
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+            if here.main and state.global_step % 5 == 0:
+                print(f"> step {state.global_step}/{steps} after {marks[-1] - started:.0f} s", flush=True)
+
+    useful: list = []
+    sizes: list = []
+    original = trainer.training_step
+
+    def counting(model: object, inputs: dict, *rest: object, **named: object) -> object:
+        useful.append((inputs["labels"] != -100).sum())
+        sizes.append(inputs["labels"].numel())
+        return original(model, inputs, *rest, **named)
+
+    trainer.training_step = counting
+    trainer.add_callback(Clock())
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    ready = time.perf_counter()
+    if here.main:
+        print(f"> ready after {ready - started:.0f} s", flush=True)
+    trainer.train()
+    seconds = marks[-1] - marks[warm - 1]
+    passes = trainer.args.gradient_accumulation_steps
+    everyones = gather([int(sum(useful[s * passes : (s + 1) * passes])) for s in range(warm, steps)])
+    loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
+    tokens = sum(map(sum, everyones))
+    peak = largest(torch.cuda.max_memory_allocated() if cuda else 0)
+    cost = communication(trainer) if here.count > 1 else {}
+    result = {
+        "processes": here.count,
+        "rows_per_step": options["batch"] * options["accumulate"],
+        "per_process": [trainer.args.per_device_train_batch_size, passes],
+        "examples_per_second": tokens / mean_useful / seconds,
+        "useful_tokens_per_second": tokens / seconds,
+        "step_seconds": seconds / (len(marks) - warm),
+        "slowest_over_mean_tokens": sum(max(load) * len(load) / sum(load) for load in loads) / len(loads),
+        "peak_gib": peak / 2**30,
+        "first_step_seconds": marks[0] - ready,
+        "start_to_first_step_seconds": marks[0] - started,
+        **cost,
+        "losses": [float(h["loss"]) for h in trainer.state.log_history if "loss" in h],
+        "mode": trainer.mode,
+    }
+    if here.main:
+        print("RESULT " + json.dumps(result), flush=True)
+    leave()
+
+
+def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
+    """Build the trainer as `python -m helpers train` does; return it with the mean labels of a row."""
+    from helpers.config import build_config
+    from helpers.contract import apply_contract
+    from helpers.model import attach_adapter, load_model
+    from helpers.prompts import build_example
+    from helpers.runs import RunDirectory
+    from helpers.training import build_trainer
+
+    config = build_config(
+        "alpaca",
+        preset="large-gpu",
+        model_name=arguments.model,
+        dataset_name="sample",
+        batch_size=options["batch"],
+        gradient_accumulation=options["accumulate"],
+        packing=options["packing"],
+        gradient_checkpointing=arguments.checkpointing,
+        max_steps=steps,
+        save_steps=10 * steps,
+        prompt_style="alpaca",
+    )
+    rows = json.loads(Path(arguments.data).read_text(encoding="utf-8"))[:ROWS]
+    loaded = load_model(config.model, style="alpaca")
+    attach_adapter(
+        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+    )
+    examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
+    checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
+    trainer = build_trainer(config, loaded, checked, RunDirectory(SCRATCH))
+    trainer.args.save_strategy = "no"
+    return trainer, checked.supervised_tokens() / len(checked.tokenized)
+
+
+def communication(trainer: object) -> dict[str, float]:
+    """Time what the processes send each other in a step: the adapter's gradients, added up over all of them."""
+    import torch
+    from torch import distributed
+
+    numbers = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    device = trainer.accelerator.device
+    gradient = torch.ones(numbers, device=device)
+    marks = []
+    for _ in range(12):
+        distributed.barrier()
+        began = time.perf_counter()
+        distributed.all_reduce(gradient)
+        gradient.mul_(0).sum().item()  # waits for the card
+        marks.append(time.perf_counter() - began)
+    return {"gradient_mib": numbers * 4 / 2**20, "all_reduce_ms": 1000 * sorted(marks)[len(marks) // 2]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""A notebook's training without the notebook, in one process or in several: `python -m helpers train`.
+
+It calls what the notebook's cells call, in their order. What writes is done by the main process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.config import RunConfig
+from helpers.config_file import CONFIG, read_config
+from helpers.contract import Contract, apply_contract
+from helpers.data import Rows, load_rows
+from helpers.errors import RunError
+from helpers.hardware import find_gpu
+from helpers.planner import preflight_memory
+from helpers.processes import join, leave, on_main, place
+from helpers.runs import RESUME, RunDirectory, read_json
+from helpers.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
+from helpers.shares import local_config, share_out
+
+if TYPE_CHECKING:
+    from helpers.model import LoadedModel
+    from helpers.results import TrainResult
+
+__all__ = ["add_command", "build_contracts", "run_train", "settle", "task_rows", "train_run"]
+
+
+def add_command(subparsers: Any) -> None:
+    """Add `train` to the command line.
+
+    Args:
+        subparsers: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
+    parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
+    parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
+    parser.set_defaults(command=run_train)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train as the command line asks.
+
+    Args:
+        options: Parsed by the parser that `add_command` made.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
+    """
+    here = place()
+    if not here.main:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+    config = read_config(options.config)
+    settle(options.config)
+    share = share_out(config.train, here.count)
+    join()
+    if here.count > 1:
+        _quiet(here.main)
+        print(share.describe(), flush=True)
+    resolve_preset(config.preset)
+    preflight_memory(local_config(config, here.count), find_gpu())
+    run = train_run(config, resume=options.resume)
+    if here.main:
+        from helpers.summary import summarize
+
+        print("\n" + summarize(run))
+    leave()
+    return 0
+
+
+def settle(path: Path) -> None:
+    """Let relative paths and the run's name mean what they meant where the file was written.
+
+    Args:
+        path: `config.json`, or the run directory that holds it.
+    """
+    file = (path / CONFIG if path.is_dir() else path).resolve()
+    values = read_json(file)
+    if file.parent.name == values["run_name"]:
+        os.environ["HELPERS_RUNS_DIR"] = str(file.parent.parent)
+    folder = Path(str(values.get("folder")))
+    if folder.is_dir():
+        os.chdir(folder)
+
+
+def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
+    """Train from rows to a saved, reloaded adapter, as the training notebooks do.
+
+    Args:
+        config: The checked configuration.
+        resume: "auto", "never" or "must"; see `helpers.runs.open_run`.
+
+    Returns:
+        The run directory, complete.
+
+    Raises:
+        HelpersError: See the functions that are called here.
+    """
+    from helpers.model import free_memory, load_adapter
+    from helpers.training import prove_reload
+
+    run = on_main(partial(start_run, config, resume=resume))
+    _check_shared(run)
+    config, result, heldout = _train(config, run)
+    free_memory()
+    print(prove_reload(load_adapter(run.adapter, config), heldout, result))
+    on_main(partial(finish_run, run))
+    return run
+
+
+def _train(config: RunConfig, run: RunDirectory) -> tuple[RunConfig, TrainResult, Contract]:
+    """Train and save the adapter; return the configuration with its layout, what training did, the held-out rows."""
+    from helpers.model import attach_adapter, load_model
+    from helpers.training import build_trainer, train
+
+    rows = on_main(partial(task_rows, config))
+    loaded = load_model(config.model, style=config.data.prompt_style)
+    kept, heldout = build_contracts(config, rows, loaded.tokenizer)
+    on_main(lambda: record_inputs(run, rows, loaded))
+    config = fit_layout(config, kept)
+    settings = config.train
+    attach_adapter(loaded, config.adapter, seed=settings.seed, gradient_checkpointing=settings.gradient_checkpointing)
+    trainer = build_trainer(config, loaded, kept, run)
+    result = train(trainer, config, loaded, kept, heldout)
+    on_main(lambda: _keep(run, loaded, result))
+    return config, result, heldout
+
+
+def _keep(run: RunDirectory, loaded: LoadedModel, result: TrainResult) -> None:
+    """Write what training gave: figures, their picture, the adapter."""
+    from helpers.display import plot_losses
+    from helpers.training import describe_change, save_adapter
+
+    run.update_metrics(**result.metrics())
+    plot_losses(run.metrics(), run.path / "loss.png")
+    print(describe_change(result))
+    print(run.shown("adapter") + ":", ", ".join(save_adapter(loaded, run)))
+
+
+def task_rows(config: RunConfig) -> Rows:
+    """Return a run's rows, cleaned as its notebook cleans them.
+
+    Args:
+        config: The run.
+    """
+    from helpers.selection import clean_rows
+
+    rows = load_rows(config.data, config.task, config.train.seed)
+    return clean_rows(rows)[0] if config.task == "dolly" else rows
+
+
+def build_contracts(config: RunConfig, rows: Rows, tokenizer: Any) -> tuple[Contract, Contract]:
+    """Return the training and the held-out rows, tokenized and checked.
+
+    Args:
+        config: The run.
+        rows: Its rows.
+        tokenizer: With the template installed.
+    """
+    from helpers.prompts import build_example
+
+    how = {"style": config.data.prompt_style, "system_prompt": config.data.system_prompt}
+    limit = config.model.max_seq_length
+    parts = ([build_example(row, config.task, **how) for row in part] for part in (rows.train, rows.heldout))
+    kept, heldout = (apply_contract(part, tokenizer, max_seq_length=limit) for part in parts)
+    return kept, heldout
+
+
+def _check_shared(run: RunDirectory) -> None:
+    """Raise unless this process sees the run directory that the main one opened."""
+    name = on_main(run.run_id)
+    if run.run_id() != name:
+        remedy = "Let all hosts share the folder that holds the runs: HELPERS_RUNS_DIR on a shared disk."
+        raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
+
+
+def _quiet(main: bool) -> None:
+    """Leave logs and progress to the main process."""
+    if main:
+        return
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
