@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | train | plan | runs | doctor | badges | list`."""
+"""The command line: `python -m helpers run | plan | runs | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except HelpersError as error:
         from helpers.failures import CellError
-        from helpers.processes import ElsewhereError
 
-        if isinstance(error, ElsewhereError):
-            return 2
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
     except KeyboardInterrupt:
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from helpers import launch, plan_command
+    from helpers.plan_command import add_command
     from helpers.run_list import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
@@ -62,8 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 
-    launch.add_command(commands)
-    plan_command.add_command(commands)
+    add_command(commands)
     add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")

@@ -1,4 +1,4 @@
-"""The table of notebooks in colab_badges.md, and the badges at the top of each notebook.
+"""The table of notebooks in colab_badges.md, the badges at the top of each notebook, and what else names the release.
 
 What a notebook teaches and costs stands in its own metadata, and the repository and the tag stand in pyproject.toml,
 so that neither is written down twice:
@@ -7,6 +7,8 @@ so that neither is written down twice:
     pyproject.toml      [tool.mistral-qlora-notebooks]
                         repository = "mistral-qlora/mistral-qlora-notebooks"
                         tag = "v0.1.0"
+
+`release_texts` carries the two into every text that names them: badges, install cells, README and the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +20,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from helpers.errors import ConfigError
 
-__all__ = ["NotebookFacts", "badge_links", "badge_table", "notebook_badges", "read_facts", "read_release"]
+__all__ = [
+    "NotebookFacts",
+    "badge_links",
+    "badge_table",
+    "notebook_badges",
+    "read_facts",
+    "read_release",
+    "release_texts",
+    "rename_release",
+]
 
 SECTION = "mistral-qlora-notebooks"
 METADATA = "mistral_qlora"
@@ -32,6 +43,19 @@ IMAGES = {
     "Open in Kaggle": "https://kaggle.com/static/images/open-in-kaggle.svg",
     "View in nbviewer": "https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg",
 }
+
+TEXTS = (
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "README.md",
+    "notebooks/*.py",
+    "templates/*.py",
+    "workshop/README.md",
+    "workshop/sources/*.py",
+)
+"""Files that name the repository or the tag, and that people write."""
+
+SLUG = r"[\w.-]+/[\w.-]+"
 
 HEAD = """<!-- Made by `python -m helpers badges` from the notebooks' metadata and pyproject.toml. Do not edit. -->
 
@@ -78,7 +102,7 @@ def read_release(pyproject: str | Path, repository: str | None = None, tag: str 
     path = Path(pyproject)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get(SECTION, {})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError("pyproject", "a readable TOML file", str(path), "Run it from the repository.") from error
     repository, tag = repository or table.get("repository"), tag or table.get("tag")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
@@ -140,7 +164,7 @@ def read_facts(notebook: str | Path) -> NotebookFacts:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         given = {"title": _title(content["cells"]), **content["metadata"].get(METADATA, {})}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError("notebook", "a readable .ipynb file", str(path), "Run scripts/build_notebooks.") from error
     return NotebookFacts(**{one.name: _fact(path.name, one.name, given.get(one.name)) for one in fields(NotebookFacts)})
 
@@ -183,6 +207,58 @@ def badge_table(root: str | Path, repository: str, tag: str, notebooks: Sequence
         raise ConfigError("notebooks", "at least one notebook", str(base / "notebooks"), "Run scripts/build_notebooks.")
     rows = (_row(path, read_facts(base / path), repository, tag) for path in notebooks)
     return HEAD.format(tag=tag) + "".join(rows)
+
+
+def release_texts(root: str | Path, repository: str, tag: str) -> dict[Path, str]:
+    """The text of every file that names the release, as it should be: colab_badges.md, and those of `TEXTS`.
+
+    Args:
+        root: The repository's folder.
+        repository: "owner/name".
+        tag: Tag or branch.
+
+    Returns:
+        Text by file, those first that others are built from.
+
+    Raises:
+        ConfigError: There is no notebook, one is not there, or one lacks a fact.
+    """
+    base = Path(root)
+    paths = [path for pattern in TEXTS for path in sorted(base.glob(pattern))]
+    texts = {path: rename_release(path.read_text(encoding="utf-8"), repository, tag) for path in paths}
+    return {**texts, base / "colab_badges.md": badge_table(base, repository, tag)}
+
+
+def rename_release(text: str, repository: str, tag: str) -> str:
+    """Make every badge, install line and clone line of a text name one repository and tag.
+
+    Args:
+        text: Of any file.
+        repository: "owner/name".
+        tag: Tag or branch.
+
+    Example:
+        >>> rename_release('source = "git+https://github.com/o/r@v1"', "a/b", "v2")
+        'source = "git+https://github.com/a/b@v2"'
+    """
+    starts = {
+        "Open in Colab": "https://colab.research.google.com/github/",
+        "Open in Kaggle": "https://www.kaggle.com/notebooks/welcome?src=https://github.com/",
+        "View in nbviewer": "https://nbviewer.org/github/",
+    }
+    for name, start in starts.items():
+        pattern = rf"{re.escape(start)}{SLUG}/blob/[^/)\s]+/(notebooks/[^)\s]+)"
+        text = re.sub(pattern, lambda m, name=name: _link(m[1], name, repository, tag), text)
+    text = re.sub(rf"git\+https://github\.com/{SLUG}@[\w./%-]+", f"git+https://github.com/{repository}@{tag}", text)
+    home = rf"(git clone |repository-code: )https://github\.com/{SLUG}"
+    text = re.sub(home, lambda m: f"{m[1]}https://github.com/{repository}", text)
+    return re.sub(r"(?<=^cd )[\w.-]+(?=\nmake )", repository.split("/")[1], text, flags=re.MULTILINE)
+
+
+def _link(path: str, name: str, repository: str, tag: str) -> str:
+    """One badge's address, for a path as it stands in another; Kaggle's is encoded twice."""
+    plain = unquote(unquote(path)) if name == "Open in Kaggle" else unquote(path)
+    return badge_links(plain, repository, tag)[name]
 
 
 def _row(path: str, facts: NotebookFacts, repository: str, tag: str) -> str:

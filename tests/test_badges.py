@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from helpers.badges import NotebookFacts, badge_links, badge_table, notebook_badges, read_facts, read_release
+from helpers.badges import (
+    NotebookFacts,
+    badge_links,
+    badge_table,
+    notebook_badges,
+    read_facts,
+    read_release,
+    release_texts,
+    rename_release,
+)
 from helpers.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -182,3 +192,44 @@ class TestRelease:
         (tmp_path / "pyproject.toml").write_text("=")
         with pytest.raises(ConfigError, match=r"pyproject\.toml"):
             read_release(tmp_path / "pyproject.toml")
+
+
+class TestTexts:
+    """What else names the repository and the tag."""
+
+    def test_all_agree_with_pyproject(self):
+        """Badges, setup cells, README, templates, workshop and citation name one repository and one tag."""
+        texts = release_texts(ROOT, *read_release(ROOT / "pyproject.toml"))
+        assert [path.name for path, text in texts.items() if path.read_text(encoding="utf-8") != text] == []
+
+    def test_a_fork_renames_all_of_them(self, tmp_path):
+        """With another repository and tag no file names the old ones any more."""
+        for name in ("CITATION.cff", "CONTRIBUTING.md", "README.md"):
+            shutil.copy(ROOT / name, tmp_path)
+        for name in ("notebooks", "templates", "workshop"):
+            shutil.copytree(ROOT / name, tmp_path / name)
+        texts = release_texts(tmp_path, "some/fork", "next")
+        named = {path.relative_to(tmp_path).as_posix(): text for path, text in texts.items()}
+        assert [name for name, text in named.items() if "mistral-qlora/mistral-qlora-notebooks" in text] == []
+        assert [name for name, text in named.items() if re.search(r"(blob/|@)v0\.1\.0", text)] == []
+        assert "git clone https://github.com/some/fork\ncd fork\nmake doctor" in named["CONTRIBUTING.md"]
+        assert {"colab_badges.md", "notebooks/alpaca_instruction.py", "workshop/sources/1_tokens.py"} <= set(named)
+
+    def test_setup_cells_install_what_the_badge_opens(self):
+        """Every notebook and every exercise that installs the package takes it from the tag of the badges."""
+        wanted = 'source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"'
+        lessons = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("templates/*.py"), *ROOT.glob("workshop/sources/*.py")]
+        assert len(lessons) == 8
+        assert [path.name for path in lessons if wanted not in path.read_text(encoding="utf-8")] == []
+
+    def test_encoded_paths_stay_encoded(self):
+        """A path with a space is found in each of the three links, and written as the badges have it."""
+        before = notebook_badges("notebooks/a b.ipynb", "o/r", "v1")
+        assert rename_release(before, "c/d", "fix/a") == notebook_badges("notebooks/a b.ipynb", "c/d", "fix/a")
+
+    def test_other_links_stay(self):
+        """What links to other projects, or to no notebook, is not touched."""
+        text = (
+            "https://github.com/o/r/issues/1 https://github.com/rhysd/actionlint https://example.org/notebooks/a.ipynb"
+        )
+        assert rename_release(text, "c/d", "v2") == text

@@ -119,17 +119,18 @@ class TestOthers:
         assert "torch: is old" in capsys.readouterr().out
 
     def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
-        """`--check` fails until the file is written, and writes nothing."""
+        """`--check` fails until the files are written, and writes nothing; `--repo` and `--tag` win over the file."""
+        table = tmp_path / "colab_badges.md"
         monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
-        monkeypatch.setattr(badges, "badge_table", lambda root, repository, tag: f"{repository} {tag}\n")
+        monkeypatch.setattr(badges, "release_texts", lambda root, repository, tag: {table: f"{repository} {tag}\n"})
         (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
         assert main(["badges", "--check"]) == 1
-        assert not (tmp_path / "colab_badges.md").exists()
-        assert main(["badges", "--tag", "v2"]) == 0
-        assert (tmp_path / "colab_badges.md").read_text() == "a/b v2\n"
-        assert main(["badges", "--check", "--tag", "v2"]) == 0
+        assert not table.exists()
+        assert main(["badges", "--repo", "c/d", "--tag", "v2"]) == 0
+        assert table.read_text() == "c/d v2\n"
+        assert main(["badges", "--check", "--repo", "c/d", "--tag", "v2"]) == 0
         assert main(["badges", "--check"]) == 1
-        assert "out of date" in capsys.readouterr().err
+        assert "colab_badges.md is out of date" in capsys.readouterr().err
 
     def test_list_shows_names_and_titles(self, tmp_path, monkeypatch, capsys):
         """Each notebook has a line."""
