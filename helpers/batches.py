@@ -113,6 +113,7 @@ def spread_batches(trainer: Any, share: Share) -> None:
     if here.count == 1:
         return
     from accelerate.data_loader import prepare_data_loader
+    from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader
 
     rows = trainer._remove_unused_columns(trainer.train_dataset, description="Training")
@@ -126,6 +127,8 @@ def spread_batches(trainer: Any, share: Share) -> None:
         )
 
     trainer.get_train_dataloader = get_train_dataloader
+    same = [name for name, _ in trainer.model.named_buffers()]  # rotary frequencies: sent in each pass otherwise
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainer.model, same)
 
 
 class _Marked:

@@ -186,6 +186,9 @@ def _quiet(main: bool) -> None:
     """Leave logs and progress to the main process."""
     if main:
         return
+    from helpers.model import import_unsloth
+
+    import_unsloth()
     import datasets
     import transformers
 

@@ -230,7 +230,7 @@ def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
     names = sorted(p.name for p in run.adapter.iterdir())
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"):
         if name not in names:
-            raise ExportError("adapter", f"{name} among the saved files", names)
+            raise ExportError("adapter", f"{name} among the saved files", names, "Save the adapter again.")
     return names
 
 
@@ -275,7 +275,6 @@ def _process_arguments(cuda: bool) -> dict[str, Any]:
     return {
         "use_cpu": not cuda,  # accelerate 1.15 forms a group on CPUs only if told so
         "ddp_find_unused_parameters": False,  # each LoRA weight has a gradient in each pass
-        "ddp_broadcast_buffers": False,  # rotary frequencies, the same everywhere
     }
 
 

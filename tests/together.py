@@ -50,15 +50,33 @@ def as_rank(*, rank, count, port, work, given):
     return answer
 
 
-def train(*, runs, model, name, resume="auto", **parameters):
+def train(*, runs, model, name, resume="auto", packed=False, **parameters):
     """Train as `python -m helpers train` does; return the metrics."""
     from helpers.config import build_config
     from helpers.launch import train_run
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
+    if packed:
+        pack_on_cpu()
     config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **{**SMALL, **parameters})
     run = train_run(config, resume=resume)
     return json.loads((run.path / "metrics.json").read_text())
+
+
+def pack_on_cpu():
+    """Let TRL pack rows on a CPU, where Unsloth turns packing off: rows of one sequence then see each other.
+
+    For comparing one process with several that makes no difference.
+    """
+    from trl import SFTConfig
+
+    original = SFTConfig.__post_init__
+
+    def packed(self):
+        original(self)
+        self.packing = True
+
+    SFTConfig.__post_init__ = packed
 
 
 def adapter(runs, name):
