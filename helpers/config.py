@@ -10,10 +10,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from helpers.errors import ConfigError
+from helpers.paths import folder_name, is_folder
 from helpers.settings import Settings, nearest, setting
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "DEFAULT_DATASET",
     "DEFAULT_SYSTEM_PROMPT",
     "FREE_TO_CHANGE",
+    "GGUF_TYPES",
+    "HUB_ID",
     "MODELS",
     "PRESETS",
     "AdapterConfig",
@@ -61,6 +63,12 @@ DEFAULT_SYSTEM_PROMPT = {
 }
 """What the assistant of a task is told unless the user says otherwise."""
 
+
+GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+"""What a GGUF file can hold; the last three need llama.cpp's llama-quantize."""
+
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+"""The form of a repository's name on the hub, as a regular expression."""
 
 FREE_TO_CHANGE = (
     "gguf_quantization",
@@ -121,7 +129,7 @@ class TrainConfig(Settings):
     num_epochs: float = setting(
         1.0, "times each row is seen, if max_steps does not end it before", unit="epochs", above=0.0, high=100.0
     )
-    max_steps: int | None = setting(None, "end after this many optimizer steps", unit="steps", low=1)
+    max_steps: int | None = setting(None, "end after this many optimizer steps", unit="steps", low=1, high=10_000_000)
     batch_size: int = setting(2, "rows in one forward pass", unit="rows", low=1, high=1024)
     gradient_accumulation: int = setting(4, "forward passes in one optimizer step", unit="passes", low=1, high=1024)
     warmup_steps: int = setting(5, "steps over which the learning rate rises", unit="steps", low=0)
@@ -162,7 +170,7 @@ class ExportConfig(Settings):
 
     merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit", tasks=("dolly",))
     gguf_quantization: str | None = setting(
-        None, "also save a GGUF file of this type, such as q8_0 or f16", tasks=("dolly",)
+        None, "also save a GGUF file of this type, such as q8_0 or f16", choices=GGUF_TYPES, tasks=("dolly",)
     )
     push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",))
     push_private: bool = setting(True, "create that repository as private", tasks=("dolly",))
@@ -289,7 +297,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         >>> build_config("alpaca", preset="smoke", max_steps=4).train.max_steps
         4
     """
-    if task not in DEFAULT_DATASET:
+    if not isinstance(task, str) or task not in DEFAULT_DATASET:
         raise ConfigError("task", f"one of {', '.join(DEFAULT_DATASET)}", task, nearest(task, list(DEFAULT_DATASET)))
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError("preset", f"one of auto, {', '.join(PRESETS)}", preset, nearest(preset, list(PRESETS)))
@@ -308,7 +316,8 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         key: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
         for key, part in _PARTS.items()
     }
-    config = RunConfig(task, preset, _run_name(run_name or f"{task}-{preset}"), **parts, given=frozenset(chosen))
+    name = folder_name(f"{task}-{preset}" if run_name is None else run_name)
+    config = RunConfig(task, preset, name, **parts, given=frozenset(chosen))
     _check_model_name(config.model.model_name)
     _check_together(config)
     return config
@@ -319,21 +328,9 @@ def _system_prompt(task: str, chosen: Mapping[str, Any]) -> str:
     return "" if chosen.get("prompt_style") == "alpaca" else DEFAULT_SYSTEM_PROMPT[task]
 
 
-def _run_name(name: Any) -> str:
-    """Return a run's name if it is a plain folder name."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ConfigError(
-            "run_name",
-            "letters, digits, '.', '_' and '-', beginning with a letter or digit",
-            name,
-            "It names a folder under runs/ and cannot lead out of it.",
-        )
-    return name
-
-
 def _check_model_name(name: str) -> None:
     """Raise for a name that is neither an alias, nor a folder, nor of a hub's form."""
-    if name in MODELS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or (name and Path(name).is_dir()):
+    if name in MODELS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or (name and is_folder(name)):
         return
     raise ConfigError(
         "model_name", "an alias, a hub id such as org/name, or a folder", name, nearest(name, list(MODELS))
@@ -358,7 +355,13 @@ def _check_together(config: RunConfig) -> None:
             "A prompt must fit beside its answer.",
         )
     if 0 < data.train_rows < train.batch_size:
-        raise ConfigError("train_rows", f"at least batch_size ({train.batch_size})", data.train_rows)
+        remedy = "Raise train_rows, lower batch_size, or use train_rows = 0 for all rows."
+        raise ConfigError("train_rows", f"at least batch_size ({train.batch_size})", data.train_rows, remedy)
+    if config.export.push_to is not None and not re.fullmatch(HUB_ID, config.export.push_to):
+        raise ConfigError("push_to", "owner/name", config.export.push_to, "Such as ada/mistral-assistant.")
+    if config.export.gguf_quantization and not config.export.merge_16bit:
+        remedy = "Set merge_16bit = True: the GGUF file is made from the merged model."
+        raise ConfigError("gguf_quantization", "none without merge_16bit", config.export.gguf_quantization, remedy)
 
 
 def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -36,7 +36,7 @@ class HelpersError(Exception):
         field: The parameter, file, column or row at fault, as the user knows it.
         expected: What would have been right, as a noun phrase.
         got: What was found. Shown with `repr`, shortened to 200 characters.
-        remedy: One or two sentences on what to do, or "" when `expected` already says it.
+        remedy: One or two sentences on what to do.
 
     Example:
         >>> raise ConfigError("max_steps", "a whole number of at least 1", -3, "Use 60 for a short run.")
@@ -52,9 +52,20 @@ class HelpersError(Exception):
         super().__init__(field, expected, got, remedy)
 
     def __str__(self) -> str:
-        shown = repr(self.got)
+        shown = _shown(self.got)
         shown = shown if len(shown) <= 200 else shown[:197] + "..."
         return f"{self.field}: expected {self.expected}, got {shown}. {self.remedy}".rstrip()
+
+
+def _shown(value: object) -> str:
+    """Return a value as Python writes it, or its type where Python cannot.
+
+    Integers of more than 4300 digits have no repr, nor do lists that are nested too deeply.
+    """
+    try:
+        return repr(value)
+    except (ValueError, RecursionError, OverflowError):
+        return f"a value of type {type(value).__name__} that cannot be shown"
 
 
 class ConfigError(HelpersError):

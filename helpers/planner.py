@@ -9,13 +9,13 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from helpers.config import RunConfig
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
+from helpers.paths import is_folder
 
 __all__ = [
     "USABLE",
@@ -55,9 +55,10 @@ def largest_micro_batch(lengths: Sequence[int], batch_size: int) -> int:
         400
     """
     if not lengths or min(lengths) < 1:
-        raise ConfigError("lengths", "at least one row, of at least one token each", list(lengths[:5]))
+        remedy = "Give each row's number of tokens."
+        raise ConfigError("lengths", "at least one row, of at least one token each", list(lengths[:5]), remedy)
     if batch_size < 1:
-        raise ConfigError("batch_size", "a whole number of at least 1", batch_size)
+        raise ConfigError("batch_size", "a whole number of at least 1", batch_size, "Use 1 if memory is short.")
     return _largest(tuple(lengths), batch_size)
 
 
@@ -88,7 +89,7 @@ def shape_for(config: RunConfig) -> ModelShape | None:
     known = {"mistral-7b-instruct": MISTRAL_7B, "smollm2-135m": SMOLLM2_135M}
     if name in known:
         return known[name]
-    if Path(name).is_dir():
+    if is_folder(name):
         return shape_of(name)
     try:
         from huggingface_hub import try_to_load_from_cache

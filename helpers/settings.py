@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from helpers.errors import ConfigError
+from helpers.redact import redact, secrets_in
 
 __all__ = ["Settings", "coerce", "nearest", "setting"]
 
@@ -92,7 +94,9 @@ def coerce(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
         return None
     converted = _convert(value, kind)
     if converted is None:
-        raise ConfigError(name, _expectation(kind, limits), value)
+        raise ConfigError(name, _expectation(kind, limits), value, _remedy(limits))
+    if isinstance(converted, str):
+        _check_text(name, converted)
     _check_range(name, converted, kind, limits)
     return converted
 
@@ -131,7 +135,23 @@ def _check_range(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -
     low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
     fits = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
     if not fits:
-        raise ConfigError(name, _expectation(kind, limits), value)
+        raise ConfigError(name, _expectation(kind, limits), value, _remedy(limits))
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raise for text that no file can hold, or that must not stand in one."""
+    if re.search("[\0\ud800-\udfff]", text):
+        remedy = "It holds a null byte or half of a character: type it again."
+        raise ConfigError(name, "text that can be written to a file", text, remedy)
+    if secrets_in(text):
+        remedy = "A run writes its parameters down. Set the environment variable HF_TOKEN instead."
+        raise ConfigError(name, "no secret", redact(text), remedy)
+
+
+def _remedy(limits: Mapping[str, Any]) -> str:
+    """Say what a field does, and that it need not be given."""
+    meaning = f"It means: {limits['help']}. " if limits.get("help") else ""
+    return f"{meaning}Correct it, or leave it out for its default."
 
 
 def _expectation(kind: type, limits: Mapping[str, Any]) -> str:

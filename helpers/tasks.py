@@ -58,7 +58,7 @@ def find_task(name: str) -> Task:
         >>> "adapter_dir" in find_task("side_by_side").parameters()
         True
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigError("task", f"one of {', '.join(TASKS)}", name, nearest(name, list(TASKS)))
     return TASKS[name]
 

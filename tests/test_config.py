@@ -108,10 +108,20 @@ class TestErrors:
                 {"learnin_rate": 1e-4},
                 "learnin_rate: expected the name of a parameter, got 0.0001. Did you mean learning_rate?",
             ),
-            ({"max_steps": -3}, "max_steps: expected a whole number of steps, at least 1, got -3."),
-            ({"max_steps": "many"}, "max_steps: expected a whole number of steps, at least 1, got 'many'."),
-            ({"packing": 1}, "packing: expected true or false, got 1."),
-            ({"lora_rank": 0}, "lora_rank: expected a whole number of dimensions, at least 1 and at most 1024, got 0."),
+            (
+                {"save_steps": -3},
+                (
+                    "save_steps: expected a whole number of steps, at least 1, got -3. It means: optimizer steps "
+                    "between checkpoints. Correct it, or leave it out for its default."
+                ),
+            ),
+            (
+                {"packing": 1},
+                (
+                    "packing: expected true or false, got 1. It means: fill sequences with several rows each. Correct "
+                    "it, or leave it out for its default."
+                ),
+            ),
             (
                 {"prompt_style": "alpca"},
                 "prompt_style: expected one of chat, alpaca, got 'alpca'. Did you mean alpaca?",
@@ -120,7 +130,13 @@ class TestErrors:
                 {"max_seq_length": 64},
                 "max_new_tokens: expected less than max_seq_length (64), got 64. A prompt must fit beside its answer.",
             ),
-            ({"train_rows": 3}, "train_rows: expected at least batch_size (4), got 3."),
+            (
+                {"train_rows": 3},
+                (
+                    "train_rows: expected at least batch_size (4), got 3. Raise train_rows, lower batch_size, or use "
+                    "train_rows = 0 for all rows."
+                ),
+            ),
             (
                 {"prompt_style": "alpaca", "system_prompt": "Be brief."},
                 (

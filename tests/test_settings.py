@@ -111,7 +111,13 @@ class TestSettings:
         """The error has the field's name, unit, range or choices, and the value."""
         with pytest.raises(ConfigError) as caught:
             Oven(**given)
-        assert str(caught.value) == message
+        assert str(caught.value).startswith(message)
+
+    def test_the_remedy_says_what_a_field_is_for(self):
+        """Whoever typed it wrong reads what it does, and that it has a default."""
+        with pytest.raises(ConfigError) as caught:
+            Oven(minutes=0)
+        assert caught.value.remedy == "It means: how long it bakes. Correct it, or leave it out for its default."
 
     @pytest.mark.parametrize("minutes", [1, 600])
     def test_the_ends_of_a_range_belong_to_it(self, minutes):

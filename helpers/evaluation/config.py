@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import ConfigError
+from helpers.paths import folder_name, is_file
 from helpers.settings import Settings, nearest, setting
 
 __all__ = [
@@ -153,7 +153,8 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
     if "answered_rows" not in chosen and isinstance(chosen.get("reference_rows"), int):
         default = values.get("answered_rows", known["answered_rows"].default)
         values["answered_rows"] = min(default, max(chosen["reference_rows"], 0))
-    config = EvaluationConfig(preset=preset, run_name=_run_name(run_name), **values)
+    name = DEFAULT_RUN_NAME if run_name is None else run_name
+    config = EvaluationConfig(preset=preset, run_name=folder_name(name), **values)
     _check_arms(config, chosen)
     _check_together(config)
     _check_files(config)
@@ -163,15 +164,6 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
 def _listed(text: str) -> list[str]:
     """Split a list with commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _run_name(name: Any) -> str:
-    """Return the run's name if it is a plain folder name."""
-    name = DEFAULT_RUN_NAME if name is None else name
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        expected = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
-        raise ConfigError("run_name", expected, name, "It names a folder under runs/ and cannot lead out of it.")
-    return name
 
 
 def _check_arms(config: EvaluationConfig, chosen: Mapping[str, Any]) -> None:
@@ -185,7 +177,7 @@ def _check_arms(config: EvaluationConfig, chosen: Mapping[str, Any]) -> None:
         if name not in ARM_NAMES:
             raise ConfigError("arms", f"some of {', '.join(ARM_NAMES)}", name, nearest(name, ARM_NAMES))
     if len(set(names)) < len(names):
-        raise ConfigError("arms", "each arm once", config.arms)
+        raise ConfigError("arms", "each arm once", config.arms, "Leave the second one out.")
     if missing := [name for name in ("base", "tuned") if name not in names]:
         raise ConfigError("arms", "base and tuned among the arms", config.arms, f"Add {' and '.join(missing)}.")
 
@@ -211,6 +203,7 @@ def _check_files(config: EvaluationConfig) -> None:
         if name is None:
             continue
         if Path(name).suffix.lower() not in endings:
-            raise ConfigError(field, f"a file that ends in {', '.join(endings)}", name)
-        if not Path(name).is_file():
+            remedy = "Save it in one of these formats; the ending says how it is read."
+            raise ConfigError(field, f"a file that ends in {', '.join(endings)}", name, remedy)
+        if not is_file(name):
             raise ConfigError(field, "an existing file", name, "Check the path; it starts from the working directory.")
