@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.contract import IGNORED, TokenizedExample
+from helpers.runs import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,6 +242,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _save(figure: Figure, path: Path | str) -> Picture:
     """Write the picture."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(Path(path), content.getvalue())
     return Picture(path)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.config import FREE_TO_CHANGE, changed_parameters
-from helpers.errors import RunError
+from helpers.errors import ConfigError, RunError
+from helpers.paths import is_folder, is_there, user_folder
 from helpers.redact import redact
 from helpers.settings import nearest
 
@@ -31,6 +32,7 @@ __all__ = [
     "open_run",
     "read_json",
     "runs_root",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -83,7 +85,8 @@ class RunDirectory:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the parameters that decide what the run computes."""
-        chosen = {k: v for k, v in (self.manifest().get("parameters") or {}).items() if k not in FREE_TO_CHANGE}
+        parameters = _parameters(self)
+        chosen = {k: v for k, v in parameters.items() if k not in FREE_TO_CHANGE}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
     def mark_failed(self, error: BaseException) -> None:
@@ -111,9 +114,15 @@ def runs_root() -> Path:
 
     It is HELPERS_RUNS_DIR if set; else `runs/` beside the package in a checkout, whatever the working directory; else
     `runs/` in the working directory.
+
+    Raises:
+        ConfigError: HELPERS_RUNS_DIR names a file, or is no path.
     """
-    if chosen := os.environ.get("HELPERS_RUNS_DIR"):
-        return Path(chosen).resolve()
+    if chosen := os.environ.get("HELPERS_RUNS_DIR", "").strip():
+        folder = user_folder("HELPERS_RUNS_DIR", chosen)
+        if is_there(folder) and not is_folder(folder):
+            raise ConfigError("HELPERS_RUNS_DIR", "a folder", chosen, "A file is in its place: name another folder.")
+        return folder
     checkout = Path(__file__).resolve().parent.parent
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
@@ -134,9 +143,13 @@ def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") 
     """
     run = RunDirectory(runs_root() / name)
     check_run(name, parameters, resume=resume)
-    if resume == "never" and run.path.is_dir():
-        _clear(run)
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        if resume == "never" and run.path.is_dir():
+            _clear(run)
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "Check its permissions, or set HELPERS_RUNS_DIR to another folder."
+        raise RunError(str(run.path), "a folder that can be written", error.strerror or str(error), remedy) from error
     run.update_manifest(parameters=dict(parameters), run_id=run.run_id() or uuid.uuid4().hex)
     return run
 
@@ -159,11 +172,12 @@ def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto")
     """
     earlier = _earlier_parameters(RunDirectory(runs_root() / name))
     if earlier is None and parameters.get("persist_dir"):
-        earlier = _earlier_parameters(RunDirectory(Path(parameters["persist_dir"]).expanduser().resolve() / name))
+        earlier = _earlier_parameters(RunDirectory(user_folder("persist_dir", parameters["persist_dir"]) / name))
     if resume not in RESUME:
         raise RunError("resume", f"one of {', '.join(RESUME)}", resume, nearest(resume, RESUME))
     if resume == "must" and earlier is None:
-        raise RunError("run_name", "the name of an earlier run, because resume is must", name)
+        remedy = 'Check the name, or use resume = "auto".'
+        raise RunError("run_name", "the name of an earlier run, because resume is must", name, remedy)
     if resume == "never" or earlier is None:
         return False
     if changed := changed_parameters(earlier, dict(parameters)):
@@ -187,7 +201,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 to a temporary name beside `path`, force it to disk and rename it.
+    """Write text in UTF-8, whole or not at all, line breaks as they are.
+
+    Half of a character, which UTF-8 cannot hold, becomes an escape that JSON reads back.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, force it to disk and rename it.
 
     Raises:
         RunError: The disk refuses.
@@ -196,8 +221,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
@@ -231,7 +256,8 @@ def read_json(path: Path) -> dict[str, Any]:
             "The file is damaged; delete the run directory, or restore the file.",
         ) from error
     if not isinstance(value, dict):
-        raise RunError(str(path), "a JSON object", type(value).__name__)
+        remedy = "The file is damaged; delete the run directory, or restore the file."
+        raise RunError(str(path), "a JSON object", type(value).__name__, remedy)
     return value
 
 
@@ -259,7 +285,11 @@ def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
     """Return the parameters of the run in a folder, or None if there is no run yet."""
     if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
         raise RunError("run_name", "the name of a folder", str(run.path), "A link or a file is left alone.")
-    left = [path.name for path in _contents(run)]
+    try:
+        left = [path.name for path in _contents(run)]
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise RunError(str(run.path), "a folder that can be read", got, "Check its permissions.") from error
     if not left:
         return None
     if MANIFEST not in left:
@@ -269,6 +299,11 @@ def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
             f"{run.path} with {', '.join(sorted(left)[:5])}",
             "It has no manifest.json, so it is left alone. Choose another run_name.",
         )
+    return _parameters(run)
+
+
+def _parameters(run: RunDirectory) -> dict[str, Any]:
+    """Return the parameters in a run's manifest; {} if it has none."""
     parameters = run.manifest().get("parameters") or {}
     if not isinstance(parameters, dict):
         raise RunError(str(run.path / MANIFEST), "an object of parameters", parameters, "Choose another run_name.")

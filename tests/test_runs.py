@@ -78,11 +78,11 @@ class TestWriting:
         assert (error.field, error.got) == (str(tmp_path / "a.txt"), "No space left on device")
         assert error.remedy == "Free space or check permissions; what was there before is untouched."
 
-    def test_text_that_cannot_be_encoded_leaves_nothing(self, tmp_path):
-        """Half a character cannot be written, and no file is left of the attempt."""
-        with pytest.raises(UnicodeEncodeError):
-            write_text(tmp_path / "a.txt", "a \ud800")
-        assert os.listdir(tmp_path) == []
+    def test_half_a_character_is_written_as_an_escape(self, tmp_path):
+        """UTF-8 cannot hold it; JSON reads the escape back, so that a strange answer stops no run."""
+        write_json(tmp_path / "a.json", {"said": "a \ud800"})
+        assert (tmp_path / "a.json").read_bytes() == b'{\n  "said": "a \\ud800"\n}\n'
+        assert read_json(tmp_path / "a.json") == {"said": "a \ud800"}
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, {"a": float("-inf")}]])
     def test_nan_and_infinity_are_refused(self, tmp_path, value):

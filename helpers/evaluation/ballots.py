@@ -11,6 +11,7 @@ from pathlib import Path
 
 from helpers.errors import EvaluationError
 from helpers.evaluation.votes import VoteKey
+from helpers.runs import write_text
 
 __all__ = ["CHOICES", "CRITERIA", "TICKS", "Vote", "read_votes", "write_votes"]
 
@@ -62,8 +63,8 @@ def read_votes(paths: str | Path | Iterable[str | Path], key: VoteKey) -> tuple[
         All votes, in the order of the files.
 
     Raises:
-        EvaluationError: A file is missing or not UTF-8, lacks a column, votes for an item that is not in the key, holds
-            an unknown choice or tick, or the same voter votes for an item twice.
+        EvaluationError: A file is missing, damaged or not UTF-8, lacks a column, votes for an item that is not in the
+            key, holds an unknown choice or tick, or the same voter votes for an item twice.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     votes: dict[tuple[str, str], Vote] = {}
@@ -91,12 +92,23 @@ def _rows(path: Path) -> list[tuple[int, Mapping[str, str]]]:
         raise EvaluationError("votes_file", "a file that exists", str(path), "Check the path.") from error
     except UnicodeDecodeError as error:
         raise EvaluationError(path.name, "UTF-8 text", f"byte {error.object[error.start]:#04x}", _EXPORT) from error
+    except (OSError, ValueError) as error:
+        raise EvaluationError("votes_file", "a readable file", str(path), f"{error}. Check the path.") from error
     header = text.partition("\n")[0]
     delimiter = ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return _table(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter), path.name)
+    except csv.Error as error:
+        raise EvaluationError(path.name, "valid CSV", str(error), _EXPORT) from error
+
+
+def _table(reader: csv.DictReader, file: str) -> list[tuple[int, Mapping[str, str]]]:
+    """Read the rows that are not blank, each column named once."""
     names = [name.strip() for name in reader.fieldnames or []]
     if missing := [name for name in _COLUMNS if name not in names]:
-        raise EvaluationError(path.name, f"the columns {', '.join(_COLUMNS)}", names, f"Add {missing[0]}. {_EXPORT}")
+        raise EvaluationError(file, f"the columns {', '.join(_COLUMNS)}", names, f"Add {missing[0]}. {_EXPORT}")
+    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+        raise EvaluationError(file, "each column once", f"{twice[0]} {names.count(twice[0])} times", _EXPORT)
     reader.fieldnames = names
     return [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in _COLUMNS)]
 
@@ -146,13 +158,15 @@ def write_votes(path: str | Path, votes: Iterable[Vote]) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        RunError: The disk refuses.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        for vote in votes:
-            name = f"'{vote.voter}" if vote.voter.startswith(_FORMULA) else vote.voter
-            writer.writerow(asdict(vote) | {"voter": name, "seconds": "" if vote.seconds is None else vote.seconds})
-    return path
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, _COLUMNS)
+    writer.writeheader()
+    for vote in votes:
+        name = f"'{vote.voter}" if vote.voter.startswith(_FORMULA) else vote.voter
+        writer.writerow(asdict(vote) | {"voter": name, "seconds": "" if vote.seconds is None else vote.seconds})
+    write_text(Path(path), file.getvalue())
+    return Path(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import Picture
+from helpers.runs import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,13 +70,17 @@ class Drawing:
 
         Returns:
             The picture, which a notebook shows.
+
+        Raises:
+            RunError: The disk refuses.
         """
         import matplotlib
 
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.png"
+        content = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
-            self.figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight")
+            self.figure.savefig(content, format="png", dpi=150, facecolor="white", bbox_inches="tight")
+        path = folder / f"{self.name}.png"
+        write_bytes(path, content.getvalue())
         return Picture(path)
 
     def row(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from typing import Any
 from helpers.errors import EvaluationError
 from helpers.evaluation.gains import clean_rows
 from helpers.evaluation.pages import visible
-from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
+from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo, build_record
+from helpers.runs import write_text
 
 __all__ = ["read_comparison", "write_comparison", "write_json", "write_scores"]
 
@@ -34,14 +36,14 @@ def write_json(path: str | Path, data: object) -> Path:
 
     Raises:
         EvaluationError: There is a NaN or an infinity in the data.
+        RunError: The disk refuses.
     """
     path = Path(path)
     try:
         text = json.dumps(data, ensure_ascii=True, allow_nan=False, indent=1)
     except ValueError as error:
         raise EvaluationError(path.name, "finite numbers", str(error), "Replace NaN and infinity by None.") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="ascii", newline="\n")
+    write_text(path, text + "\n")
     return path
 
 
@@ -79,9 +81,9 @@ def read_comparison(path: str | Path) -> Comparison:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise EvaluationError("format", repr(_FORMAT), data["format"], remedy)
-        lists = {name: tuple(kind(**row) for row in data[name]) for name, kind in _LISTS.items()}
-        comparison = Comparison(info=RunInfo(**data["info"]), **lists)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lists = {name: tuple(build_record(kind, row) for row in data[name]) for name, kind in _LISTS.items()}
+        comparison = Comparison(info=build_record(RunInfo, data["info"]), **lists)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         got = f"{type(error).__name__}: {error}"
         raise EvaluationError(str(path), "a readable comparison", got, remedy) from error
     _check(comparison)
@@ -111,19 +113,18 @@ def write_scores(path: str | Path, comparison: Comparison, scores: Sequence[Mapp
     Returns:
         The path written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     prompts = {prompt.id: prompt for prompt in comparison.prompts}
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for row in [*clean_rows(scores), *map(_reference, comparison.references)]:
-            prompt = prompts.get(row["prompt_id"])
-            place = (row["prompt_id"], prompt.category if prompt else "", prompt.source if prompt else "", row["arm"])
-            for metric, value in row.items():
-                if metric not in _COLUMNS:
-                    writer.writerow([_cell(cell) for cell in (*place, metric, value)])
-    return path
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(_COLUMNS)
+    for row in [*clean_rows(scores), *map(_reference, comparison.references)]:
+        prompt = prompts.get(row["prompt_id"])
+        place = (row["prompt_id"], prompt.category if prompt else "", prompt.source if prompt else "", row["arm"])
+        for metric, value in row.items():
+            if metric not in _COLUMNS:
+                writer.writerow([_cell(cell) for cell in (*place, metric, value)])
+    write_text(Path(path), file.getvalue())
+    return Path(path)
 
 
 def _reference(score: ReferenceScore) -> dict[str, Any]:

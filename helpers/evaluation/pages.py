@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import EvaluationError
+from helpers.runs import write_text
 
 __all__ = ["embed_json", "read_part", "render_page", "visible", "write_page"]
 
@@ -119,12 +120,12 @@ def write_page(path: str | Path, page: str) -> Path:
 
     Raises:
         EvaluationError: The path is a folder.
+        RunError: The disk refuses.
     """
     path = Path(path)
     if path.is_dir():
         raise EvaluationError(
             "path", "a file name for the page", str(path), f"Use {path / 'report.html'} for instance."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_text(path, page)
     return path

@@ -5,9 +5,15 @@ Everything in `helpers.evaluation` but `generate` works on these alone, never on
 
 from __future__ import annotations
 
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-__all__ = ["Answer", "Arm", "Comparison", "Prompt", "ReferenceScore", "RunInfo"]
+__all__ = ["Answer", "Arm", "Comparison", "Prompt", "ReferenceScore", "RunInfo", "build_record"]
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -126,3 +132,30 @@ class Comparison:
     arms: tuple[Arm, ...]
     answers: tuple[Answer, ...]
     references: tuple[ReferenceScore, ...] = ()
+
+
+def build_record(kind: type[Record], row: Mapping[str, Any]) -> Record:
+    """Build a record from what stood in a file, each value of the type that its field has.
+
+    Args:
+        kind: A dataclass, such as `Answer`.
+        row: Its fields by name.
+
+    Returns:
+        The record.
+
+    Raises:
+        TypeError: A field is missing, unknown or of another type.
+
+    Example:
+        >>> build_record(Arm, {"name": "base", "label": "Base", "adapter": False}).prompting
+        'template'
+    """
+    hints = typing.get_type_hints(kind)
+    for name in hints.keys() & row.keys():
+        hint, value = hints[name], row[name]
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = tuple(typing.get_origin(each) or each for each in allowed)
+        if type(value) not in plain and not (float in plain and type(value) is int):
+            raise TypeError(f"{name} is not {' or '.join(each.__name__ for each in plain)}")
+    return kind(**row)

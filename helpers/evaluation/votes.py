@@ -18,7 +18,8 @@ from pathlib import Path
 
 from helpers.errors import EvaluationError
 from helpers.evaluation.pages import embed_json, render_page, visible, write_page
-from helpers.evaluation.records import Comparison, Prompt
+from helpers.evaluation.records import Comparison, Prompt, build_record
+from helpers.runs import write_text
 
 __all__ = ["BlindItem", "KeyItem", "VoteKey", "blind_items", "read_key", "write_key", "write_vote_page"]
 
@@ -162,11 +163,12 @@ def write_key(path: str | Path, key: VoteKey) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        RunError: The disk refuses.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"format": _FORMAT} | asdict(key), indent=1) + "\n", encoding="utf-8")
-    return path
+    write_text(Path(path), json.dumps({"format": _FORMAT} | asdict(key), indent=1) + "\n")
+    return Path(path)
 
 
 def read_key(path: str | Path) -> VoteKey:
@@ -186,7 +188,8 @@ def read_key(path: str | Path) -> VoteKey:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise EvaluationError("format", repr(_FORMAT), data["format"], remedy)
-        items = {name: KeyItem(**row) for name, row in data["items"].items()}
-        return VoteKey(data["baseline"], data["contender"], items)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        items = {name: build_record(KeyItem, row) for name, row in data["items"].items()}
+        arms = {name: data[name] for name in ("baseline", "contender")}
+        return build_record(VoteKey, arms | {"items": items})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvaluationError(str(path), "a readable vote key", f"{type(error).__name__}: {error}", remedy) from error
