@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "Holder", "find_holder", "hold_lock", "release_lock"]
+__all__ = ["LOCK", "Holder", "find_holder", "hold_lock", "refuse_held", "release_lock"]
 
 LOCK = ".lock"
 """The lock file's name in a run directory."""
@@ -79,7 +79,8 @@ def hold_lock(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = _flock(folder / LOCK)
     except OSError as error:
-        raise RunError(str(folder), "a folder that can be written", error.strerror or str(error)) from error
+        remedy = "Check its permissions, or set HELPERS_RUNS_DIR to another folder."
+        raise RunError(str(folder), "a folder that can be written", error.strerror or str(error), remedy) from error
     _held[folder] = (os.getpid(), file)
 
 
@@ -94,6 +95,20 @@ def release_lock(folder: Path) -> None:
         file.close()
     elif pid == os.getpid():
         (folder / LOCK).unlink(missing_ok=True)
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise if any process holds a run directory's lock.
+
+    Args:
+        folder: The run's directory.
+
+    Raises:
+        RunError: Somebody is writing the run; the message says who.
+    """
+    holder = find_holder(folder)
+    if holder is not None:
+        raise _refusal(folder / LOCK, holder)
 
 
 def find_holder(folder: Path) -> Holder | None:
@@ -180,7 +195,7 @@ def _read(path: Path) -> Holder:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         return Holder(int(value["pid"]), str(value["host"]), float(value["started"]), str(value["since"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return Holder()
 
 
@@ -199,7 +214,7 @@ def _start_of(pid: int) -> float | None:
 
     try:
         return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # also a number that no process has
         return None
     except psutil.Error:
         return 0.0

@@ -18,7 +18,9 @@ from helpers import hardware
 from helpers.config import build_config
 from helpers.errors import ConfigError, RunError
 from helpers.failures import CellError
+from helpers.locks import refuse_held
 from helpers.parameter_cells import TYPES, Parameter, read_notebook, read_parameters
+from helpers.paths import is_file
 from helpers.redact import redact, removed_in, secrets_in
 from helpers.runs import RunDirectory, check_run, runs_root
 from helpers.settings import coerce, nearest
@@ -73,7 +75,7 @@ def find_notebook(name: str) -> Path:
     else:
         path = known.get(name)
         remedy = nearest(name, list(known)) if known else "Run scripts/build_notebooks."
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         raise RunError("notebook", "the name of a notebook, or the path of an .ipynb file", name, remedy)
     return path.resolve()
 
@@ -120,7 +122,8 @@ def run_notebook(
         The executed copy, `runs/<run_name>/notebook.ipynb`.
 
     Raises:
-        HelpersError: Something is wrong with the parameters, the machine or the run directory; no kernel was started.
+        HelpersError: Something is wrong with the parameters, the machine or the run directory, or another process is
+            writing the run; no kernel was started.
         CellError: A cell failed, the kernel died, or a cell printed a secret. The executed copy is kept.
     """
     path = find_notebook(name)
@@ -132,6 +135,7 @@ def run_notebook(
         defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
         check_run(plan.run_name, plan.parameters, resume={"resume": "auto", **defaults, **values}["resume"])
         folder = RunDirectory(runs_root() / plan.run_name)
+    refuse_held(folder.path)
     _execute(path, values, folder, report)
     return folder.path / EXECUTED
 
@@ -166,7 +170,8 @@ def _convert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task(path: Path) -> str | None:
     """Return the task in a notebook's metadata, or None."""
-    return read_notebook(path)["metadata"].get(METADATA, {}).get("task")
+    facts = read_notebook(path)["metadata"].get(METADATA)
+    return facts.get("task") if isinstance(facts, dict) else None
 
 
 def _configure(path: Path, values: Mapping[str, Any]) -> Plan | None:
@@ -204,7 +209,7 @@ def _open_folder(run_name: str) -> RunDirectory:
     """
     folder = RunDirectory(runs_root() / build_config("alpaca", preset="smoke", run_name=run_name).run_name)
     if folder.path.is_symlink() or (folder.path.exists() and not folder.path.is_dir()):
-        raise RunError("run_name", "the name of a folder", folder.shown())
+        raise RunError("run_name", "the name of a folder", folder.shown(), "A link or a file is left alone.")
     if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / EXECUTED).is_file():
         raise RunError("run_name", "a new folder or one of an earlier run", folder.shown(), "Choose another run_name.")
     return folder

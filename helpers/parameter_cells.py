@@ -51,8 +51,10 @@ def read_notebook(path: Path) -> dict[str, Any]:
         content["metadata"].get("kernelspec")
         for cell in content["cells"]:
             cell["source"] = "".join(cell["source"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(str(path), "a readable notebook", type(error).__name__) from error
+            "parameters" in cell["metadata"].get("tags", [])  # noqa: B015 - must not raise later
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        remedy = "Download it again, or build it with scripts/build_notebooks."
+        raise RunError(str(path), "a readable notebook", type(error).__name__, remedy) from error
     return content
 
 
@@ -70,14 +72,15 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
     """
     cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) > 1:
-        raise RunError(path.name, "one cell tagged parameters", len(cells))
+        raise RunError(path.name, "one cell tagged parameters", len(cells), "Take the tag off the others.")
     source = cells[0]["source"] if cells else ""
     lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found: dict[str, Parameter] = {}
     for line in lines:
         parameter = _read_line(path, line)
         if parameter.name in found:
-            raise RunError(f"{path.name}, parameters", "each name once", parameter.name)
+            remedy = "Remove one of the two lines."
+            raise RunError(f"{path.name}, parameters", "each name once", parameter.name, remedy)
         found[parameter.name] = parameter
     return found
 
@@ -104,8 +107,8 @@ def _by_python(line: str) -> tuple[str, Any] | None:
         (statement,) = ast.parse(line).body
         (target,) = statement.targets  # type: ignore[attr-defined]
         return target.id, ast.literal_eval(statement.value)  # type: ignore[attr-defined]
-    except (SyntaxError, ValueError, AttributeError):
-        return None
+    except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
+        return None  # the last two: ast on brackets that are nested too deeply
 
 
 def _by_papermill(line: str) -> Parameter | None:
@@ -117,5 +120,5 @@ def _by_papermill(line: str) -> Parameter | None:
     try:
         (read,) = PythonTranslator.inspect({"source": line})
         return Parameter(read.name, ast.literal_eval(read.default), read.inferred_type_name, read.help)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None

@@ -21,8 +21,9 @@ from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.tally import Reveal
 from helpers.hardware import describe_hardware
 from helpers.lock import installed_versions
-from helpers.runs import RunDirectory, git_commit, open_run, write_json
-from helpers.session import SHOWN_VERSIONS, now, resolve_preset
+from helpers.locks import hold_lock
+from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
+from helpers.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
 
 __all__ = [
     "TASK",
@@ -63,7 +64,9 @@ def run_parameters(config: EvaluationConfig, source: AdapterSource) -> dict[str,
 
 
 def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: str = "auto") -> RunDirectory:
-    """Open the evaluation's own run directory and write down what is known so far.
+    """Lock and open the evaluation's own run directory, and write down what is known so far.
+
+    In a notebook, a cell that fails from now on marks the run as failed.
 
     Args:
         config: The checked configuration.
@@ -74,9 +77,13 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
         The directory, with `manifest.json` and `config.json` in it.
 
     Raises:
-        RunError: The directory belongs to something else, or to an evaluation with other parameters.
+        RunError: The directory belongs to something else, to an evaluation with other parameters, or to another
+            process.
     """
-    run = open_run(config.run_name, run_parameters(config, source), resume=resume)
+    parameters = run_parameters(config, source)
+    check_run(config.run_name, parameters, resume=resume)
+    hold_lock(runs_root() / config.run_name)
+    run = open_run(config.run_name, parameters, resume=resume)
     versions = installed_versions()
     run.update_manifest(
         task=TASK,
@@ -88,8 +95,10 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
         git_commit=git_commit(),
         started=now(),
         state="running",
+        failure=None,
     )
     write_json(run.path / "config.json", {"task": TASK, **config.flat()})
+    watch_cells(run)
     return run
 
 
