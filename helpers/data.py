@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.config import DATASETS, DataConfig
 from helpers.errors import DataError
+from helpers.paths import is_there
 from helpers.prompts import COLUMNS
 from helpers.readers import READERS, read_file
 from helpers.selection import choose_categories, in_proportion
@@ -39,8 +40,9 @@ an answer among its 51,760; a hand-made file with one bad row in fifty should be
 _CHANCE = 3
 """Unusable rows that a draw from a large data set may meet by chance, however small the draw."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a character, which JSON can spell as an escape and nothing can tokenize."""
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""A null byte, the mark of a file in another encoding than it says; and half of a character, which JSON can spell as an
+escape and nothing can tokenize."""
 
 _REPEATED = "asks the same as a held-out row"
 
@@ -138,8 +140,8 @@ def row_problem(row: Any, task: str) -> str | None:
         if name != names.context and not (value or "").strip():
             return f"empty {name}"
     for name in (*names.required(), *names.optional):
-        if isinstance(row.get(name), str) and _SURROGATE.search(row[name]):
-            return f"{name} is not valid Unicode"
+        if isinstance(row.get(name), str) and (found := _UNUSABLE.search(row[name])):
+            return f"{name} holds a null byte" if found[0] == "\0" else f"{name} is not valid Unicode"
     return None
 
 
@@ -156,7 +158,7 @@ def data_fingerprint(rows: Rows) -> str:
 def _open_source(config: DataConfig, task: str) -> tuple[int, Callable[[int], Any], str]:
     """Return the number of rows, a function that reads one, and a description of the source."""
     name = config.dataset_name
-    if Path(name).suffix.lower() in READERS or Path(name).exists():
+    if Path(name).suffix.lower() in READERS or is_there(name):
         rows = read_file(name)
         _check_columns(rows[0], task, name)
         return len(rows), rows.__getitem__, f"{Path(name).name} ({len(rows)} rows)"
@@ -275,7 +277,8 @@ def _check_bad(left_out: Counter[str], first: tuple[int, str] | None, good: int,
 def _check_count(config: DataConfig, train: int, heldout: int) -> None:
     """Raise when there are fewer rows than asked for."""
     if heldout < config.heldout_rows:
-        raise DataError("heldout_rows", f"at most {heldout}, the held-out rows there are", config.heldout_rows)
+        expected = f"at most {heldout}, the held-out rows there are"
+        raise DataError("heldout_rows", expected, config.heldout_rows, "Lower heldout_rows, or name another data set.")
     if train < 1:
         raise DataError(
             "heldout_rows",

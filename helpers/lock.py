@@ -171,7 +171,7 @@ def _lock_text(path: str | Path | None) -> str:
     file = Path(path or LOCK)
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise StackError("lock", "a readable file of exact pins", str(file), "Run scripts/lock.") from error
 
 
@@ -180,7 +180,7 @@ def _pin(line: str) -> Pin:
 
     try:
         requirement = _parsed(line)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:  # the latter: brackets that are nested too deeply
         raise StackError("lock", "lines such as name==1.2.3", line, "Run scripts/lock.") from error
     exact = [s for s in requirement.specifier if s.operator == "==" and not s.version.endswith("*")]
     if len(exact) != 1 or len(requirement.specifier) != 1:

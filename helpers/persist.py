@@ -11,6 +11,7 @@ from pathlib import Path
 from helpers.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
 from helpers.disk import sync_file, sync_folder
 from helpers.errors import RunError
+from helpers.paths import user_folder
 from helpers.runs import MANIFEST, RunDirectory, write_text
 from helpers.sealing import KEPT
 
@@ -26,8 +27,11 @@ def persist_folder(persist_dir: str, name: str) -> RunDirectory:
     Args:
         persist_dir: As the user gave it.
         name: The run's name.
+
+    Raises:
+        ConfigError: It is no path.
     """
-    return RunDirectory(Path(persist_dir).expanduser().resolve() / name)
+    return RunDirectory(user_folder("persist_dir", persist_dir) / name)
 
 
 def connect_drive(persist_dir: str) -> None:
@@ -36,7 +40,7 @@ def connect_drive(persist_dir: str) -> None:
     Args:
         persist_dir: As the user gave it.
     """
-    path = Path(persist_dir).expanduser()
+    path = user_folder("persist_dir", persist_dir)
     if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
         from google.colab import drive  # type: ignore[import-not-found]
 
@@ -55,9 +59,19 @@ def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list
         Sentences on what was done.
 
     Raises:
-        RunError: The folder does not exist, is the runs folder itself, or holds another run of this name.
+        RunError: The folder does not exist, is the runs folder itself, holds another run of this name, or cannot be
+            read or written.
     """
     there = persist_folder(persist_dir, run.path.name)
+    try:
+        return _prepare(run, there, persist_dir, resume)
+    except OSError as error:
+        remedy = "Check its permissions and that it is still mounted, or leave persist_dir out."
+        raise RunError("persist_dir", "a folder that can be used", error.strerror or str(error), remedy) from error
+
+
+def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: str) -> list[str]:
+    """Check, clear or restore the second place."""
     _check_place(run, there, persist_dir)
     if resume == "never":
         if there.checkpoints.is_dir():
@@ -184,8 +198,10 @@ def _copy(checkpoint: Checkpoint, target: Path) -> None:
 def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> None:
     """Raise unless the second place can be used."""
     if there.path == run.path.resolve() or run.path.resolve() in there.path.parents:
-        raise RunError("persist_dir", "a folder outside the run's own", persist_dir)
-    if not there.path.parent.is_dir() and not there.path.parent.parent.is_dir():
+        remedy = "A copy beside the run is lost with it: choose a folder on another disk."
+        raise RunError("persist_dir", "a folder outside the run's own", persist_dir, remedy)
+    place = there.path.parent
+    if not place.is_dir() and (place.exists() or not place.parent.is_dir()):
         raise RunError(
             "persist_dir",
             "a folder that exists",
@@ -193,7 +209,8 @@ def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> No
             "On Colab, mount Google Drive first: from google.colab import drive; drive.mount('/content/drive')",
         )
     if there.path.is_symlink() or (there.path.exists() and not there.path.is_dir()):
-        raise RunError("persist_dir", f"a folder in which {run.path.name} is a folder or free", persist_dir)
+        remedy = "A link or a file is left alone: choose another folder or run_name."
+        raise RunError("persist_dir", f"a folder in which {run.path.name} is a folder or free", persist_dir, remedy)
     left = [p.name for p in there.path.iterdir() if not p.name.startswith(".")] if there.path.is_dir() else []
     if left and MANIFEST not in left:
         raise RunError(

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import DataError
+from helpers.paths import is_file
 
 __all__ = ["READERS", "read_file"]
 
@@ -29,8 +31,9 @@ def read_file(path: Path | str) -> list[dict[str, Any]]:
     """
     path = Path(path)
     if path.suffix.lower() not in READERS:
-        raise DataError("dataset_name", f"a file that ends in {', '.join(READERS)}", str(path))
-    if not path.is_file():
+        remedy = "Save it in one of these formats; the ending says how it is read."
+        raise DataError("dataset_name", f"a file that ends in {', '.join(READERS)}", str(path), remedy)
+    if not is_file(path):
         remedy = "Check the path; it starts from the working directory."
         raise DataError("dataset_name", "an existing file", str(path), remedy)
     try:
@@ -39,15 +42,21 @@ def read_file(path: Path | str) -> list[dict[str, Any]]:
         found = f"{path} with byte 0x{error.object[error.start]:02x} at {error.start}"
         raise DataError("dataset_name", "a file in UTF-8", found, "Save the file again with encoding UTF-8.") from None
     except OSError as error:
-        raise DataError("dataset_name", "a readable file", f"{path} ({error.strerror or error})") from None
+        found = f"{path} ({error.strerror or error})"
+        raise DataError("dataset_name", "a readable file", found, "Check its permissions, or copy it again.") from None
     if not rows:
-        raise DataError("dataset_name", "a file with at least one row", str(path))
+        raise DataError("dataset_name", "a file with at least one row", str(path), "Fill it, or name another file.")
     return rows
 
 
 def _text(path: Path) -> str:
     """Read a file in UTF-8, without its byte order mark, line breaks as they are."""
-    return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    content = path.read_bytes()
+    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        found = f"{path} with a null byte at {content.index(0)}"
+        remedy = "It may be UTF-16 without its mark: save the file again with encoding UTF-8."
+        raise DataError("dataset_name", "a file in UTF-8", found, remedy)
+    return content.decode("utf-8").removeprefix("\ufeff")
 
 
 def _read_json(path: Path) -> list[Any]:
@@ -84,7 +93,9 @@ def _read_csv(path: Path) -> list[Any]:
     """Read a CSV file with a header line."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
-        rows = list(csv.DictReader(io.StringIO(_text(path), newline=""), strict=True))
+        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        _check_names(reader.fieldnames or [], path)
+        rows = list(reader)
     except csv.Error as error:
         raise DataError("dataset_name", "valid CSV with a header line", str(path), f"{error}.") from None
     ragged = next((i for i, row in enumerate(rows) if None in row or None in row.values()), None)
@@ -98,16 +109,28 @@ def _read_csv(path: Path) -> list[Any]:
     return rows
 
 
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Raise if a column's name comes twice: one of the two would be lost."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        found = f"{path} with {twice[0]!r} {names.count(twice[0])} times"
+        raise DataError("dataset_name", "each column once", found, "Rename or remove one of them.")
+
+
 def _read_parquet(path: Path) -> list[Any]:
     """Read a Parquet file."""
-    import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError, ValueError) as error:
-        reason = "".join(str(error).splitlines()[:1])
-        raise DataError("dataset_name", "a Parquet file", str(path), reason) from None
+        table = pyarrow.parquet.ParquetFile(path).read()
+        _check_names(table.column_names, path)
+        return table.to_pylist()
+    except DataError:
+        raise
+    except Exception as error:  # damaged files make pyarrow 26 raise its own types, OverflowError, KeyError and others
+        reason = "".join(str(error).splitlines()[:1]) or type(error).__name__
+        remedy = f"pyarrow says: {reason} Write the file again."
+        raise DataError("dataset_name", "a Parquet file", str(path), remedy) from None
 
 
 READERS: dict[str, Callable[[Path], list[Any]]] = {

@@ -172,9 +172,9 @@ def _read(run: RunDirectory) -> RunSummary:
         summary = RunSummary(
             run.path.name, state, dict(manifest.get("parameters") or {}), metrics, manifest, note, step
         )
-        show_run(summary)  # whatever cannot be shown is damaged
+        show_run(summary), list_runs([summary]), compare_runs(summary, summary)  # what cannot be shown is damaged
         return summary
-    except (RunError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (RunError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         return RunSummary(run.path.name, "damaged", note=str(error))
 
 

@@ -60,7 +60,8 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
         >>> in_proportion([0, 1, 2, 3, 4, 5], ["a", "a", "a", "a", "b", "b"].__getitem__)
         [0, 4, 1, 2, 5, 3]
     """
-    categories = {i: str(category_of(i)) for i in indices}
+    found = {i: category_of(i) for i in indices}
+    categories = {i: value if isinstance(value, str) else type(value).__name__ for i, value in found.items()}
     sizes, seen = Counter(categories.values()), Counter()
     place: dict[int, float] = {}
     for i in indices:

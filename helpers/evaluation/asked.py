@@ -13,7 +13,8 @@ _WORDS = (
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
 _VALUES = {word: number for number, word in enumerate(_WORDS, start=2)}
-_NUMBER = r"(?P<number>\d{1,3}|" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r")"
+# Words in ASCII alone: without regard to case, "\u0131" is an "i" and "\u017f" an "s" to Python's re.
+_NUMBER = r"(?P<number>\d{1,3}|(?a:" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r"))"
 _NOUNS = (
     "actions|advantages|alternatives|answers|applications|approaches|areas|arguments|aspects|benefits|bullets?|"
     "categories|causes|challenges|changes|components|concepts|considerations|criteria|differences|disadvantages|"

@@ -44,6 +44,9 @@ def adapter_shape(path: Path) -> dict[str, int]:
 
     Returns:
         `num_hidden_layers`, `hidden_size` and `intermediate_size`, as far as the tensors tell.
+
+    Raises:
+        EvaluationError: The file is damaged, or a matrix in it is none.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -55,8 +58,8 @@ def adapter_shape(path: Path) -> dict[str, int]:
                     layers = int(match[1]) + 1
                     found["num_hidden_layers"] = max(found.get("num_hidden_layers", 0), layers)
                     if match[2] in _WIDTHS:
-                        found[_WIDTHS[match[2]]] = tensors.get_slice(name).get_shape()[1]
-    except (SafetensorError, OSError) as error:
+                        _, found[_WIDTHS[match[2]]] = tensors.get_slice(name).get_shape()
+    except (SafetensorError, OSError, ValueError) as error:
         remedy = "Copy or download it again."
         raise EvaluationError("adapter_dir", f"readable {WEIGHTS[1]}", str(error), remedy) from error
     return found

@@ -60,7 +60,8 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
     _check_twice("id", [each.prompt.id for each in questions], path or SAMPLE)
     _check_twice("prompt", [each.prompt.text for each in questions], path or SAMPLE)
     if count > len(questions):
-        raise EvaluationError("prompt_count", f"at most {len(questions)}, the prompts there are", count)
+        expected = f"at most {len(questions)}, the prompts there are"
+        raise EvaluationError("prompt_count", expected, count, "Use 0 for all.")
     return tuple(questions[place * len(questions) // count] for place in range(count)) if count else tuple(questions)
 
 
@@ -80,6 +81,8 @@ def _read(path: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         got = f"byte 0x{error.object[error.start]:02x} at {error.start}"
         raise EvaluationError("prompts_file", "a file in UTF-8", f"{path} with {got}", "Save it as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        raise EvaluationError("prompts_file", "a readable file", str(path), f"{error}. Check the path.") from error
     except DataError as error:
         raise EvaluationError("prompts_file", error.expected, error.got, error.remedy) from error
     rows = [{"prompt": line.strip()} for line in lines if line.strip()]
@@ -92,7 +95,7 @@ def _question(row: Any, place: int, file: str) -> Question:
     """Turn a row of a prompts file into a question."""
     where = f"{Path(file).name}, prompt {place}"
     if not isinstance(row, Mapping):
-        raise EvaluationError(where, "an object with a `prompt`", row)
+        raise EvaluationError(where, "an object with a `prompt`", row, 'Write it as {"prompt": "..."}.')
     instruction = _text(row, _TEXT, where)
     if not instruction:
         got = sorted(map(str, row))
@@ -115,12 +118,13 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     """Return the first of some columns that is there, without white space around it; "" for none."""
     for name in names:
         value = row.get(name)
-        if name == "id" and isinstance(value, int):
+        if name == "id" and type(value) is int:
             value = str(value)
         if value is not None and not isinstance(value, str):
-            raise EvaluationError(f"{where}, {name}", "text", value)
-        if value is not None and re.search("[\ud800-\udfff]", value):
-            raise EvaluationError(f"{where}, {name}", "valid Unicode", value)
+            raise EvaluationError(f"{where}, {name}", "text", value, "Put it in quotation marks, or leave it out.")
+        if value is not None and re.search("[\0\ud800-\udfff]", value):
+            remedy = "It holds a null byte or half of a character: save the file as UTF-8 again."
+            raise EvaluationError(f"{where}, {name}", "valid Unicode", value, remedy)
         if value and value.strip():
             return value.strip()
     return ""
@@ -130,8 +134,9 @@ def _count(value: Any, where: str) -> int | None:
     """Return a number of items, also from the text of a CSV file."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d?", str(value)):
-        raise EvaluationError(f"{where}, expected_items", "a whole number from 1 to 99, or nothing", value)
+    if type(value) not in (int, str) or not re.fullmatch("[1-9][0-9]?", str(value)):
+        remedy = "It is how many items the prompt asks for; leave it out where it asks for none."
+        raise EvaluationError(f"{where}, expected_items", "a whole number from 1 to 99, or nothing", value, remedy)
     return int(value)
 
 

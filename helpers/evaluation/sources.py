@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from helpers.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
 from helpers.errors import ConfigError, EvaluationError, RunError
 from helpers.evaluation.config import EvaluationConfig
+from helpers.paths import is_folder
 from helpers.runs import RunDirectory, read_json, runs_root
 from helpers.settings import nearest
 
@@ -53,7 +55,8 @@ class AdapterSource:
 
     def task(self) -> str:
         """Return "alpaca" or "dolly": what its run was about, or "alpaca"."""
-        return self.settings.get("task") if self.settings.get("task") in DEFAULT_DATASET else "alpaca"
+        said = self.settings.get("task")
+        return said if isinstance(said, str) and said in DEFAULT_DATASET else "alpaca"
 
 
 def complete_runs() -> list[RunDirectory]:
@@ -88,8 +91,9 @@ def find_adapter(adapter_dir: str | None) -> AdapterSource:
         if not runs:
             raise ConfigError("adapter_dir", f"a complete training run in {runs_root()}", None, _TRAIN_FIRST)
         return _of_folder(runs[0].adapter)
-    for folder in (runs_root() / adapter_dir, Path(adapter_dir)):
-        if folder.is_dir():
+    named = [runs_root() / adapter_dir] if Path(adapter_dir).name == adapter_dir else []  # a name cannot leave runs/
+    for folder in (*named, Path(adapter_dir)):
+        if is_folder(folder):
             return _of_folder(folder if (folder / WEIGHTS[0]).is_file() else folder / "adapter")
     known = [run.path.name for run in complete_runs()]
     remedy = nearest(adapter_dir, known) if known else _TRAIN_FIRST
@@ -102,16 +106,37 @@ def _of_folder(folder: Path) -> AdapterSource:
         if not (folder / name).is_file():
             remedy = "The run was not finished, or only part of it was copied. Train again, or copy the whole folder."
             raise EvaluationError("adapter_dir", f"a folder with {name}", str(folder), remedy)
-    stated = read_json(folder / WEIGHTS[0])
+    stated = _read_settings(folder / WEIGHTS[0])
     around = RunDirectory(folder.resolve().parent)
     recorded = folder.name == "adapter" and (around.path / "config.json").is_file()
     return AdapterSource(
         folder=folder.resolve(),
-        base=str(stated.get("base_model_name_or_path") or ""),
-        bias=str(stated.get("bias") or "none"),
+        base=_stated_text(stated, "base_model_name_or_path", ""),
+        bias=_stated_text(stated, "bias", "none"),
         run=around if recorded else None,
         settings=read_json(around.path / "config.json") if recorded else {},
     )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read an adapter's own file: plain LoRA, or refused."""
+    try:
+        stated = read_json(path)
+    except RunError as error:
+        remedy = "Copy or download the adapter again."
+        raise EvaluationError("adapter_dir", f"{error.expected} {path.name}", error.got, remedy) from error
+    kind = stated.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise EvaluationError("adapter_dir", "a LoRA adapter", kind, "Other kinds cannot be compared here.")
+    return stated
+
+
+def _stated_text(stated: dict[str, Any], name: str, default: str) -> str:
+    """Return a text of an adapter's own file."""
+    value = stated.get(name) or default
+    if not isinstance(value, str):
+        raise EvaluationError(f"adapter_dir, {name}", "text", value, "Copy or download the adapter again.")
+    return value
 
 
 def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfig:
@@ -141,7 +166,7 @@ def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfi
     elif values["prompt_style"] == "alpaca":
         values["system_prompt"] = ""
     preset = source.settings.get("preset")
-    preset = preset if preset in PRESETS else config.preset
+    preset = preset if isinstance(preset, str) and preset in PRESETS else config.preset
     return build_config(
         task, preset=preset, run_name=config.run_name, **values | {"max_new_tokens": config.max_new_tokens}
     )
@@ -158,7 +183,8 @@ def _style(folder: Path) -> str:
     from helpers.templates import ALPACA
 
     path = folder / "chat_template.jinja"
-    return "alpaca" if path.is_file() and path.read_text(encoding="utf-8").strip() == ALPACA.strip() else "chat"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return "alpaca" if text.strip() == ALPACA.strip() else "chat"
 
 
 def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[float | None, int | None]:
@@ -174,7 +200,10 @@ def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[floa
     changed = (config.reference_data, config.system_prompt, config.prompt_style)
     if source.run is None or any(value is not None for value in changed):
         return None, None
-    return source.run.metrics().get("eval_loss_after"), (source.run.manifest().get("rows") or {}).get("heldout")
+    loss, rows = source.run.metrics().get("eval_loss_after"), source.run.manifest().get("rows")
+    heldout = rows.get("heldout") if isinstance(rows, dict) else None
+    known = isinstance(loss, float) and math.isfinite(loss) and type(heldout) is int
+    return (loss, heldout) if known else (None, None)
 
 
 def file_sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "RECORD",
     "check_weight_files",
     "open_weights",
+    "read_settings",
     "record_export",
     "refuse_foreign",
     "staged_folder",
@@ -106,15 +107,41 @@ def tensor_files(folder: Path) -> dict[str, str]:
         Tensor name -> file name.
 
     Raises:
-        ExportError: There is neither an index nor `model.safetensors`.
+        ExportError: There is neither an index nor `model.safetensors`, or the index names files of other folders.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        names = read_settings(folder, index.name).get("weight_map")
+        plain = isinstance(names, dict) and all(isinstance(n, str) and Path(n).name == n for n in names.values())
+        if not plain:
+            raise ExportError("folder", f"an {index.name} that names files beside it", names, "Export again.")
+        return dict(names)
     if not (folder / "model.safetensors").is_file():
         raise ExportError("folder", "model.safetensors or an index of several files", str(folder), "Merge again.")
     with open_weights(folder / "model.safetensors") as file:
         return dict.fromkeys(file.keys(), "model.safetensors")
+
+
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object that lies beside weights, such as `config.json`.
+
+    Args:
+        folder: The export.
+        name: The file's name.
+
+    Returns:
+        The object.
+
+    Raises:
+        ExportError: The file is missing, damaged, or not an object.
+    """
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError("folder", f"a readable {name}", type(error).__name__, "Export again.") from error
+    if not isinstance(value, dict):
+        raise ExportError("folder", f"a JSON object in {name}", type(value).__name__, "Export again.")
+    return value
 
 
 @contextmanager
@@ -135,8 +162,9 @@ def open_weights(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
             yield file
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ExportError("folder", f"a whole file {path.name}", str(error).splitlines()[0], "Export again.") from None
+    except (SafetensorError, OSError) as error:
+        said = "".join(str(error).splitlines()[:1])
+        raise ExportError("folder", f"a whole file {path.name}", said, "Export again.") from None
 
 
 def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -216,6 +244,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
     """Return `export.json`, or {} if there is none that can be read."""
     try:
         value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("files", {}), dict) else {}

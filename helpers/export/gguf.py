@@ -7,7 +7,6 @@ files that were verified. Types that only llama.cpp's `llama-quantize` can make 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import ConfigError, ExportError, StackError
-from helpers.export.folders import record_export, staged_folder
+from helpers.export.folders import read_settings, record_export, staged_folder
 from helpers.export.gguf_check import check_gguf
 from helpers.export.gguf_tensors import gguf_tensors, read_tensor
 from helpers.export.gguf_vocab import read_vocabulary
@@ -70,7 +69,8 @@ def export_gguf(
     """
     merged, folder = Path(merged), Path(folder)
     if quantization not in GGUF_BITS:
-        raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization)
+        remedy = "Use q8_0 if in doubt."
+        raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization, remedy)
     tool = None if quantization in DIRECT else find_llama_quantize()
     config = _read_config(merged)
     _check_room(config, merged, folder, quantization)
@@ -113,7 +113,7 @@ def _read_config(merged: Path) -> dict[str, Any]:
     """Return the model's configuration if it can be written as llama.cpp's llama architecture."""
     if not (merged / "config.json").is_file():
         raise ExportError("merged", "a merged model", str(merged), "Set merge_16bit: the GGUF file is made from it.")
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+    config = read_settings(merged, "config.json")
     if config.get("model_type") not in ("mistral", "llama"):
         raise StackError(
             "model_name", "a Mistral or Llama model", config.get("model_type"), "Use llama.cpp's convert_hf_to_gguf.py."

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.config import HUB_ID
 from helpers.environment import read_secret
 from helpers.errors import ConfigError, ExportError
+from helpers.export.folders import read_settings
 
 __all__ = ["PublishResult", "compare_remote", "publish"]
 
@@ -117,8 +118,8 @@ def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dic
 
 def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
     """Raise for what can be known to fail before anything is sent."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
-        raise ConfigError("hub_repo", 'owner and name, such as "ada/mistral-assistant"', repo_id)
+    if not re.fullmatch(HUB_ID, repo_id):
+        raise ConfigError("hub_repo", "owner/name", repo_id, "Such as ada/mistral-assistant.")
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ExportError("folder", "an exported folder", str(folder), "Save the model first.")
     if not token:
@@ -129,15 +130,12 @@ def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
             "Make one at https://huggingface.co/settings/tokens; never write it into a notebook.",
         )
     if (folder / "adapter_config.json").is_file():
-        base = (
-            json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-            or ""
-        )
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        base = read_settings(folder, "adapter_config.json").get("base_model_name_or_path") or ""
+        if not isinstance(base, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
             raise ExportError(
                 "model_name",
                 "a base model on the Hub, so that others can load the adapter",
-                Path(base).name,
+                Path(base).name if isinstance(base, str) else base,
                 "Train from a hub id, or push the merged model instead.",
             )
 
