@@ -250,7 +250,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise unless padding can be told from the end of an answer."""
     if tokenizer.eos_token_id is None:
-        raise ContractError("tokenizer", "an EOS token", None)
+        raise ContractError("tokenizer", "an EOS token", None, "Load the tokenizer of an instruct model.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ContractError(
             "tokenizer",
@@ -264,12 +264,27 @@ def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: P
     """Raise if one row would teach something else than its answer."""
     where = f"row {index}"
     if row.supervised() < 2:
-        raise ContractError(where, "an answer of at least one token and its EOS", row.supervised())
+        raise ContractError(
+            where,
+            "an answer of at least one token and its EOS",
+            row.supervised(),
+            "Give the row an answer, or leave it out.",
+        )
     if row.labels[-1] != tokenizer.eos_token_id:
-        raise ContractError(where, f"the EOS token {tokenizer.eos_token} as its last label", row.labels[-1])
+        raise ContractError(
+            where,
+            f"the EOS token {tokenizer.eos_token} as its last label",
+            row.labels[-1],
+            "The chat template does not end an answer with EOS: use helpers.templates.install_template.",
+        )
     bos = tokenizer.bos_token_id
     if bos is not None and (row.input_ids.count(bos) != 1 or row.input_ids[0] != bos):
-        raise ContractError(where, "exactly one BOS, at its start", row.input_ids.count(bos))
+        raise ContractError(
+            where,
+            "exactly one BOS, at its start",
+            row.input_ids.count(bos),
+            "Tokenize with add_special_tokens=False: the template writes BOS.",
+        )
     system = next((m["content"] for m in example.prompt if m["role"] == "system"), "")
     prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
     # Both sides go through the tokenizer, because decoding changes text such as spaces at the start or before a dot.

@@ -80,9 +80,14 @@ def read_expectations(path: Path, profile: str) -> tuple[Profile, dict[str, Expe
         chosen = Profile(**_tuples(profiles[profile]))
         expected = {name: Expected(**_tuples(each)) for name, each in notebooks.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(str(path), "profiles and notebooks of the known form", str(error)) from error
+        raise ConfigError(
+            str(path),
+            "profiles and notebooks of the known form",
+            str(error),
+            "Correct the file; tests/gpu_expectations.json is the model.",
+        ) from error
     if chosen.loss not in LOSS_RULES:
-        raise ConfigError(f"{path.name}: loss", " or ".join(LOSS_RULES), chosen.loss)
+        raise ConfigError(f"{path.name}: loss", " or ".join(LOSS_RULES), chosen.loss, "Correct the file.")
     return chosen, expected
 
 

@@ -130,7 +130,12 @@ def choose_layout(
     """
     whole("rows_per_step", rows_per_step)
     if batch_size is not None and rows_per_step % whole("batch_size", batch_size):
-        raise ConfigError("batch_size", f"a divisor of the {rows_per_step} rows of a step", batch_size)
+        raise ConfigError(
+            "batch_size",
+            f"a divisor of the {rows_per_step} rows of a step",
+            batch_size,
+            "Choose another batch_size, or leave it out.",
+        )
     fitting = tuple(n for n in lengths if n <= max_seq_length) or (max_seq_length,)
     if gpu_bytes is None:
         size, recompute = batch_size or rows_per_step, bool(gradient_checkpointing)

@@ -171,13 +171,13 @@ def predict_peak(
     for name, value in {"rank": rank, "batch_size": batch_size, "seq_length": seq_length}.items():
         whole(name, value)
     if dtype_bytes not in (2, 4):
-        raise ConfigError("dtype_bytes", "2 or 4", dtype_bytes)
+        raise ConfigError("dtype_bytes", "2 or 4", dtype_bytes, "Use 2 for 16-bit activations.")
     tokens = _tokens(tokens, batch_size * seq_length, packing)
     if whole("skip_layers", skip_layers, low=0) > shape.layers:
-        raise ConfigError("skip_layers", f"at most the model's {shape.layers} layers", skip_layers)
+        raise ConfigError("skip_layers", f"at most the model's {shape.layers} layers", skip_layers, "Lower it.")
     for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("attention", attention, ATTENTION)):
         if value not in choices:
-            raise ConfigError(name, f"one of {', '.join(choices)}", value)
+            raise ConfigError(name, f"one of {', '.join(choices)}", value, "Correct the name.")
     tensors = shape.lora_tensors(rank)
     weight = NF4_BYTES if four_bit else dtype_bytes
     matrix = max(inputs * outputs for inputs, outputs in shape.linear_layers()) * dtype_bytes if four_bit else 0
@@ -262,7 +262,9 @@ def _tokens(tokens: int | None, full: int, packing: bool) -> int:
     if tokens is None or packing:
         return full
     if whole("tokens", tokens) > full:
-        raise ConfigError("tokens", f"at most batch_size x seq_length ({full})", tokens)
+        raise ConfigError(
+            "tokens", f"at most batch_size x seq_length ({full})", tokens, "Lower tokens, or raise seq_length."
+        )
     return tokens
 
 

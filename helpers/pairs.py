@@ -37,7 +37,12 @@ def notebook_text(source: Path) -> str:
     try:
         notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
     except (OSError, ValueError) as error:
-        raise RunError(str(source), "a notebook in jupytext's percent format", type(error).__name__) from error
+        raise RunError(
+            str(source),
+            "a notebook in jupytext's percent format",
+            type(error).__name__,
+            "Begin from templates/notebook.py.",
+        ) from error
     metadata = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE, **notebook.metadata}
     metadata.pop("jupytext", None)  # holds jupytext's version
     notebook.metadata = nbformat.from_dict(metadata)

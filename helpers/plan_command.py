@@ -111,7 +111,8 @@ def parse_gpu(text: str) -> int:
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(gb|gib|)", name)
     size = round(float(found[1]) * UNITS[found[2]]) if found else 0
     if size < 1:
-        raise ConfigError("--gpu", f"one of {', '.join(GPUS)}, or bytes, or such as 16GB", text)
+        remedy = "Leave it out for this machine's card."
+        raise ConfigError("--gpu", f"one of {', '.join(GPUS)}, or bytes, or such as 16GB", text, remedy)
     return size
 
 
@@ -170,7 +171,8 @@ def _attention(name: str | None, gpu: Gpu | None) -> str:
 def _equal_rows(length: int, config: RunConfig) -> tuple[int, ...]:
     """As many rows of one length as a micro-batch takes."""
     if not 1 <= length <= config.model.max_seq_length:
-        raise ConfigError("--row-length", f"1 to max_seq_length ({config.model.max_seq_length}) tokens", length)
+        expected = f"1 to max_seq_length ({config.model.max_seq_length}) tokens"
+        raise ConfigError("--row-length", expected, length, "Raise max_seq_length, or leave it out.")
     return (length,) * config.train.batch_size
 
 
@@ -180,6 +182,6 @@ def _pairs(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise ConfigError("-p", "PARAMETER=VALUE, such as batch_size=4", pair)
+            raise ConfigError("-p", "PARAMETER=VALUE, such as batch_size=4", pair, "Write no spaces around the =.")
         given[name] = value
     return given

@@ -71,7 +71,8 @@ def place() -> Place:
     numbers.append(os.environ.get("LOCAL_RANK", "0"))
     if not all(number.isdecimal() for number in numbers):
         expected = "whole numbers, as torchrun and accelerate launch set them"
-        raise StackError("RANK, WORLD_SIZE, LOCAL_RANK", expected, ", ".join(numbers))
+        remedy = "Start it with python -m helpers train, or unset them."
+        raise StackError("RANK, WORLD_SIZE, LOCAL_RANK", expected, ", ".join(numbers), remedy)
     return Place(*map(int, numbers))
 
 
@@ -140,7 +141,7 @@ def on_main(work: Callable[[], T]) -> T:
     if problem is not None:
         raise problem
     if told[1] is not None:
-        raise ElsewhereError("process 0", "to do its part", told[1])
+        raise ElsewhereError("process 0", "to do its part", told[1], "Its own message says more.")
     return told[0]
 
 

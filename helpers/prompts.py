@@ -126,7 +126,12 @@ def build_prompt(
         ConfigError: The style is unknown, or has no place for the system prompt.
     """
     if style not in ("chat", "alpaca"):
-        raise ConfigError("prompt_style", "one of chat, alpaca", style)
+        raise ConfigError(
+            "prompt_style",
+            "one of chat, alpaca",
+            style,
+            "Use chat unless the model was trained on Alpaca's text block.",
+        )
     if system_prompt and style == "alpaca":
         raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', system_prompt, 'Use prompt_style "chat".')
     content = alpaca_block(instruction, context) if style == "alpaca" else user_text(instruction, context)

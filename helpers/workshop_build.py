@@ -123,7 +123,12 @@ def _read(source: Path) -> str:
     try:
         return source.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RunError(str(source), "a notebook in jupytext's percent format", type(error).__name__) from error
+        raise RunError(
+            str(source),
+            "a notebook in jupytext's percent format",
+            type(error).__name__,
+            "Compare it with the other lessons in workshop/sources.",
+        ) from error
 
 
 def _notebook(source: Path, text: str) -> str:

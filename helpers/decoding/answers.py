@@ -64,7 +64,7 @@ def fast_generate(
     if tokens is not None:
         return {arm: [_read_answer(each, loaded.tokenizer) for each in tokens[arm]] for arm in arms}
     if ignore_eos:
-        raise StackError("ignore_eos", "a plan with CUDA graphs", plan.reason)
+        raise StackError("ignore_eos", "a plan with CUDA graphs", plan.reason, "Leave ignore_eos out.")
     batch = plan.batch_size if plan.kind == "simple" else SIMPLE_BATCH
     return {arm: _simple(loaded, prompts, max_new_tokens, arm, batch) for arm in arms}
 
@@ -111,7 +111,7 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], ma
     """
     tokenizer = loaded.tokenizer
     if max_new_tokens < 1:
-        raise StackError("max_new_tokens", "at least 1", max_new_tokens)
+        raise StackError("max_new_tokens", "at least 1", max_new_tokens, "Raise max_new_tokens.")
     refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompt")
     texts = [render(tokenizer, prompt, answer_next=True) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -128,7 +128,7 @@ def _check_arms(loaded: LoadedModel, arms: Sequence[str]) -> None:
     """Raise unless each arm is known and the model has it."""
     for arm in arms:
         if arm not in ("tuned", "base"):
-            raise StackError("arms", "tuned or base", arm)
+            raise StackError("arms", "tuned or base", arm, "Correct the name.")
     if "tuned" in arms and not has_adapter(loaded.model):
         raise StackError(
             "arms",

@@ -38,9 +38,9 @@ class DecodePlan:
 
     def __post_init__(self) -> None:
         if self.kind not in ("graphs", "simple"):
-            raise StackError("plan", "kind graphs or simple", self.kind)
+            raise StackError("plan", "kind graphs or simple", self.kind, "Correct the name.")
         if self.batch_size < 1:
-            raise StackError("plan", "a batch_size of at least 1", self.batch_size)
+            raise StackError("plan", "a batch_size of at least 1", self.batch_size, "Use 1 or more.")
 
 
 def plan_decoding(

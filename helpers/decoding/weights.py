@@ -57,7 +57,8 @@ class DecoderWeights:
     def __init__(self, model: Any, dtype: Any, dequantize: Callable[[Any, Any], Any] | None = None) -> None:
         problem = unsupported(model)
         if problem:
-            raise StackError("model", "a Llama or Mistral model with a plain LoRA adapter", problem)
+            remedy = "Answer with helpers.model.generate instead."
+            raise StackError("model", "a Llama or Mistral model with a plain LoRA adapter", problem, remedy)
         causal = causal_model(model)
         self.shape = read_shape(causal.config)
         self.arm = ""
@@ -79,9 +80,10 @@ class DecoderWeights:
             StackError: "tuned" is asked of a model without an adapter, or the arm is unknown.
         """
         if arm not in ("base", "tuned"):
-            raise StackError("arms", "tuned or base", arm)
+            raise StackError("arms", "tuned or base", arm, "Correct the name.")
         if arm == "tuned" and not self.adapted:
-            raise StackError("arms", "a model with an adapter for the tuned arm", "a model without one")
+            remedy = "Load the adapter with helpers.model.load_adapter."
+            raise StackError("arms", "a model with an adapter for the tuned arm", "a model without one", remedy)
         if arm == self.arm:
             return
         self.arm = ""  # a failure half-way must not leave a name on a mixture

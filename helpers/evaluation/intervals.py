@@ -108,10 +108,10 @@ def check_level(level: float) -> None:
     Example:
         >>> check_level(95)
         Traceback (most recent call last):
-        helpers.errors.EvaluationError: level: expected a share between 0 and 1, such as 0.95, got 95.
+        helpers.errors.EvaluationError: level: expected a share between 0 and 1, such as 0.95, got 95. Use 0.95.
     """
     if not 0 < level < 1:
-        raise EvaluationError("level", "a share between 0 and 1, such as 0.95", level)
+        raise EvaluationError("level", "a share between 0 and 1, such as 0.95", level, "Use 0.95.")
 
 
 def observe(differences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Observations:

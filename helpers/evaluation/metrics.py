@@ -103,7 +103,9 @@ def _answer_row(prompt: Prompt, answer: Answer | None) -> dict[str, object]:
         return {"asked_items": asked}
     if answer.finish_reason not in FINISH_REASONS:
         field = f"answers[{answer.prompt_id!r}, {answer.arm!r}].finish_reason"
-        raise EvaluationError(field, f"one of {', '.join(FINISH_REASONS)}", answer.finish_reason)
+        raise EvaluationError(
+            field, f"one of {', '.join(FINISH_REASONS)}", answer.finish_reason, "Correct the answer's finish_reason."
+        )
     met = gives_items(answer.text, asked)
     return {
         "finish_reason": answer.finish_reason,
@@ -179,7 +181,12 @@ class PairedDifferences:
     def keep(self, wanted: Sequence[bool]) -> PairedDifferences:
         """Return those prompts for which `wanted`, one flag per prompt, is true; possibly none."""
         if len(wanted) != len(self.prompt_ids):
-            raise EvaluationError("wanted", f"{len(self.prompt_ids)} flags, one per prompt", len(wanted))
+            raise EvaluationError(
+                "wanted",
+                f"{len(self.prompt_ids)} flags, one per prompt",
+                len(wanted),
+                "Pass the flags of all prompts, in their order.",
+            )
         fields = ("prompt_ids", "differences", "categories", "clusters", "truncated")
         pick = {name: tuple(v for v, keep in zip(getattr(self, name), wanted, strict=True) if keep) for name in fields}
         return replace(self, **pick)
@@ -217,11 +224,11 @@ def paired(
         Typically `d = paired(comparison, "words")`, then `summarise(d.differences, d.clusters, metric="Words")`.
     """
     if metric not in METRICS:
-        raise EvaluationError("metric", f"one of {', '.join(METRICS)}", metric)
+        raise EvaluationError("metric", f"one of {', '.join(METRICS)}", metric, "Correct the name.")
     names = [arm.name for arm in comparison.arms]
     for field, arm in (("a", a), ("b", b)):
         if arm not in names:
-            raise EvaluationError(field, f"one of the arms {', '.join(names)}", arm)
+            raise EvaluationError(field, f"one of the arms {', '.join(names)}", arm, "Correct the name.")
     rows = {(row["prompt_id"], row["arm"]): row for row in (score_table(comparison) if table is None else table)}
     pairs = [(rows[prompt.id, a], rows[prompt.id, b]) for prompt in comparison.prompts]
     pairs = [pair for pair in pairs if pair[0][metric] is not None and pair[1][metric] is not None]

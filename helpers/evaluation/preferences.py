@@ -67,7 +67,7 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Inte
 
     _check_counts(successes=successes, trials=trials)
     if successes > trials:
-        raise EvaluationError("successes", f"at most the {trials} trials", successes)
+        raise EvaluationError("successes", f"at most the {trials} trials", successes, "Count the trials again.")
     check_level(level)
     if trials == 0:
         return Interval(None, None, level, "Wilson", "there is nothing to take a share of.")
@@ -120,7 +120,7 @@ def wins_needed(votes: int, alpha: float = 0.05) -> int | None:
 
     _check_counts(votes=votes)
     if not 0 < alpha < 1:
-        raise EvaluationError("alpha", "a share between 0 and 1, such as 0.05", alpha)
+        raise EvaluationError("alpha", "a share between 0 and 1, such as 0.05", alpha, "Use 0.05 if in doubt.")
     wins = np.arange(votes // 2 + 1, votes + 1)
     enough = wins[2 * stats.binom.sf(wins - 1, votes, 0.5) < alpha]
     return int(enough[0]) if enough.size else None

@@ -68,7 +68,7 @@ def bootstrap_interval(
 
     check_level(level)
     if method not in _METHODS:
-        raise EvaluationError("method", f"one of {', '.join(_METHODS)}", method)
+        raise EvaluationError("method", f"one of {', '.join(_METHODS)}", method, "Correct the name.")
     _check_resamples(resamples)
     seen = observe(differences, clusters)
     name = f"{'clustered ' if seen.clustered() else ''}{method} bootstrap"

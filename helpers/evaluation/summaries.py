@@ -143,7 +143,12 @@ def slices(
     """
     for field, values in (("categories", categories), ("clusters", clusters)):
         if values is not None and len(values) != len(differences):
-            raise EvaluationError(field, f"one for each of the {len(differences)} differences", len(values))
+            raise EvaluationError(
+                field,
+                f"one for each of the {len(differences)} differences",
+                len(values),
+                "Pass them in the order of the differences.",
+            )
     found = {}
     for category in dict.fromkeys(name for name in categories if name):
         rows = [row for row, name in enumerate(categories) if name == category]

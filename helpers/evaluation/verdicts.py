@@ -138,7 +138,9 @@ def state(summary: PairedSummary, *, adjusted_p: float | None = None) -> Verdict
         'cannot say'
     """
     if adjusted_p is not None and not 0 <= adjusted_p <= 1:
-        raise EvaluationError("adjusted_p", "a probability from 0 to 1", adjusted_p)
+        raise EvaluationError(
+            "adjusted_p", "a probability from 0 to 1", adjusted_p, "Pass the p value after Holm's correction."
+        )
     p_value = summary.deciding_p() if adjusted_p is None else adjusted_p
     outcome = _outcome(summary, p_value)
     head = f"{summary.metric}: {_conclusion(summary, outcome)}."

@@ -86,7 +86,7 @@ def model_card(
         ConfigError: `kind` is unknown.
     """
     if kind not in LOAD:
-        raise ConfigError("kind", "adapter or merged", kind)
+        raise ConfigError("kind", "adapter or merged", kind, "Correct the name.")
     licence = licence or BASE_LICENCES.get(config.model.model_name)
     parts = [
         f"# {run.path.name}",

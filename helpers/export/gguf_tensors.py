@@ -60,7 +60,12 @@ def gguf_tensors(merged: Path, config: dict[str, Any], quantization: str) -> Ite
     for source, file_name in tensor_files(merged).items():
         name = names.get_name(source, try_suffixes=(".weight",))
         if name is None:
-            raise ExportError("merged", "tensors of a Llama or Mistral model", source)
+            raise ExportError(
+                "merged",
+                "tensors of a Llama or Mistral model",
+                source,
+                "Use llama.cpp's convert_hf_to_gguf.py for other models.",
+            )
         with open_weights(merged / file_name) as file:
             shape = tuple(file.get_slice(source).get_shape())
         kind = "F32" if len(shape) == 1 else quantization.upper()

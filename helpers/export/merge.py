@@ -115,9 +115,9 @@ def merge_16bit(
 def _check_arguments(dtype: str, method: str) -> None:
     """Raise for an unknown type or method."""
     if dtype not in ("fp16", "bf16"):
-        raise ConfigError("dtype", "fp16 or bf16", dtype)
+        raise ConfigError("dtype", "fp16 or bf16", dtype, "Use fp16 if in doubt.")
     if method not in PATHS:
-        raise ConfigError("method", "plain or unsloth", method)
+        raise ConfigError("method", "plain or unsloth", method, "Use plain if in doubt.")
 
 
 def _write_plain(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:

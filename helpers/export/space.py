@@ -61,7 +61,8 @@ def estimate_needs(
         )
     if gguf:
         if gguf not in GGUF_BITS:
-            raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", gguf)
+            expected = f"one of {', '.join(GGUF_BITS)}"
+            raise ConfigError("gguf_quantization", expected, gguf, "Use q8_0 if in doubt.")
         between = 0 if gguf in ("f16", "bf16", "q8_0") else 2 * weights  # llama-quantize reads a 16-bit file
         needs.append(SpaceNeed(f"GGUF, {gguf}", int(weights * GGUF_BITS[gguf] / 8) + between + ALLOWANCE, 14 * largest))
     return tuple(needs)

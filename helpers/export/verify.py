@@ -181,7 +181,12 @@ def _run_worker(request: Path, output: Path) -> None:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ExportError("verification", f"an answer within {TIMEOUT_SECONDS} seconds", "none") from None
+        raise ExportError(
+            "verification",
+            f"an answer within {TIMEOUT_SECONDS} seconds",
+            "none",
+            "The machine is too slow or stuck: look at its load and memory, then verify again.",
+        ) from None
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
         raise ExportError(
