@@ -140,7 +140,7 @@ class TestForms:
         (repository,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
         assert repository["repo"] == "local"
         scripts = [word for hook in repository["hooks"] for word in hook["entry"].split() if "scripts/" in word]
-        assert scripts == ["scripts/build_notebooks"]
+        assert scripts == ["scripts/build_notebooks", "scripts/build_workshop"]
         assert all((ROOT / script).is_file() for script in scripts)
 
 

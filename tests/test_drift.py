@@ -1,0 +1,177 @@
+"""What the package uses of unsloth, trl, peft, transformers and their neighbours is still there, under its names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sources
+from sources import calls_into, definitions, keys_of, takes
+
+HELPERS = Path(__file__).resolve().parent.parent / "helpers"
+LIBRARIES = ("bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers", "trl", "unsloth", "unsloth_zoo")
+
+HF_BASE, HF_AUTO = "transformers/tokenization_utils_base.py", "transformers/models/auto"
+SFT = ("trl/trainer/sft_config.py SFTConfig", "trl/trainer/base_config.py _BaseConfig")
+MODEL = ("transformers/modeling_utils.py PreTrainedModel.from_pretrained",)
+CONFIG = ("transformers/configuration_utils.py PreTrainedConfig._get_config_dict",)
+
+IMPORTED = {
+    "bitsandbytes.functional.dequantize_4bit": ("bitsandbytes/functional.py dequantize_4bit",),
+    "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
+    "datasets.load_dataset": ("datasets/load.py load_dataset",),
+    "huggingface_hub.HfApi": ("huggingface_hub/hf_api.py HfApi",),
+    "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
+    "huggingface_hub.try_to_load_from_cache": ("huggingface_hub/file_download.py try_to_load_from_cache",),
+    "peft.PeftModel": ("peft/peft_model.py PeftModel",),
+    "peft.PeftModel.from_pretrained": ("peft/peft_model.py PeftModel.from_pretrained",),
+    "peft.get_peft_model_state_dict": ("peft/utils/save_and_load.py get_peft_model_state_dict",),
+    "peft.set_peft_model_state_dict": ("peft/utils/save_and_load.py set_peft_model_state_dict",),
+    "peft.tuners.lora.LoraLayer": ("peft/tuners/lora/layer.py LoraLayer",),
+    "transformers.AutoConfig.from_pretrained": (f"{HF_AUTO}/configuration_auto.py AutoConfig.from_pretrained", *CONFIG),
+    "transformers.AutoModelForCausalLM.from_pretrained": (
+        f"{HF_AUTO}/auto_factory.py _BaseAutoModelClass.from_pretrained",
+        *MODEL,
+    ),
+    "transformers.AutoTokenizer.from_pretrained": (
+        f"{HF_AUTO}/tokenization_auto.py AutoTokenizer.from_pretrained",
+        f"{HF_BASE} PreTrainedTokenizerBase.from_pretrained",
+    ),
+    "transformers.GenerationConfig": ("transformers/generation/configuration_utils.py GenerationConfig",),
+    "transformers.PreTrainedTokenizerBase": (f"{HF_BASE} PreTrainedTokenizerBase",),
+    "transformers.PrinterCallback": ("transformers/trainer_callback.py PrinterCallback",),
+    "transformers.TextStreamer": (
+        "transformers/generation/streamers.py TextStreamer",
+        f"{HF_BASE} PreTrainedTokenizerBase.decode",
+    ),
+    "transformers.TrainerCallback": ("transformers/trainer_callback.py TrainerCallback",),
+    "trl.SFTConfig": SFT,
+    "trl.SFTTrainer": ("trl/trainer/sft_trainer.py SFTTrainer",),
+    "unsloth.FastLanguageModel.for_inference": ("unsloth/models/loader.py FastLanguageModel.for_inference",),
+    "unsloth.FastLanguageModel.for_training": ("unsloth/models/loader.py FastLanguageModel.for_training",),
+    "unsloth.FastLanguageModel.from_pretrained": ("unsloth/models/loader.py FastLanguageModel.from_pretrained",),
+    "unsloth.FastLanguageModel.get_peft_model": ("unsloth/models/llama.py FastLlamaModel.get_peft_model",),
+    "unsloth.utils.attention_dispatch": ("unsloth/utils/attention_dispatch.py",),
+}
+"""Where each thing that the package imports is defined; together the places take all keywords."""
+
+USED = {
+    # what is used of objects that other packages make: (place, keywords)
+    "bitsandbytes/functional.py QuantState": ("absmax", "blocksize", "quant_type", "dtype"),
+    "huggingface_hub/hf_api.py HfApi.create_repo": ("private", "exist_ok", "repo_type"),
+    "huggingface_hub/hf_api.py HfApi.upload_folder": ("repo_id", "folder_path", "commit_message"),
+    "peft/peft_model.py PeftModel.active_adapters": (),
+    "peft/peft_model.py PeftModel.disable_adapter": (),
+    "peft/peft_model.py PeftModel.get_base_model": (),
+    "peft/peft_model.py PeftModel.get_nb_trainable_parameters": (),
+    "peft/peft_model.py PeftModel.peft_config": (),
+    "peft/peft_model.py PeftModel.save_pretrained": (),
+    "peft/tuners/lora/layer.py LoraLayer.base_layer": (),
+    "peft/tuners/lora/layer.py LoraLayer.lora_A": (),
+    "peft/tuners/lora/layer.py LoraLayer.lora_B": (),
+    "peft/tuners/lora/layer.py LoraLayer.scaling": (),
+    "transformers/generation/configuration_utils.py GenerationConfig": (
+        "do_sample",
+        "eos_token_id",
+        "max_new_tokens",
+        "pad_token_id",
+        "temperature",
+        "top_k",
+        "top_p",
+    ),
+    "transformers/generation/utils.py GenerationMixin.generate": ("streamer",),
+    f"{HF_BASE} PreTrainedTokenizerBase.__call__": ("add_special_tokens", "padding", "return_tensors"),
+    f"{HF_BASE} PreTrainedTokenizerBase.apply_chat_template": ("add_generation_prompt", "return_dict", "tokenize"),
+    f"{HF_BASE} PreTrainedTokenizerBase.decode": ("skip_special_tokens",),
+    "transformers/modeling_utils.py PreTrainedModel.save_pretrained": (),
+    "transformers/trainer.py OPTIMIZER_NAME": (),
+    "transformers/trainer.py SCHEDULER_NAME": (),
+    "transformers/trainer.py TRAINER_STATE_NAME": (),
+    "transformers/trainer.py Trainer.add_callback": ("callback",),
+    "transformers/trainer.py Trainer.remove_callback": ("callback",),
+    "transformers/trainer.py Trainer.train": ("resume_from_checkpoint",),
+    "transformers/trainer.py Trainer.training_step": ("model", "inputs"),
+    "transformers/trainer_callback.py TrainerCallback.on_log": ("args", "state", "control"),
+    "transformers/trainer_callback.py TrainerCallback.on_save": ("args", "state", "control"),
+    "transformers/trainer_callback.py TrainerCallback.on_step_begin": ("args", "state", "control"),
+    "transformers/trainer_callback.py TrainerCallback.on_train_begin": ("args", "state", "control"),
+    "transformers/trainer_callback.py TrainerControl": ("should_save",),
+    "transformers/trainer_callback.py TrainerState": ("epoch", "global_step", "max_steps", "save_steps"),
+    "transformers/training_args.py OptimizerNames.ADAMW_8BIT": (),
+    "transformers/training_args.py OptimizerNames.ADAMW_TORCH": (),
+    "transformers/training_args.py OptimizerNames.ADAMW_TORCH_FUSED": (),
+    "unsloth/models/_utils.py HAS_FLASH_ATTENTION": (),
+    "unsloth/models/loader.py FastLanguageModel.from_pretrained": ("revision",),
+    "unsloth/utils/attention_dispatch.py FLASH_VARLEN": (),
+    "unsloth/utils/attention_dispatch.py HAS_XFORMERS": (),
+    "unsloth/utils/attention_dispatch.py flash_attn_varlen_func": (),
+    "unsloth/utils/attention_dispatch.py select_attention_backend": ("use_varlen", "dropout_p"),
+}
+
+
+SETTINGS = keys_of(HELPERS / "training.py", "_arguments") | keys_of(HELPERS / "tracking.py", "tracking_arguments")
+"""What the trainer is told."""
+
+
+def what_moved():
+    """Return a sentence for each thing that the package uses and that is not there any more."""
+    moved = []
+    for name, keyword, where in sorted(calls_into(HELPERS, LIBRARIES), key=str):
+        places = IMPORTED.get(name, ())
+        found = [node for place in places for node in definitions(place)]
+        if not found:
+            moved.append(f"{name}, used in {where}, is not in {' or '.join(places) or 'the table IMPORTED'}")
+        elif keyword and not any(takes(node, keyword) for node in found):
+            moved.append(f"{name} does not take {keyword}, which {where} gives")
+    for place, keywords in USED.items():
+        found = definitions(place)
+        moved += [] if found else [f"{place} is gone"]
+        moved += [f"{place} has no {each}" for each in keywords if found and not any(takes(n, each) for n in found)]
+    places = (*SFT, "transformers/training_args.py TrainingArguments")
+    known = [node for place in places for node in definitions(place)]
+    return moved + [f"SFTConfig has no {each}" for each in sorted(SETTINGS) if not any(takes(n, each) for n in known)]
+
+
+def test_nothing_moved():
+    """All that is imported, called and set exists, and takes the keywords that it is given."""
+    assert what_moved() == []
+
+
+def test_every_import_is_named():
+    """The table of imports has what the package imports, and nothing that it does not."""
+    used = {name for name, _, _ in calls_into(HELPERS, LIBRARIES)}
+    assert used == set(IMPORTED)
+
+
+def test_settings_are_found():
+    """The settings that are checked are those of the trainer and of the trackers."""
+    assert {"max_length", "completion_only_loss", "packing", "optim", "report_to", "run_name", "project"} <= SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ("max_length: int", "maximum_length: int", ["SFTConfig has no max_length"]),
+        (
+            "processing_class: ",
+            "tokenizer: ",
+            ["trl.SFTTrainer does not take processing_class, which helpers/training.py gives"],
+        ),
+        (
+            "class SFTTrainer",
+            "class Trainer",
+            ["trl.SFTTrainer, used in helpers/training.py, is not in trl/trainer/sft_trainer.py SFTTrainer"] * 5,
+        ),
+    ],
+)
+def test_what_moved_is_named(before, after, named, tmp_path, monkeypatch):
+    """A setting, an argument or a class that has another name is told, with the place that uses it."""
+    (tmp_path / "trl" / "trainer").mkdir(parents=True)
+    for name in ("sft_config", "base_config", "sft_trainer"):
+        text = (sources.package_root("trl") / f"trl/trainer/{name}.py").read_text(encoding="utf-8")
+        (tmp_path / "trl" / "trainer" / f"{name}.py").write_text(text.replace(before, after), encoding="utf-8")
+    elsewhere = {"trl": tmp_path}
+    usual = sources.package_root
+    monkeypatch.setattr(sources, "package_root", lambda package: elsewhere.get(package) or usual(package))
+    monkeypatch.setattr("test_drift.USED", {})
+    assert what_moved() == named
