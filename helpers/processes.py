@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from helpers.errors import HelpersError, StackError
+from helpers.errors import RunError, StackError
 
 __all__ = [
     "TIMEOUT",
@@ -35,7 +35,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 T = TypeVar("T")
 
 
-class ElsewhereError(HelpersError):
+class ElsewhereError(RunError):
     """Another process failed. It says why; this one ends without a word."""
 
 

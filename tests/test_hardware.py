@@ -89,13 +89,14 @@ class TestPrecision:
 class TestGpu:
     """The card that training uses, and doing without."""
 
-    def test_the_first_card_is_described(self, monkeypatch):
-        """Name, capability, memory in bytes and count are what torch says of device 0."""
+    def test_the_process_own_card_is_described(self, monkeypatch):
+        """Name, capability, memory in bytes and count are what torch says of the device that was chosen."""
         torch = fake_torch(
             is_available=lambda: True,
-            mem_get_info=lambda device: (15_700_000_000, 15_828_320_256),
-            get_device_name=lambda device: "Tesla T4",
-            get_device_capability=lambda device: (7, 5),
+            current_device=lambda: 1,
+            mem_get_info=lambda device: [(1, 2), (15_700_000_000, 15_828_320_256)][device],
+            get_device_name=lambda device: ["another", "Tesla T4"][device],
+            get_device_capability=lambda device: [(8, 0), (7, 5)][device],
             device_count=lambda: 2,
         )
         monkeypatch.setitem(sys.modules, "torch", torch)

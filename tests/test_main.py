@@ -63,13 +63,13 @@ class TestRun:
         ("arguments", "message"),
         [
             (["-p", "cuont=3"], "error: cuont: expected the name of a parameter of a, got '3'. Did you mean count?\n"),
-            (["-p", "count"], "error: -p: expected PARAMETER=VALUE, such as max_steps=60, got 'count'.\n"),
-            (["-p", "count=x"], "error: count: expected a whole number, got 'x'.\n"),
+            (["-p", "count"], "error: -p: expected PARAMETER=VALUE, such as max_steps=60, got 'count'. Write no "),
+            (["-p", "count=x"], "error: count: expected a whole number, got 'x'. Correct it, or leave it out"),
             (
                 ["-p", "count=1", "-p", "count=2"],
                 "error: count: expected one value, got '1 and 2'. Leave one of the two away.\n",
             ),
-            (["--name", "../a"], "error: run_name: expected letters, digits"),
+            (["--name", "../a"], "error: run_name: expected at most 100 letters, digits"),
         ],
     )
     def test_a_mistake_gives_status_2_and_one_line(self, tmp_path, runs_folder, capsys, arguments, message):
@@ -152,7 +152,7 @@ class TestOthers:
     def test_an_unknown_command_is_refused(self, capsys):
         """Argparse names the commands that there are."""
         with pytest.raises(SystemExit) as caught:
-            main(["train"])
+            main(["teach"])
         assert caught.value.code == 2
         assert "badges" in capsys.readouterr().err
 
