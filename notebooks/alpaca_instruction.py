@@ -21,12 +21,14 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb)
 #
-# A language model continues text. An *instruction specialist* does what a sentence asks of it. This notebook turns the
-# one into the other: it fine-tunes Mistral-7B-Instruct on rows of Alpaca-cleaned, small tasks with good answers, and
-# measures whether that helped on rows that the model never saw.
+# A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability. An
+# *instruction specialist* does what a sentence asks of it. This notebook turns the one into the other: it fine-tunes
+# Mistral-7B-Instruct on rows of Alpaca-cleaned, small tasks with good answers, and measures whether that helped on rows
+# that the model never saw.
 #
-# Seven billion parameters do not fit on a free GPU if all of them are trained. QLoRA makes them fit with two ideas:
-# the model's own weights are held in 4 bit and never changed, and a small *adapter* beside them does the learning.
+# The model computes with seven billion numbers, its *weights*. They do not fit on a free GPU if all of them are
+# trained. QLoRA makes them fit with two ideas: the model's own weights are *quantized*, that is rounded so that each
+# takes 4 bit, and never changed; and a small *adapter* beside them does the learning.
 #
 # **You will learn**
 #
@@ -44,7 +46,7 @@
 #
 # `preset` is the one parameter that you must understand: `auto` looks at the GPU and chooses `colab-t4` or
 # `large-gpu`; `smoke` runs anywhere. Everything else may stay `None`, which takes the preset's value. A value that you
-# write here wins over the preset.
+# write here wins over the preset. You need none of the other words now: each is explained where it is first used.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -103,8 +105,10 @@ config = configure_notebook("alpaca", globals())
 show_table(config.flat())
 
 # %% [markdown]
+# The table is the whole run: your values, and the preset's for all others.
+#
 # Now the packages: exact versions, the same for everyone. On Colab the cell installs what is missing; elsewhere it
-# only looks, and says what to do if something is wrong.
+# only looks. Its last line begins with `ready:`, or says what to do.
 
 # %%
 from helpers.environment import setup_notebook
@@ -122,11 +126,19 @@ run = start_run(config, resume=resume)
 print("this run:", run.shown())
 
 # %% [markdown]
+# Nothing is lost if the machine disconnects. Every `save_steps` steps a complete *checkpoint* is written: the adapter,
+# and all that training needs to go on as if it had never stopped. Run the notebook again with the same parameters, and
+# with `resume = "auto"` it goes on from the newest one. Colab, though, deletes the machine's own disk when a session
+# ends. Set `persist_dir = "/content/drive/MyDrive/runs"` before you start, and each checkpoint is also copied to your
+# Google Drive, which the cell above asks your permission to use. On the next machine, the same parameters and the same
+# kind of GPU go on from there.
+#
 # ## 2. Rows: what the model learns from
 #
 # A row has three columns: `instruction` says what to do, `input` holds the text to do it with and is often empty, and
 # `output` is the answer to learn. Some rows are set aside at once: these *held-out* rows are never trained on, and
-# tell us later whether the model learned something general or just these sentences.
+# tell us later whether the model learned something general or just these sentences. Rows that are empty, or that stand
+# in the data twice, are left out and counted.
 
 # %%
 from helpers.data import load_rows
@@ -176,8 +188,21 @@ show_conversation(build_example(without_input, "alpaca", style="alpaca"))
 # %% [markdown]
 # ## 3. The model
 #
-# Now the base model is loaded, on a GPU in 4 bit: each weight is stored as one of 16 values with a scale for every 64
-# of them, and expanded to 16 bit at the moment it is used. That takes a quarter of the memory.
+# 4 bit can tell 16 values apart. Which 16? Most weights of a model are near zero and few are large, so the format *NF4*
+# puts its levels close together near zero. Weights are taken in blocks of 64; a block's largest absolute value is its
+# *scale*. Each weight is divided by the scale and stored as the number of the nearest level.
+
+# %%
+from helpers.diagrams import draw_nf4
+
+draw_nf4()
+
+# %% [markdown]
+# The table shows four weights of a block whose scale is 0.112. At the moment a weight is used it is computed back,
+# level times scale, as a 16-bit number. The rounding loses a little, and saves three quarters of the memory.
+#
+# Now the base model is loaded, on a GPU in this format. The cell prints what it computes in: `bf16` and `fp16` are two
+# kinds of 16-bit numbers, of which older cards such as the T4 know only the second; `fp32` has 32 bit, for the CPU.
 
 # %%
 from helpers.model import load_model
@@ -188,14 +213,25 @@ print(f"{loaded.source}\ntemplate {loaded.template}, computing in {loaded.precis
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
 #
-# The model reads *tokens*, pieces of words with a number each. A chat template turns messages into one text with
-# control tokens between them, and the tokenizer cuts that text up. Only the assistant's answer should be learned: the
-# *label* of every other token is set to -100, which the loss leaves out.
+# The model reads tokens, and knows each by a number. A *chat template* turns messages into one text, with *control
+# tokens* where one speaker ends and the other begins; the *tokenizer* cuts that text up. For Mistral `<s>` begins the
+# text (the beginning-of-sequence token, *BOS*), `[INST]` and `[/INST]` enclose what the user said, and `</s>` ends the
+# answer (the end-of-sequence token, *EOS*). Other models have other marks for the same things.
 #
+# In training the model guesses each token from those before it, and the *loss* says how wrong it was. Only the guesses
+# at the assistant's answer should count. So every token has a *label*: its own number where it is to be learned, and
+# -100 elsewhere, which the loss leaves out.
+
+# %%
+from helpers.diagrams import draw_mask
+
+draw_mask()
+
+# %% [markdown]
 # Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked before training: the answer ends
-# with the end-of-sequence token (or the model would never learn to stop), the system prompt is in the text, there is
-# one beginning-of-sequence token and not two, and something is left to learn. Rows that are too long, or that
-# contain a control token spelled out, are left out and counted.
+# with EOS (or the model would never learn to stop), the system prompt is in the text, there is one BOS and not two
+# (some models have none), and something is left to learn. Rows that are too long, or that contain a control token
+# spelled out, are left out and counted.
 
 # %%
 from helpers.contract import apply_contract
@@ -207,6 +243,8 @@ parts = {"training": train_checked, "held out": heldout_checked}
 show_table([{"part": name, **part.summary()} for name, part in parts.items()])
 
 # %% [markdown]
+# *Supervised* tokens are those that are learned. They are what the model really trains on, and fewer than one thinks.
+#
 # This is one row as the model sees it. Grey tokens are given, underlined blue ones are learned. The last blue token is
 # the one that ends the answer.
 
@@ -217,7 +255,7 @@ shortest = min(train_checked.tokenized, key=lambda row: len(row.input_ids))
 show_mask(shortest, loaded.tokenizer)
 
 # %% [markdown]
-# Rows differ in length, and a batch of rows takes the memory of its longest. Here are all of them.
+# Rows differ in length. Here are all of them, in tokens; none may be longer than `max_seq_length`.
 
 # %%
 from helpers.display import plot_lengths
@@ -226,6 +264,20 @@ lengths = [len(row.input_ids) for row in train_checked.tokenized]
 plot_lengths(lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
+# A GPU works on several rows at once, a *batch*. The plain way fills each of them up to the longest: *padding*, work
+# for nothing, and much of it where a few rows are long and most are short, as above. Two ways are better. Rows can be
+# laid end to end; or they can be *packed* into sequences of a fixed length, which the parameter `packing` asks for.
+# Both need attention that stays within a row, which is what the last picture shows.
+
+# %%
+from helpers.diagrams import draw_packing
+
+draw_packing()
+
+# %% [markdown]
+# The number in a place is the token's position. It begins anew with each row; that is how the model is told where a row
+# ends. Which of the three ways is used depends on the card, and is printed after training.
+#
 # What went into the run is written down before it starts, with a fingerprint of the rows and of the template: two runs
 # with the same fingerprints learned from the same tokens.
 
@@ -239,7 +291,8 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # ## 5. The card, and what LoRA adds
 #
 # How many rows fit into one pass depends on the card and on the lengths above. The rows of one optimizer step stay as
-# many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its reason.
+# many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its
+# reason.
 
 # %%
 from helpers.session import fit_layout
@@ -247,10 +300,18 @@ from helpers.session import fit_layout
 config = fit_layout(config, train_checked)
 
 # %% [markdown]
-# The model's weights stay as they are. Beside each linear layer LoRA puts two thin matrices, $A$ and $B$, and adds their
-# product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$. If $W$ is 4096 × 4096 it has 16.8 million numbers; with rank
-# $r = 16$ the two thin matrices have 131 thousand together. $B$ starts at zero, so that before training the model is
-# exactly the base model.
+# The model's weights stay as they are. Beside each linear layer, a matrix $W$, *LoRA* puts two thin matrices, $A$ and
+# $B$, and adds their product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$.
+
+# %%
+from helpers.diagrams import draw_lora
+
+draw_lora()
+
+# %% [markdown]
+# The *rank* $r$, here 16, is how thin they are: $A$ takes 4096 numbers down to 16, $B$ takes these back up. A larger
+# rank can learn more, and costs more. *Alpha*, $\alpha$, says how much the result counts: $\alpha / r$ is a factor in
+# front of it, 1 in our presets. $B$ starts at zero, so that before training the model is exactly the base model.
 
 # %%
 from helpers.model import attach_adapter, trainable_parameters
@@ -264,12 +325,20 @@ trainable, total = trainable_parameters(loaded.model)
 print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
 
 # %% [markdown]
+# That share is all that is learned. It is what a checkpoint has to hold, and what the *optimizer*, which changes the
+# weights step by step, has to remember two further numbers for.
+#
 # ## 6. Train
 #
-# The trainer shows the model a few rows at a time (`batch_size`), adds up what they say about the adapter's weights
-# over several such passes (`gradient_accumulation`), and then takes one *optimizer step*. The rows that one step sees
-# are the product of the two. After it is built, the trainer's own tokens and labels are compared with the ones that
-# were checked above.
+# The trainer shows the model a batch of rows (`batch_size`) and computes the *gradient*: for each number of the
+# adapter, in which direction the loss falls. It adds up the gradients of several batches, because one large batch might
+# not fit into memory (*gradient accumulation*), and then takes one *optimizer step*. The rows that one step sees are
+# the product of the two. When all rows were seen once, an *epoch* is over.
+#
+# How far a step goes is the *learning rate*. It rises from zero during the first few steps (*warm-up*), while the
+# optimizer does not know the terrain yet, and then falls in a straight line, to nearly zero at the last step.
+#
+# After the trainer is built, its own tokens and labels are compared with the ones that were checked above.
 
 # %%
 from helpers.training import build_trainer, planned_steps
@@ -280,8 +349,9 @@ print(steps, "optimizer steps of", config.train.rows_per_step(), "rows")
 
 # %% [markdown]
 # The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
-# that the model gave to the token that came. It is measured on the held-out rows before the first step, now and then
-# on the way, and after the last.
+# that the model gave to the token that came. With the natural logarithm it is counted in *nats*: 0 is certainty, and
+# 0.69 is what the toss of a coin costs. It is measured on the held-out rows before the first step, now and then on the
+# way, and after the last.
 
 # %%
 from helpers.training import train
@@ -301,6 +371,9 @@ from helpers.display import plot_losses
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
+# If the blue line falls, the model finds good answers that it never saw more likely than before. Most of the fall comes
+# early. A blue line that turns upwards while the grey one falls would mean that the model learns its rows by heart.
+#
 # What the curve looks like, in words, by rules that do not depend on how one feels about it.
 
 # %%
@@ -319,6 +392,9 @@ from helpers.training import describe_change
 print(describe_change(result))
 
 # %% [markdown]
+# (The change is a mean over rows, each counted once. The two losses are means over tokens, in which long answers count
+# for more. So the change need not be exactly their difference.)
+#
 # What it cost: time in optimizer steps (measurements of the held-out loss left out), speed, and the highest memory use.
 
 # %%
@@ -327,6 +403,10 @@ cost = {name: run.metrics()[name] for name in shown}
 show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **result.mode})
 
 # %% [markdown]
+# `tokens_per_second` counts all tokens that were read, `supervised_tokens` those that were learned from. The lines at
+# the end say what the trainer really did: `padding_free` is rows laid end to end, `attention` is how attention was
+# computed.
+#
 # ## 8. Save the adapter, and load it back
 #
 # The adapter is small: the two thin matrices of each layer, and the tokenizer with the template that it was trained
@@ -350,7 +430,8 @@ free_memory()
 loaded = load_adapter(run.adapter, config)
 
 # %% [markdown]
-# The reloaded model must find the held-out answers as likely as the trained one did.
+# The reloaded model must find the held-out answers as likely as the trained one did. The limit leaves room for rounding
+# and for nothing else; a wrong adapter misses it by far, and the cell would fail.
 
 # %%
 from helpers.training import prove_reload
@@ -361,8 +442,13 @@ print(prove_reload(loaded, heldout_checked, result))
 # ## 9. Ask it something
 #
 # Five questions, one of each kind that a general assistant should master: reasoning, summarization, explanation,
-# translation, problem solving. All are answered in one batch, first with the adapter, then with the adapter switched
-# off. The second answer is the base model's, from the same weights in memory.
+# translation, problem solving. All are answered at once, with the adapter and with the adapter switched off. The latter
+# are the base model's answers, from the same weights in memory.
+#
+# An answer is written token by token. At each place the model gives every token a number, its *logit*; the larger, the
+# likelier. Here the likeliest is taken each time (*greedy* decoding), until it is EOS or `max_new_tokens` is reached.
+# What attention has computed of the text so far, its keys and values, is kept in the *KV cache*, so that it need not
+# be computed anew for each token.
 
 # %%
 questions = [

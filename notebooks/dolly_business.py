@@ -45,7 +45,8 @@
 # %% [markdown]
 # ## 1. Parameters
 #
-# As in the first notebook: `preset` decides, and whatever is not `None` wins over it.
+# As in the first notebook: `preset` decides, and whatever is not `None` wins over it. The last four parameters say what
+# is made of the adapter when it is trained.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -110,7 +111,7 @@ config = configure_notebook("dolly", globals())
 show_table(config.flat())
 
 # %% [markdown]
-# The packages, in exact versions.
+# The table shows the whole run, the preset's values included. Then the packages, in exact versions.
 
 # %%
 from helpers.environment import setup_notebook
@@ -118,7 +119,8 @@ from helpers.environment import setup_notebook
 report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
-# The folder that everything goes into.
+# The folder that everything goes into. What is in it already from an earlier run with the same parameters is used
+# again.
 
 # %%
 from helpers.session import start_run
@@ -127,6 +129,11 @@ run = start_run(config, resume=resume)
 print("this run:", run.shown())
 
 # %% [markdown]
+# If the machine disconnects, run the notebook again with the same parameters: with `resume = "auto"` training goes on
+# from its newest complete checkpoint (one is written every `save_steps` steps), and not from the start. On Colab set
+# `persist_dir = "/content/drive/MyDrive/runs"` before you begin. The machine's own disk is gone when a session ends;
+# the copies on your Google Drive are not, and the next machine, with the same kind of GPU, goes on from them.
+#
 # ## 2. A thousand rows, and what is in them
 #
 # A row of Dolly has an `instruction`, a `context` (a text that the instruction is about, often empty), a `response`
@@ -142,7 +149,8 @@ print("left out:", rows.left_out or "none")
 
 # %% [markdown]
 # What did the draw give? The categories differ in what they teach: *closed_qa*, *information_extraction* and
-# *summarization* work on a given text, *brainstorming* and *creative_writing* are free.
+# *summarization* work on a given text, *brainstorming* and *creative_writing* are free. Beside each bar stands the
+# length of its median answer: half of the answers are shorter.
 
 # %%
 from helpers.display import plot_categories
@@ -150,6 +158,9 @@ from helpers.display import plot_categories
 plot_categories(rows.train, run.path / "categories.png")
 
 # %% [markdown]
+# A category with many rows and long answers shapes the assistant most. If one that you need is hardly there, choose
+# rows with `category`, or keep the proportions of the whole with `stratified`.
+#
 # Dolly's contexts come from an encyclopaedia, and many still carry its reference marks, such as "[1]". A model would
 # learn to write them. They are removed, and counted.
 
@@ -202,7 +213,7 @@ example = build_example(with_context, "dolly", **options)
 print(render(loaded.tokenizer, example.messages(), answer_next=False))
 
 # %% [markdown]
-# All rows as tokens, checked: system prompt inside, answer and its end learned, nothing else.
+# All rows as tokens, checked: system prompt inside, answer and its end (EOS) learned, nothing else.
 
 # %%
 from helpers.contract import apply_contract
@@ -219,6 +230,9 @@ checked = {
 show_table([{"part": name, **part.summary()} for name, part in checked.items()])
 
 # %% [markdown]
+# The system prompt costs tokens in every row, and none of them is among the supervised ones, which are those that are
+# learned.
+#
 # And one row with its mask: grey is given, underlined blue is learned.
 
 # %%
@@ -241,7 +255,8 @@ print(prove_same_prompt(with_context, "dolly", loaded.tokenizer, **options))
 # One *epoch* shows the model each row once. For a thousand rows that is usually enough: the model has the knowledge
 # already, it learns a manner.
 #
-# First, how the rows of a step are laid out on this card, and why.
+# The rows are shown a few at a time, and after each *optimizer step* the adapter has moved a little. First, how the
+# rows of a step are laid out on this card, and why.
 
 # %%
 from helpers.session import fit_layout
@@ -249,7 +264,8 @@ from helpers.session import fit_layout
 config = fit_layout(config, checked["training"])
 
 # %% [markdown]
-# A fresh adapter on all linear layers is what will learn; everything else stays frozen.
+# A fresh adapter on all linear layers is what will learn; everything else stays frozen. Its *rank* (`lora_rank`) says
+# how much it can hold, *alpha* (`lora_alpha`) how much it counts.
 
 # %%
 from helpers.model import attach_adapter, trainable_parameters
@@ -275,7 +291,9 @@ steps = planned_steps(config, len(checked["training"].examples))
 print(steps, "optimizer steps of", config.train.rows_per_step(), "rows")
 
 # %% [markdown]
-# The held-out loss is measured before the first step, on the way, and after the last.
+# The *learning rate*, how far a step goes, rises over the first few steps and then falls to nearly zero. The held-out
+# loss, the mean surprise at a token of an answer that was never trained on, is measured before the first step, on the
+# way, and after the last.
 
 # %%
 from helpers.training import train
@@ -303,6 +321,10 @@ print(judge_curve(run.metrics()).text)
 print(describe_change(result))
 
 # %% [markdown]
+# The interval is what counts: it covers the mean change of all rows like these in 95 of 100 such experiments. If it
+# lies below zero as a whole, the assistant has become better at answers like Dolly's. Whether these are the answers
+# that you want is another question, which section 7 asks.
+#
 # ## 5. Save the adapter, and prove it
 #
 # First the space that everything below will take, against the space there is. Running out of disk halfway through a
@@ -317,8 +339,8 @@ needs = preflight(
 print(describe_needs(needs, run.path))
 
 # %% [markdown]
-# A few fixed questions are answered now, by the tuned model and by its base, and the numbers behind each word (the
-# *logits*) are kept. They are the yardstick for every export.
+# A few fixed questions are answered now, by the tuned model and by its base. At each place a model gives every token a
+# number, its *logit*: the larger, the likelier the token. These are kept, and are the yardstick for every export.
 
 # %%
 from helpers.export import measure_reference
@@ -332,6 +354,7 @@ print(run.shown("adapter") + ":", ", ".join(files))
 # The saved adapter is now loaded by a fresh process with plain transformers and PEFT, as a stranger would load it. To
 # pass, it must be close to the tuned model *and* far from the base: an adapter that was saved empty is close to the
 # base. How close is close enough depends on the precision of the arithmetic; the limits are measured, and printed.
+# *Greedy* answers take the likeliest token each time, so that they can be compared token for token.
 
 # %%
 from helpers.export import verify_adapter
@@ -340,6 +363,8 @@ adapter_proof = verify_adapter(loaded, run.adapter, reference=reference).require
 print(adapter_proof.lines())
 
 # %% [markdown]
+# Each line is one test. If one fails, the cell does, and nothing that follows can call the adapter saved.
+#
 # ## 6. Merge, and prove that too
 #
 # Merging adds the adapter's product $\frac{\alpha}{r} BA$ into each weight matrix $W$ and writes the sum in 16 bit.
@@ -357,6 +382,8 @@ if config.export.merge_16bit:
     print(merged.reason)
 
 # %% [markdown]
+# The file is as large as the whole model in 16 bit, whatever the rank was.
+#
 # The same test for the merged model: a fresh process, plain transformers, close to the tuned model and far from the
 # base. Besides, every matrix in the file is compared with base plus adapter.
 
@@ -369,6 +396,9 @@ if config.export.merge_16bit:
     print(proofs["merged"].lines())
 
 # %% [markdown]
+# The merged model is not exactly the tuned one: its sums were rounded to 16 bit. The lines say how far it is off, and
+# how much of that rounding alone explains.
+#
 # What was proven goes into the run's manifest, and into a *model card* beside each export: what it was made from, with
 # which data and parameters, how it measured, what it is for and what it is not for.
 

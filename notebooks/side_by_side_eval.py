@@ -87,6 +87,8 @@ config = configure_evaluation(globals())
 show_table(config.flat())
 
 # %% [markdown]
+# The table shows every setting of this comparison; where it says `None`, the adapter's own run decides.
+#
 # Now the packages: exact versions, the same for everyone.
 
 # %%
@@ -169,9 +171,10 @@ print(f"template {bench.loaded.template}, computing in {bench.loaded.precision}"
 show_table({arm.label: bench.writer.text(material.prompts[0], arm, config.max_new_tokens) for arm in arms})
 
 # %% [markdown]
-# Nothing is shown of answers before four tests have passed. Does the adapter change anything? Does it leave without a
-# trace when it is switched off and on? Is there one beginning-of-sequence token, and not two? Is the template the one
-# of the training?
+# Nothing is shown of answers before four tests have passed. Does the adapter change anything? That shows in the
+# *logits*, the numbers from which a model makes the probabilities of the next token. Does it leave without a trace when
+# it is switched off and on? Is there one beginning-of-sequence token (BOS), and not two? Is the template the one of the
+# training?
 
 # %%
 from helpers.evaluation.generate import take_readings
@@ -180,12 +183,15 @@ from helpers.evaluation.selftests import judge
 show_table(judge(take_readings(bench, material.prompts[0], arms)))
 
 # %% [markdown]
+# Had a test failed, the cell would have stopped here and said which.
+#
 # ## 4. How likely is a good answer?
 #
 # One measure needs no generating at all. The model is given the question and a person's answer, and says how likely it
 # finds each token of that answer. First by hand: an answer of three tokens, found likely with 0.5, 0.25 and 0.8.
-# The *negative log-likelihood* (NLL) adds up $-\log p$; its mean a token makes long and short answers comparable;
-# *perplexity* is $e$ to that power: as unsure as if the model chose among so many tokens each time.
+# The *negative log-likelihood* (NLL) adds up $-\log p$, counted in *nats* because the logarithm is the natural one; its
+# mean a token makes long and short answers comparable; *perplexity* is $e$ to that power: as unsure as if the model
+# chose among so many tokens each time.
 
 # %%
 import math
@@ -208,7 +214,8 @@ print("left out:", left_out or "none")
 show_table(reference_table(references, arms))
 
 # %% [markdown]
-# Lower is better in every column. If these are the rows that training measured itself on, its last number must come
+# Lower is better in every column but the count. Compare the arms, not the size of the numbers: how likely an answer can
+# be depends on the text. If these are the rows that training measured itself on, its last number must come
 # out again here. That is the best proof that the right adapter sits on the right model.
 
 # %%
@@ -229,8 +236,9 @@ base_nll, tuned_nll = [1.0, 2.0, 4.0, 3.0], [0.9, 1.8, 3.8, 2.9]
 print(f"base {mean(base_nll):.2f} ± {stdev(base_nll):.2f}, tuned {mean(tuned_nll):.2f} ± {stdev(tuned_nll):.2f}")
 
 # %% [markdown]
-# Subtract question by question and difficulty drops out. The *95 % interval* holds the true mean difference in 95 of
-# 100 such experiments. If zero lies outside, chance alone is an unlikely explanation.
+# The spreads, ± 1.3, are more than eight times the difference of the means. Subtract question by question and
+# difficulty drops out. The *95 % interval* holds the true mean difference in 95 of 100 such experiments. If zero lies
+# outside, chance alone is an unlikely explanation.
 
 # %%
 from helpers.evaluation.statistics import t_interval
@@ -239,6 +247,9 @@ differences = [tuned - base for base, tuned in zip(base_nll, tuned_nll, strict=T
 print(f"mean difference {mean(differences):+.2f}, interval {t_interval(differences)}")
 
 # %% [markdown]
+# The interval lies below zero: on these four questions, chance is hardly the reason. The means and spreads above could
+# not have told.
+#
 # ## 5. The answers
 #
 # Now all arms answer all prompts and some of the references, in batches of like length. Every answer is kept on disk
@@ -274,7 +285,8 @@ show_pairs(comparison, overview, pick_ids(comparison, 4))
 # Ask yourself three things of each pair: are the suggestions concrete and plausible? Is it on topic? Is the structure
 # of use? Then the averages. ROUGE-L is the longest sequence of words that answer and reference share, ROUGE-Lsum the
 # same by sentence, chrF++ counts shared pieces of words. All three see wording and not truth: a right answer in other
-# words scores low.
+# words scores low. *Repetition* is the share of groups of four words that an answer has said before. The first line
+# names the exact settings of chrF++; scores of other settings cannot be compared with these.
 
 # %%
 from helpers.evaluation.likeness import chrf_signature
@@ -286,9 +298,10 @@ show_table(answer_table(overview, arms))
 # %% [markdown]
 # ## 6. The verdict
 #
-# Each measure is judged by its paired differences. Trying many measures makes one of them look good by chance, so
-# their p-values are raised together (Holm's method). *Inconclusive* does not mean "equal"; it means that these
-# questions are too few or too different to tell.
+# Each measure is judged by its paired differences. Its *p-value* says how often a difference so large would come about
+# by chance if the two models were equally good. Trying many measures makes one of them look good by chance, so their
+# p-values are raised together (Holm's method). *Inconclusive* does not mean "equal"; it means that these questions are
+# too few or too different to tell.
 
 # %%
 import textwrap
@@ -367,6 +380,8 @@ pictures["token_shift"] = draw_shift(shifts[example.id], example.text)
 show_picture(pictures, "token_shift", run.path)
 
 # %% [markdown]
+# The model computes the same for every token, yet only the marked ones are what training changed.
+#
 # ## 8. The blind vote
 #
 # Numbers do not know what is useful; people do, as long as they do not know whose answer they are reading. Order and
@@ -412,6 +427,8 @@ from helpers.evaluation.teaching import wins_table
 show_table(wins_table())
 
 # %% [markdown]
+# With five questions not even five wins are enough; the more are asked, the smaller a majority tells something.
+#
 # **How many rows would have been enough?** The spread of the differences tells how many rows would show a gain of a
 # given size in 80 of 100 experiments. Halve the gain, and you need about four times the rows.
 
