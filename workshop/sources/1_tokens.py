@@ -119,7 +119,15 @@ check("labels", answer)
 
 # %% [markdown]
 # *What you learned:* the labels are the whole of what you tell the model to learn, and the token that ends the answer
-# is part of it.
+# is part of it. Here is a row of Mistral's as a picture, which cuts text up in its own way.
+
+# %%
+from helpers.diagrams import draw_mask
+
+draw_mask()
+
+# %% [markdown]
+# Cover the lower line and say it from the upper one.
 
 # %% [markdown]
 # ## 3. Five rows, one of them good
@@ -224,7 +232,13 @@ answer = [*range(4), *range(3), *range(5)]
 check("positions", answer)
 
 # %% [markdown]
-# *What you learned:* packing is harmless if, and only if, the rows cannot see each other.
+# *What you learned:* packing is harmless if, and only if, the rows cannot see each other. The last three exercises in one
+# picture, with four other rows:
+
+# %%
+from helpers.diagrams import draw_packing
+
+draw_packing()
 
 # %% [markdown]
 # ## Summary

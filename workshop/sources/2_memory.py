@@ -40,8 +40,15 @@ from helpers.workshop import check
 #
 # A linear layer multiplies its input by a matrix $W$. LoRA leaves $W$ as it is and learns a change to it. The change is
 # a matrix of the same shape, but written as the product of two thin ones, $BA$: $A$ takes the inputs down to $r$
-# numbers, $B$ takes these back up to the outputs. The number $r$ is the *rank*.
-#
+# numbers, $B$ takes these back up to the outputs. The number $r$ is the *rank*. Here is a tiny layer of 6 inputs and 4
+# outputs, at rank 2. Count the cells: a matrix this small gains next to nothing.
+
+# %%
+from helpers.diagrams import draw_lora
+
+draw_lora(inputs=6, outputs=4, rank=2)
+
+# %% [markdown]
 # **Task.** One of Mistral's matrices has 4096 inputs and 14336 outputs. How many numbers are trained beside it at rank
 # 16? (The matrix itself has 58.7 million.)
 
@@ -140,7 +147,13 @@ check("quantize", answer)
 
 # %% [markdown]
 # *What you learned:* quantized weights are the old ones, rounded; the base model of QLoRA is slightly worse than the
-# original, and the adapter learns on top of that.
+# original, and the adapter learns on top of that. The real format, NF4, does the same with sixteen levels, which lie
+# closer together where weights are many:
+
+# %%
+from helpers.diagrams import draw_nf4
+
+draw_nf4()
 
 # %% [markdown]
 # ## 5. How many bits are 4 bits?
