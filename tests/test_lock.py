@@ -127,10 +127,10 @@ class TestPlanOnRecordedRuntimes:
         assert "pyarrow" in plan.replaced
         assert {package.replace("-", "_") for package in plan.replaced}.isdisjoint(modules)
 
-    def test_colab_of_august_2026_gets_twenty_packages(self):
-        """On Colab's Python 3.13 six packages are replaced and fourteen are new."""
+    def test_colab_of_august_2026_gets_twenty_one_packages(self):
+        """On Colab's Python 3.13 seven packages are replaced and fourteen are new."""
         plan = install_plan(runtime("colab_2026_08_py313"), read_lock(), python="3.13", waivers=read_waivers())
-        assert plan.replaced == ("accelerate", "datasets", "peft", "pyarrow", "torchao", "transformers")
+        assert plan.replaced == ("accelerate", "datasets", "peft", "pyarrow", "tokenizers", "torchao", "transformers")
         assert [line.split("==")[0] for line in plan.install if line.split("==")[0] not in plan.replaced] == [
             "bitsandbytes",
             "colorama",
@@ -147,6 +147,30 @@ class TestPlanOnRecordedRuntimes:
             "unsloth",
             "unsloth-zoo",
         ]
+
+    def test_the_recorded_list_has_the_versions_of_august_2026(self):
+        """The list of Colab's Python 3.13 is the one whose versions are known from the runtime itself."""
+        known = {
+            "accelerate": "1.14.0",
+            "datasets": "4.0.0",
+            "numpy": "2.1.3",
+            "peft": "0.20.0",
+            "torch": "2.11.0+cu128",
+            "torchao": "0.10.0",
+            "transformers": "5.15.0",
+            "triton": "3.6.0",
+        }
+        installed = runtime("colab_2026_08_py313")
+        assert {name: installed[name] for name in known} == known
+        assert {"unsloth", "trl", "bitsandbytes", "xformers", "papermill"}.isdisjoint(installed)
+
+    @pytest.mark.parametrize(("name", "_"), RUNTIMES)
+    def test_a_list_says_what_is_recorded_and_what_inferred(self, name, _):
+        """The head of each recorded list names its source, with a commit, and what of it is inferred."""
+        text = (FIXTURES / f"{name}.txt").read_text(encoding="utf-8")
+        assert re.search(r"commit [0-9a-f]{7}\b", text)
+        assert "# Recorded" in text
+        assert "Inferred: " in text
 
     def test_what_merely_differs_is_kept(self):
         """Colab's pandas, scipy, fsspec and protobuf stay, since nothing objects to them."""
