@@ -55,18 +55,11 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
-    here = place()
+    here = join()
     if not here.main:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
-    config = read_config(options.config)
+        _quiet()
+    config = on_main(partial(_read, options.config))
     settle(options.config)
-    share = share_out(config.train, here.count)
-    join()
-    if here.count > 1:
-        _quiet(here.main)
-        print(share.describe(), flush=True)
-    resolve_preset(config.preset)
-    preflight_memory(local_config(config, here.count), find_gpu())
     run = train_run(config, resume=options.resume)
     if here.main:
         from helpers.summary import summarize
@@ -74,6 +67,15 @@ def run_train(options: argparse.Namespace) -> int:
         print("\n" + summarize(run))
     leave()
     return 0
+
+
+def _read(path: Path) -> RunConfig:
+    """Return a run's configuration if this machine can train it."""
+    config, processes = read_config(path), place().count
+    print(share_out(config.train, processes).describe(), flush=True)
+    resolve_preset(config.preset)
+    preflight_memory(local_config(config, processes), find_gpu())
+    return config
 
 
 def settle(path: Path) -> None:
@@ -105,7 +107,7 @@ def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         HelpersError: See the functions that are called here.
     """
     from helpers.model import free_memory, load_adapter
-    from helpers.training import prove_reload
+    from helpers.reload import prove_reload
 
     run = on_main(partial(start_run, config, resume=resume))
     _check_shared(run)
@@ -182,10 +184,9 @@ def _check_shared(run: RunDirectory) -> None:
         raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
 
 
-def _quiet(main: bool) -> None:
+def _quiet() -> None:
     """Leave logs and progress to the main process."""
-    if main:
-        return
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
     from helpers.model import import_unsloth
 
     import_unsloth()

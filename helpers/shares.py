@@ -31,8 +31,9 @@ class Share:
 
     def describe(self) -> str:
         """Return the numbers as a sentence."""
+        several = "processes" if self.processes > 1 else "process"
         return (
-            f"{self.rows_per_step()} rows an optimizer step = {self.processes} processes x batch_size "
+            f"{self.rows_per_step()} rows an optimizer step = {self.processes} {several} x batch_size "
             f"{self.batch_size} x gradient_accumulation {self.gradient_accumulation}."
         )
 
