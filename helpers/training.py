@@ -36,7 +36,6 @@ __all__ = [
     "compare_scores",
     "describe_change",
     "planned_steps",
-    "prove_reload",
     "save_adapter",
     "train",
 ]
@@ -157,42 +156,6 @@ def _prepare(
     preflight_disk(trainer.run, loaded.model, trainer.args.optim)
     sweep(trainer.run)
     return find_checkpoint(trainer.run, inputs, report)
-
-
-def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
-    """Compare the held-out losses of a reloaded model with those of the trained one, row by row.
-
-    In fp32 they must agree to 1e-4 nats a token. In 16 bit the trained model ran through Unsloth's fused kernels and
-    the reloaded one does not, so that sums are rounded in another order: 2 % of a row's loss is allowed, and all rows
-    together must be nearer to the trained model than to the untrained one.
-
-    Args:
-        loaded: Base model and saved adapter, freshly loaded.
-        heldout: The held-out rows.
-        result: The training, with each row's loss before and after it.
-
-    Returns:
-        A sentence with the largest difference.
-
-    Raises:
-        ExportError: The reloaded model is another one.
-    """
-    scores = [s.mean() for s in score_rows(loaded.model, heldout.tokenized, loaded.tokenizer.pad_token_id)]
-    trained = [s.mean() for s in result.heldout_after]
-    exact = loaded.precision == "fp32"
-    limits = [1e-4 if exact else 0.02 * max(1.0, loss) for loss in trained]
-    off = [abs(a - b) for a, b in zip(scores, trained, strict=True)]
-    worst = max(range(len(off)), key=lambda i: off[i] / limits[i])
-    from_base = sum(abs(a - s.mean()) for a, s in zip(scores, result.heldout_before, strict=True))
-    if not off[worst] <= limits[worst] or (not exact and sum(off) > from_base):
-        raise ExportError(
-            "adapter",
-            f"the trained model's held-out losses, within {limits[worst]:.2g} nats a token",
-            off[worst],
-            "The saved adapter does not reproduce the training. Do not use it.",
-        )
-    shown = f"largest difference of a row's loss {off[worst]:.2g} (limit {limits[worst]:.2g})"
-    return f"Reloaded: {len(scores)} held-out rows, {shown}."
 
 
 def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
