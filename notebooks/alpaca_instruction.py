@@ -434,7 +434,7 @@ loaded = load_adapter(run.adapter, config)
 # and for nothing else; a wrong adapter misses it by far, and the cell would fail.
 
 # %%
-from helpers.training import prove_reload
+from helpers.reload import prove_reload
 
 print(prove_reload(loaded, heldout_checked, result))
 
@@ -462,17 +462,17 @@ questions = [
 ]
 
 # %% [markdown]
-# The questions are written exactly as the training rows were: by the same function, with the same template.
+# The questions are written exactly as the training rows were: by the same function, with the same template. Both models
+# answer: `tuned` with the adapter, `base` with the adapter switched off. How the answers are generated depends on the
+# card, and is printed.
 
 # %%
-from helpers.model import generate, without_adapter
+from helpers.decoding import fast_generate
 from helpers.prompts import build_prompt
 
 prompts = [build_prompt(task, text, **how) for task, text in questions]
 length = config.generation.max_new_tokens
-tuned = generate(loaded, prompts, max_new_tokens=length)
-with without_adapter(loaded.model):
-    base = generate(loaded, prompts, max_new_tokens=length)
+answers = fast_generate(loaded, prompts, max_new_tokens=length)
 
 # %% [markdown]
 # Read them side by side. A small model stays a small model; look at the form of the answers as much as at their truth:
@@ -482,7 +482,7 @@ with without_adapter(loaded.model):
 asked = [f"{task}\n{text}".strip() for task, text in questions]
 columns = [
     {"question": question, "base": before.text, "tuned": after.text}
-    for question, before, after in zip(asked, base, tuned)
+    for question, before, after in zip(asked, answers["base"], answers["tuned"])
 ]
 show_table(columns)
 
@@ -493,8 +493,8 @@ show_table(columns)
 from helpers.runs import write_json
 from helpers.session import finish_run
 
-answers = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
-write_json(run.path / "answers.json", {"answers": answers})
+kept = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
+write_json(run.path / "answers.json", {"answers": kept})
 finish_run(run)
 
 # %% [markdown]

@@ -450,11 +450,12 @@ show_table([{"topic": p["topic"], "prompt": p["prompt"]} for p in business_promp
 # All are answered in one go, with the system prompt that the assistant was trained with.
 
 # %%
-from helpers.model import generate
+from helpers.decoding import fast_generate
 from helpers.prompts import build_prompt
 
 prompts = [build_prompt(p["prompt"], **options) for p in business_prompts]
-answers = generate(loaded, prompts, max_new_tokens=config.generation.max_new_tokens)
+length = config.generation.max_new_tokens
+answers = fast_generate(loaded, prompts, max_new_tokens=length, arms=["tuned"])["tuned"]
 pairs = [(p["prompt"], a.text) for p, a in zip(business_prompts, answers)]
 show_table([{"prompt": question, "answer": text} for question, text in pairs])
 

@@ -29,6 +29,7 @@ def everything(*, runs, model, other):
     found = {"adapter": str(adapter), "checks": _checks(bench, arms, material), "texts": _texts(bench, arms, material)}
     found["scores"] = _scores(bench, arms, material)
     found["cache"] = _cache(bench, arms, material, Path(runs))
+    found["steps"] = _steps(bench, arms)
     found["memory"] = _memory(bench, arms, material)
     found["empty"] = _empty(bench, arms, material)
     found["shift"] = _shift(bench, material)
@@ -182,6 +183,26 @@ def _cache(bench, arms, material, folder):
         answers.append(_plain_answers(found))
     one = answer_all(bench, questions[:3], arms, batch_size=8, report=lines.append)
     return {"sizes": sizes, "answers": answers, "lines": lines, "one_batch": _plain_answers(one)}
+
+
+def _steps(bench, arms):
+    """Answer with the ordinary loop, and with the decoder that a GPU with room gets."""
+    from helpers.decoding import DecodePlan
+    from helpers.evaluation import generate as module
+
+    def answered(plan):
+        chosen, module.choose_plan = module.choose_plan, lambda *_, **__: plan
+        try:
+            with Counter() as counter:
+                found = module.answer_all(bench, _questions(), arms, batch_size=2, report=lines.append)
+        finally:
+            module.choose_plan = chosen
+        return _plain_answers(found), counter.sizes
+
+    lines = []
+    simple, sizes = answered(DecodePlan("simple", 2, "for this test"))
+    graphs, none = answered(DecodePlan("graphs", 3, "for this test"))
+    return {"simple": simple, "graphs": graphs, "sizes": sizes, "none": none, "lines": lines}
 
 
 def _memory(bench, arms, material):

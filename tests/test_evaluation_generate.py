@@ -170,6 +170,14 @@ class TestAnswers:
         assert found["cache"]["lines"][:2] == ["Base: 2 of 3 answered", "Base: 3 of 3 answered"]
         assert "Tuned: 3 of 3 answers were kept from an earlier run" in found["cache"]["lines"]
 
+    def test_captured_steps_give_the_same_answers(self, found):
+        """In float32 every arm says the same with the fast decoder, which answers all questions in one go."""
+        steps = found["steps"]
+        assert steps["graphs"] == steps["simple"]
+        assert len({text for *_, text, _tokens, _why in steps["simple"]}) > 4
+        assert (steps["sizes"], steps["none"]) == ([2, 2] * 4, [])
+        assert steps["lines"][-1] == "Base + examples: 4 of 4 answered"
+
     def test_batches_are_halved_when_memory_runs_out(self, found):
         """Four at a time fails, two fails, one works to the end."""
         assert found["memory"]["sizes"] == [4, 2, 1, 1, 1, 1]

@@ -4,7 +4,7 @@ Weights unpacked once into 16 bit, the adapter added in place for the tuned arm,
 graph; the ordinary loop of `helpers.model` where memory, the model or the number of prompts speak against that.
 """
 
-from helpers.decoding.answers import choose_plan, fast_generate
+from helpers.decoding.answers import choose_plan, encode_prompts, fast_generate
 from helpers.decoding.plans import DecodePlan, plan_decoding
 
-__all__ = ["DecodePlan", "choose_plan", "fast_generate", "plan_decoding"]
+__all__ = ["DecodePlan", "choose_plan", "encode_prompts", "fast_generate", "plan_decoding"]

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.config import RunConfig
 from helpers.contract import IGNORED
+from helpers.decoding import choose_plan, encode_prompts, fast_generate
 from helpers.errors import EvaluationError, HelpersError, StackError
 from helpers.evaluation.arms import AA_TEMPERATURE, Asking
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
@@ -25,6 +26,7 @@ from helpers.evaluation.shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.writing import Writer, cut_at_tokens
 from helpers.model import (
+    GeneratedAnswer,
     LoadedModel,
     free_memory,
     generate,
@@ -35,6 +37,9 @@ from helpers.model import (
 )
 from helpers.scoring import score_rows
 from helpers.templates import template_sha256
+
+if TYPE_CHECKING:
+    from helpers.prompts import Message
 
 __all__ = ["Bench", "answer_all", "ask", "load_bench", "score_references", "take_readings", "token_shift"]
 
@@ -188,10 +193,9 @@ def answer_all(
     cache = AnswerCache(None, bench.configuration()) if cache is None else cache
     answers: list[Answer] = []
     for draw, arm in enumerate(arms):
-        known = _Pending(bench, questions, arm, draw, cache)
-        with bench.playing(arm):
-            known.answer(batch_size, report)
-        found = [(question, cache.answers[key]) for question, key in zip(questions, known.keys, strict=True)]
+        pending = _Pending(bench, questions, arm, draw, cache)
+        pending.answer(batch_size, report)
+        found = [(question, cache.answers[key]) for question, key in zip(questions, pending.keys, strict=True)]
         answers += [Answer(q.prompt.id, arm.name, a.text, a.tokens, a.finish_reason) for q, a in found]
     return tuple(answers)
 
@@ -212,6 +216,8 @@ class _Pending:
         total = len(self.questions)
         if known := total - len(self.places):
             report(f"{self.arm.label}: {known} of {total} answers were kept from an earlier run")
+        if self.places and not self.bench.temperature:
+            self._answer_at_once(report)
         while self.places:
             chunk = self.places[:batch_size]
             try:
@@ -220,19 +226,45 @@ class _Pending:
                 batch_size = _halved(len(chunk), error)
                 report(f"{self.arm.label}: memory ran out with {len(chunk)} at a time, going on with {batch_size}")
                 continue
-            self.cache.add({self.keys[place]: answer for place, answer in zip(chunk, found, strict=True)})
-            self.places = self.places[len(chunk) :]
-            report(f"{self.arm.label}: {total - len(self.places)} of {total} answered")
+            self._keep(chunk, found, report)
+
+    def _answer_at_once(self, report: Callable[[str], object]) -> None:
+        """Answer everything with captured steps, where the card has room for that and the questions are worth it."""
+        bench, length = self.bench, self.bench.max_new_tokens
+        view, prompts = self._asked([self.questions[place] for place in self.places])
+        plan = choose_plan(view, encode_prompts(view, prompts, length), max_new_tokens=length)
+        if plan.kind == "graphs":
+            name = "tuned" if self.arm.adapter else "base"
+            found = fast_generate(view, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]
+            self._keep(list(self.places), [_cached(each) for each in found], report)
 
     def _generate(self, questions: Sequence[Question]) -> list[CachedAnswer]:
-        """Answer one batch; the only place where the evaluation generates."""
+        """Answer one batch with the ordinary loop."""
         bench = self.bench
-        view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
-        prompts = [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
+        view, prompts = self._asked(questions)
         seed = bench.seed + 7919 * self.draw + len(self.places)
         options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
-        answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
-        return [CachedAnswer(each.text, each.tokens, "eos" if each.finished else "length") for each in answers]
+        with bench.playing(self.arm):
+            answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
+        return [_cached(each) for each in answers]
+
+    def _asked(self, questions: Sequence[Question]) -> tuple[LoadedModel, list[list[Message]]]:
+        """Return the model with the arm's tokenizer, and the questions as the arm reads them."""
+        bench = self.bench
+        view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
+        return view, [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
+
+    def _keep(self, places: list[int], found: Sequence[CachedAnswer], report: Callable[[str], object]) -> None:
+        """Put answers into the cache, and on disk."""
+        self.cache.add({self.keys[place]: answer for place, answer in zip(places, found, strict=True)})
+        self.places = self.places[len(places) :]
+        total = len(self.questions)
+        report(f"{self.arm.label}: {total - len(self.places)} of {total} answered")
+
+
+def _cached(answer: GeneratedAnswer) -> CachedAnswer:
+    """Return an answer as the cache keeps it."""
+    return CachedAnswer(answer.text, answer.tokens, "eos" if answer.finished else "length")
 
 
 def ask(bench: Bench, text: str, arms: Sequence[Arm]) -> list[dict[str, str]]:
