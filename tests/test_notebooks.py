@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from papermill.translators import PythonTranslator
 from small_notebooks import PARAMETERS, write_notebook
 
 from helpers import notebooks
@@ -100,6 +101,27 @@ class TestReading:
         path = write_notebook(tmp_path / "odd.ipynb", parameters=f"{PARAMETERS}\n{line}")
         with pytest.raises(RunError, match=re.escape(repr(line))):
             read_parameters(path)
+
+    @pytest.mark.parametrize(
+        ("line", "kind", "text"),
+        [
+            (
+                'preset = "auto"  # @param ["auto", "smoke"]  # type: str  which machine',
+                "None",
+                '@param ["auto", "smoke"]  # type: str  which machine',
+            ),
+            (
+                'preset: str = "auto"  # @param ["auto", "smoke"]  which machine',
+                "str",
+                '@param ["auto", "smoke"]  which machine',
+            ),
+        ],
+        ids=["with a type comment", "with an annotation"],
+    )
+    def test_a_colab_form_field_costs_the_type_or_the_help(self, line, kind, text):
+        """With `@param` after the value, where Colab reads it, papermill finds no type comment, or markup for help."""
+        (read,) = PythonTranslator.inspect({"source": line})
+        assert (read.inferred_type_name, read.help) == (kind, text)
 
     def test_a_name_declared_twice_is_an_error(self, tmp_path):
         """The second line would win silently."""
