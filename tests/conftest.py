@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def runs_folder(tmp_path, monkeypatch) -> Path:
     """An empty folder that runs are made in."""
     monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A disk of 4 MiB that runs are made on."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs takes root on Linux")
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    monkeypatch.setenv("HELPERS_RUNS_DIR", str(place))
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -329,20 +328,6 @@ class TestDisk:
     def test_bytes_are_shown_for_reading(self):
         """MiB below a GiB."""
         assert (show_bytes(3 * 2**20), show_bytes(2**31)) == ("3.0 MiB", "2.0 GiB")
-
-
-@pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A disk of 4 MiB that runs are made on."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs takes root on Linux")
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("this machine does not let root mount a tmpfs")
-    monkeypatch.setenv("HELPERS_RUNS_DIR", str(place))
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 class TestFullDisk:

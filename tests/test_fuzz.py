@@ -409,7 +409,8 @@ class TestModels:
 
     lock = st.lists(st.sampled_from(
         ["torch==2.0", "trl", "==1", ">=1", " ; ", "python_version < '3.12'", "sys_platform", "(" * 400,
-         "# left out: a: b", "@ https://x.org", "[extra]", "*", "\\", "-r x", "torch==1!2.0+cpu"]) | texts, max_size=6)  # fmt: skip
+         "# left out: a: b", "@ https://x.org", "[extra]", "*", "\\", "-r x", "torch==1!2.0+cpu"])
+        | texts, max_size=6)  # fmt: skip
 
     @fuzz(300, parts=st.lists(lock.map("".join), max_size=4), raw=st.none() | st.binary(max_size=40))
     def test_lock(self, place, parts, raw):
