@@ -20,6 +20,7 @@ from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
 from helpers.planner import preflight_memory
 from helpers.processes import on_main, place
+from helpers.room import preflight_room
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root
 from helpers.shares import local_config, share_out
 from helpers.templates import template_sha256
@@ -154,13 +155,15 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         The directory, with `manifest.json` and `config.json` in it.
 
     Raises:
-        RunError: The directory belongs to something else, to a run with other parameters, or to another process.
+        RunError: The directory belongs to something else, to a run with other parameters, or to another process, or its
+            disk cannot hold what the run will write.
     """
     parameters = config.flat()
     if config.train.persist_dir:
         connect_drive(config.train.persist_dir)
     continued = check_run(config.run_name, parameters, resume=resume)
     run = RunDirectory(runs_root() / config.run_name)
+    preflight_room(run, config)
     hold_lock(run.path)
     if config.train.persist_dir:
         for line in prepare_persist(run, config.train.persist_dir, resume=resume):

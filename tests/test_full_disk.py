@@ -122,7 +122,7 @@ class TestFolders:
             (staged / "weights").write_bytes(b"first")
             record_export(staged, kind="adapter")
         fill(small_disk)
-        expected = pytest.raises(HelpersError, match="^disk: expected room for the export")
+        expected = pytest.raises(HelpersError, match=r"^disk: expected room for the export")
         with expected, staged_folder(small_disk / "out") as staged:
             (staged / "weights").write_bytes(bytes(2**20))
         assert sorted(os.listdir(small_disk)) == ["filler", "out"]
@@ -153,7 +153,7 @@ class TestFolders:
         for path in sorted(run.checkpoints.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
         fill(small_disk)
-        with pytest.raises(RunError, match="^persist_dir: .*No space left on device"):
+        with pytest.raises(RunError, match=r"^persist_dir: .*No space left on device"):
             prepare_persist(run, str(tmp_path), resume="auto")
         assert last_complete(there).found.step == 20
         assert json.loads((run.path / "manifest.json").read_text())["parameters"] == PARAMETERS
@@ -163,6 +163,6 @@ class TestFolders:
         monkeypatch.setenv("HELPERS_CACHE_DIR", str(small_disk))
         monkeypatch.setattr("helpers.smollm2._gguf_folder", lambda: small_disk)
         monkeypatch.setattr("helpers.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23)))
-        with pytest.raises(StackError, match="^HELPERS_CACHE_DIR: .*No space left on device.*269 MB"):
+        with pytest.raises(StackError, match=r"^HELPERS_CACHE_DIR: .*No space left on device.*269 MB"):
             smollm2_folder()
         assert os.listdir(small_disk) == []

@@ -67,7 +67,7 @@ class TestCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(smollm2, "_unpack", fail)
-        with pytest.raises(StackError, match="HELPERS_CACHE_DIR: .*No space left"):
+        with pytest.raises(StackError, match=r"HELPERS_CACHE_DIR: .*No space left"):
             smollm2_folder()
         assert os.listdir(cache) == []
 

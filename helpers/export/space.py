@@ -11,7 +11,7 @@ from helpers.errors import ConfigError, ExportError
 from helpers.export.tensors import count_parameters
 from helpers.model import LoadedModel
 
-__all__ = ["GGUF_BITS", "SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
+__all__ = ["ALLOWANCE", "GGUF_BITS", "SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
 
 ALLOWANCE = 32 * 2**20
 """For tokenizer, configuration and card: 32 MiB. Mistral's tokenizer.json is 4 MB."""
