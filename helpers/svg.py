@@ -1,12 +1,13 @@
 """A small canvas for diagrams: SVG that reads in light and dark, on a phone and on a projector, and as plain text.
 
-A drawing brings its own paper and its own ink, so that it can be read wherever a notebook is shown: some pages put the
-SVG into their own text, others show it as an image, which inherits no colours. Where the reader's system asks for dark
-pages, paper and ink change together.
+A drawing brings its own paper and its own ink, because an image inherits no colours from its page. Where the reader's
+system asks for dark pages, paper and ink change together. A notebook gets it as an image with the description as its
+alternative text: it takes the width that there is, and a viewer that shows no foreign markup shows the words.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -15,7 +16,7 @@ __all__ = ["WIDTH", "Drawing"]
 WIDTH = 400
 """Units across; text of 13 units is still legible on a phone that is 360 pixels wide."""
 
-SHOWN = 560
+SHOWN = 480
 """Pixels across where there is room."""
 
 LIGHT = {
@@ -58,7 +59,7 @@ MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 
 class Drawing:
-    """A diagram: SVG in a notebook, its description anywhere else.
+    """A diagram: an image in a notebook, its description anywhere else.
 
     Args:
         height: Units from top to bottom; it is 400 units wide.
@@ -152,14 +153,16 @@ class Drawing:
         """Return the whole picture."""
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="mqn" role="img" viewBox="0 0 {WIDTH} {self.height:g}" '
-            f'width="{SHOWN}" height="{self.height * SHOWN / WIDTH:g}" style="max-width:100%;height:auto">'
+            f'width="{SHOWN}" height="{self.height * SHOWN / WIDTH:g}">'
         )
         words = f"<title>{escape(self.title)}</title><desc>{escape(self.description)}</desc>"
         paper = f'<rect width="{WIDTH}" height="{self.height:g}" rx="6" class="f-paper"/>'
         return f"{head}{words}<style>{_styles()}</style>{paper}{''.join(self.shapes)}</svg>"
 
-    def _repr_svg_(self) -> str:
-        return self.svg()
+    def _repr_html_(self) -> str:
+        source = base64.b64encode(self.svg().encode()).decode()
+        words = escape(repr(self), quote=True)
+        return f'<img alt="{words}" src="data:image/svg+xml;base64,{source}" style="width:100%;max-width:{SHOWN}px">'
 
     def __repr__(self) -> str:
         return f"{self.title}. {self.description}"

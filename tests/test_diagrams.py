@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -92,12 +93,20 @@ class TestForm:
     """Each drawing."""
 
     def test_it_is_a_whole_picture(self, name):
-        """It is well-formed, scales with its page, and has a title and a description for those who do not see it."""
+        """It is well-formed, and has a title and a description for those who do not see it."""
         root = ElementTree.fromstring(ALL[name].svg())
         assert root.get("viewBox").startswith("0 0 400 ")
-        assert "max-width:100%" in root.get("style")
         assert root.find(f"{SVG}title").text
         assert root.find(f"{SVG}desc").text in repr(ALL[name])
+
+    def test_a_notebook_shows_it_as_an_image(self, name):
+        """The image takes the width that there is, carries the whole picture, and says in words what is in it."""
+        image = ElementTree.fromstring(ALL[name]._repr_html_().replace(">", "/>"))
+        kind, _, source = image.get("src").partition(",")
+        assert (image.tag, kind) == ("img", "data:image/svg+xml;base64")
+        assert base64.b64decode(source).decode() == ALL[name].svg()
+        assert image.get("style") == "width:100%;max-width:480px"
+        assert image.get("alt") == repr(ALL[name])
 
     def test_nothing_leaves_the_paper(self, name):
         """Every shape lies on the paper, and so does every line of text at 0.58 em a letter."""
@@ -164,4 +173,4 @@ def test_drawing_imports_nothing_heavy():
     for name in ("svg", "diagrams"):
         text = (Path(__file__).parents[1] / "helpers" / f"{name}.py").read_text(encoding="utf-8")
         found = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))
-        assert found <= {"__future__", "math", "collections.abc", "itertools", "html", "helpers.svg"}
+        assert found <= {"__future__", "base64", "math", "collections.abc", "itertools", "html", "helpers.svg"}
