@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | plan | runs | doctor | badges | list`."""
+"""The command line: `python -m helpers run | train | plan | runs | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except HelpersError as error:
         from helpers.failures import CellError
+        from helpers.processes import ElsewhereError
+        from helpers.redact import redact
 
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, ElsewhereError):
+            return 2
+        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from helpers.plan_command import add_command
+    from helpers import launch, plan_command
     from helpers.run_list import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
@@ -59,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 
-    add_command(commands)
+    launch.add_command(commands)
+    plan_command.add_command(commands)
     add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")
@@ -111,7 +116,7 @@ def _given(pairs: Sequence[str], preset: str | None) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair)
+            raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair, "Write no spaces around the =.")
         if name in given and given[name] != value:
             raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two away.")
         given[name] = value
