@@ -10,7 +10,8 @@ the same rows in the same order with LoRA of rank 16, as `python -m helpers trai
 - same: the same 8 a step, shared out among the GPUs; its loss curve should lie on that of one,
 - grown: 8 a step and GPU.
 
-Speed is taken over the steps after warm-up. FILE.json (by default benchmarks/results/scale.json) is written after each
+Speed is taken over the steps after warm-up: rows, or the rows that the packed sequences of these steps hold, a second.
+FILE.json (by default benchmarks/results/scale.json) is written after each
 configuration; what stands in it already is not measured again unless --again is given.
 """
 
@@ -192,11 +193,13 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
 
     useful: list = []
     sizes: list = []
+    rows: list = []
     original = trainer.training_step
 
     def counting(model: object, inputs: dict, *rest: object, **named: object) -> object:
         useful.append((inputs["labels"] != -100).sum())
         sizes.append(inputs["labels"].numel())
+        rows.append(rows_in(inputs))
         return original(model, inputs, *rest, **named)
 
     trainer.training_step = counting
@@ -212,13 +215,14 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     everyones = gather([int(sum(useful[s * passes : (s + 1) * passes])) for s in range(warm, steps)])
     loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
     tokens = sum(map(sum, everyones))
+    timed = gather(rows[warm * passes :])
     peak = largest(torch.cuda.max_memory_allocated() if cuda else 0)
     cost = communication(trainer) if here.count > 1 else {}
     result = {
         "processes": here.count,
         "rows_per_step": options["batch"] * options["accumulate"],
         "per_process": [trainer.args.per_device_train_batch_size, passes],
-        "examples_per_second": tokens / mean_useful / seconds,
+        "examples_per_second": examples(timed, tokens / mean_useful) / seconds,
         "useful_tokens_per_second": tokens / seconds,
         "step_seconds": seconds / (len(marks) - warm),
         "slowest_over_mean_tokens": sum(max(load) * len(load) / sum(load) for load in loads) / len(loads),
@@ -232,6 +236,20 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     if here.main:
         print("RESULT " + json.dumps(result), flush=True)
     leave()
+
+
+def rows_in(inputs: dict) -> int | None:
+    """Return how many rows a batch holds: of a packed one the sequences that it lists, or None if it lists none."""
+    packed = inputs.get("packed_seq_lengths")
+    if packed is not None:
+        return packed.numel()
+    return len(inputs["input_ids"]) if inputs.get("position_ids") is None else None
+
+
+def examples(timed: list[list[int | None]], estimate: float) -> float:
+    """Return how many rows the timed passes of all processes held; the estimate if a batch did not say."""
+    counts = [count for each in timed for count in each]
+    return estimate if None in counts else sum(counts)
 
 
 def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
