@@ -229,9 +229,9 @@ draw_mask()
 
 # %% [markdown]
 # Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked before training: the answer ends
-# with EOS (or the model would never learn to stop), the system prompt is in the text, there is one BOS and not two
-# (some models have none), and something is left to learn. Rows that are too long, or that contain a control token
-# spelled out, are left out and counted.
+# with EOS (or the model would never learn to stop), the *system prompt*, what the assistant is told before the first
+# message, is in the text if there is one, there is one BOS and not two (some models have none), and something is left
+# to learn. Rows that are too long, or that contain a control token spelled out, are left out and counted.
 
 # %%
 from helpers.contract import apply_contract
@@ -267,7 +267,8 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # A GPU works on several rows at once, a *batch*. The plain way fills each of them up to the longest: *padding*, work
 # for nothing, and much of it where a few rows are long and most are short, as above. Two ways are better. Rows can be
 # laid end to end; or they can be *packed* into sequences of a fixed length, which the parameter `packing` asks for.
-# Both need attention that stays within a row, which is what the last picture shows.
+# *Attention* is how a token takes up what the tokens before it say; both ways need one that stays within a row, which
+# is what the last picture shows.
 
 # %%
 from helpers.diagrams import draw_packing
@@ -292,7 +293,9 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 #
 # How many rows fit into one pass depends on the card and on the lengths above. The rows of one optimizer step stay as
 # many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its
-# reason.
+# reason. Most of the memory goes to *activations*, what a pass has to remember of each token until the gradients are
+# computed. With *gradient checkpointing* most of them are forgotten and computed a second time: slower, and far
+# smaller.
 
 # %%
 from helpers.session import fit_layout
@@ -300,8 +303,8 @@ from helpers.session import fit_layout
 config = fit_layout(config, train_checked)
 
 # %% [markdown]
-# The model's weights stay as they are. Beside each linear layer, a matrix $W$, *LoRA* puts two thin matrices, $A$ and
-# $B$, and adds their product to what the layer computes: $Wx + \frac{\alpha}{r} BAx$.
+# The model's weights stay as they are. A *linear layer* multiplies the numbers that come in, $x$, by a matrix $W$.
+# Beside each of them *LoRA* puts two thin matrices, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$.
 
 # %%
 from helpers.diagrams import draw_lora
@@ -344,8 +347,8 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 from helpers.training import build_trainer, planned_steps
 
 trainer = build_trainer(config, loaded, train_checked, run)
-steps = planned_steps(config, len(train_checked.examples))
-print(steps, "optimizer steps of", config.train.rows_per_step(), "rows")
+steps = planned_steps(config, len(trainer.train_dataset))
+print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed sequences")
 
 # %% [markdown]
 # The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
@@ -442,8 +445,8 @@ print(prove_reload(loaded, heldout_checked, result))
 # ## 9. Ask it something
 #
 # Five questions, one of each kind that a general assistant should master: reasoning, summarization, explanation,
-# translation, problem solving. All are answered at once, with the adapter and with the adapter switched off. The latter
-# are the base model's answers, from the same weights in memory.
+# translation, problem solving. All are answered at once, by the tuned model and by its base, from the same weights in
+# memory.
 #
 # An answer is written token by token. At each place the model gives every token a number, its *logit*; the larger, the
 # likelier. Here the likeliest is taken each time (*greedy* decoding), until it is EOS or `max_new_tokens` is reached.
