@@ -118,6 +118,7 @@ def load_model(config: ModelConfig, *, style: str = "chat", precision: str | Non
     model, tokenizer, precision = _from_pretrained(source, revision, config, precision)
     template = install_template(tokenizer, style)
     _set_padding(tokenizer)
+    model.generation_config.max_length = None  # saved with the checkpoint; beside max_new_tokens it only causes warnings
     return LoadedModel(model, tokenizer, template, source, precision, config.max_seq_length)
 
 
@@ -275,6 +276,7 @@ def _from_pretrained(
         precision = native if config.precision == "auto" else config.precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
+    options["use_safetensors"] = True  # pytorch_model.bin is a pickle
     if place().count > 1:  # a whole model for each process, on its own GPU
         options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
     try:

@@ -1,0 +1,158 @@
+"""What must never happen: code of strangers that runs, files outside their folder, tokens that are written down."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_notebooks import write_notebook
+
+from helpers.__main__ import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("helpers", "notebooks", "scripts", "workshop", "benchmarks", "templates")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix == ".py"
+    or (folder == "scripts" and path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env py"))
+)
+CODE = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SOURCES}
+CANARY = "canary-7f3a91c2-of-a-token"
+
+UNPICKLES = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "dill.load", "numpy.load",
+    "np.load", "pandas.read_pickle", "pd.read_pickle", "cloudpickle.load", "cloudpickle.loads", "yaml.load",
+    "shelve.open", "marshal.loads", "eval", "exec",
+}  # fmt: skip
+"""Calls that build whatever objects a file asks for, or run code."""
+
+ARCHIVES = {"zipfile", "tarfile", "py7zr", "rarfile"}
+
+FAILURES = {
+    "printed": "import os\nprint(os.environ['HF_TOKEN'])",
+    "on stderr": "import os, sys\nprint(os.environ['HF_TOKEN'], file=sys.stderr)",
+    "in an error": "import os\nraise RuntimeError('401 for ' + os.environ['HF_TOKEN'])",
+    "in a helpers error": "import os\nfrom helpers.errors import RunError\n"
+    "raise RunError('hub', 'a token', os.environ['HF_TOKEN'], 'Renew ' + os.environ['HF_TOKEN'])",
+    "shown as HTML": "import os\nfrom IPython.display import HTML\ndisplay(HTML(os.environ['HF_TOKEN']))",
+    "as a result": "import os\nos.environ['HF_TOKEN']",
+    "escaped": "import os\n{'a': [os.environ['HF_TOKEN']]}",
+    "before the kernel dies": "import os, signal\nprint(os.environ['HF_TOKEN'], flush=True)\n"
+    "os.kill(os.getpid(), signal.SIGKILL)",
+}  # fmt: skip
+"""Cells that show a token, by the way in which they do."""
+
+
+LOAD = """
+import pathlib, sys
+from helpers.config import ModelConfig
+from helpers.errors import StackError
+from helpers.model import import_unsloth, load_model
+import_unsloth()
+import torch
+good, bad, mark = sys.argv[1:]
+class Runs:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(mark),)
+torch.save({"weight": Runs()}, bad + "/pytorch_model.bin")
+for folder in (good, bad):
+    try:
+        load_model(ModelConfig(model_name=folder, max_seq_length=64, load_in_4bit=False))
+        print("loaded")
+    except StackError as error:
+        print(" ".join(str(error).split()))
+"""
+"""Loads two models in a fresh process, the second from a pickle that makes a file when it is loaded."""
+
+
+def calls(text):
+    """Return (name as written, line) of each call in a source."""
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    return [(ast.unparse(node.func), node.lineno) for node in nodes]
+
+
+class TestCode:
+    """What the package, the notebooks and the scripts call."""
+
+    def test_every_source_is_looked_at(self):
+        """The package, three notebooks, the scripts and the lessons are among the sources."""
+        assert len(CODE) > 100
+        assert {"helpers/model.py", "notebooks/dolly_business.py", "scripts/gpu_ci"} <= set(CODE)
+
+    @pytest.mark.parametrize("path", CODE)
+    def test_nothing_is_unpickled_and_no_text_is_run(self, path):
+        """No call loads a pickle or runs a text as code; the trainer's own state files are in test_resume."""
+        assert [call for call in calls(CODE[path]) if call[0] in UNPICKLES] == []
+
+    @pytest.mark.parametrize("path", CODE)
+    def test_code_of_a_model_s_repository_is_never_trusted(self, path):
+        """`trust_remote_code` is passed nowhere, neither as an argument nor in a dictionary of options."""
+        assert "trust_remote_code" not in CODE[path]
+
+    @pytest.mark.parametrize("path", CODE)
+    def test_no_archive_is_unpacked(self, path):
+        """No module for archives is imported, so no member of one can leave its folder."""
+        tree = ast.parse(CODE[path])
+        names = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert names.isdisjoint(ARCHIVES)
+        assert [call for call in calls(CODE[path]) if call[0].endswith("unpack_archive")] == []
+
+    def test_pip_installs_in_the_setup_cell_alone(self):
+        """In the package only the function behind the setup cell runs pip; in notebooks only a cell that begins so."""
+        running = [p for p, text in CODE.items() if re.search(r'"pip",\s*"install"', text)]
+        assert running == ["helpers/environment.py"]
+        users = [p for p, text in CODE.items() if "_pip_install(" in text or "_install_until_done(" in text]
+        assert users == ["helpers/environment.py"]
+        magic = {p: re.findall(r"(?m)^.*(?:%pip|!pip|\"pip\", f?\"install).*$", t) for p, t in CODE.items()}
+        assert {len(lines) for p, lines in magic.items() if p.startswith("notebooks/")} == {1}
+        assert [p for p, lines in magic.items() if lines and p.startswith("helpers/") and p not in running] == []
+
+
+class TestModels:
+    """Weights from a place that a user names."""
+
+    @pytest.mark.slow
+    def test_a_model_that_is_a_pickle_is_refused(self, tiny_mistral, tmp_path):
+        """The same weights are loaded from model.safetensors, and not from pytorch_model.bin, where they run code."""
+        folder = shutil.copytree(tiny_mistral, tmp_path / "model")
+        (folder / "model.safetensors").rename(folder / "away")
+        command = [sys.executable, "-W", "ignore", "-c", LOAD, str(tiny_mistral), str(folder), str(tmp_path / "ran")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        good, bad = done.stdout.splitlines()[-2:]
+        assert good == "loaded"
+        assert re.match(r"model_name: expected a model that can be loaded, .*safetensors", bad)
+        assert not (tmp_path / "ran").exists()
+
+
+class TestSecrets:
+    """A token in the environment, and runs that fail in every way that could show it."""
+
+    def test_no_byte_of_it_is_kept_or_shown(self, tmp_path, runs_folder, monkeypatch, capfd):
+        """Each cell fails the run; neither its files nor anything printed has the token."""
+        monkeypatch.setenv("HF_TOKEN", CANARY)
+        for number, (way, source) in enumerate(FAILURES.items()):
+            path = write_notebook(tmp_path / "leak.ipynb", "# Title", source, parameters=None)
+            assert main(["run", str(path), "--name", f"leak-{number}"]) == 1, way
+        shown = capfd.readouterr()
+        assert CANARY not in shown.out + shown.err
+        assert shown.err.count("error: ") == len(FAILURES)
+        files = [path for path in runs_folder.rglob("*") if path.is_file()]
+        assert len(files) == len(FAILURES)
+        assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+
+    def test_a_parameter_that_is_one_is_refused(self, tmp_path, runs_folder, monkeypatch, capsys):
+        """Whether typed as a parameter's value, name or as part of one, it is not shown."""
+        monkeypatch.setenv("HF_TOKEN", CANARY)
+        path = write_notebook(tmp_path / "a.ipynb", "# Title", "print(name)")
+        for words in (["-p", f"name=x{CANARY}"], ["-p", f"{CANARY}=1"], ["-p", CANARY], ["--name", CANARY + "/x"]):
+            assert main(["run", str(path), *words]) == 2
+        shown = capsys.readouterr()
+        assert CANARY not in shown.out + shown.err
+        assert not runs_folder.exists()
