@@ -108,3 +108,47 @@ class TestCells:
         start_run(config)
         start_run(config)
         assert len(cells) == 1
+
+
+class TestComparison:
+    """A comparison's run directory has one writer too."""
+
+    @pytest.fixture
+    def comparison(self, runs_folder, monkeypatch):
+        """A checked comparison and its adapter; looking at the machine is left out."""
+        from test_evaluation_config import build, make_run
+
+        from helpers.evaluation import lesson
+        from helpers.evaluation.sources import find_adapter
+
+        monkeypatch.setattr(lesson, "describe_hardware", dict)
+        monkeypatch.setattr(lesson, "installed_versions", dict)
+        make_run(runs_folder, "trained")
+        yield build(run_name="side"), find_adapter("trained")
+        release_lock(runs_folder / "side")
+
+    def test_it_is_locked(self, comparison, runs_folder):
+        """From now on no other process may write it."""
+        from helpers.evaluation.lesson import open_evaluation
+
+        open_evaluation(*comparison)
+        assert find_holder(runs_folder / "side") is not None
+
+    def test_a_cell_that_fails_marks_it(self, comparison, monkeypatch):
+        """Its manifest says that it failed and why, instead of running for ever."""
+        from helpers.evaluation import lesson
+
+        watched = []
+        monkeypatch.setattr(lesson, "watch_cells", watched.append)
+        run = lesson.open_evaluation(*comparison)
+        assert watched == [run]
+        run.mark_failed(RuntimeError("no answers"))
+        assert (run.manifest()["state"], run.manifest()["failure"]) == ("failed", "RuntimeError: no answers")
+
+    def test_starting_again_forgets_the_failure(self, comparison):
+        """A second start of the same comparison runs again."""
+        from helpers.evaluation.lesson import open_evaluation
+
+        open_evaluation(*comparison).mark_failed(RuntimeError("no answers"))
+        manifest = open_evaluation(*comparison).manifest()
+        assert (manifest["state"], manifest["failure"]) == ("running", None)
