@@ -101,7 +101,8 @@ def _checks(bench, arms, material):
     from helpers.evaluation.selftests import judge
 
     readings = take_readings(bench, material.prompts[0], arms)
-    return {"rows": judge(readings), "bos": {k: list(v) for k, v in readings.bos.items()}, "change": readings.change}
+    return {"rows": judge(readings), "bos": {k: list(v) for k, v in readings.bos.items()}, "change": readings.change,
+            "max_length": bench.loaded.model.generation_config.max_length}  # fmt: skip
 
 
 def _texts(bench, arms, material):

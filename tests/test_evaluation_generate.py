@@ -42,6 +42,10 @@ class TestSelfTests:
         """The BOS stands at the start of each arm's prompt and nowhere else."""
         assert found["checks"]["bos"] == {arm: [0] for arm in ARMS}
 
+    def test_only_one_limit_of_the_answer_is_left(self, found):
+        """The checkpoint's own max_length, 2048, is gone: beside max_new_tokens transformers warns of it each time."""
+        assert found["checks"]["max_length"] is None
+
     def test_an_untrained_adapter_is_refused(self, found):
         """An adapter whose second matrices are zero changes nothing, and that is said."""
         assert "the same logits on and off" in found["refused"]["untrained"]

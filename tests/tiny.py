@@ -78,5 +78,7 @@ def build_mistral(folder: Path, *, layers: int = 2, seed: int = 0) -> Path:
         eos_token_id=2,
         pad_token_id=0,
     )
-    MistralForCausalLM(config).save_pretrained(folder)
+    model = MistralForCausalLM(config)
+    model.generation_config.max_length = 2048  # as published checkpoints have it
+    model.save_pretrained(folder)
     return folder
