@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,14 @@ def test_every_import_is_named():
 def test_settings_are_found():
     """The settings that are checked are those of the trainer and of the trackers."""
     assert {"max_length", "completion_only_loss", "packing", "optim", "report_to", "run_name", "project"} <= SETTINGS
+
+
+def test_an_upgrade_unpacks_what_is_read():
+    """`scripts/lock --upgrade` unpacks each library that is read here, and runs this file on them."""
+    script = (HELPERS.parent / "scripts" / "lock").read_text(encoding="utf-8")
+    unpacked = re.search(r"\^\(([a-z|-]+)\)==", script)[1].split("|")
+    assert [name.replace("-", "_") for name in unpacked] == list(LIBRARIES)
+    assert 'STACK_SOURCES="$sources" "$python" -m pytest -q -vv tests/test_drift.py' in script
 
 
 @pytest.mark.parametrize(
