@@ -46,7 +46,7 @@ def planned_steps(config: RunConfig, rows: int) -> int:
 
     Args:
         config: The run.
-        rows: Training rows after the contract.
+        rows: Rows of the trainer's data set: after the contract, and after packing, where a row is a packed sequence.
 
     Returns:
         `max_steps` if set, else the epochs' steps; an incomplete last group of rows makes a step too.
@@ -89,8 +89,9 @@ def build_trainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
         train_dataset=table,
-        args=SFTConfig(**_arguments(config, loaded, run, planned_steps(config, len(rows.examples)), share)),
+        args=SFTConfig(**_arguments(config, loaded, run, share)),
     )
+    _plan(trainer, config)
     trainer.remove_callback(PrinterCallback)
     spread_batches(trainer, share)
     track_configuration(trainer, config)
@@ -197,8 +198,8 @@ def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
     return names
 
 
-def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps: int, share: Share) -> dict[str, Any]:
-    """Translate the configuration into SFTConfig's arguments."""
+def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, share: Share) -> dict[str, Any]:
+    """Translate the configuration into SFTConfig's arguments, but for what `_plan` knows later."""
     import torch
 
     train = config.train
@@ -210,10 +211,8 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
         "packing": train.packing,
         "per_device_train_batch_size": share.batch_size,
         "gradient_accumulation_steps": share.gradient_accumulation,
-        "max_steps": steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": "linear",
-        "warmup_steps": min(train.warmup_steps, steps // 2),
         "weight_decay": train.weight_decay,
         "optim": _optimizer(train.optimizer, find_gpu()),
         "bf16": cuda and loaded.precision == "bf16",
@@ -231,6 +230,13 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, steps:
         "dataloader_pin_memory": cuda,
         **(_process_arguments(cuda) if share.processes > 1 else {}),
     }
+
+
+def _plan(trainer: Any, config: RunConfig) -> None:
+    """Set how many steps are taken, which packing decides: the trainer has packed the rows by now."""
+    steps = planned_steps(config, len(trainer.train_dataset))
+    trainer.args.max_steps = steps
+    trainer.args.warmup_steps = min(config.train.warmup_steps, steps // 2)
 
 
 def _process_arguments(cuda: bool) -> dict[str, Any]:

@@ -287,8 +287,8 @@ from helpers.training import build_trainer, planned_steps
 
 record_inputs(run, rows, loaded)
 trainer = build_trainer(config, loaded, checked["training"], run)
-steps = planned_steps(config, len(checked["training"].examples))
-print(steps, "optimizer steps of", config.train.rows_per_step(), "rows")
+steps = planned_steps(config, len(trainer.train_dataset))
+print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed sequences")
 
 # %% [markdown]
 # The *learning rate*, how far a step goes, rises over the first few steps and then falls to nearly zero. The held-out
