@@ -87,7 +87,7 @@ config = configure_evaluation(globals())
 show_table(config.flat())
 
 # %% [markdown]
-# The table shows every setting of this comparison; where it says `None`, the adapter's own run decides.
+# The table shows every setting of this comparison. Where it says `None`, the parameter's line above says what is taken.
 #
 # Now the packages: exact versions, the same for everyone.
 
