@@ -1,345 +1,180 @@
 """Training speed and memory: this project beside its peers, all in one run on one machine.
 
-    python benchmarks/train.py --model FOLDER --data ROWS.json [--only NAME,NAME] [--out results.json]
+    python benchmarks/train.py --model FOLDER --data ROWS.json [--rounds 2] [--budget SECONDS] [--only NAME,NAME]
+    python benchmarks/train.py --model FOLDER --data ROWS.json --curves
 
 FOLDER holds an NF4 checkpoint of Mistral-7B's shape (`scripts/random_mistral` makes one without a hub), ROWS.json a
-list of Alpaca rows. Each configuration runs in a process of its own. The peers are
+list of Alpaca rows. The peers are
 
-- official: the setting of Unsloth's own Mistral Alpaca notebook: batch 2 x 4, checkpointing, no packing,
-- plain: TRL + PEFT + bitsandbytes without Unsloth, packed, the best setting found for it,
+- official: the setting of Unsloth's own Mistral Alpaca notebook: batch 2 x 4, checkpointing, no packing; official-8 is
+  the same with its 8 rows in one pass,
+- plain: TRL + PEFT + bitsandbytes without Unsloth as shipped; plain-packed is the best setting found for it,
 
-and "ours" is what `helpers.training.build_trainer` builds. All train the same rows with LoRA of rank 16 on all linear
-layers, adamw in 8 bit unless named otherwise. Speed is taken over the steps after warm-up; "useful" tokens are those
-with a label, padding and repeats not counted.
+and "ours" is what `helpers.training.build_trainer` builds. All train the same rows in the same order with LoRA of rank
+16 on all linear layers. Speed is taken over the steps after warm-up, in three blocks whose median counts; with several
+rounds the median of these. "Useful" tokens are those with a label, padding and repeats not counted.
+
+--curves measures how speed grows: with the batch, with the length of packed sequences, and with the number of rows
+(what comes before the first step). There one process measures a whole curve, in few steps each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+from bench import add_options, measure_all, median, say
+from stopwatch import time_steps
 
-SCRATCH = Path(tempfile.gettempdir()) / "benchmark-run"
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FUSED = {"settings": {"optimizer": "adamw_torch_fused"}}
+EIGHT_BIT = {"settings": {"optimizer": "adamw_8bit"}}
 
-CONFIGURATIONS = {
-    # name: (kind, options); batch x accumulation, packing to 2048 tokens, checkpointing
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    # name: (whose, options of `trainers`)
     "official": ("official", {"batch": 2, "accumulate": 4}),
-    "plain-packed": ("plain", {"batch": 4, "accumulate": 1, "packing": True}),
     "ours-8": ("ours", {"batch": 8, "checkpointing": False}),
-    "ours-8-checkpointing": ("ours", {"batch": 8}),
-    "ours-8-novarlen": ("ours", {"batch": 8, "checkpointing": False, "varlen": False}),
-    "ours-8-fused": ("ours", {"batch": 8, "checkpointing": False, "optimizer": "adamw_torch_fused"}),
     "ours-packed-small": ("ours", {"batch": 4, "packing": True}),
     "ours-packed-large": ("ours", {"batch": 8, "packing": True, "checkpointing": False}),
+    "plain-packed": ("plain", {"batch": 4, "packing": True}),
+    "plain": ("plain", {"batch": 2, "accumulate": 4}),
+    "official-8": ("official", {"batch": 8}),
+    "ours-8-checkpointing": ("ours", {"batch": 8}),
+    "ours-8-8bit": ("ours", {"batch": 8, "checkpointing": False, **EIGHT_BIT}),
+    "ours-8-sdpa": ("ours", {"batch": 8, "checkpointing": False, "settings": {"varlen_attention": False}}),
+}
+
+BATCHES, LENGTHS, ROWS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096), (1_000, 10_000, 51_760)
+TOKENS = 8192
+"""In a packed step of the curve over lengths."""
+
+CURVES: dict[str, tuple[str, str]] = {
+    f"{curve}-{whose}": (curve, whose) for curve in ("batch", "length", "rows") for whose in ("ours", "official")
 }
 
 
 def main() -> None:
-    """Run the chosen configurations one after the other and print a table."""
+    """Measure the chosen configurations one after the other and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--only", help="names of configurations, separated by commas; all by default")
-    parser.add_argument("--steps", type=int, default=14)
-    parser.add_argument("--warmup", type=int, default=4, help="steps that are not timed")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        kind, options = CONFIGURATIONS[arguments.one]
-        print("RESULT " + json.dumps({"name": arguments.one, **measure(kind, options, arguments)}), flush=True)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed")
+    parser.add_argument("--curves", action="store_true")
+    add_options(parser, "train.json")
+    options = parser.parse_args()
+    if options.curves and options.out.name == "train.json":
+        options.out = options.out.with_name("curves.json")
+    names = CURVES if options.curves else CONFIGURATIONS
+    if options.one:
+        say(curve(*CURVES[options.one], options) if options.curves else configuration(options.one, options))
         return
-    names = arguments.only.split(",") if arguments.only else list(CONFIGURATIONS)
-    results = [run_one(name, arguments) for name in names]
-    print_table(results)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    record = measure_all(__file__, list(names), options)
+    print("\n".join(curve_lines(record) if options.curves else table(record)))
 
 
-def run_one(name: str, arguments: argparse.Namespace) -> dict:
-    """Run one configuration in its own process."""
-    command = [
-        sys.executable,
-        __file__,
-        "--model",
-        arguments.model,
-        "--data",
-        arguments.data,
-        "--one",
-        name,
-        "--steps",
-        str(arguments.steps),
-        "--warmup",
-        str(arguments.warmup),
-    ]
-    started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        print(f"{name} failed:\n{(done.stdout + done.stderr)[-2500:]}", flush=True)
-        return {"name": name, "failed": True}
-    result = {**json.loads(lines[-1][7:]), "process_seconds": round(time.perf_counter() - started, 1)}
-    print(json.dumps(result), flush=True)
-    return result
+def configuration(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one configuration."""
+    whose, wanted = CONFIGURATIONS[name]
+    started, rows = time.perf_counter(), read_rows(options.data)
+    trainer = Side(whose, options.model, wanted, options.steps).trainer(rows)
+    ready = time.perf_counter()
+    found = time_steps(trainer, options.warmup, rows_per_pass=None if wanted.get("packing") else wanted["batch"])
+    return {"whose": whose, "options": wanted, "seconds_to_trainer": ready - started, **found, "mode": mode(trainer)}
 
 
-def print_table(results: list[dict]) -> None:
-    """Print the figures, with examples/s relative to the official setting."""
-    base = next((r["examples_per_second"] for r in results if r["name"] == "official" and "failed" not in r), None)
-    print(f"{'configuration':24}{'examples/s':>11}{'useful tok/s':>13}{'peak GiB':>10}{'x official':>11}")
-    for r in results:
-        if "failed" not in r:
-            ratio = f"{r['examples_per_second'] / base:.2f}" if base else "-"
-            print(
-                f"{r['name']:24}{r['examples_per_second']:>11.2f}{r['useful_tokens_per_second']:>13.0f}"
-                f"{r['peak_gib']:>10.2f}{ratio:>11}"
-            )
-
-
-def machine() -> dict:
-    """Describe what the figures were measured on."""
-    from helpers.hardware import describe_hardware
-    from helpers.lock import installed_versions
-
-    versions = installed_versions()
-    names = ("unsloth", "trl", "peft", "transformers", "bitsandbytes")
-    return {**describe_hardware(), **{n: versions.get(n) for n in names}}
-
-
-def measure(kind: str, options: dict, arguments: argparse.Namespace) -> dict:
-    """Build one trainer, train, and take the figures.
+class Side:
+    """A loaded model of ours or of a peer, and the trainers over it.
 
     Args:
-        kind: "official", "plain" or "ours".
-        options: Of `CONFIGURATIONS`.
-        arguments: The command line's.
-
-    Returns:
-        Examples and useful tokens a second after warm-up, peak memory, losses.
+        whose: "ours", "official" or "plain".
+        model: Its folder.
+        options: Of `trainers`; what changes from trainer to trainer may be given later.
+        steps: Optimizer steps.
     """
-    started = time.perf_counter()
-    rows = json.loads(Path(arguments.data).read_text(encoding="utf-8"))
-    trainer, mean_useful, mode = {"official": official, "plain": plain, "ours": ours}[kind](rows, options, arguments)
 
-    import torch
-    from transformers import TrainerCallback
+    def __init__(self, whose: str, model: str, options: dict[str, Any], steps: int) -> None:
+        import trainers
 
-    marks: list[float] = []
+        self.whose, self.name, self.options, self.steps = whose, model, options, steps
+        if whose == "ours":
+            self.loaded = trainers.load_ours(trainers.config_of(model, options, steps))
+        else:
+            load = trainers.load_plain if whose == "plain" else trainers.load_unsloth
+            self.loaded = load(model, options)
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            torch.cuda.synchronize()
-            marks.append(time.perf_counter())
+    def trainer(self, rows: list[dict], **changes: Any) -> Any:
+        """Return a trainer over rows, with some options changed."""
+        import trainers
 
-    useful: list = []
-    original = trainer.training_step
+        options = {**self.options, **changes}
+        if self.whose == "ours":
+            return trainers.ours(trainers.config_of(self.name, options, self.steps), self.loaded, rows)
+        return trainers.peer(*self.loaded, rows, options, self.steps, lora=self.whose == "plain")
 
-    def counting(model: object, inputs: dict, *rest: object, **named: object) -> object:
-        useful.append((inputs["labels"] != -100).sum())
-        return original(model, inputs, *rest, **named)
 
-    trainer.training_step = counting
-    trainer.add_callback(Clock())
-    torch.cuda.reset_peak_memory_stats()
-    ready = time.perf_counter()
-    if os.environ.get("SYNC"):
-        watch_syncs(trainer)
-    profiler = start_profiler() if os.environ.get("PROFILE") else None
-    trainer.train()
-    if profiler:
-        profiler.stop()
-        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
-    warm, per_step = arguments.warmup, options.get("accumulate", 1)
-    seconds = marks[-1] - marks[warm - 1]
-    tokens = int(sum(useful[warm * per_step :]))
-    losses = [float(h["loss"]) for h in trainer.state.log_history if "loss" in h]
-    return {
-        "examples_per_second": tokens / mean_useful / seconds,
-        "useful_tokens_per_second": tokens / seconds,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "step_seconds": seconds / (len(marks) - warm),
-        "first_step_seconds": marks[0] - ready,
-        "start_to_first_step_seconds": marks[0] - started,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "mode": mode,
+def curve(name: str, whose: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a curve with one loaded model."""
+    rows = read_rows(options.data)
+    checkpointing = whose != "ours" or name == "length"  # the peer's setting; packed sequences up to 4096 with it
+    base = {"batch": 8, "checkpointing": checkpointing, "length": max(LENGTHS) if name == "length" else 2048}
+    steps = 8
+    side = Side(whose, options.model, base, steps)
+    side.trainer(rows[:64]).train()  # kernels are compiled here, not in the first point
+    return {"whose": whose, "curve": name, "points": list(points(name, side, rows))}
+
+
+def points(name: str, side: Side, rows: list[dict]) -> Iterator[dict[str, Any]]:
+    """Measure each point of a curve."""
+    cases: dict[str, list[tuple[int, dict[str, Any]]]] = {
+        "batch": [(size, {"batch": size}) for size in BATCHES],
+        "length": [(size, {"length": size, "batch": TOKENS // size, "packing": True}) for size in LENGTHS],
+        "rows": [(count, {}) for count in ROWS],
     }
+    for value, changes in cases[name]:
+        began = time.perf_counter()
+        used = (rows * (value // len(rows) + 1))[:value] if name == "rows" else rows
+        trainer = side.trainer(used, **changes)
+        prepared = time.perf_counter() - began
+        packed = bool(changes.get("packing"))
+        found = time_steps(trainer, 2, rows_per_pass=None if packed else changes.get("batch", 8))
+        kept = ("examples_per_second", "useful_tokens_per_second", "step_seconds", "first_step_seconds", "peak_gib")
+        yield {"at": value, "seconds_to_trainer": prepared, **{figure: found[figure] for figure in kept}}
 
 
-def watch_syncs(trainer: object) -> None:
-    """Print, per place in the code, how often the host waits for the card in the last step, and what the host does."""
-    import collections
-    import cProfile
-    import traceback
-    import warnings
-
-    import torch
-    from transformers import TrainerCallback
-
-    places: collections.Counter = collections.Counter()
-    profile = cProfile.Profile()
-
-    def record(*_: object, **__: object) -> None:
-        frames = [f for f in traceback.extract_stack()[:-2] if "warnings" not in f.filename]
-        places[" < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-5:]))] += 1
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args: object, state: object, control: object, **_: object) -> None:
-            if state.global_step == state.max_steps - 2:
-                warnings.simplefilter("always")
-                warnings.showwarning = record
-                torch.cuda.set_sync_debug_mode("warn")
-            if state.global_step == state.max_steps - 1:
-                torch.cuda.set_sync_debug_mode("default")
-                profile.enable()
-
-        def on_train_end(self, *_: object, **__: object) -> None:
-            import pstats
-
-            profile.disable()
-            for place, count in places.most_common(25):
-                print(count, place)
-            pstats.Stats(profile).sort_stats("tottime").print_stats(35)
-
-    trainer.add_callback(Watch())
+def mode(trainer: Any) -> dict[str, Any]:
+    """Return what the trainer really does: ours says so itself."""
+    args = trainer.args
+    found = {"packing": bool(args.packing), "optimizer": str(getattr(args.optim, "value", args.optim))}
+    found["padding_free"] = bool(getattr(trainer, "padding_free", False) or args.padding_free)
+    return getattr(trainer, "mode", found)
 
 
-def start_profiler() -> object:
-    """Profile everything from now on; only for a few steps."""
-    from torch.profiler import ProfilerActivity, profile
-
-    profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-    profiler.start()
-    return profiler
+def read_rows(path: str) -> list[dict]:
+    """Return the rows of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def ours(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tuple:
-    """Build the project's own trainer, as a notebook does."""
-    from helpers.config import build_config
-    from helpers.contract import apply_contract
-    from helpers.model import attach_adapter, load_model
-    from helpers.prompts import build_example
-    from helpers.runs import RunDirectory
-    from helpers.training import build_trainer
-
-    config = build_config(
-        "alpaca",
-        preset="large-gpu",
-        model_name=arguments.model,
-        dataset_name="sample",
-        batch_size=options["batch"],
-        gradient_accumulation=options.get("accumulate", 1),
-        packing=options.get("packing", False),
-        gradient_checkpointing=options.get("checkpointing", True),
-        max_steps=arguments.steps,
-        prompt_style="alpaca",
-        varlen_attention=options.get("varlen"),
-        optimizer=options.get("optimizer"),
-    )
-    loaded = load_model(config.model, style="alpaca")
-    attach_adapter(
-        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
-    )
-    examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
-    checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
-    trainer = build_trainer(config, loaded, checked, RunDirectory(SCRATCH))
-    return trainer, checked.supervised_tokens() / len(checked.tokenized), getattr(trainer, "mode", {})
+def table(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the figures line by line, with examples a second relative to the official setting."""
+    runs = record["runs"]
+    base = median(runs["official"], "examples_per_second") if "official" in runs else None
+    yield f"{'configuration':24}{'examples/s':>11}{'useful tok/s':>13}{'peak GiB':>10}{'x official':>11}{'runs':>6}"
+    for name, each in runs.items():
+        examples = median(each, "examples_per_second")
+        ratio = f"{examples / base:.2f}" if base else "-"
+        useful, peak = median(each, "useful_tokens_per_second"), each[0]["peak_gib"] or 0
+        yield f"{name:24}{examples:>11.2f}{useful:>13.0f}{peak:>10.2f}{ratio:>11}{len(each):>6}"
 
 
-def official(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tuple:
-    """Build the trainer of Unsloth's own Mistral Alpaca notebook."""
-    from unsloth import FastLanguageModel  # isort: skip
-    import torch
-    from trl import SFTTrainer
-
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        arguments.model, max_seq_length=2048, load_in_4bit=True, dtype=torch.bfloat16
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=16,
-        lora_alpha=16,
-        lora_dropout=0,
-        bias="none",
-        target_modules=TARGETS,
-        use_gradient_checkpointing="unsloth",
-        random_state=3407,
-    )
-    table, mean = text_rows(rows, tokenizer)
-    trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=table, args=settings(options, arguments)
-    )
-    return trainer, mean, {}
-
-
-def plain(rows: list[dict], options: dict, arguments: argparse.Namespace) -> tuple:
-    """Build TRL's trainer without Unsloth."""
-    import torch
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTTrainer
-
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16, device_map={"": 0})
-    table, mean = text_rows(rows, tokenizer)
-    adapter = LoraConfig(
-        r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=TARGETS, task_type="CAUSAL_LM"
-    )
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=table,
-        peft_config=adapter,
-        args=settings(options, arguments, gradient_checkpointing=True),
-    )
-    return trainer, mean, {}
-
-
-def text_rows(rows: list[dict], tokenizer: object) -> tuple:
-    """Return the rows as text, as the peers train them (on every token), and the mean number of tokens with a label."""
-    from datasets import Dataset
-
-    from helpers.prompts import alpaca_block
-
-    texts = [alpaca_block(r["instruction"], r["input"]) + r["output"] + tokenizer.eos_token for r in rows]
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    return Dataset.from_dict({"text": texts}), sum(lengths) / len(lengths)
-
-
-def settings(options: dict, arguments: argparse.Namespace, **more: object) -> object:
-    """Return the SFTConfig of a peer."""
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir=str(SCRATCH),
-        dataset_text_field="text",
-        max_length=2048,
-        packing=options.get("packing", False),
-        per_device_train_batch_size=options["batch"],
-        gradient_accumulation_steps=options.get("accumulate", 1),
-        warmup_steps=2,
-        max_steps=arguments.steps,
-        learning_rate=2e-4,
-        logging_steps=1,
-        optim="adamw_8bit",
-        weight_decay=0.001,
-        lr_scheduler_type="linear",
-        seed=3407,
-        report_to="none",
-        bf16=True,
-        save_strategy="no",
-        dataset_num_proc=1,
-        **more,
-    )
+def curve_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the points of each curve."""
+    for name, each in record["runs"].items():
+        for point in each[-1]["points"]:
+            yield f"{name:18}{point['at']:>8}{point['examples_per_second']:>10.2f} examples/s"
 
 
 if __name__ == "__main__":

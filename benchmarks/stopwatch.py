@@ -1,0 +1,102 @@
+"""Timing a trainer's optimizer steps: warm-up left out, the timed ones in blocks, whose median counts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from itertools import pairwise
+from typing import Any
+
+BLOCKS = 3
+"""Parts of the timed steps; the median of their speeds is what is reported."""
+
+
+def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[str, Any]:
+    """Train, and take speed, memory and losses.
+
+    Args:
+        trainer: Ready to train.
+        warmup: Steps that are not timed.
+        rows_per_pass: Rows in a batch; None if sequences are packed, whose rows are then counted.
+
+    Returns:
+        Examples and tokens with a label a second (median of blocks), seconds a step, peak memory, losses of all steps.
+    """
+    import torch
+
+    marks, passes = watch(trainer, rows_per_pass)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    ready = time.perf_counter()
+    trainer.train()
+    per_step = trainer.args.gradient_accumulation_steps
+    steps = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
+    blocks = [
+        speed(marks, steps, first, last)
+        for first, last in borders(warmup, len(marks), BLOCKS)  # a step's own time ends at its mark
+    ]
+    return {
+        "examples_per_second": statistics.median(block["examples"] for block in blocks),
+        "useful_tokens_per_second": statistics.median(block["tokens"] for block in blocks),
+        "blocks_examples_per_second": [block["examples"] for block in blocks],
+        "step_seconds": (marks[-1] - marks[warmup - 1]) / (len(marks) - warmup),
+        "first_step_seconds": marks[0] - ready,
+        "steps": len(marks),
+        "warmup_steps": warmup,
+        "examples_per_step": sum(int(rows) for each in steps for rows, _ in each) / len(steps),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def watch(trainer: Any, rows_per_pass: int | None) -> tuple[list[float], list[tuple[Any, Any]]]:
+    """Take the time after each step, the card idle, and (rows, tokens with a label) of each pass."""
+    import torch
+    from transformers import TrainerCallback
+
+    marks: list[float] = []
+    passes: list[tuple[Any, Any]] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+    original = trainer.training_step
+
+    def counting(model: object, inputs: dict, *rest: object, **named: object) -> object:
+        rows = rows_per_pass if rows_per_pass is not None else rows_in(inputs)
+        passes.append((rows, (inputs["labels"] != -100).sum()))  # read when all is over, so that nothing waits
+        return original(model, inputs, *rest, **named)
+
+    trainer.training_step = counting
+    trainer.add_callback(Clock())
+    return marks, passes
+
+
+def rows_in(inputs: dict[str, Any]) -> Any:
+    """Return how many rows a packed batch holds: positions begin with 0 in each."""
+    packed = inputs.get("packed_seq_lengths")
+    return packed.numel() if packed is not None else (inputs["position_ids"] == 0).sum()
+
+
+def borders(first: int, last: int, parts: int) -> list[tuple[int, int]]:
+    """Cut the steps from `first` to `last` (not included) into parts of nearly equal length.
+
+    Example:
+        >>> borders(5, 20, 3)
+        [(5, 10), (10, 15), (15, 20)]
+    """
+    cuts = [first + (last - first) * part // parts for part in range(parts + 1)]
+    return [(a, b) for a, b in pairwise(cuts) if b > a]
+
+
+def speed(marks: list[float], steps: list[list[tuple[Any, Any]]], first: int, last: int) -> dict[str, float]:
+    """Return examples and tokens with a label a second, over steps `first` to `last` (not included)."""
+    seconds = marks[last - 1] - marks[first - 1]
+    timed = [each for step in steps[first:last] for each in step]
+    return {
+        "examples": sum(int(rows) for rows, _ in timed) / seconds,
+        "tokens": sum(int(tokens) for _, tokens in timed) / seconds,
+    }
