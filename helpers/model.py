@@ -89,13 +89,20 @@ def import_unsloth() -> None:
     """Import unsloth, which patches transformers, peft and trl and so must come before them.
 
     torchao 0.18, which it imports, warns about each of its CUDA extensions on a machine that cannot load them, and
-    about an older way to register types with torch 2.13; neither is used here.
+    about an older way to register types with torch 2.13; neither is used here. Unsloth 2026.10.9 warns through a logger
+    of transformers each time it saves a tokenizer as it should be saved.
     """
     import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
 
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
     import unsloth  # noqa: F401
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of the log tells a user anything; the same function again is not added to a logger."""
+    return "Restored added_tokens_decoder metadata" not in str(record.msg)
 
 
 def load_model(config: ModelConfig, *, style: str = "chat", precision: str | None = None) -> LoadedModel:
