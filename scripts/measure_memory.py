@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.config import RunConfig, build_config
-from helpers.memory import GIB, predict_peak, shape_of
+from helpers.memory import GIB, ModelShape, predict_peak, shape_of
 from helpers.planner import attention_kind
 from helpers.prompts import Example
 
@@ -117,7 +117,7 @@ def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str,
         trainer.train()
         peak = allocated()
     mode = dict(getattr(trainer, "mode", {}))
-    predicted = predict(model, configuration, mode.get("attention", "sdpa"))
+    predicted = predict(shape_of(model), configuration, mode.get("attention", "sdpa"), gpu_capability())
     total = predicted.total()
     return {
         "configuration": configuration,
@@ -150,11 +150,11 @@ def run_config(model: Path, configuration: dict[str, Any], steps: int) -> RunCon
     )
 
 
-def predict(model: Path, configuration: dict[str, Any], attention: str) -> Any:
+def predict(shape: ModelShape, configuration: dict[str, Any], attention: str, capability: tuple[int, int]) -> Any:
     """Predict the peak of a configuration."""
-    c, capability = configuration, gpu_capability()
+    c = configuration
     return predict_peak(
-        shape_of(model),
+        shape,
         rank=c["lora_rank"],
         batch_size=c["batch_size"],
         seq_length=c["max_seq_length"],

@@ -1,0 +1,216 @@
+"""Where the time of one optimizer step goes: host and device, part by part.
+
+    python benchmarks/profile_step.py --model FOLDER --data ROWS.json [--set optimizer=adamw_8bit] [--functions]
+
+The trainer is this project's, 8 rows a step without checkpointing, as `ours-8` of train.py. Each part is timed twice:
+by the host's clock as it runs, and, on a GPU, by the card's from the first of its kernels to the last. "Waits" is what
+the host waited for the card, counted where torch can tell. A step is limited by the host when the card's kernels
+together take much less than the step. --functions adds Python's own profile of the last step, and the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import json
+import pstats
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import machine, write_record
+from train import Side, read_rows
+
+
+def main() -> None:
+    """Train a few steps and print the parts of the median one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--warmup", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
+    parser.add_argument("--functions", action="store_true", help="also print functions and kernels")
+    parser.add_argument("--out", type=Path, help="JSON file for the parts")
+    options = parser.parse_args()
+    wanted = {
+        "batch": options.batch,
+        "packing": options.packing,
+        "checkpointing": options.checkpointing,
+        "settings": {name: literal(value) for name, _, value in (each.partition("=") for each in options.set)},
+    }
+    trainer = Side("ours", options.model, wanted, options.steps).trainer(read_rows(options.data))
+    parts = Parts()
+    parts.follow(trainer)
+    profile = Profile(options.steps - 1) if options.functions else None
+    if profile:
+        profile.follow(trainer)
+    trainer.train()
+    found = parts.medians(options.warmup)
+    print("\n".join(parts.table(found)))
+    if options.out:
+        write_record(options.out, {"machine": machine(), "mode": trainer.mode, "milliseconds": found})
+    if profile:
+        profile.show()
+
+
+def literal(text: str) -> Any:
+    """Return a value from the command line: a number, true, false, null, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class Parts:
+    """Times parts of each step, on the host and on the card."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda.is_available()
+        self.steps: list[dict[str, list[float]]] = []
+        self.now: dict[str, list[Any]] = defaultdict(list)
+        self.began = self.collecting = 0.0
+
+    def follow(self, trainer: Any) -> None:
+        """Wrap what a step calls."""
+        from transformers import TrainerCallback
+
+        parts = self
+
+        class Borders(TrainerCallback):
+            def on_step_end(self, *_: object, **__: object) -> None:
+                parts.step_ends()
+
+            def on_train_begin(self, *_: object, **__: object) -> None:
+                optimizer = trainer.optimizer
+                parts.wrap(optimizer, "step", "optimizer")
+                parts.began = time.perf_counter()
+
+        trainer.add_callback(Borders())
+        self.wrap(trainer, "get_batch_samples", "next batch")
+        self.wrap(trainer, "_prepare_inputs", "inputs to the card")
+        self.wrap(trainer, "compute_loss", "forward")
+        self.wrap(trainer.accelerator, "backward", "backward")
+        self.wrap(trainer.accelerator, "clip_grad_norm_", "clip")
+        self.wrap(trainer, "floating_point_ops", "count operations")
+        self.wrap(trainer.model, "zero_grad", "zero gradients")
+        self.wrap(trainer, "_maybe_log_save_evaluate", "log")
+        gc.callbacks.append(self.garbage)
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Time a method; the card by two events around it."""
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            first, last, began = self.event(), None, time.perf_counter()
+            try:
+                return original(*args, **named)
+            finally:
+                last = self.event()
+                self.now[part].append((time.perf_counter() - began, first, last))
+
+        setattr(owner, name, timed)
+
+    def event(self) -> Any:
+        """Return an event that the card has been told to record; None on a CPU."""
+        if not self.cuda:
+            return None
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def garbage(self, phase: str, _: dict[str, int]) -> None:
+        """Time the garbage collector."""
+        if phase == "start":
+            self.collecting = time.perf_counter()
+        else:
+            self.now["garbage collection (within others)"].append((time.perf_counter() - self.collecting, None, None))
+
+    def step_ends(self) -> None:
+        """Wait for the card, and add the step up. What logging took belongs to the step before."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        done = time.perf_counter()
+        found = {part: [sum(each[0] for each in calls), sum(map(elapsed, calls))] for part, calls in self.now.items()}
+        self.steps.append({"whole step": [done - self.began, 0.0], **found})
+        self.now.clear()
+        self.began = done
+
+    def medians(self, warmup: int) -> dict[str, dict[str, float]]:
+        """Return milliseconds of each part, host and card, in the median timed step."""
+        timed = self.steps[warmup:]
+        names = list(dict.fromkeys(name for step in timed for name in step))
+        table = {}
+        for name in names:
+            pairs = [step.get(name, [0.0, 0.0]) for step in timed]
+            host, card = (1000 * statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+            table[name] = {"host": round(host, 2), "card": round(card, 2)}
+        return table
+
+    def table(self, found: dict[str, dict[str, float]]) -> list[str]:
+        """Return the parts as lines."""
+        lines = [f"{'part':38}{'host ms':>10}{'card ms':>10}"]
+        for name, each in found.items():
+            card = f"{each['card']:>10.1f}" if self.cuda and each["card"] else f"{'-':>10}"
+            lines.append(f"{name:38}{each['host']:>10.1f}{card}")
+        return lines
+
+
+def elapsed(call: tuple[float, Any, Any]) -> float:
+    """Return the seconds between a call's two events."""
+    _, first, last = call
+    return first.elapsed_time(last) / 1000 if first is not None else 0.0
+
+
+class Profile:
+    """Python's and torch's profile of one step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.python, self.torch = step, cProfile.Profile(), None
+
+    def follow(self, trainer: Any) -> None:
+        """Profile the step chosen."""
+        from torch.profiler import ProfilerActivity, profile
+        from transformers import TrainerCallback
+
+        mine = self
+
+        class Window(TrainerCallback):
+            def on_step_begin(self, args: object, state: Any, control: object, **_: object) -> None:
+                if state.global_step == mine.step - 1:  # the one before, by torch alone
+                    mine.torch = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+                    mine.torch.start()
+                if state.global_step == mine.step:
+                    mine.torch.stop()
+                    mine.python.enable()
+
+            def on_train_end(self, *_: object, **__: object) -> None:
+                mine.python.disable()
+
+        trainer.add_callback(Window())
+
+    def show(self) -> None:
+        """Print both."""
+        import torch
+
+        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        if self.torch:
+            print(self.torch.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60))
+        pstats.Stats(self.python).sort_stats("tottime").print_stats(40)
+
+
+if __name__ == "__main__":
+    main()
