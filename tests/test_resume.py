@@ -207,6 +207,14 @@ class TestTrouble:
         assert last_complete(run).found.step == 3
         assert run.manifest()["state"] == "failed"
 
+    def test_an_infinite_loss_stops(self, train, folder):
+        """Infinity is no number either; the run says where it broke."""
+        outcome = train("inf", fault={"do": "break_loss", "step": 2, "value": "inf"})
+        assert outcome["error"].startswith(
+            "training loss: expected a number, got inf. It broke at step 2. There is no checkpoint from before."
+        )
+        assert RunDirectory(folder / "inf").manifest()["state"] == "failed"
+
     def test_broken_weights_are_never_saved(self, train, folder):
         """A checkpoint whose weights are NaN would be complete and useless."""
         outcome = train("weights", fault={"do": "break_loss", "step": 6, "where": "weights"}, eval_steps=100)
@@ -227,6 +235,12 @@ class TestTrouble:
         assert "ZeroDivisionError: a mistake" in child.output()
         manifest = RunDirectory(folder / "bug").manifest()
         assert (manifest["state"], manifest["failure"]) == ("failed", "ZeroDivisionError: a mistake")
+
+    def test_a_loss_that_never_moves_is_said_at_the_end(self, train):
+        """A learning rate that is far too small stops nothing, but the last line says what to change."""
+        outcome = train("flat", learning_rate=1e-9)
+        assert outcome["error"] is None
+        assert "it did not move. Raise learning_rate" in outcome["lines"][-1]
 
     def test_a_healthy_curve_ends_with_the_held_out_loss(self, undisturbed):
         """Only a curve that needs a word gets one from `train`; test_curves has the verdicts."""
