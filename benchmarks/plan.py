@@ -68,6 +68,12 @@ def compare(file: Path, shape: ModelShape = MISTRAL_7B) -> list[dict[str, Any]]:
     return found
 
 
+def measured_on(file: Path) -> str:
+    """Say on which cards a file's lines were measured."""
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return "Measured on " + " and ".join(sorted({line["gpu"] for line in lines}))
+
+
 def describe(configuration: dict[str, Any], mode: dict[str, Any]) -> str:
     """Say in words what was measured."""
     c = configuration

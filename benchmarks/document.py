@@ -1,0 +1,144 @@
+"""docs/speed.md, its pictures and the README's tables, written from the records in benchmarks/results alone."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import charts
+import plan
+import tables
+from bench import RESULTS, ROOT
+
+from helpers.svg import Drawing
+
+BEGIN, END = "<!-- speed: written by scripts/build_figures -->", "<!-- end of speed -->"
+"""Between these lines the README's tables stand."""
+
+TITLES = {"batch": "Rows in a pass", "length": "Length of packed sequences", "rows": "Number of rows"}
+
+
+def build(root: Path = ROOT, results: Path = RESULTS) -> dict[Path, str]:
+    """Return what each file must hold, by its path.
+
+    Args:
+        root: Of the repository.
+        results: The folder of records.
+
+    Returns:
+        docs/speed.md, docs/speed_*.svg and README.md.
+    """
+    found = {root / "docs" / f"speed_{name}.svg": picture.svg() + "\n" for name, picture in pictures(results).items()}
+    found[root / "docs" / "speed.md"] = tables.joined(document(results)) + "\n"
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found[root / "README.md"] = put(readme, tables.joined(short(results)))
+    return found
+
+
+def put(text: str, block: str) -> str:
+    """Replace what stands between the README's two marks."""
+    pattern = re.compile(re.escape(BEGIN) + r"\n.*?" + re.escape(END), re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"README.md has not one pair of the lines {BEGIN} and {END}")
+    return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text)
+
+
+def pictures(results: Path) -> dict[str, Drawing]:
+    """Return the drawings by name."""
+    found = {}
+    if record := tables.find("train", results):
+        shown = [(tables.LABELS[name], speed, name.startswith("ours")) for name, speed, _, _ in tables.speeds(record)]
+        found["training"] = charts.bars("Training, examples a second", shown, "/s")
+    if record := tables.find("generate", results):
+        rows = [(tables.LABELS.get(name, name), s, name.startswith("ours")) for name, s in tables.answering(record)]
+        found["answers"] = charts.bars("Base and tuned answers, seconds", rows, "s")
+    if record := tables.find("curves", results):
+        found |= {name: charts.curve(name, sides) for name, sides in tables.curves(record).items()}
+    return found
+
+
+def short(results: Path) -> Iterator[str]:
+    """Yield the README's lines."""
+    train, generate = tables.find("train", results), tables.find("generate", results)
+    if train:
+        yield from (*introduction(train), "", *tables.training(train, short=True), "")
+    if generate:
+        yield from (*tables.answers(generate), "")
+    yield "[docs/speed.md](docs/speed.md) has all figures and charts; [benchmarks](benchmarks/README.md) says how to"
+    yield "measure again."
+
+
+def introduction(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what was measured, and on what."""
+    yield tables.described(record)
+    yield "Mistral-7B's shape in 4 bit, LoRA of rank 16 on all linear layers, Alpaca rows, steps after warm-up, each"
+    yield "configuration in a process of its own" + ("." if "note" in record else ", medians.")
+    yield from notes(record)
+
+
+def document(results: Path) -> Iterator[str]:
+    """Yield the lines of docs/speed.md."""
+    yield "# Speed"
+    yield ""
+    yield "Written by `scripts/build_figures` from the records in `benchmarks/results`, and not by hand."
+    if train := tables.find("train", results):
+        yield from ("", "## Training", "", *introduction(train), "", *tables.training(train), "")
+        yield "![Examples a second](speed_training.svg)"
+    if generate := tables.find("generate", results):
+        yield from ("", "## Answers", "", tables.described(generate), *notes(generate), "")
+        yield from (*tables.answers(generate), "", "![Seconds for both arms](speed_answers.svg)")
+    yield from growth(results)
+    if startup := tables.find("startup", results):
+        yield from ("", "## Start", "", tables.described(startup), *notes(startup), "", *tables.starting(startup))
+    yield from memory(results)
+    yield from sameness(results)
+
+
+def notes(record: dict[str, Any]) -> list[str]:
+    """Return a record's note as lines, if it has one."""
+    return textwrap.wrap(record.get("note", ""), 110)
+
+
+def growth(results: Path) -> Iterator[str]:
+    """Yield how speed grows."""
+    record = tables.find("curves", results)
+    if not record:
+        return
+    yield from ("", "## How speed grows", "", tables.described(record), *notes(record))
+    for name in tables.curves(record):
+        yield from ("", f"### {TITLES[name]}", "", *tables.growing(record, name), "")
+        yield f"![{TITLES[name]}](speed_{name}.svg)"
+
+
+def memory(results: Path) -> Iterator[str]:
+    """Yield predicted and measured peaks."""
+    for file in sorted(results.glob("memory_*.jsonl")):
+        yield from (
+            "",
+            "## Memory",
+            "",
+            "Peaks measured by `scripts/measure_memory.py` beside what the planner predicts",
+        )
+        yield from ("(`python benchmarks/plan.py`). " + plan.measured_on(file) + ".", "")
+        yield from plan.table(plan.compare(file))
+
+
+def sameness(results: Path) -> Iterator[str]:
+    """Yield what `scripts/gpu_equivalence` found."""
+    record = tables.find("equivalence", results)
+    if not record:
+        return
+    yield from ("", "## The same numbers", "", tables.described(record), "")
+    yield from ("| checked by `scripts/gpu_equivalence` | found | wanted | |", "|---|---|---|---|")
+    for name, verdict in record["verdicts"].items():
+        yield f"| {name} | {shown(verdict['found'])} | {verdict['wanted']} | {'yes' if verdict['ok'] else 'NO'} |"
+
+
+def shown(value: Any) -> str:
+    """Return a finding as text, numbers with three digits."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

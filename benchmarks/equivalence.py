@@ -1,0 +1,224 @@
+"""Does the fast path compute the same thing? Each side in a process of its own, for `scripts/gpu_equivalence`.
+
+Ours trains packed rows and writes down what it trained on: tokens, labels, adapter, losses, gradients. The plain side,
+transformers and PEFT without Unsloth, computes the same from these, one document at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trainers
+
+STEPS = 20
+SPREAD = 0.02
+"""Standard deviation of the adapter's B, which begins at zero and would hide the adapter."""
+
+
+def ours(model: str, rows: list[dict], folder: Path) -> dict[str, Any]:
+    """Build the packed trainer, look at a batch of it, train it, and write down what the plain side needs."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    options = {"batch": 2, "packing": cuda, "length": 2048 if cuda else 512, "checkpointing": False}
+    config = trainers.config_of(model, options, STEPS)
+    loaded = trainers.load_ours(config)
+    randomize(loaded.model)
+    start = adapter(loaded.model)
+    trainer = trainers.ours(config, loaded, rows)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, gradients = one_pass(trainer, batch)
+    kept = {"adapter": start, "batch": documents(batch), "loss_sum": loss, "gradients": gradients}
+    leaks = contamination(trainer.model, batch, loaded.tokenizer.pad_token_id) if cuda else None
+    found = {"mode": trainer.mode, "labels": labels(trainer, rows, loaded, config), "contamination": leaks}
+    kept["steps"] = train(trainer)
+    torch.save(kept, folder / "ours.pt")
+    return found
+
+
+def plain(model: str, folder: Path) -> dict[str, Any]:
+    """Compute the same with transformers and PEFT, one document at a time, and compare."""
+    import torch
+
+    kept = torch.load(folder / "ours.pt")
+    loaded = _plain_model(model, kept["adapter"])
+    loss = sum(backward(loaded, *document, items=items(kept["batch"])) for document in kept["batch"])
+    mine, theirs = flat(kept["gradients"]), flat(gradients_of(loaded))
+    found = {
+        "loss_relative": abs(kept["loss_sum"] - loss) / loss,
+        "loss_sum": [kept["loss_sum"], loss],
+        "gradients_cosine": torch.nn.functional.cosine_similarity(mine, theirs, dim=0).item(),
+        "gradients_norm": [mine.norm().item(), theirs.norm().item()],
+    }
+    return found | {"steps": list(replay(loaded, kept["adapter"], kept["steps"]))}
+
+
+def randomize(model: Any) -> None:
+    """Give the adapter's B random values."""
+    import torch
+
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=SPREAD)
+
+
+def adapter(model: Any) -> dict[str, Any]:
+    """Return the adapter's weights by name, on the CPU."""
+    return {n: p.detach().float().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients_of(model: Any) -> dict[str, Any]:
+    """Return the adapter's gradients by name, on the CPU."""
+    return {n: p.grad.detach().float().cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def flat(tensors: dict[str, Any]) -> Any:
+    """Return all numbers as one vector, in the order of the names."""
+    import torch
+
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)]).double()
+
+
+def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """Return (tokens, labels) of each document of a batch, whichever way documents stand in it."""
+    lengths = batch.get("packed_seq_lengths")
+    if lengths is None:
+        sizes = [int(mask.sum()) for mask in batch["attention_mask"]]
+        pairs = zip(batch["input_ids"], batch["labels"], sizes, strict=True)
+        return [(ids[:size].tolist(), marks[:size].tolist()) for ids, marks, size in pairs]
+    ids, marks, found, at = batch["input_ids"].flatten().tolist(), batch["labels"].flatten().tolist(), [], 0
+    for size in lengths.tolist():
+        found.append((ids[at : at + size], marks[at : at + size]))
+        at += size
+    return found
+
+
+def items(batch: list[tuple[list[int], list[int]]]) -> int:
+    """Return the labels of documents that a loss is taken over; the first of each has nothing before it."""
+    return sum(label != -100 for _, marks in batch for label in marks[1:])
+
+
+def one_pass(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Return the sum of a batch's losses, and the gradients of its mean, through the trainer's own step."""
+    import torch
+
+    count = items(documents(batch))
+    device = trainer.args.device
+    trainer.model.train()
+    loss = trainer.training_step(trainer.model, dict(batch), torch.tensor(count, device=device))
+    found = gradients_of(trainer.model)
+    trainer.model.zero_grad()
+    return loss.item() * count, found
+
+
+def contamination(model: Any, batch: dict[str, Any], filler: int) -> dict[str, float]:
+    """Change the first document's tokens; return how far the logits of the first and of the others move."""
+    import torch
+
+    first = int(batch["packed_seq_lengths"][0])
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    moved = dict(batch)
+    moved["input_ids"] = batch["input_ids"].clone()
+    moved["input_ids"].view(-1)[1:first] = filler
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        pair = [
+            model(**{k: v for k, v in each.items() if k != "labels"}).logits.flatten(0, 1) for each in (batch, moved)
+        ]
+    os.environ.pop("UNSLOTH_RETURN_LOGITS")
+    change = (pair[0].float() - pair[1].float()).abs().amax(dim=-1)
+    return {"first_document": change[:first].max().item(), "others": change[first:].max().item()}
+
+
+def labels(trainer: Any, rows: list[dict], loaded: Any, config: Any) -> dict[str, int]:
+    """Count the labels that the trainer's rows have, and those of each row by itself."""
+    from helpers.contract import apply_contract
+    from helpers.prompts import build_example
+
+    examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
+    checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
+    end, packed = loaded.tokenizer.eos_token_id, []
+    for row in trainer.train_dataset:
+        marks = row.get("labels") or [
+            i if m else -100 for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)
+        ]
+        packed += [label for label in marks if label != -100]
+    return {
+        "packed": len(packed),
+        "rows": checked.supervised_tokens(),
+        "packed_ends": packed.count(end),
+        "row_count": len(checked.tokenized),
+    }
+
+
+def train(trainer: Any) -> list[dict[str, Any]]:
+    """Train, and return each step's documents, loss, gradient norm and learning rate."""
+    seen: list[list[tuple[list[int], list[int]]]] = []
+    original = trainer.training_step
+
+    def watched(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        seen.append(documents(inputs))
+        return original(model, inputs, *rest, **named)
+
+    trainer.training_step = watched
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [
+        {"documents": batch, **{name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate")}}
+        for batch, entry in zip(seen, logs, strict=True)
+    ]
+
+
+def _plain_model(model: str, start: dict[str, Any]) -> Any:
+    """Load the model without Unsloth, and put the adapter's weights into it."""
+    from peft import LoraConfig, get_peft_model
+
+    loaded, _ = trainers.load_plain(model, {})
+    wanted = LoraConfig(r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=trainers.TARGETS)
+    found = get_peft_model(loaded, wanted)
+    put(found, start)
+    return found.train()
+
+
+def put(model: Any, weights: dict[str, Any]) -> None:
+    """Give the adapter its weights; each must be there."""
+    import torch
+
+    own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if own.keys() != weights.keys():
+        raise SystemExit(f"other adapters: {sorted(own)[:2]} and {sorted(weights)[:2]}")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.data = weights[name].to(weight.device)
+
+
+def backward(model: Any, ids: list[int], marks: list[int], *, items: int) -> float:
+    """Add one document's share to the gradients; return the sum of its losses."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, :-1].float()
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(marks[1:], device=device), reduction="sum")
+    (loss / items).backward()
+    return loss.item()
+
+
+def replay(model: Any, start: dict[str, Any], steps: list[dict[str, Any]]) -> Iterator[dict[str, list[float]]]:
+    """Take the same optimizer steps, one document at a time; yield both sides' losses and gradient norms."""
+    import torch
+
+    put(model, start)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.001)
+    for step in steps:
+        optimizer.zero_grad()
+        count = items(step["documents"])
+        loss = sum(backward(model, *document, items=count) for document in step["documents"]) / count
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
+        optimizer.param_groups[0]["lr"] = step["learning_rate"]
+        optimizer.step()
+        yield {"loss": [step["loss"], loss], "grad_norm": [step["grad_norm"], norm]}

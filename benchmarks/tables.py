@@ -1,0 +1,164 @@
+"""From the records in benchmarks/results to Markdown tables; nothing else is written there by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import RESULTS
+
+LABELS = {
+    "official": "setting of Unsloth's own Mistral Alpaca notebook (batch 2 x 4)",
+    "official-8": "the same with its 8 examples in one pass",
+    "plain": "TRL + PEFT + bitsandbytes as shipped (batch 2 x 4)",
+    "plain-packed": "the same at its best: packed, batch 4",
+    "ours-8": "ours, the same 8 examples a step",
+    "ours-packed-small": "ours, packed, batch 4, checkpointing",
+    "ours-packed-large": "ours, packed, batch 8, no checkpointing",
+    "ours-8-checkpointing": "ours, 8 examples a step, checkpointing",
+    "ours-8-8bit": "ours, 8 examples a step, 8-bit AdamW",
+    "ours-8-sdpa": "ours, 8 examples a step, without the attention kernel",
+    "unsloth, one by one": "Unsloth, one by one (by tokens/s of four prompts)",
+    "ours, warm-up counted": "ours, warm-up counted",
+    "ours, steady state": "ours, steady state",
+}
+"""What a configuration is called where it is shown, in the order of the tables."""
+
+ARMS = ("tuned", "base")
+
+
+def find(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """Return the record of a benchmark; of several machines' the first by name. Until there is one, the first figures.
+
+    Args:
+        kind: "train", "generate", "curves", "startup" or "equivalence": the record's name begins so.
+        folder: Where the records are.
+
+    Returns:
+        The record, or None if nothing was measured.
+    """
+    names = sorted([*folder.glob(f"{kind}.json"), *folder.glob(f"{kind}_*.json")])
+    if names:
+        return json.loads(names[0].read_text(encoding="utf-8"))
+    first = folder / "first_h100.json"
+    record = json.loads(first.read_text(encoding="utf-8")) if first.is_file() else {}
+    shared = {name: record[name] for name in ("note", "machine") if name in record}
+    return {**record[kind], **shared} if kind in record else None
+
+
+def figure(record: Mapping[str, Any], name: str, key: str) -> float:
+    """Return the median of a figure over the runs of a configuration."""
+    return statistics.median(run[key] for run in record["runs"][name])
+
+
+def speeds(record: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Return (configuration, examples/s, peak GiB, times the official setting) of a training record."""
+    names = sorted(record["runs"], key=list(LABELS).index)
+    base = figure(record, "official", "examples_per_second") if "official" in names else None
+    rows = []
+    for name in names:
+        examples = figure(record, name, "examples_per_second")
+        peak = max(run["peak_gib"] or 0 for run in record["runs"][name])
+        rows.append((name, examples, peak, examples / base if base else 1.0))
+    return rows
+
+
+def training(record: Mapping[str, Any], *, short: bool = False) -> Iterator[str]:
+    """Yield the table of training speeds; short, without what only explains."""
+    hidden = ("ours-8-checkpointing", "ours-8-8bit", "ours-8-sdpa", "official-8") if short else ()
+    yield "| training | examples/s | peak GiB | |"
+    yield "|---|---:|---:|---:|"
+    for name, examples, peak, ratio in speeds(record):
+        if name not in hidden:
+            yield f"| {LABELS[name]} | {examples:.1f} | {peak:.1f} | {times(ratio)} |"
+
+
+def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return (engine, seconds for both arms) of a generation record."""
+    if "seconds" in record:
+        return list(record["seconds"].items())
+    work = record["prompts"] * record["new"]
+    measured = [each for runs in record["runs"].values() for run in runs for each in run["results"]]
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(each["name"] for each in measured):
+        own = [each for each in measured if each["name"] == name]
+        if both := [each["seconds"] for each in own if each.get("arm") == "tuned+base"]:
+            found[name] = both
+        elif {each.get("arm") for each in own} >= set(ARMS):
+            rates = [statistics.median(e["tokens_per_s"] for e in own if e["arm"] == arm) for arm in ARMS]
+            found[name] = [sum(work / rate for rate in rates)]
+    return [(name, statistics.median(seconds)) for name, seconds in found.items()]
+
+
+def answers(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of both arms' seconds."""
+    rows = answering(record)
+    alone = dict(rows).get("unsloth, one by one")
+    yield f"| base and tuned answers, {record['prompts']} prompts, {record['new']} tokens each | seconds | |"
+    yield "|---|---:|---:|"
+    for name, seconds in rows:
+        yield f"| {LABELS.get(name, name)} | {seconds:.1f} | {times(alone / seconds) if alone else ''} |"
+
+
+def times(ratio: float) -> str:
+    """Return a factor, such as "7.5x" or "110x".
+
+    Example:
+        >>> times(1.0), times(7.53), times(110.2)
+        ('1x', '7.5x', '110x')
+    """
+    return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x".replace(".0x", "x")
+
+
+def starting(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of seconds from the first cell to the first optimizer step, with the parts of each side."""
+    yield "| from the first cell to the first optimizer step | seconds | | its parts |"
+    yield "|---|---:|---:|---|"
+    base = figure(record, "official", "total_seconds") if "official" in record["runs"] else None
+    for name, runs in record["runs"].items():
+        total = figure(record, name, "total_seconds")
+        parts = {part: statistics.median(run["parts"][part] for run in runs) for part in runs[0]["parts"]}
+        shown = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+        yield f"| {name} | {total:.1f} | {times(total / base) if base else ''} | {shown} |"
+
+
+def curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Return the points of each curve by curve and side."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for runs in record["runs"].values():
+        found.setdefault(runs[-1]["curve"], {})[runs[-1]["whose"]] = runs[-1]["points"]
+    return found
+
+
+def growing(record: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the table of a curve."""
+    heads = {"batch": "rows in a pass", "length": "tokens in a packed sequence", "rows": "rows"}
+    sides = curves(record)[name]
+    sections = [(side, key, text) for side in sides for key, text in _columns(name, side)]
+    yield f"| {heads[name]} | " + " | ".join(text for _, _, text in sections) + " |"
+    yield "|---:|" + "---:|" * len(sections)
+    for place, point in enumerate(next(iter(sides.values()))):
+        values = [f"{sides[side][place][key]:.1f}" for side, key, _ in sections if place < len(sides[side])]
+        yield f"| {point['at']:,} | " + " | ".join(values) + " |"
+
+
+def _columns(name: str, side: str) -> list[tuple[str, str]]:
+    columns = [("examples_per_second", f"{side}, examples/s")]
+    return columns + ([("seconds_to_trainer", f"{side}, seconds to the trainer")] if name == "rows" else [])
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """Say what a record was measured on."""
+    machine = record["machine"]
+    gpus = machine.get("gpus") or []
+    card = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else f"one {gpus[0]}" if gpus else "a CPU"
+    versions = ", ".join(f"{n} {machine[n]}" for n in ("torch", "unsloth", "trl", "transformers") if machine.get(n))
+    return f"Measured on {card}, {versions}."
+
+
+def joined(lines: Sequence[str] | Iterator[str]) -> str:
+    """Return lines as a block of text."""
+    return "\n".join(lines)
