@@ -10,6 +10,8 @@ from typing import Any
 from helpers.config import RunConfig
 from helpers.disk import disk_full_error, folder_bytes, is_disk_full, require_space
 from helpers.errors import HelpersError, RunError
+from helpers.lost import explain_loss
+from helpers.processes import ElsewhereError
 from helpers.runs import RunDirectory
 from helpers.sealing import KEPT
 
@@ -30,13 +32,14 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
         last_step: Returns the step of the last complete checkpoint, if there is one.
 
     Raises:
-        RunError: The disk or the memory is full, or a checkpoint cannot be read.
+        RunError: The disk or the memory is full, a checkpoint cannot be read, or another process is gone.
     """
     try:
         yield
     except BaseException as error:
         said = _explanation(error, run, config, last_step())
-        run.mark_failed(said or error)
+        if not isinstance(error, ElsewhereError):  # the process that it came from writes it down
+            run.mark_failed(said or error)
         if said is None:
             raise
         raise said from error
@@ -127,7 +130,7 @@ def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, ste
             type(error).__name__,
             f'Step {step} holds something else and was not loaded. Delete it, or start over with resume="never".',
         )
-    return None
+    return explain_loss(error, step)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from helpers.contract import Contract, apply_contract
 from helpers.data import Rows, load_rows
 from helpers.errors import RunError
 from helpers.hardware import find_gpu
+from helpers.lost import losses_explained
 from helpers.planner import preflight_memory
 from helpers.processes import join, leave, on_main, place
 from helpers.runs import RESUME, RunDirectory, read_json
@@ -58,14 +59,15 @@ def run_train(options: argparse.Namespace) -> int:
     here = join()
     if not here.main:
         _quiet()
-    config = on_main(partial(_read, options.config))
-    settle(options.config)
-    run = train_run(config, resume=options.resume)
-    if here.main:
-        from helpers.summary import summarize
+    with losses_explained():
+        config = on_main(partial(_read, options.config))
+        settle(options.config)
+        run = train_run(config, resume=options.resume)
+        if here.main:
+            from helpers.summary import summarize
 
-        print("\n" + summarize(run))
-    leave()
+            print("\n" + summarize(run))
+        leave()
     return 0
 
 

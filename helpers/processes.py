@@ -99,9 +99,16 @@ def join() -> Place:
             raise StackError("processes", f"a GPU for each, of the {gpus} that there are", here.local + 1, remedy)
         torch.cuda.set_device(here.local)
         options = {"backend": "nccl", "device_id": torch.device("cuda", here.local)}
+    else:
+        torch.serialization.register_package(1, lambda storage: None, _load_on_cpu)
     if not distributed.is_initialized():
         distributed.init_process_group(timeout=TIMEOUT, **options)
     return here
+
+
+def _load_on_cpu(storage: Any, location: str) -> Any:
+    """Load a tensor for "cpu:1", as accelerate 1.15 calls the device of a second process on CPUs; torch knows "cpu"."""
+    return storage if location.startswith("cpu:") else None
 
 
 def leave() -> None:

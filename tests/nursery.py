@@ -85,9 +85,9 @@ class Nursery:
             raise RuntimeError((self.folder / "nursery.txt").read_text()[-3000:])
         return json.loads(line)
 
-    def warm(self, model):
-        """Do what is the same in every run before forking."""
-        self.ask({"warm": {"model": str(model)}})
+    def warm(self, model, task="warm"):
+        """Do what is the same in every run before forking: a function of `faults`, or of another module."""
+        self.ask({"warm": {"model": str(model)}, "task": task})
 
     def start(self, task, **arguments):
         """Fork a child that runs a function of `faults` with these arguments."""
@@ -131,11 +131,11 @@ def serve():
     import scipy.stats
     import trl
 
-    assert all((datasets, peft, trl, mistral_common, scipy))
+    assert all((datasets, faults, peft, trl, mistral_common, scipy))
     for line in sys.stdin:
         request = json.loads(line)
         if "warm" in request:
-            faults.warm(**request["warm"])
+            find(request["task"])(**request["warm"])
             answer = {}
         elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)

@@ -42,3 +42,18 @@ def test_alone_everything_is_done_here(alone):
     assert on_main(lambda: 5) == 5
     assert gather("mine") == ["mine"]
     assert total(7) == 7
+
+
+def test_a_tensor_saved_for_a_second_cpu_is_loaded(monkeypatch, tmp_path):
+    """PyTorch 2.13 does not know the device "cpu:1", under which accelerate has a second process load its optimizer."""
+    import torch
+
+    from helpers import processes
+
+    path = tmp_path / "state.pt"
+    torch.save(torch.arange(3), path)
+    with pytest.raises(RuntimeError, match="don't know how to restore data location"):
+        torch.load(path, map_location="cpu:1", weights_only=True)
+    monkeypatch.setattr(torch.serialization, "_package_registry", [*torch.serialization._package_registry])
+    torch.serialization.register_package(1, lambda storage: None, processes._load_on_cpu)
+    assert torch.load(path, map_location="cpu:1", weights_only=True).tolist() == [0, 1, 2]

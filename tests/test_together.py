@@ -6,11 +6,18 @@ step of three.
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 import together
 from nursery import Nursery
+from together import copy_interrupted, difference
 
 pytestmark = pytest.mark.slow
+
+PACKED = {"packed": True, "max_steps": None, "num_epochs": 2.0}
+"""Two epochs of packed sequences."""
 
 
 @pytest.fixture(scope="module")
@@ -20,46 +27,80 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def launched(folder):
+def launched(folder, tiny_mistral):
     """A nursery that imported the stack as a process of a launch does."""
     nursery = Nursery(folder / "nursery", together.LAUNCHED)
+    nursery.warm(tiny_mistral, "together.warm")
     yield nursery
     nursery.close()
 
 
 @pytest.fixture(scope="module")
 def train(launched, folder, tiny_mistral):
-    """A function that does one launch and returns what each process answered."""
+    """A function that does one launch and returns what its main process answered."""
 
-    def train(count, name, **parameters):
+    def train(count, name, runs=folder, **parameters):
         return together.run_all(
-            launched, count, "train", runs=str(folder), model=str(tiny_mistral), name=name, **parameters
-        )
+            launched, count, "train", runs=str(runs), model=str(tiny_mistral), name=name, **parameters
+        )[0]
 
     return train
 
 
-def largest_difference(folder, one, other):
-    """Return the largest difference of two runs' adapter weights, and the largest weight."""
-    first, second = together.adapter(folder, one), together.adapter(folder, other)
-    assert first.keys() == second.keys()
-    return max((first[k] - second[k]).abs().max().item() for k in first), max(
-        each.abs().max().item() for each in first.values()
+@pytest.fixture(scope="module")
+def trained(train):
+    """What one and two processes gave, packed and not."""
+    found = {}
+    for name, parameters in (("plain", {}), ("packed", PACKED)):
+        for count in (1, 2):
+            found[name, count] = train(count, f"{name}-{count}", **parameters)
+    return found
+
+
+@pytest.mark.parametrize(("name", "steps", "rows"), [("plain", 10, 70), ("packed", 4, 54)])
+def test_two_processes_train_the_same_adapter_as_one(trained, folder, name, steps, rows):
+    """After ten steps over more than two epochs the weights agree to 1e-6, and so do losses and counts."""
+    one, two = trained[name, 1], trained[name, 2]
+    far, size = difference(folder, f"{name}-1", f"{name}-2")
+    assert far < 1e-6 < 0.001 < size
+    assert two["mode"]["processes"] == 2
+    assert two["mode"]["packing"] is (name == "packed")
+    for curve in ("train_loss", "eval_loss"):
+        assert [s for s, _ in two[curve]] == [s for s, _ in one[curve]]
+        assert [x for _, x in two[curve]] == pytest.approx([x for _, x in one[curve]], abs=1e-5)
+    for count in ("tokens", "supervised_tokens", "rows_seen"):
+        assert two[count] == one[count]
+    assert (two["train_loss"][-1][0], two["rows_seen"]) == (steps, rows)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(trained, train, folder, before, after):
+    """Begun with two and ended with one, or the other way round: adapter and figures of the undisturbed run."""
+    name = f"plain-{before}"
+    elsewhere = copy_interrupted(folder, name, f"resumed-{after}", step=8)
+    result = train(after, name, runs=elsewhere, resume="must")
+    far, _ = difference(folder, name, f"resumed-{after}/{name}")
+    assert far < 1e-6
+    assert (result["rows_seen"], result["tokens"]) == (70, trained["plain", 1]["tokens"])
+    assert [x for _, x in result["train_loss"]] == pytest.approx(
+        [x for _, x in trained["plain", 1]["train_loss"]], abs=1e-5
     )
 
 
-@pytest.mark.parametrize(("packed", "rows"), [(False, 70), (True, 135)])
-def test_two_processes_train_the_same_adapter_as_one(train, folder, packed, rows):
-    """After ten steps over more than two epochs the weights agree to 1e-6, and so do losses and counts."""
-    names = f"one-{packed}", f"two-{packed}"
-    one, two = train(1, names[0], packed=packed)[0], train(2, names[1], packed=packed)[0]
-    difference, size = largest_difference(folder, *names)
-    assert difference < 1e-6 < 0.01 < size
-    assert two["mode"]["processes"] == 2
-    assert two["mode"]["packing"] is packed
-    for name in ("train_loss", "eval_loss"):
-        assert [s for s, _ in two[name]] == [s for s, _ in one[name]]
-        assert [x for _, x in two[name]] == pytest.approx([x for _, x in one[name]], abs=1e-5)
-    for name in ("tokens", "supervised_tokens", "rows_seen"):
-        assert two[name] == one[name]
-    assert two["rows_seen"] == rows
+@pytest.mark.parametrize("struck", [0, 1])
+def test_a_killed_process_ends_the_others(launched, folder, tiny_mistral, struck):
+    """Within a minute, with a message of its own; the run is marked as failed, and its checkpoint is whole."""
+    fault = {struck: {"do": "kill_at_step", "step": 6, "seconds": 0.0}}
+    given = {"runs": str(folder), "model": str(tiny_mistral), "name": f"killed-{struck}"}
+    children = together.start_all(launched, 2, "train", faults=fault, **given)
+    assert children[struck].wait() == -9
+    struck_at = time.monotonic()
+    assert children[1 - struck].wait() == 1
+    assert time.monotonic() - struck_at < 60
+    assert "LostError: processes: expected all 2 to work to the end" in children[1 - struck].output()
+    run = folder / f"killed-{struck}"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["state"] == "failed"
+    assert "goes on from the checkpoint of step 4" in manifest["failure"] or struck == 0
+    assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-000004"]
+    assert not (run / "adapter").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -17,13 +19,21 @@ SMALL = {
 """Ten steps of eight rows; the fourth, and the eighth, end an epoch of 27 rows with three."""
 
 
-def start_all(nursery, count, task, **arguments):
-    """Fork the processes of one launch; return the children, the main one first."""
+def start_all(nursery, count, task, *, faults=None, **arguments):
+    """Fork the processes of one launch; return the children, the main one first.
+
+    Args:
+        nursery: Where they run.
+        count: How many.
+        task: A function of this module.
+        faults: By rank, what strikes that process: see `faults.strike`.
+        **arguments: The task's.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [nursery.start("together.as_rank", rank=r, count=count, port=port, work=task, given=arguments)
-            for r in range(count)]  # fmt: skip
+    return [nursery.start("together.as_rank", rank=r, count=count, port=port, work=task, given=arguments,
+                          fault=(faults or {}).get(r)) for r in range(count)]  # fmt: skip
 
 
 def run_all(nursery, count, task, **arguments):
@@ -35,48 +45,83 @@ def run_all(nursery, count, task, **arguments):
     return [child.answer() for child in children]
 
 
-def as_rank(*, rank, count, port, work, given):
+def as_rank(*, rank, count, port, work, given, fault=None):
     """Do a task of this module as one of several processes, or alone."""
     for name in LAUNCHED:
         os.environ.pop(name, None)
     if count > 1:
         os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank),
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})  # fmt: skip
+    from faults import strike
+
+    from helpers.lost import losses_explained
     from helpers.processes import join, leave
 
     join()
-    answer = globals()[work](**given)
-    leave()
+    with strike(fault), losses_explained():
+        answer = globals()[work](**given)
+        leave()
     return answer
 
 
-def train(*, runs, model, name, resume="auto", packed=False, **parameters):
-    """Train as `python -m helpers train` does; return the metrics."""
+_warm = {}
+
+
+def warm(*, model):
+    """In the nursery itself: load the model, and look up what is the same in every run."""
+    from helpers import session
+    from helpers.config import build_config
+    from helpers.model import load_model
+
+    session.installed_versions = functools.cache(session.installed_versions)
+    session.describe_hardware = functools.cache(session.describe_hardware)
+    session.installed_versions(), session.describe_hardware()
+    config = build_config("alpaca", preset="smoke", model_name=str(model), **SMALL)
+    _warm["model"] = load_model(config.model, style=config.data.prompt_style)
+
+
+def take_warm_model():
+    """Train the model that the nursery loaded, and draw no picture of it, nor load the adapter again."""
+    import helpers.display
+    import helpers.model
+    import helpers.reload
+
+    helpers.model.load_model = lambda config, style: _warm["model"]
+    helpers.model.load_adapter = lambda folder, config: None
+    helpers.reload.prove_reload = lambda loaded, heldout, result: "not loaded again"
+    helpers.display.plot_losses = lambda metrics, path: None
+
+
+def train(*, runs, model, name, resume="auto", packed=False, whole=False, **parameters):
+    """Train as `python -m helpers train` does, to the end or, unless `whole`, to the saved adapter; return metrics."""
     from helpers.config import build_config
     from helpers.launch import train_run
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
-    if packed:
-        pack_on_cpu()
+    adjust_trainer(packed)
+    if not whole:
+        take_warm_model()
     config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **{**SMALL, **parameters})
     run = train_run(config, resume=resume)
     return json.loads((run.path / "metrics.json").read_text())
 
 
-def pack_on_cpu():
-    """Let TRL pack rows on a CPU, where Unsloth turns packing off: rows of one sequence then see each other.
+def adjust_trainer(packed):
+    """Let TRL prepare rows in this process, and pack them where a test asks for that.
 
-    For comparing one process with several that makes no difference.
+    On a CPU Unsloth turns packing off: rows of one sequence then see each other. For comparing one process with several
+    that makes no difference.
     """
     from trl import SFTConfig
 
     original = SFTConfig.__post_init__
 
-    def packed(self):
+    def adjusted(self):
         original(self)
-        self.packing = True
+        self.packing = packed
+        self.dataset_num_proc = None  # one worker costs seconds to start
 
-    SFTConfig.__post_init__ = packed
+    SFTConfig.__post_init__ = adjusted
 
 
 def adapter(runs, name):
@@ -84,3 +129,27 @@ def adapter(runs, name):
     from safetensors.torch import load_file
 
     return load_file(Path(runs) / name / "adapter" / "adapter_model.safetensors")
+
+
+def difference(runs, one, other):
+    """Return the largest difference of two runs' adapter weights, and the largest weight."""
+    first, second = adapter(runs, one), adapter(runs, other)
+    assert first.keys() == second.keys()
+    far = max((first[key] - second[key]).abs().max().item() for key in first)
+    return far, max(each.abs().max().item() for each in first.values())
+
+
+def copy_interrupted(runs, name, other, step):
+    """Copy a finished run to what it was after the checkpoint of a step; return the folder of runs that holds it.
+
+    A run's name is part of it, so that the copy lies under another folder of runs.
+    """
+    folder = Path(runs) / other
+    run = folder / name
+    shutil.copytree(Path(runs) / name, run)
+    for path in sorted(run.glob("checkpoints/step-*")):
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    shutil.rmtree(run / "adapter")
+    (run / "metrics.json").unlink()
+    return folder
