@@ -19,11 +19,14 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from bench import machine, write_record
 from train import Side, read_rows
+
+from helpers.lean import lean_steps
 
 
 def main() -> None:
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
+    parser.add_argument("--plain", action="store_true", help="without helpers.lean")
     parser.add_argument("--functions", action="store_true", help="also print functions and kernels")
     parser.add_argument("--out", type=Path, help="JSON file for the parts")
     options = parser.parse_args()
@@ -52,7 +56,8 @@ def main() -> None:
     profile = Profile(options.steps - 1) if options.functions else None
     if profile:
         profile.follow(trainer)
-    trainer.train()
+    with nullcontext() if options.plain else lean_steps(trainer):
+        trainer.train()
     found = parts.medians(options.warmup)
     print("\n".join(parts.table(found)))
     if options.out:
@@ -91,8 +96,10 @@ class Parts:
                 parts.step_ends()
 
             def on_train_begin(self, *_: object, **__: object) -> None:
-                optimizer = trainer.optimizer
-                parts.wrap(optimizer, "step", "optimizer")
+                parts.wrap(trainer.optimizer, "step", "optimizer")
+                parts.wrap(trainer, "floating_point_ops", "count operations")
+                parts.wrap(trainer, "_clip_grad_norm", "clip")
+                parts.wrap(trainer.model, "zero_grad", "zero gradients")
                 parts.began = time.perf_counter()
 
         trainer.add_callback(Borders())
@@ -100,9 +107,6 @@ class Parts:
         self.wrap(trainer, "_prepare_inputs", "inputs to the card")
         self.wrap(trainer, "compute_loss", "forward")
         self.wrap(trainer.accelerator, "backward", "backward")
-        self.wrap(trainer.accelerator, "clip_grad_norm_", "clip")
-        self.wrap(trainer, "floating_point_ops", "count operations")
-        self.wrap(trainer.model, "zero_grad", "zero gradients")
         self.wrap(trainer, "_maybe_log_save_evaluate", "log")
         gc.callbacks.append(self.garbage)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
+
+from helpers.lean import lean_steps
 
 BLOCKS = 3
 """Parts of the timed steps; the median of their speeds is what is reported."""
@@ -28,7 +31,8 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
-    trainer.train()
+    with lean_steps(trainer) if hasattr(trainer, "mode") else nullcontext():  # ours, as `helpers.training.train` does
+        trainer.train()
     per_step = trainer.args.gradient_accumulation_steps
     steps = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
     blocks = [

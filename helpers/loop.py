@@ -17,6 +17,7 @@ from helpers.config import RunConfig
 from helpers.contract import Contract
 from helpers.errors import RunError
 from helpers.guards import nan_error, weights_are_finite
+from helpers.lean import lean_steps
 from helpers.model import LoadedModel
 from helpers.processes import largest, on_main, place, wait_for_all
 from helpers.results import TrainResult
@@ -63,7 +64,8 @@ class Training:
         self.rows, self.trainer = len(rows.examples), trainer
         _seed_dropout(self.config.train.seed)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            with lean_steps(trainer):
+                trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         finally:
             trainer.remove_callback(watcher)
             self.counter.stop()

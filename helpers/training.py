@@ -228,6 +228,8 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, share:
         "eval_strategy": "no",
         "dataset_num_proc": 1,  # workers die in small containers (unsloth issues 2693, 4490)
         "dataloader_pin_memory": cuda,
+        # On by default in trl 1.15, whatever the model says; on a GPU unsloth's trainer asks the model.
+        **({} if cuda else {"gradient_checkpointing": train.gradient_checkpointing}),
         **(_process_arguments(cuda) if share.processes > 1 else {}),
     }
 
