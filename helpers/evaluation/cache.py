@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import RunError
+from helpers.processes import place
 from helpers.runs import read_json, write_json
 
 __all__ = ["AnswerCache", "CachedAnswer"]
@@ -67,7 +68,7 @@ class AnswerCache:
         return self.answers.get(key)
 
     def add(self, answers: Mapping[str, CachedAnswer]) -> None:
-        """Keep answers, and write the file anew.
+        """Keep answers, and write the file anew; of several processes the main one writes.
 
         Args:
             answers: By key.
@@ -76,7 +77,7 @@ class AnswerCache:
             RunError: The disk refuses.
         """
         self.answers |= answers
-        if self.path is not None:
+        if self.path is not None and place().main:
             kept = {key: asdict(answer) for key, answer in self.answers.items()}
             write_json(self.path, {"format": _FORMAT, "answers": kept})
 

@@ -24,6 +24,7 @@ from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.selftests import Readings
 from helpers.evaluation.shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
+from helpers.evaluation.spread import exchange, own_batch
 from helpers.evaluation.writing import Writer, cut_at_tokens
 from helpers.model import (
     GeneratedAnswer,
@@ -35,6 +36,7 @@ from helpers.model import (
     model_source,
     without_adapter,
 )
+from helpers.processes import gather, on_main, place
 from helpers.scoring import score_rows
 from helpers.templates import template_sha256
 
@@ -173,7 +175,7 @@ def answer_all(
     cache: AnswerCache | None = None,
     report: Callable[[str], object] = print,
 ) -> tuple[Answer, ...]:
-    """Let every arm answer every question.
+    """Let every arm answer every question. Several processes share the questions among them.
 
     Args:
         bench: The model.
@@ -191,6 +193,7 @@ def answer_all(
         StackError: A prompt leaves no room for its answer, or memory does not suffice for one.
     """
     cache = AnswerCache(None, bench.configuration()) if cache is None else cache
+    cache.answers = on_main(lambda: cache.answers)
     answers: list[Answer] = []
     for draw, arm in enumerate(arms):
         pending = _Pending(bench, questions, arm, draw, cache)
@@ -208,8 +211,9 @@ class _Pending:
         switch = ("on" if arm.adapter else "off") + (f" draw {draw}" if bench.temperature else "")
         texts = [bench.writer.text(question, arm, bench.max_new_tokens) for question in questions]
         self.keys = [cache.key(switch, text) for text in texts]
-        unknown = [place for place, key in enumerate(self.keys) if cache.get(key) is None]
-        self.places = sorted(unknown, key=lambda place: len(bench.writer.ids(texts[place])))
+        unknown = [at for at, key in enumerate(self.keys) if cache.get(key) is None]
+        self.places = sorted(unknown, key=lambda at: len(bench.writer.ids(texts[at])))
+        self.left = {each: len(self.places) - at for at, each in enumerate(self.places)}
 
     def answer(self, batch_size: int, report: Callable[[str], object]) -> None:
         """Answer them batch by batch, keeping each batch at once."""
@@ -217,32 +221,47 @@ class _Pending:
         if known := total - len(self.places):
             report(f"{self.arm.label}: {known} of {total} answers were kept from an earlier run")
         if self.places and not self.bench.temperature:
-            self._answer_at_once(report)
+            self._keep(exchange(self._answer_at_once()), report)
         while self.places:
-            chunk = self.places[:batch_size]
-            try:
-                found = self._generate([self.questions[place] for place in chunk])
-            except (RuntimeError, MemoryError) as error:
-                batch_size = _halved(len(chunk), error)
-                report(f"{self.arm.label}: memory ran out with {len(chunk)} at a time, going on with {batch_size}")
-                continue
-            self._keep(chunk, found, report)
+            found, batch_size = self._answer_batch(own_batch(self.places, batch_size), batch_size, report)
+            batch_size = min(gather(batch_size))
+            self._keep(exchange(found), report)
 
-    def _answer_at_once(self, report: Callable[[str], object]) -> None:
-        """Answer everything with captured steps, where the card has room for that and the questions are worth it."""
-        bench, length = self.bench, self.bench.max_new_tokens
-        view, prompts = self._asked([self.questions[place] for place in self.places])
+    def _answer_at_once(self) -> dict[int, CachedAnswer]:
+        """Answer this process's part with captured steps, if the card has room for them and the questions are worth it.
+
+        Neighbours in length go to different processes, so that all have about as much to do.
+        """
+        length, here = self.bench.max_new_tokens, place()
+        own = self.places[here.rank :: here.count]
+        if not own:
+            return {}
+        view, prompts = self._asked([self.questions[at] for at in own])
         plan = choose_plan(view, encode_prompts(view, prompts, length), max_new_tokens=length)
-        if plan.kind == "graphs":
-            name = "tuned" if self.arm.adapter else "base"
-            found = fast_generate(view, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]
-            self._keep(list(self.places), [_cached(each) for each in found], report)
+        if plan.kind != "graphs":
+            return {}
+        name = "tuned" if self.arm.adapter else "base"
+        found = fast_generate(view, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]
+        return {at: _cached(answer) for at, answer in zip(own, found, strict=True)}
 
-    def _generate(self, questions: Sequence[Question]) -> list[CachedAnswer]:
-        """Answer one batch with the ordinary loop."""
+    def _answer_batch(
+        self, places: Sequence[int], size: int, report: Callable[[str], object]
+    ) -> tuple[dict[int, CachedAnswer], int]:
+        """Answer one batch with the usual loop, in parts if memory runs out; return also how many fitted at a time."""
+        found: dict[int, CachedAnswer] = {}
+        while chunk := places[len(found) : len(found) + size]:
+            try:
+                found |= zip(chunk, self._generate(chunk), strict=True)
+            except (RuntimeError, MemoryError) as error:
+                size = _halved(len(chunk), error)
+                report(f"{self.arm.label}: memory ran out with {len(chunk)} at a time, going on with {size}")
+        return found, size
+
+    def _generate(self, places: Sequence[int]) -> list[CachedAnswer]:
+        """Answer a few questions at once."""
         bench = self.bench
-        view, prompts = self._asked(questions)
-        seed = bench.seed + 7919 * self.draw + len(self.places)
+        view, prompts = self._asked([self.questions[at] for at in places])
+        seed = bench.seed + 7919 * self.draw + self.left[places[0]]
         options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
         with bench.playing(self.arm):
             answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
@@ -254,10 +273,12 @@ class _Pending:
         view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
         return view, [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
 
-    def _keep(self, places: list[int], found: Sequence[CachedAnswer], report: Callable[[str], object]) -> None:
+    def _keep(self, found: dict[int, CachedAnswer], report: Callable[[str], object]) -> None:
         """Put answers into the cache, and on disk."""
-        self.cache.add({self.keys[place]: answer for place, answer in zip(places, found, strict=True)})
-        self.places = self.places[len(places) :]
+        if not found:
+            return
+        self.cache.add({self.keys[at]: answer for at, answer in found.items()})
+        self.places = [at for at in self.places if at not in found]
         total = len(self.questions)
         report(f"{self.arm.label}: {total - len(self.places)} of {total} answered")
 
