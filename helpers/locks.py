@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "Holder", "find_holder", "hold_lock", "refuse_held", "release_lock"]
+__all__ = ["LOCK", "Holder", "find_holder", "hold_lock", "holding", "refuse_held", "release_lock"]
 
 LOCK = ".lock"
 """The lock file's name in a run directory."""
@@ -95,6 +96,25 @@ def release_lock(folder: Path) -> None:
         file.close()
     elif pid == os.getpid():
         (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for a while.
+
+    The lock's file stays: another process may wait for it, and would else hold a lock that nobody sees.
+
+    Args:
+        folder: Made if need be.
+
+    Raises:
+        RunError: Another process holds it, or the folder cannot be written.
+    """
+    hold_lock(folder)
+    try:
+        yield
+    finally:
+        release_lock(folder)
 
 
 def refuse_held(folder: Path) -> None:

@@ -18,7 +18,7 @@ from helpers import hardware
 from helpers.config import build_config
 from helpers.errors import ConfigError, RunError
 from helpers.failures import CellError
-from helpers.locks import refuse_held
+from helpers.locks import holding, refuse_held
 from helpers.parameter_cells import TYPES, Parameter, read_notebook, read_parameters
 from helpers.paths import is_file
 from helpers.redact import redact, removed_in, secrets_in
@@ -42,6 +42,8 @@ METADATA = "mistral_qlora"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXECUTED = "notebook.ipynb"
+EXECUTING = ".executing"
+"""A folder in a run's, whose lock the process holds that executes the notebook."""
 
 RESOLVE = """
 import json, sys
@@ -136,7 +138,8 @@ def run_notebook(
         check_run(plan.run_name, plan.parameters, resume={"resume": "auto", **defaults, **values}["resume"])
         folder = RunDirectory(runs_root() / plan.run_name)
     refuse_held(folder.path)
-    _execute(path, values, folder, report)
+    with holding(folder.path / EXECUTING):  # the run's own lock is for the kernel to take
+        _execute(path, values, folder, report)
     return folder.path / EXECUTED
 
 

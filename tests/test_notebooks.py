@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from papermill.translators import PythonTranslator
@@ -233,6 +235,22 @@ class TestRefusing:
         assert (run / "notebook.ipynb").read_text() == "of the living run"
         release_lock(run)
 
+    def test_a_notebook_that_another_process_executes(self, small, runs_folder):
+        """Of two runners that start at the same time one is refused, before either kernel has taken the run's lock."""
+        code = (
+            "import sys, pathlib; from helpers.locks import hold_lock;"
+            "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", code, str(runs_folder / "x" / ".executing")]
+        (runs_folder / "x").mkdir(parents=True)
+        (runs_folder / "x" / "notebook.ipynb").write_text("of the other runner")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(RunError, match=f"held by process {other.pid} on "):
+                run_notebook(str(small), {}, run_name="x")
+            other.stdin.close()
+        assert (runs_folder / "x" / "notebook.ipynb").read_text() == "of the other runner"
+
     def test_resume_must_without_an_earlier_run(self, training):
         """To insist on an earlier run is refused when there is none."""
         with pytest.raises(RunError, match="because resume is must"):
@@ -301,7 +319,7 @@ class TestRunning:
     def test_the_executed_copy_is_in_the_run_directory(self, finished):
         """It is runs/<name>/notebook.ipynb, beside nothing else."""
         assert finished["copy"] == finished["folder"] / "runs" / "good" / "notebook.ipynb"
-        assert [path.name for path in finished["copy"].parent.iterdir()] == ["notebook.ipynb"]
+        assert sorted(path.name for path in finished["copy"].parent.iterdir()) == [".executing", "notebook.ipynb"]
 
     def test_lines_and_numbered_headings_are_reported(self, finished):
         """Of a progress bar the last state is shown; stderr is not."""
