@@ -125,7 +125,9 @@ def load_model(config: ModelConfig, *, style: str = "chat", precision: str | Non
     model, tokenizer, precision = _from_pretrained(source, revision, config, precision)
     template = install_template(tokenizer, style)
     _set_padding(tokenizer)
-    model.generation_config.max_length = None  # saved with the checkpoint; beside max_new_tokens it only causes warnings
+    model.generation_config.max_length = (
+        None  # saved with the checkpoint; beside max_new_tokens it only causes warnings
+    )
     return LoadedModel(model, tokenizer, template, source, precision, config.max_seq_length)
 
 

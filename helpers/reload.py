@@ -72,8 +72,8 @@ def judge_reload(
 
     Example:
         >>> same = [RowScore(2.0, 0.5, 4)]
-        >>> judge_reload(same, same, [RowScore(9.0, 0.5, 4)])
-        "Reloaded: 1 held-out rows, largest difference of a row's loss 0 (limit 0.0001)."
+        >>> print(judge_reload(same, same, [RowScore(9.0, 0.5, 4)]))
+        Reloaded: 1 held-out rows, largest difference of a row's loss 0 (limit 0.0001).
     """
     if rounded is None:
         differences = [abs(a.mean() - b.mean()) for a, b in zip(reloaded, trained, strict=True)]
