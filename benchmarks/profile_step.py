@@ -27,6 +27,7 @@ from bench import machine, write_record
 from train import Side, read_rows
 
 from helpers.lean import lean_steps
+from helpers.unpacked import unpacked_weights
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
     parser.add_argument("--plain", action="store_true", help="without helpers.lean")
+    parser.add_argument("--unpacked", action="store_true", help="with helpers.unpacked")
     parser.add_argument("--functions", action="store_true", help="also print functions and kernels")
     parser.add_argument("--out", type=Path, help="JSON file for the parts")
     options = parser.parse_args()
@@ -56,7 +58,8 @@ def main() -> None:
     profile = Profile(options.steps - 1) if options.functions else None
     if profile:
         profile.follow(trainer)
-    with nullcontext() if options.plain else lean_steps(trainer):
+    kept = unpacked_weights(trainer.model) if options.unpacked else nullcontext()
+    with kept, nullcontext() if options.plain else lean_steps(trainer):
         trainer.train()
     found = parts.medians(options.warmup)
     print("\n".join(parts.table(found)))

@@ -24,13 +24,15 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from bench import add_options, measure_all, median, say
 from stopwatch import time_steps
 
-FUSED = {"settings": {"optimizer": "adamw_torch_fused"}}
+from helpers.unpacked import unpacked_weights
+
 EIGHT_BIT = {"settings": {"optimizer": "adamw_8bit"}}
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,6 +46,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "official-8": ("official", {"batch": 8}),
     "ours-8-checkpointing": ("ours", {"batch": 8}),
     "ours-8-8bit": ("ours", {"batch": 8, "checkpointing": False, **EIGHT_BIT}),
+    "ours-8-unpacked": ("ours", {"batch": 8, "checkpointing": False, "unpacked": True}),
     "ours-8-sdpa": ("ours", {"batch": 8, "checkpointing": False, "settings": {"varlen_attention": False}}),
 }
 
@@ -82,7 +85,8 @@ def configuration(name: str, options: argparse.Namespace) -> dict[str, Any]:
     started, rows = time.perf_counter(), read_rows(options.data)
     trainer = Side(whose, options.model, wanted, options.steps).trainer(rows)
     ready = time.perf_counter()
-    found = time_steps(trainer, options.warmup, rows_per_pass=None if wanted.get("packing") else wanted["batch"])
+    with unpacked_weights(trainer.model) if wanted.get("unpacked") else nullcontext():
+        found = time_steps(trainer, options.warmup, rows_per_pass=None if wanted.get("packing") else wanted["batch"])
     return {"whose": whose, "options": wanted, "seconds_to_trainer": ready - started, **found, "mode": mode(trainer)}
 
 

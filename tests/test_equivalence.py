@@ -145,23 +145,24 @@ class TestLoss:
         assert torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0) > 0.999
 
 
+@pytest.fixture(scope="module")
+def found(tiny_mistral, tmp_path_factory):
+    """What `scripts/gpu_equivalence` finds on a CPU, in float32."""
+    folder = tmp_path_factory.mktemp("equivalence")
+    rows = [{"input": "", **row} for row in read_sample("alpaca", "train")[:40]]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_equivalence"), "--only", "ours,plain"]
+    command += ["--model", str(tiny_mistral), "--data", str(folder / "rows.json")]
+    command += ["--out", str(folder / "found.json"), "--scratch", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (folder / "found.json").is_file(), done.stdout + done.stderr
+    runs = json.loads((folder / "found.json").read_text())["runs"]
+    return {name: each[-1] for name, each in runs.items()}
+
+
 @pytest.mark.slow
 class TestTrainer:
     """The project's trainer beside transformers and PEFT, each in a process of its own."""
-
-    @pytest.fixture(scope="class")
-    def found(self, tiny_mistral, tmp_path_factory):
-        """What `scripts/gpu_equivalence` finds on a CPU, in float32."""
-        folder = tmp_path_factory.mktemp("equivalence")
-        rows = [{"input": "", **row} for row in read_sample("alpaca", "train")[:40]]
-        (folder / "rows.json").write_text(json.dumps(rows))
-        command = [sys.executable, str(ROOT / "scripts" / "gpu_equivalence"), "--only", "ours,plain"]
-        command += ["--model", str(tiny_mistral), "--data", str(folder / "rows.json")]
-        command += ["--out", str(folder / "found.json"), "--scratch", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (folder / "found.json").is_file(), done.stdout + done.stderr
-        runs = json.loads((folder / "found.json").read_text())["runs"]
-        return {name: each[-1] for name, each in runs.items()}
 
     def test_the_loss_is_the_same(self, found):
         """One pass over a batch gives the sum of its rows' losses within 1e-5, and the same gradients."""
