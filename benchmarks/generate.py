@@ -5,9 +5,10 @@
     python benchmarks/generate.py --check [--model NF4_FOLDER --data ROWS.json]
     python benchmarks/generate.py --phases --model NF4_FOLDER --data ROWS.json
 
-Each engine runs in a process of its own and prints one line of JSON; a table of ratios follows. NF4_FOLDER is what
-scripts/random_mistral writes, or any 4-bit Mistral; ROWS.json holds rows with Alpaca's columns. The adapter is LoRA
-r=16 on all linear layers with a random B (standard deviation 0.02). Every answer has the full number of tokens.
+Each engine runs in a process of its own and prints lines of JSON, which a record keeps; a table of ratios follows.
+NF4_FOLDER is what scripts/random_mistral writes, or any 4-bit Mistral; ROWS.json holds rows with Alpaca's columns. The
+adapter is LoRA r=16 on all linear layers with a random B (standard deviation 0.02). Every answer has the full number of
+tokens.
 
 Loading is not counted. For the peers a short answer before the clock starts is not counted either; for ours everything
 is: unpacking and copying the weights, adding the adapter, prefill, captures. Unsloth one by one is measured on few
@@ -32,6 +33,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import bench
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "RESULT "
 ARMS = ("tuned", "base")
@@ -49,12 +52,31 @@ def main() -> int:
         names = ["check-small", *(["check-large"] if options.model else [])]
     else:
         names = ["phases"] if options.phases else ["unsloth", "transformers", "ours"]
-    results = [each for name in names for each in _start(name, options)]
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = _recorded(names, options) if names[-1] == "ours" else [r for n in names for r in _start(n, options)]
     if names[-1] == "ours":
         print(_table(results, options))
     return 0 if all(each.get("ok", True) for each in results) else 1
+
+
+def _recorded(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure each engine that the record lacks, while time is left, and write the record after each."""
+    began, record = time.perf_counter(), bench.read_record(options.out)
+    record |= {"prompts": options.prompts, "new": options.new, "steady": options.steady}
+    for name in names:
+        left = options.budget - (time.perf_counter() - began) if options.budget else float("inf")
+        if record["runs"].get(name) or left < bench.longest(record, name, 60):
+            print(
+                f"{name}: {'measured before' if record['runs'].get(name) else 'left out, too little time'}", flush=True
+            )
+            continue
+        started = time.perf_counter()
+        results = _start(name, options)
+        if all(each.get("ok", True) for each in results):
+            seconds = round(time.perf_counter() - started, 1)
+            record["runs"][name] = [{"results": results, "process_seconds": seconds}]
+            record["machine"] = bench.machine()
+            bench.write_record(options.out, record)
+    return [each for runs in record["runs"].values() for each in runs[-1]["results"]]
 
 
 def _options() -> argparse.Namespace:
@@ -70,7 +92,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--style", default="chat", choices=("chat", "alpaca"))
     parser.add_argument("--check", action="store_true", help="compare tokens instead of times")
     parser.add_argument("--phases", action="store_true", help="time the parts of ours, and profile a step")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--out", type=Path, default=bench.RESULTS / "generate.json", help="the record; gone on with")
+    parser.add_argument("--budget", type=float, help="seconds for everything; what would not end in time is left out")
     parser.add_argument("--worker", choices=tuple(WORKERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.check and not (options.model and options.data):

@@ -156,8 +156,8 @@ def described(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     gpus = machine.get("gpus") or []
     card = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else f"one {gpus[0]}" if gpus else "a CPU"
-    versions = ", ".join(f"{n} {machine[n]}" for n in ("torch", "unsloth", "trl", "transformers") if machine.get(n))
-    return f"Measured on {card}, {versions}."
+    versions = [f"{n} {machine[n]}" for n in ("torch", "unsloth", "trl", "transformers") if machine.get(n)]
+    return f"Measured on {', '.join([card, *versions])}."
 
 
 def joined(lines: Sequence[str] | Iterator[str]) -> str:

@@ -1,0 +1,194 @@
+"""The benchmarks' records: written after each configuration, gone on with, within a time; and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench  # noqa: E402  the path comes first
+import charts  # noqa: E402
+import document  # noqa: E402
+import plan  # noqa: E402
+import stopwatch  # noqa: E402
+import tables  # noqa: E402
+
+SCRIPT = """
+import json, sys, time
+name = sys.argv[sys.argv.index("--one") + 1]
+if name == "broken":
+    sys.exit("no figures")
+if name == "slow":
+    time.sleep(30)
+print("noise")
+print("RESULT " + json.dumps({"speed": 3.5, "machine": {"gpus": ["Card"]}}))
+"""
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Measure configurations of a small script; return the record."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    def run(*names, **given):
+        settings = {"only": None, "rounds": 1, "budget": None, "limit": 20, "again": False}
+        options = argparse.Namespace(**settings | given, out=tmp_path / "record.json")
+        return bench.measure_all(str(tmp_path / "script.py"), names, options)
+
+    return run
+
+
+class TestRecord:
+    """One process a configuration, and a record that survives a cut."""
+
+    def test_it_holds_machine_and_runs(self, measure, tmp_path):
+        """The file has the machine once, and each configuration's runs."""
+        measure("one", "two", rounds=2)
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert record["machine"] == {"gpus": ["Card"]}
+        assert [run["speed"] for run in record["runs"]["two"]] == [3.5, 3.5]
+
+    def test_it_is_gone_on_with(self, measure, capsys):
+        """What the record has is not measured again unless asked for."""
+        measure("one")
+        capsys.readouterr()
+        measure("one", "two")
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["two"]
+        measure("one", "two", again=True, only="one")
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one"]
+
+    def test_a_failure_costs_only_itself(self, measure, capsys):
+        """The others are measured, and the end of its output is shown."""
+        assert list(measure("broken", "two")["runs"]) == ["two"]
+        assert "no figures" in capsys.readouterr().out
+
+    def test_what_takes_too_long_is_given_up(self, measure, capsys):
+        """After the limit a configuration is ended."""
+        assert measure("slow", limit=1)["runs"] == {}
+        assert "given up after 1 s" in capsys.readouterr().out
+
+    def test_a_budget_leaves_out_what_would_not_end(self, measure, tmp_path, capsys):
+        """A configuration that took 50 s before is not started with 10 s left; another unknown one is the same."""
+        record = {"machine": None, "runs": {"one": [{"process_seconds": 50.0}]}}
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        assert list(measure("one", "two", rounds=2, budget=10)["runs"]) == ["one"]
+        assert capsys.readouterr().out.count("left out, 10 s are left") == 3
+
+    def test_unknown_names_are_refused(self, measure):
+        """A typing mistake is no empty measurement."""
+        with pytest.raises(SystemExit, match="unknown: ten; known are one, two"):
+            measure("one", "two", only="ten")
+
+    def test_the_machine_is_described_without_names(self):
+        """Hardware and versions are in it; no host, user or path is."""
+        found = bench.machine()
+        assert {"gpus", "cores", "torch", "unsloth", "transformers"} <= set(found)
+        assert "/" not in json.dumps(found).replace("+", "")
+
+
+class TestStopwatch:
+    """Speeds in blocks."""
+
+    def test_steps_are_cut_into_blocks(self):
+        """Fifteen timed steps are three blocks of five, seven are blocks of two, two and three."""
+        assert stopwatch.borders(5, 20, 3) == [(5, 10), (10, 15), (15, 20)]
+        assert stopwatch.borders(1, 8, 3) == [(1, 3), (3, 5), (5, 8)]
+
+    def test_warm_up_is_left_out(self):
+        """Two steps of 8 rows and 100 labels in 4 seconds, after a first one of 10 seconds."""
+        steps = [[(8, 100)], [(8, 100)], [(8, 100)]]
+        assert stopwatch.speed([10.0, 12.0, 14.0], steps, 1, 3) == {"examples": 4.0, "tokens": 50.0}
+
+
+class TestPlan:
+    """Predicted peaks beside those that were measured on a card."""
+
+    def test_each_is_within_a_tenth(self):
+        """The present prediction is within 10 % of all ten peaks measured on an H100."""
+        rows = plan.compare(plan.H100)
+        assert len(rows) == 10
+        assert [row["what"] for row in rows if abs(row["error"]) > 0.1] == []
+
+    def test_the_measured_peaks_are_those_of_the_card(self):
+        """The smallest peak is 4.71 GiB and the largest 31.83."""
+        peaks = [row["measured_gib"] for row in plan.compare(plan.H100)]
+        assert (round(min(peaks), 2), round(max(peaks), 2)) == (4.71, 31.83)
+
+    def test_lines_without_a_measurement_are_left_out(self, tmp_path):
+        """A configuration that failed, or was tried without a GPU, is not compared."""
+        (tmp_path / "memory.jsonl").write_text('{"configuration": {}, "failed": "x"}\n{"measured_bytes": null}\n')
+        assert plan.compare(tmp_path / "memory.jsonl") == []
+
+
+class TestDocuments:
+    """docs/speed.md and the README say what the records say."""
+
+    def test_they_agree_with_the_records(self):
+        """Written anew from benchmarks/results, no file changes."""
+        stale = [path for path, text in document.build().items() if path.read_text(encoding="utf-8") != text]
+        assert stale == [], "run scripts/build_figures"
+
+    def test_a_record_replaces_the_first_figures(self, tmp_path):
+        """As soon as a training record is there, its medians stand in the tables, with its machine and no note."""
+        runs = {
+            "ours-8": [{"examples_per_second": speed, "peak_gib": 12.0} for speed in (30.0, 50.0, 36.0)],
+            "official": [{"examples_per_second": 4.0, "peak_gib": 5.0}],
+        }
+        first = {"note": "old", "machine": {"gpus": ["Old"]}, "train": {"runs": {}}}
+        (tmp_path / "first_h100.json").write_text(json.dumps(first))
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {"gpus": ["New"]}, "runs": runs}))
+        text = "\n".join(document.short(tmp_path))
+        assert "| ours, the same 8 examples a step | 36.0 | 12.0 | 9x |" in text
+        assert "Measured on one New." in text
+        assert "old" not in text.lower()
+
+    def test_engines_are_compared_by_both_arms(self, tmp_path):
+        """Peers by tokens a second of each arm, ours by its seconds for both."""
+        peer = [{"name": "unsloth, one by one", "arm": arm, "tokens_per_s": 10.0} for arm in ("tuned", "base")]
+        ours = [{"name": "ours, warm-up counted", "arm": "tuned+base", "seconds": 2.0}]
+        runs = {"unsloth": [{"results": peer}], "ours": [{"results": ours}]}
+        record = {"machine": {}, "prompts": 5, "new": 10, "runs": runs}
+        assert tables.answering(record) == [("unsloth, one by one", 10.0), ("ours, warm-up counted", 2.0)]
+        assert list(tables.answers(record))[3] == "| ours, warm-up counted | 2.0 | 5x |"
+
+    def test_curves_become_tables_and_pictures(self, tmp_path):
+        """Each side's points stand in one row, and each curve has its picture."""
+        points = [{"at": size, "examples_per_second": speed} for size, speed in ((1, 5.0), (8, 20.0))]
+        runs = {f"batch-{side}": [{"curve": "batch", "whose": side, "points": points}] for side in ("ours", "official")}
+        (tmp_path / "curves.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        text = "\n".join(document.document(tmp_path))
+        assert "| 8 | 20.0 | 20.0 |" in text
+        assert "![Rows in a pass](speed_batch.svg)" in text
+        assert list(document.pictures(tmp_path)) == ["batch"]
+
+    def test_the_readme_must_have_its_marks(self):
+        """Without the two lines between which the tables stand nothing is written."""
+        with pytest.raises(ValueError, match="not one pair"):
+            document.put("# A text", "tables")
+
+    @pytest.mark.parametrize(("ratio", "text"), [(1.0, "1x"), (7.53, "7.5x"), (0.6, "0.6x"), (108.96, "109x")])
+    def test_factors_are_short(self, ratio, text):
+        """One decimal, none where it would be zero or from a hundred on."""
+        assert tables.times(ratio) == text
+
+    def test_a_chart_is_whole(self):
+        """A bar's width follows its value, and the picture is XML with a description."""
+        picture = charts.bars("Speed", [("peer", 10.0, False), ("ours", 40.0, True)], "/s").svg()
+        root = ElementTree.fromstring(picture)
+        bars = [float(each.get("width")) for each in root.iter("{http://www.w3.org/2000/svg}rect")][1:]
+        assert bars[1] == 4 * bars[0]
+        assert root.find("{http://www.w3.org/2000/svg}desc").text == "peer: 10.0 /s, ours: 40.0 /s."
+
+    def test_the_script_can_only_check(self):
+        """`scripts/build_figures --check` says that nothing would change."""
+        command = [sys.executable, str(ROOT / "scripts" / "build_figures"), "--check"]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == ""
