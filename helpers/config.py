@@ -217,7 +217,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "model_name": "smollm2-135m",
         "load_in_4bit": False,
-        "max_seq_length": 512,
+        "max_seq_length": 1024,
         "dataset_name": "sample",
         "train_rows": 0,
         "heldout_rows": 24,

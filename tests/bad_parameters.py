@@ -58,7 +58,7 @@ TRAINING = [
     ({"heldout_rows": 1}, "^heldout_rows: .*at least 2"),
     ({"save_steps": 0}, "^save_steps: .*at least 1"),
     ({"report_to": "mlflow"}, "^report_to: expected one of none"),
-    ({"max_new_tokens": 512}, r"^max_new_tokens: expected less than max_seq_length \(512\)"),
+    ({"max_new_tokens": 1024}, r"^max_new_tokens: expected less than max_seq_length \(1024\)"),
     ({"train_rows": 3, "batch_size": 4}, r"^train_rows: expected at least batch_size \(4\)"),
     ({"prompt_style": "alpaca", "system_prompt": "Be brief."}, "^system_prompt: .*fixed preamble"),
     ({"prompt_style": "llama"}, "^prompt_style: .*chat, alpaca"),

@@ -185,7 +185,7 @@ class TestChecking:
         [
             ({"max_steps": "0"}, "max_steps: expected a whole number of steps, at least 1 and at most"),
             ({"preset": "smok"}, "got 'smok'. Did you mean smoke?"),
-            ({"max_new_tokens": 5000}, "max_new_tokens: expected less than max_seq_length (512), got 5000."),
+            ({"max_new_tokens": 5000}, "max_new_tokens: expected less than max_seq_length (1024), got 5000."),
             ({"prompt_style": "alpaca", "system_prompt": "x"}, "system_prompt: expected none"),
         ],
     )
