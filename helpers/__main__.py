@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | train | plan | runs | doctor | badges | list`."""
+"""The command line: `python -m helpers run | train | compare | plan | runs | doctor | badges | list`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from helpers import launch, plan_command
+    from helpers.evaluation.launch import add_command as add_compare
     from helpers.run_list import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run, parser=run)
 
     launch.add_command(commands)
+    add_compare(commands)
     plan_command.add_command(commands)
     add_commands(commands)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from helpers.model import LoadedModel
     from helpers.results import TrainResult
 
-__all__ = ["add_command", "build_contracts", "run_train", "settle", "task_rows", "train_run"]
+__all__ = ["add_command", "build_contracts", "quiet", "run_train", "settle", "task_rows", "train_run"]
 
 
 def add_command(subparsers: Any) -> None:
@@ -58,7 +58,7 @@ def run_train(options: argparse.Namespace) -> int:
     """
     here = join()
     if not here.main:
-        _quiet()
+        quiet()
     with losses_explained():
         config = on_main(partial(_read, options.config))
         settle(options.config)
@@ -186,8 +186,8 @@ def _check_shared(run: RunDirectory) -> None:
         raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
 
 
-def _quiet() -> None:
-    """Leave logs and progress to the main process."""
+def quiet() -> None:
+    """Leave logs and progress to the main process: print nothing in this one, until it ends."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
     from helpers.model import import_unsloth
 

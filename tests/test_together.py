@@ -48,13 +48,15 @@ def train(launched, folder, tiny_mistral):
 
 
 @pytest.fixture(scope="module")
-def trained(train):
+def trained(train, launched, folder, tiny_mistral):
     """What one and two processes gave, packed and not."""
-    found = {}
-    for name, parameters in (("plain", {}), ("packed", PACKED)):
-        for count in (1, 2):
-            found[name, count] = train(count, f"{name}-{count}", **parameters)
-    return found
+    shared = {"runs": str(folder), "model": str(tiny_mistral)}
+    kinds = {"plain": {}, "packed": PACKED}
+    alone = {
+        name: together.start_all(launched, 1, "train", name=f"{name}-1", **shared, **kinds[name]) for name in kinds
+    }
+    found = {(name, 1): together.wait_all("train", children)[0] for name, children in alone.items()}
+    return found | {(name, 2): train(2, f"{name}-2", **kinds[name]) for name in kinds}
 
 
 @pytest.mark.parametrize(("name", "steps", "rows"), [("plain", 10, 70), ("packed", 4, 54)])
@@ -104,3 +106,18 @@ def test_a_killed_process_ends_the_others(launched, folder, tiny_mistral, struck
     assert "goes on from the checkpoint of step 4" in manifest["failure"] or struck == 0
     assert [path.name for path in run.glob("checkpoints/step-*")] == ["step-000004"]
     assert not (run / "adapter").exists()
+
+
+def test_two_processes_compare_as_one(trained, launched, folder):
+    """They share references and questions; what comes out is what one process answers and scores, digit for digit."""
+    one, two = (
+        together.run_all(launched, count, "compare", runs=str(folder), name=f"compare-{count}", adapter="plain-1")[0]
+        for count in (1, 2)
+    )
+    assert one == two
+    assert one["state"] == "complete"
+    assert {"report.html", "vote.html", "comparison.json"} <= set(one["files"])
+    places = [(answer["arm"], answer["prompt_id"]) for answer in one["answers"]]
+    assert [arm for arm, _ in places] == ["base"] * 7 + ["tuned"] * 7
+    assert [name for _, name in places[:7]] == [name for _, name in places[7:]]
+    assert len(one["references"]) == 12

@@ -38,7 +38,11 @@ def start_all(nursery, count, task, *, faults=None, **arguments):
 
 def run_all(nursery, count, task, **arguments):
     """Run one launch to its end; return what each process answered, or raise with the output of one that failed."""
-    children = start_all(nursery, count, task, **arguments)
+    return wait_all(task, start_all(nursery, count, task, **arguments))
+
+
+def wait_all(task, children):
+    """Wait for a launch to end; return what each process answered, or raise with the output of one that failed."""
     for child in children:
         if status := child.wait():
             raise RuntimeError(f"{task} ended with {status}\n" + "\n".join(each.output()[-3000:] for each in children))
@@ -153,3 +157,23 @@ def copy_interrupted(runs, name, other, step):
     shutil.rmtree(run / "adapter")
     (run / "metrics.json").unlink()
     return folder
+
+
+def compare(*, runs, name, adapter, resume="auto"):
+    """Compare an adapter with its base as `python -m helpers compare` does; return what was answered and scored."""
+    from helpers.evaluation.config import build_evaluation_config
+    from helpers.evaluation.launch import compare_run
+
+    os.environ["HELPERS_RUNS_DIR"] = str(runs)
+    config = build_evaluation_config(
+        preset="smoke", run_name=name, adapter_dir=adapter, arms="base,tuned", prompt_count=5, reference_rows=6,
+        answered_rows=2, max_new_tokens=6, batch_size=2)  # fmt: skip
+    run = compare_run(config, resume=resume)
+    found = json.loads((run.path / "comparison.json").read_text())
+    return {
+        "answers": found["answers"],
+        "references": found["references"],
+        "state": run.manifest()["state"],
+        "shift": run.metrics()["token_shift"],
+        "files": sorted(path.name for path in run.path.iterdir()),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,7 +98,7 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
         state="running",
         failure=None,
     )
-    write_json(run.path / "config.json", {"task": TASK, **config.flat()})
+    write_json(run.path / "config.json", {"kind": TASK, "folder": os.getcwd(), **config.flat()})
     watch_cells(run)
     return run
 
