@@ -1,4 +1,4 @@
-"""The training notebooks themselves, executed headless to their end with a tiny Mistral, and once with SmolLM2."""
+"""The three notebooks themselves, executed headless to their end, with a tiny Mistral and with the real SmolLM2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from helpers.notebooks import run_notebook
+from helpers.notebooks import CellError, run_notebook
 from helpers.runs import read_json
 
 pytestmark = pytest.mark.slow
@@ -24,12 +24,17 @@ METRICS = {
 MANIFEST = {"parameters", "versions", "hardware", "data_fingerprint", "template_sha256", "seed", "git_commit"}
 
 
+CANARY = "hf_" + "CanaryThatMustNotSing" + "0123456789abc"
+"""A token of the hub's form, in the environment of all runs here."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder for this module's runs."""
     folder = tmp_path_factory.mktemp("course") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HELPERS_RUNS_DIR", str(folder))
+        patch.setenv("HF_TOKEN", CANARY)
         yield folder
 
 
@@ -57,21 +62,19 @@ def tiny_run(runs, lines, tiny_mistral):
 
 
 @pytest.fixture(scope="module")
-def business_run(runs, lines, tiny_mistral, tmp_path_factory):
-    """The Dolly notebook with a Mistral of two layers, eight steps on rows without a category."""
+def business_run(runs, lines, tmp_path_factory):
+    """The Dolly notebook with the real SmolLM2, three steps on rows without a category."""
     from helpers.data import read_sample
 
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows = [{k: v for k, v in row.items() if k != "category"} for row in read_sample("dolly", "train")[:44]]
+    rows = [{k: v for k, v in row.items() if k != "category"} for row in read_sample("dolly", "train")[:32]]
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     given = {
         "preset": "smoke",
-        "model_name": str(tiny_mistral),
         "dataset_name": str(path),
-        "train_rows": 32,
-        "heldout_rows": 12,
-        "max_steps": 8,
-        "learning_rate": 0.01,
+        "train_rows": 24,
+        "heldout_rows": 8,
+        "max_steps": 3,
         "max_new_tokens": 8,
     }
     run_notebook("dolly_business", given, run_name="business", report=lines.append)
@@ -116,7 +119,7 @@ class TestAlpacaNotebook:
 @pytest.fixture(scope="module")
 def real_run(runs, lines):
     """The Alpaca notebook with the real SmolLM2, four steps on bundled rows."""
-    given = {"preset": "smoke", "train_rows": 32, "heldout_rows": 12, "max_steps": 4, "max_new_tokens": 8}
+    given = {"preset": "smoke", "train_rows": 32, "heldout_rows": 8, "max_steps": 4, "max_new_tokens": 8}
     run_notebook("alpaca_instruction", given, run_name="real", report=lines.append)
     return runs / "real"
 
@@ -133,7 +136,7 @@ class TestDollyNotebook:
     """`dolly_business`, from rows to proven exports."""
 
     def test_the_held_out_loss_falls_beyond_chance(self, business_run):
-        """After eight steps the interval of the mean change lies below zero."""
+        """After three steps the interval of the mean change lies below zero."""
         assert read_json(business_run / "metrics.json")["eval_loss_change"]["high"] < 0
 
     def test_both_exports_are_proven(self, business_run):
@@ -147,3 +150,66 @@ class TestDollyNotebook:
             text = (business_run / folder / "README.md").read_text(encoding="utf-8")
             assert text.startswith("---\n")
             assert "## Verification" in text
+
+
+@pytest.fixture(scope="module")
+def comparison(runs, lines, tiny_run):
+    """The comparison of the tiny Mistral with its adapter."""
+    given = {"preset": "smoke", "adapter_dir": "tiny", "arms": "base,tuned", "max_new_tokens": 8, "prompt_count": 3}
+    given |= {"reference_rows": 8, "answered_rows": 2}
+    run_notebook("side_by_side_eval", given, run_name="comparison", report=lines.append)
+    return runs / "comparison"
+
+
+class TestSideBySideNotebook:
+    """`side_by_side_eval`, from an adapter to a report."""
+
+    def test_it_finds_the_gain_that_training_recorded(self, comparison, tiny_run):
+        """The tuned model's held-out loss is the one of training's end, and tuning helped."""
+        verdicts = {each["metric"]: each for each in read_json(comparison / "metrics.json")["verdicts"]}
+        assert verdicts["nll_with_eos"]["direction"] == "better"
+        assert verdicts["nll_with_eos"]["n"] == 8
+        change = read_json(tiny_run / "metrics.json")["eval_loss_change"]["mean"]
+        assert verdicts["nll_with_eos"]["difference"] == pytest.approx(change, abs=1e-4)
+
+    def test_it_leaves_report_votes_and_scores(self, comparison):
+        """Every file that the notebook promises stands in its folder."""
+        names = {"report.html", "vote.html", "vote_key.json", "comparison.json", "scores.csv", "llm_comparator.json"}
+        assert [name for name in sorted(names) if not (comparison / name).is_file()] == []
+        assert read_json(comparison / "manifest.json")["state"] == "complete"
+
+
+@pytest.fixture(scope="module")
+def failed_run(runs, lines, tiny_mistral):
+    """The Alpaca notebook, stopped by the check of its rows, which are all longer than it allows."""
+    given = {
+        "preset": "smoke",
+        "model_name": str(tiny_mistral),
+        "max_seq_length": 32,
+        "train_rows": 16,
+        "max_new_tokens": 8,
+    }
+    with pytest.raises(CellError) as caught:
+        run_notebook("alpaca_instruction", given | {"heldout_rows": 4}, run_name="failed", report=lines.append)
+    lines.append(str(caught.value))
+    return runs / "failed"
+
+
+class TestFailingNotebook:
+    """What is left when a cell fails."""
+
+    def test_the_run_says_so_and_the_copy_shows_where(self, failed_run):
+        """The manifest has the state, the executed copy the error."""
+        assert read_json(failed_run / "manifest.json")["state"] == "failed"
+        assert "ContractError" in (failed_run / "notebook.ipynb").read_text(encoding="utf-8")
+
+
+class TestSecrets:
+    """A token in the environment of every run above, the failing one too."""
+
+    def test_no_file_and_no_line_has_it(self, runs, lines, tiny_run, real_run, business_run, comparison, failed_run):
+        """Its random part stands in no byte of any file, and was not printed."""
+        files = [path for path in runs.rglob("*") if path.is_file()]
+        assert len(files) > 100
+        assert [str(path) for path in files if b"MustNotSing" in path.read_bytes()] == []
+        assert not any("MustNotSing" in line for line in lines)
