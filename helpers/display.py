@@ -163,6 +163,7 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
         axes.annotate(f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(0, 9), ha=side, color=BLUE)
     axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
     axes.legend(frameon=False)
     axes.margins(y=0.18)
