@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from helpers.errors import StackError
+from helpers.split import pool, split_share
 
 __all__ = [
     "LARGE_GPU_BYTES",
@@ -83,6 +84,8 @@ def where() -> Literal["colab", "kaggle", "local"]:
 def find_gpu() -> Gpu | None:
     """The GPU that training would use; None without one. Imports torch and opens a CUDA context.
 
+    Where a model is split over all cards (see `helpers.split`), they count as one with the memory of all.
+
     Raises:
         StackError: torch is not installed.
     """
@@ -93,9 +96,11 @@ def find_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     own = torch.cuda.current_device()  # the first one, or what `helpers.processes.join` chose
-    free, total = torch.cuda.mem_get_info(own)
+    share, count = split_share(), torch.cuda.device_count()
+    memory = [torch.cuda.mem_get_info(card) for card in ([own] if share is None else range(count))]
+    free, total = pool(memory, share or 1.0)
     name, capability = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
-    return Gpu(name, tuple(capability), total, free, torch.cuda.device_count())
+    return Gpu(name, tuple(capability), total, free, count)
 
 
 def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp16", "fp32"]:

@@ -24,6 +24,7 @@ from helpers.processes import join, leave, on_main, place
 from helpers.runs import RESUME, RunDirectory, read_json
 from helpers.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
 from helpers.shares import local_config, share_out
+from helpers.split import add_options, take_options
 
 if TYPE_CHECKING:
     from helpers.model import LoadedModel
@@ -41,6 +42,7 @@ def add_command(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
     parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
+    add_options(parser)
     parser.set_defaults(command=run_train)
 
 
@@ -56,6 +58,7 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
+    take_options(options)
     here = join()
     if not here.main:
         quiet()

@@ -14,6 +14,7 @@ from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig
 from helpers.errors import ExportError, HelpersError, StackError
 from helpers.hardware import choose_precision, find_gpu
 from helpers.processes import place
+from helpers.split import loader_options
 from helpers.templates import install_template, refuse_control_text, render
 
 if TYPE_CHECKING:
@@ -288,6 +289,7 @@ def _from_pretrained(
     options["use_safetensors"] = True  # pytorch_model.bin is a pickle
     if place().count > 1:  # a whole model for each process, on its own GPU
         options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
+    options |= loader_options()
     try:
         model, tokenizer = FastLanguageModel.from_pretrained(
             source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options

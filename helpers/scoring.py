@@ -93,7 +93,7 @@ def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int],
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
     scores = {}
     for line, i in enumerate(batch):
-        labels = torch.tensor(rows[i].labels, device=device)
+        labels = torch.tensor(rows[i].labels, device=logits.device)  # of a split model, the last card
         places = (labels != IGNORED).nonzero().squeeze(1)
         losses = cross_entropy(logits[line, places - 1].float(), labels[places], reduction="none").double()
         scores[i] = RowScore(losses[:-1].sum().item(), losses[-1].item(), len(places) - 1)

@@ -112,6 +112,8 @@ def unsupported(model: Any) -> str:
     """
     try:
         causal = causal_model(model)
+        if len(set((getattr(causal, "hf_device_map", None) or {}).values())) > 1:
+            return "its layers lie on several cards"
         return _config_problem(causal.config) or _weights_problem(causal) or _adapter_problem(model)
     except AttributeError as error:
         return f"the model is built otherwise: {error}"
