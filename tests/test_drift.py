@@ -103,7 +103,11 @@ USED = {
     "transformers/training_args.py OptimizerNames.ADAMW_TORCH_FUSED": (),
     "unsloth/models/_utils.py HAS_FLASH_ATTENTION": (),
     "transformers/training_args.py TrainingArguments": ("max_steps", "warmup_steps"),
-    "unsloth/models/loader.py FastLanguageModel.from_pretrained": ("device_map", "device_map_planner_kwargs", "revision"),
+    "unsloth/models/loader.py FastLanguageModel.from_pretrained": (
+        "device_map",
+        "device_map_planner_kwargs",
+        "revision",
+    ),
     "unsloth/models/loader_utils.py UNSLOTH_DEVICE_MAP": (),
     "unsloth/utils/attention_dispatch.py FLASH_VARLEN": (),
     "unsloth/utils/attention_dispatch.py HAS_XFORMERS": (),

@@ -106,10 +106,11 @@ def test_one_card_is_refused(two_cards, monkeypatch):
 
 
 def test_sharding_over_processes_still_cannot_load_such_a_model():
-    """Unsloth's FSDP2 wants a whole 4-bit model on each card; when it does not, docs/multi_gpu.md has a better recipe."""
+    """The FSDP2 of unsloth wants a whole 4-bit model on each card; once it does not, docs/multi_gpu.md can say better."""
     folder = package_root("unsloth") / "unsloth" / "models"
     assert "got a 4-bit model on the CPU" in (folder / "fsdp2_native.py").read_text(encoding="utf-8")
-    assert "still loads the full quantized model on every rank" in (folder / "fsdp2_load.py").read_text(encoding="utf-8")
+    said = "still loads the full quantized model on every rank"
+    assert said in (folder / "fsdp2_load.py").read_text(encoding="utf-8")
 
 
 def test_a_split_model_is_not_decoded_with_captured_steps():
