@@ -106,7 +106,7 @@ def test_one_card_is_refused(two_cards, monkeypatch):
 
 
 def test_sharding_over_processes_still_cannot_load_such_a_model():
-    """The FSDP2 of unsloth wants a whole 4-bit model on each card; once it does not, docs/multi_gpu.md can say better."""
+    """Its FSDP2 wants a whole 4-bit model on each card; once it does not, docs/multi_gpu.md can say better."""
     folder = package_root("unsloth") / "unsloth" / "models"
     assert "got a 4-bit model on the CPU" in (folder / "fsdp2_native.py").read_text(encoding="utf-8")
     said = "still loads the full quantized model on every rank"
