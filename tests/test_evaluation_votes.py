@@ -13,10 +13,13 @@ from hostile import HOSTILE, hostile_comparison, plain_comparison
 
 from helpers.errors import EvaluationError
 from helpers.evaluation.ballots import CRITERIA, Vote, read_votes, write_votes
+from helpers.evaluation.overview import look_over
 from helpers.evaluation.pages import visible
 from helpers.evaluation.tally import Tally, TickShare, reveal
 from helpers.evaluation.vote_widget import vote_widget
 from helpers.evaluation.votes import BlindItem, KeyItem, VoteKey, blind_items, read_key, write_key, write_vote_page
+from helpers.evaluation.voting import prepare_vote
+from helpers.runs import RunDirectory
 
 HEADER = "item_id,choice,concrete,on_topic,structure,voter,seconds"
 KEY = VoteKey(
@@ -412,3 +415,22 @@ def test_page_works_without_storage(tmp_path):
     found = run_in_page(page, CAST, tmp_path / "run", keep_policy=True, before=CAPTURE + deny)
     (tmp_path / "votes.csv").write_text(found["csv"], encoding="utf-8", newline="")
     assert [vote.choice for vote in read_votes(tmp_path / "votes.csv", key)] == ["left", "right"]
+
+
+def test_a_class_is_asked_to_judge_24_pairs_at_most(tmp_path):
+    """Of 40 answered prompts the 10 without a reference are all voted on, and the first 14 of the others."""
+    comparison = plain_comparison(40)
+    prompts = tuple(
+        replace(prompt, reference=None if place % 4 == 0 else "Good.")
+        for place, prompt in enumerate(comparison.prompts)
+    )
+    comparison = replace(comparison, prompts=prompts)
+    items, key = prepare_vote(RunDirectory(tmp_path), comparison, look_over(comparison))
+    asked = Counter(entry.prompt_id for entry in key.items.values())
+    free = [prompt.id for prompt in prompts if prompt.reference is None]
+    others = [prompt.id for prompt in prompts if prompt.reference]
+    assert len(items) == 26
+    assert set(asked) == {*free, *others[:14]}
+    assert sorted(asked.values()) == [1] * 22 + [2] * 2
+    assert (tmp_path / "vote.html").is_file()
+    assert read_key(tmp_path / "vote_key.json") == key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from helpers.evaluation.agreement import agreement, self_consistency
 from helpers.evaluation.ballots import Vote, read_votes
@@ -14,13 +15,18 @@ from helpers.evaluation.tally import Reveal, reveal
 from helpers.evaluation.votes import BlindItem, VoteKey, blind_items, write_key, write_vote_page
 from helpers.runs import RunDirectory
 
-__all__ = ["count_votes", "describe_votes", "prepare_vote"]
+__all__ = ["MOST_PAIRS", "count_votes", "describe_votes", "prepare_vote"]
+
+MOST_PAIRS = 24
+"""Different pairs on the voting page, at most: half an hour's reading. 15 wins of 20 are enough for p < 0.05."""
 
 
 def prepare_vote(
     run: RunDirectory, comparison: Comparison, overview: Overview
 ) -> tuple[tuple[BlindItem, ...], VoteKey]:
     """Shuffle the pairs and write the voting page and, apart from it, its key.
+
+    Of more than `MOST_PAIRS` answered prompts the first are voted on, those without a reference before the others.
 
     Args:
         run: Where to.
@@ -30,10 +36,19 @@ def prepare_vote(
     Returns:
         The items in the order of the page, and the key.
     """
-    items, key = blind_items(comparison, comparison.info.seed, arms=(overview.base.name, overview.tuned.name))
+    arms = (overview.base.name, overview.tuned.name)
+    items, key = blind_items(_for_voters(comparison), comparison.info.seed, arms=arms)
     write_vote_page(run.path / "vote.html", items, "Which answer is better?")
     write_key(run.path / "vote_key.json", key)
     return items, key
+
+
+def _for_voters(comparison: Comparison) -> Comparison:
+    """Leave as many answered prompts as people can be asked to judge."""
+    answered = {answer.prompt_id for answer in comparison.answers}
+    prompts = [prompt for prompt in comparison.prompts if prompt.id in answered]
+    prompts.sort(key=lambda prompt: prompt.reference is not None)
+    return replace(comparison, prompts=tuple(prompts[:MOST_PAIRS]))
 
 
 def count_votes(config: EvaluationConfig, key: VoteKey, votes: Sequence[Vote] = ()) -> Reveal | None:
