@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from helpers.attention import enable_varlen
@@ -13,10 +13,10 @@ from helpers.batches import spread_batches
 from helpers.checkpoints import WRITING, Checkpoint
 from helpers.config import RunConfig
 from helpers.config_file import record_layout
-from helpers.contract import Contract, check_trainer_rows
+from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
 from helpers.curves import judge_curve
 from helpers.disk import sync_file, sync_folder, writing
-from helpers.errors import ExportError
+from helpers.errors import ExportError, StackError
 from helpers.guards import explained, preflight_disk
 from helpers.hardware import LARGE_GPU_BYTES, Gpu, find_gpu
 from helpers.loop import Training, find_checkpoint, training_inputs
@@ -24,7 +24,6 @@ from helpers.model import LoadedModel, import_unsloth
 from helpers.processes import on_main, place
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
-from helpers.scoring import score_rows
 from helpers.sealing import sweep
 from helpers.shares import Share, share_out
 from helpers.tracking import track_configuration, tracking_arguments
@@ -76,6 +75,7 @@ def build_trainer(
     Raises:
         ConfigError: The rows of a step cannot be shared out evenly among the processes.
         ContractError: The trainer would feed the model other tokens or labels than were checked.
+        StackError: On a GPU, the trainer does not pack although it was asked to.
     """
     share = share_out(config.train, place().count)
     import_unsloth()
@@ -84,7 +84,7 @@ def build_trainer(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    table = Dataset.from_list([{"prompt": list(e.prompt), "completion": list(e.completion)} for e in rows.examples])
+    table = Dataset.from_list([_trainer_row(each) for each in rows.tokenized])
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
@@ -98,6 +98,7 @@ def build_trainer(
     on_main(lambda: record_layout(run, config, share))
     trainer.run = run
     trainer.mode = {**_mode(trainer, loaded), "attention": attention.name, "attention_reason": attention.reason}
+    _check_mode(trainer.mode, config, on_gpu=find_gpu() is not None)
     check_trainer_rows(list(trainer.train_dataset), rows)
     return trainer
 
@@ -241,6 +242,11 @@ def _plan(trainer: Any, config: RunConfig) -> None:
     trainer.args.warmup_steps = min(config.train.warmup_steps, steps // 2)
 
 
+def _trainer_row(row: TokenizedExample) -> dict[str, list[int]]:
+    """Return a row as the trainer would have it after tokenizing prompt and answer: it need not do so again."""
+    return {"input_ids": list(row.input_ids), "completion_mask": [int(label != IGNORED) for label in row.labels]}
+
+
 def _process_arguments(cuda: bool) -> dict[str, Any]:
     """Return what SFTConfig must know when several processes train together."""
     return {
@@ -260,6 +266,17 @@ def _optimizer(wanted: str, gpu: Gpu | None) -> str:
     if wanted != "auto":
         return wanted
     return "adamw_torch_fused" if gpu.total_bytes >= LARGE_GPU_BYTES else "adamw_8bit"
+
+
+def _check_mode(mode: Mapping[str, Any], config: RunConfig, *, on_gpu: bool) -> None:
+    """Raise when rows are not packed although it was asked for. On a CPU they never are, and `mode` says so."""
+    if on_gpu and config.train.packing and not mode["packing"]:
+        raise StackError(
+            "packing",
+            "a trainer that packs, because packing is True",
+            f"mode {dict(mode)}",
+            "Use the locked versions (see python -m helpers doctor), or set packing = False.",
+        )
 
 
 def _mode(trainer: Any, loaded: LoadedModel) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""What the trainer gets, and that it does what was asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.config import build_config
+from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
+from helpers.errors import StackError
+from helpers.training import _check_mode, _trainer_row
+
+ROW = TokenizedExample((1, 5, 6, 2), (IGNORED, IGNORED, 6, 2))
+
+
+def test_rows_are_handed_over_tokenized():
+    """The trainer gets the checked tokens and a mask of the answer; it renders and tokenizes nothing again."""
+    assert _trainer_row(ROW) == {"input_ids": [1, 5, 6, 2], "completion_mask": [0, 0, 1, 1]}
+
+
+def test_what_is_handed_over_passes_the_check():
+    """Such rows are those of the contract, label by label."""
+    check_trainer_rows([_trainer_row(ROW)], Contract((), (ROW,), {}, 8))
+
+
+@pytest.mark.parametrize(
+    ("asked", "done", "on_gpu"), [(True, True, True), (False, False, True), (False, True, True), (True, False, False)]
+)
+def test_what_was_asked_for_passes(asked, done, on_gpu):
+    """A trainer that packs when asked to, or need not, is accepted; on a CPU nothing is packed."""
+    _check_mode({"packing": done}, build_config("alpaca", preset="colab-t4", packing=asked), on_gpu=on_gpu)
+
+
+def test_a_silent_fallback_is_an_error():
+    """A trainer that on a GPU does not pack although it was asked to is refused, with what it does."""
+    with pytest.raises(StackError, match="a trainer that packs, because packing is True") as caught:
+        _check_mode({"packing": False}, build_config("alpaca", preset="colab-t4", packing=True), on_gpu=True)
+    assert caught.value.got == "mode {'packing': False}"
