@@ -13,6 +13,8 @@ the same rows in the same order with LoRA of rank 16, as `python -m helpers trai
 Speed is taken over the steps after warm-up: rows, or the rows that the packed sequences of these steps hold, a second.
 FILE.json (by default benchmarks/results/scale.json) is written after each
 configuration; what stands in it already is not measured again unless --again is given.
+
+    python benchmarks/scale.py --markdown --out FILE.json     print the table of docs/multi_gpu.md, measuring nothing
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 HERE = Path(__file__).resolve().parent
 SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
-ROWS, SIZE = 2000, 8
+SIZE, ROWS_A_SEQUENCE = 8, 16
+"""Rows, or packed sequences, that one GPU sees in a step; and more rows than one sequence of 2048 tokens holds."""
+
 STEPS = {False: (30, 6), True: (12, 3)}
 """Packed or not: optimizer steps, and those of them that are not timed."""
 
@@ -44,15 +48,21 @@ LIMIT = 240
 def main() -> None:
     """Run the chosen configurations one after the other, writing what each gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--data")
     parser.add_argument("--gpus", type=int, default=2, help="how many the largest configuration uses")
     parser.add_argument("--only", help="names of configurations, separated by commas; all by default")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
     parser.add_argument("--again", action="store_true", help="measure also what FILE.json has")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, for smaller cards")
+    parser.add_argument("--markdown", action="store_true", help="only print FILE.json as a table in Markdown")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.out.read_text())))
+        return
+    if not arguments.model or not arguments.data:
+        parser.error("--model and --data are needed to measure")
     known = configurations(arguments.gpus)
     if arguments.one:
         measure(known[arguments.one], arguments)
@@ -161,6 +171,24 @@ def print_table(record: dict) -> None:
             f"{name:18}{r['processes']:>5}{r['rows_per_step']:>12}{r['examples_per_second']:>11.2f}{ratio:>7}"
             f"{r['peak_gib']:>10.2f}{loss:>11}"
         )
+
+
+def markdown(record: dict) -> str:
+    """Return the figures as a table in Markdown."""
+    lines = [
+        "| | GPUs | a step | s/step | examples/s | against one GPU | peak GiB a GPU | all-reduce, ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, r in record["results"].items():
+        against = record["comparison"].get(name)
+        ratio = f"{against['speedup']:.2f}x" if against else "1x"
+        sent = f"{r['all_reduce_ms']:.2f}" if "all_reduce_ms" in r else "-"
+        kind = "sequences of 2,048 tokens" if r["mode"]["packing"] else "rows"
+        lines.append(
+            f"| {name} | {r['processes']} | {r['rows_per_step']} {kind} | {r['step_seconds']:.3f} "
+            f"| {r['examples_per_second']:.1f} | {ratio} | {r['peak_gib']:.1f} | {sent} |"
+        )
+    return "\n".join(lines)
 
 
 def measure(options: dict, arguments: argparse.Namespace) -> None:
@@ -274,7 +302,9 @@ def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
         save_steps=10 * steps,
         prompt_style="alpaca",
     )
-    rows = json.loads(Path(arguments.data).read_text(encoding="utf-8"))[:ROWS]
+    wanted = 5 * steps * config.train.rows_per_step() * (ROWS_A_SEQUENCE if options["packing"] else 1) // 4
+    given = json.loads(Path(arguments.data).read_text(encoding="utf-8"))
+    rows = [given[at % len(given)] for at in range(wanted)]  # an epoch's last step would hold fewer
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
         loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing

@@ -1,0 +1,79 @@
+"""Figures of several GPUs: how they are counted, and that docs/multi_gpu.md states what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = (ROOT / "docs" / "multi_gpu.md").read_text(encoding="utf-8")
+RECORD = json.loads((ROOT / "benchmarks" / "results" / "scale_2xh200.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scale():
+    """The benchmark's module."""
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_a_packed_batch_are_counted(scale):
+    """A batch that lists the lengths of its rows has so many; one without a list does not say how many it has."""
+    import torch
+
+    ids, lengths = torch.zeros(1, 9), torch.tensor([4, 3, 2])
+    assert scale.rows_in({"input_ids": ids, "position_ids": ids, "packed_seq_lengths": lengths}) == 3
+    assert scale.rows_in({"input_ids": torch.zeros(5, 9)}) == 5
+    assert scale.rows_in({"input_ids": ids, "position_ids": ids}) is None
+
+
+def test_counted_rows_come_before_estimated_ones(scale):
+    """The estimate is taken only where a batch of any process does not say."""
+    assert scale.examples([[3, 4], [5, 6]], estimate=17.5) == 18
+    assert scale.examples([[3, 4], [5, None]], estimate=17.5) == 17.5
+
+
+def test_rows_a_second_are_those_of_the_steps():
+    """Unpacked, the record's speed is rows a step by seconds a step: 8 / 0.1944 and 16 / 0.1980."""
+    results = RECORD["results"]
+    assert results["one"]["examples_per_second"] == pytest.approx(41.15, abs=0.01)
+    assert results["grown-2"]["examples_per_second"] == pytest.approx(80.79, abs=0.01)
+    assert RECORD["comparison"]["grown-2"]["speedup"] == pytest.approx(1.963, abs=0.001)
+
+
+def test_the_documents_table_is_the_record(scale):
+    """What stands between its two marks is what the benchmark prints for the record."""
+    (table,) = re.findall(r"<!-- scale: [^\n]*-->\n(.*?)\n<!-- end of scale -->", DOCUMENT, re.DOTALL)
+    assert table == scale.markdown(RECORD)
+    assert table.count("\n") == 5
+
+
+def test_the_documents_sentences_are_the_record():
+    """Its numbers of gradients, milliseconds, speedups and waiting are those that were measured."""
+    grown, packed = RECORD["results"]["grown-2"], RECORD["results"]["packed-grown-2"]
+    numbers = {
+        "160 MiB": grown["gradient_mib"],
+        "0.75 ms": grown["all_reduce_ms"],
+        "198 ms": 1000 * grown["step_seconds"],
+        "1.96 times": RECORD["comparison"]["grown-2"]["speedup"],
+        "1.90 times": RECORD["comparison"]["packed-grown-2"]["speedup"],
+        "1.8 %": 100 * (packed["slowest_over_mean_tokens"] - 1),
+        "0.4 %": grown["all_reduce_ms"] / grown["step_seconds"] / 10,
+    }
+    for words, measured in numbers.items():
+        assert words in DOCUMENT
+        digits = words.split()[0]
+        assert f"{measured:.{len(digits.partition('.')[2])}f}" == digits
+
+
+@pytest.mark.parametrize("block", re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL))
+def test_its_commands_are_shell(block):
+    """A shell can read each block."""
+    assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False).stderr == ""
