@@ -95,6 +95,36 @@ class _Places:
         return [10.0**power for power in range(self.ys[0], self.ys[1] + 1)]
 
 
+def falling(sides: Mapping[str, Sequence[tuple[float, float]]]) -> Drawing:
+    """Draw held-out losses by examples seen, both axes linear.
+
+    Args:
+        sides: (examples, loss) of the points of each side.
+
+    Returns:
+        The drawing.
+    """
+    said = "; ".join(f"{side}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for side, points in sides.items())
+    drawing = Drawing(240 + 18 * len(sides), "Held-out loss by examples seen", said + ".")
+    drawing.text(MARGIN, 26, "Held-out loss by examples seen", bold=True, size=15)
+    every = [point for points in sides.values() for point in points]
+    most, low, high = max(x for x, _ in every), min(y for _, y in every), max(y for _, y in every)
+    left, right, top, bottom = 56.0, WIDTH - 24.0, 44.0, 204.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / most, bottom - (bottom - top) * (y - low) / (high - low or 1.0)
+
+    for value in (low, high):
+        drawing.line([place(0, value), place(most, value)], thick=0.5)
+        drawing.text(left - 6, place(0, value)[1] + 4, f"{value:.2f}", "dim", size=10.5, anchor="end")
+    drawing.text(right, bottom + 18, f"{most:g} examples", "dim", size=11.5, anchor="end")
+    for number, (side, points) in enumerate(sides.items()):
+        role = ("learned", "second", "third", "fourth")[number % 4]
+        drawing.line([place(x, y) for x, y in points], role, thick=2)
+        drawing.text(MARGIN, bottom + 36 + 18 * number, side, role, size=12, bold=True)
+    return drawing
+
+
 def curve(name: str, sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Drawing:
     """Draw a curve of benchmarks/train.py."""
     titles = {

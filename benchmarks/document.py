@@ -57,6 +57,8 @@ def pictures(results: Path) -> dict[str, Drawing]:
         found["answers"] = charts.bars("Base and tuned answers, seconds", rows, "s")
     if record := tables.find("curves", results):
         found |= {name: charts.curve(name, sides) for name, sides in tables.curves(record).items()}
+    if record := tables.find("loss", results):
+        found["loss"] = charts.falling({name: runs[-1]["heldout"] for name, runs in record["runs"].items()})
     return found
 
 
@@ -93,6 +95,8 @@ def document(results: Path) -> Iterator[str]:
     yield from growth(results)
     if startup := tables.find("startup", results):
         yield from ("", "## Start", "", tables.described(startup), *notes(startup), "", *tables.starting(startup))
+    yield from several(results)
+    yield from learned(results)
     yield from memory(results)
     yield from sameness(results)
 
@@ -111,6 +115,21 @@ def growth(results: Path) -> Iterator[str]:
     for name in tables.curves(record):
         yield from ("", f"### {TITLES[name]}", "", *tables.growing(record, name), "")
         yield f"![{TITLES[name]}](speed_{name}.svg)"
+
+
+def several(results: Path) -> Iterator[str]:
+    """Yield the speed on several GPUs."""
+    if record := tables.find("scale", results):
+        yield from ("", "## Several GPUs", "", tables.described(record), *notes(record), "", *tables.scaling(record))
+
+
+def learned(results: Path) -> Iterator[str]:
+    """Yield held-out losses after equal examples."""
+    if record := tables.find("loss", results):
+        yield from ("", "## Loss after equal examples", "", tables.described(record))
+        yield "SmolLM2-135M, the same rows, answers alone; held-out loss with the examples seen in brackets."
+        yield "The packed side's learning rate grows with the square root of its examples a step."
+        yield from ("", *tables.learning(record), "", "![Held-out loss](speed_loss.svg)")
 
 
 def memory(results: Path) -> Iterator[str]:
@@ -138,7 +157,7 @@ def sameness(results: Path) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """Return a finding as text, numbers with three digits."""
+    """Return a finding as text, numbers with five digits."""
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -151,6 +151,27 @@ def _columns(name: str, side: str) -> list[tuple[str, str]]:
     return columns + ([("seconds_to_trainer", f"{side}, seconds to the trainer")] if name == "rows" else [])
 
 
+def scaling(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of benchmarks/scale.py, with the speed against one GPU."""
+    yield "| configuration | GPUs | rows, or packed sequences, a step | examples/s | |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, each in record["results"].items():
+        ratio = record["comparison"].get(name, {}).get("speedup", 1.0)
+        cells = (name, each["processes"], each["rows_per_step"], f"{each['examples_per_second']:.1f}", times(ratio))
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def learning(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of held-out losses by examples seen: before, halfway and at the end."""
+    yield "| side | examples a step | learning rate | before | halfway | end |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for name, runs in record["runs"].items():
+        run = runs[-1]
+        points = [run["heldout"][at] for at in (0, len(run["heldout"]) // 2, -1)]
+        shown = " | ".join(f"{loss:.4f} ({examples})" for examples, loss in points)
+        yield f"| {name} | {run['examples_per_step']:.0f} | {run['learning_rate']:.1e} | {shown} |"
+
+
 def described(record: Mapping[str, Any]) -> str:
     """Say what a record was measured on."""
     machine = record["machine"]

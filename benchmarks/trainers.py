@@ -5,6 +5,7 @@ Each function takes the rows of ROWS.json and options, and returns a trainer tha
 - batch, accumulate: rows, or packed sequences, in a pass, and passes in an optimizer step,
 - packing, length: whether sequences are filled with rows, and how long one is (2048 tokens),
 - checkpointing: whether layers are recomputed (they are, by default),
+- four_bit: whether the model is loaded in 4 bit (it is, on a GPU),
 - same_labels: train the peers on the answers alone, as ours does, so that losses can be compared.
 
 Loading is apart, so that one model can serve several trainers.
@@ -32,7 +33,7 @@ def config_of(model: str, options: dict[str, Any], steps: int) -> Any:
         "alpaca",
         preset="large-gpu",
         model_name=model,
-        load_in_4bit=torch.cuda.is_available(),
+        load_in_4bit=options.get("four_bit", torch.cuda.is_available()),
         dataset_name="sample",
         batch_size=options["batch"],
         gradient_accumulation=options.get("accumulate", 1),
@@ -78,7 +79,10 @@ def load_unsloth(model: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
 
     loaded, tokenizer = FastLanguageModel.from_pretrained(
-        model, max_seq_length=options.get("length", 2048), load_in_4bit=torch.cuda.is_available(), dtype=_dtype()
+        model,
+        max_seq_length=options.get("length", 2048),
+        load_in_4bit=options.get("four_bit", torch.cuda.is_available()),
+        dtype=_dtype(),
     )
     loaded = FastLanguageModel.get_peft_model(
         loaded,

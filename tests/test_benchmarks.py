@@ -170,6 +170,25 @@ class TestDocuments:
         assert "![Rows in a pass](speed_batch.svg)" in text
         assert list(document.pictures(tmp_path)) == ["batch"]
 
+    def test_losses_stand_beside_the_peers(self, tmp_path):
+        """Each side's held-out loss before, halfway and at the end, with the examples that it had seen."""
+        run = {"examples_per_step": 8.0, "learning_rate": 2e-4, "heldout": [[0, 2.5], [80, 2.0], [160, 1.75]]}
+        (tmp_path / "loss.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": {"ours-8": [run]}}))
+        text = "\n".join(document.document(tmp_path))
+        assert "| ours-8 | 8 | 2.0e-04 | 2.5000 (0) | 2.0000 (80) | 1.7500 (160) |" in text
+        assert "ours-8: 2.500 to 1.750." in document.pictures(tmp_path)["loss"].svg()
+
+    def test_starts_and_checks_become_tables(self, tmp_path):
+        """Seconds to the first step with their parts, and what a GPU check found."""
+        runs = {name: [{"total_seconds": s, "parts": {"import": 5.0}}] for name, s in (("ours", 12), ("official", 40))}
+        (tmp_path / "startup.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        verdicts = {"gradients, cosine": {"found": 0.99991, "wanted": "> 0.999", "ok": True}}
+        found = {"machine": {"gpus": ["Card"]}, "runs": {}, "verdicts": verdicts}
+        (tmp_path / "equivalence_card.json").write_text(json.dumps(found))
+        text = "\n".join(document.document(tmp_path))
+        assert "| ours | 12.0 | 0.3x | import 5.0 |" in text
+        assert "| gradients, cosine | 0.99991 | > 0.999 | yes |" in text
+
     def test_the_readme_must_have_its_marks(self):
         """Without the two lines between which the tables stand nothing is written."""
         with pytest.raises(ValueError, match="not one pair"):
