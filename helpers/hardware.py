@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from helpers.errors import StackError
-from helpers.split import pool, split_share
+from helpers.split import own_cards, pool, split_share
 
 __all__ = [
     "LARGE_GPU_BYTES",
@@ -96,11 +96,9 @@ def find_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     own = torch.cuda.current_device()  # the first one, or what `helpers.processes.join` chose
-    share, count = split_share(), torch.cuda.device_count()
-    memory = [torch.cuda.mem_get_info(card) for card in ([own] if share is None else range(count))]
-    free, total = pool(memory, share or 1.0)
+    free, total = pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
     name, capability = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
-    return Gpu(name, tuple(capability), total, free, count)
+    return Gpu(name, tuple(capability), total, free, torch.cuda.device_count())
 
 
 def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp16", "fp32"]:

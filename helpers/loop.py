@@ -23,6 +23,7 @@ from helpers.processes import largest, on_main, place, wait_for_all
 from helpers.results import TrainResult
 from helpers.runs import RunDirectory
 from helpers.scoring import RowScore, mean_loss, score_rows
+from helpers.split import own_cards
 from helpers.watch import Keeper, TokenCounter, make_callback, synchronize
 
 __all__ = ["Training", "find_checkpoint", "training_inputs"]
@@ -220,15 +221,16 @@ def _reset_peak_memory() -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for card in own_cards():
+            torch.cuda.reset_peak_memory_stats(card)
 
 
 def _peak_memory() -> int:
-    """Return the highest memory in use, in bytes: on the card, or of this process on a CPU."""
+    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return max(torch.cuda.max_memory_allocated(card) for card in own_cards())
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

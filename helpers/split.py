@@ -18,7 +18,7 @@ from typing import Any
 from helpers.errors import ConfigError, StackError
 from helpers.processes import place
 
-__all__ = ["SPLIT", "add_options", "limit_cards", "loader_options", "pool", "split_share", "take_options"]
+__all__ = ["SPLIT", "add_options", "limit_cards", "loader_options", "own_cards", "pool", "split_share", "take_options"]
 
 SPLIT = "HELPERS_SPLIT"
 """The environment variable: the share of each card's memory to use, such as 1 or 0.5; unset or 0 leaves it off."""
@@ -84,6 +84,13 @@ def pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
         (70, 80)
     """
     return sum(min(free, int(share * total)) for free, total in memory), sum(int(share * each) for _, each in memory)
+
+
+def own_cards() -> list[int]:
+    """Return the numbers of the cards that this process uses: all for a model that is split, else its own."""
+    import torch
+
+    return list(range(torch.cuda.device_count())) if split_share() else [torch.cuda.current_device()]
 
 
 def limit_cards(share: float) -> None:

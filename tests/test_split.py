@@ -12,7 +12,7 @@ from helpers import hardware
 from helpers.decoding.shapes import unsupported
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
-from helpers.split import SPLIT, add_options, loader_options, split_share, take_options
+from helpers.split import SPLIT, add_options, loader_options, own_cards, split_share, take_options
 
 GIB = 2**30
 
@@ -43,6 +43,7 @@ def test_nothing_is_split_unless_asked_for(two_cards):
     """The loader gets no options, and the first card counts alone."""
     assert split_share() is None
     assert loader_options() == {}
+    assert own_cards() == [0]
     assert hardware.find_gpu() == Gpu("NVIDIA H100", (9, 0), 80 * GIB, 70 * GIB, 2)
     assert two_cards == {}
 
@@ -55,6 +56,7 @@ def test_all_cards_count_as_one(two_cards, monkeypatch):
         "device_map_planner_kwargs": {"max_memory": {0: 80 * GIB, 1: 80 * GIB}},
     }
     assert hardware.find_gpu() == Gpu("NVIDIA H100", (9, 0), 160 * GIB, 100 * GIB, 2)
+    assert own_cards() == [0, 1]
     assert two_cards == {}
 
 
