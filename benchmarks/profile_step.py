@@ -25,9 +25,9 @@ from typing import Any
 
 from bench import machine, write_record
 from train import Side, read_rows
+from unpacked import unpacked_weights
 
 from helpers.lean import lean_steps
-from helpers.unpacked import unpacked_weights
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
     parser.add_argument("--plain", action="store_true", help="without helpers.lean")
-    parser.add_argument("--unpacked", action="store_true", help="with helpers.unpacked")
+    parser.add_argument("--unpacked", action="store_true", help="with benchmarks/unpacked.py")
     parser.add_argument("--functions", action="store_true", help="also print functions and kernels")
     parser.add_argument("--out", type=Path, help="JSON file for the parts")
     options = parser.parse_args()

@@ -30,8 +30,7 @@ from typing import Any
 
 from bench import add_options, measure_all, median, say
 from stopwatch import time_steps
-
-from helpers.unpacked import unpacked_weights
+from unpacked import unpacked_weights
 
 EIGHT_BIT = {"settings": {"optimizer": "adamw_8bit"}}
 

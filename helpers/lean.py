@@ -28,9 +28,8 @@ def lean_steps(trainer: Any) -> Iterator[None]:
     Args:
         trainer: A transformers trainer, ready to train.
 
-    Example:
-        >>> with lean_steps(trainer):
-        ...     trainer.train()
+    Yields:
+        Nothing: call `trainer.train()` inside.
     """
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from helpers.shapes import MISTRAL_7B
-from helpers.unpacked import unpacked_bytes, unpacked_weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from unpacked import unpacked_bytes, unpacked_weights
 
 torch = pytest.importorskip("torch")
 

@@ -1,4 +1,4 @@
-"""Frozen 4-bit weights unpacked once for a training, where the card has room for them.
+"""An experiment: frozen 4-bit weights unpacked once for a training, where the card has room for them.
 
 Each pass through a QLoRA model unpacks every frozen matrix twice: once forward and once backward. On an H100 that costs
 the card about 20 ms, and the host some 450 launches, in every pass. Small passes are limited by the host. Where memory
@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from helpers.shapes import ModelShape
-
-__all__ = ["UNPACKED_TESTED", "unpacked_bytes", "unpacked_weights"]
 
 UNPACKED_TESTED = "2026.10.9"
 """The only version of unsloth whose kernels are known to ask `fast_dequantize` for every matrix."""
