@@ -35,8 +35,8 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 HERE = Path(__file__).resolve().parent
 SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
-SIZE, ROWS_A_SEQUENCE = 8, 16
-"""Rows, or packed sequences, that one GPU sees in a step; and more rows than one sequence of 2048 tokens holds."""
+SIZE, ROWS_A_SEQUENCE = 8, 10
+"""Rows, or packed sequences, that one GPU sees in a step; and how many Alpaca rows a sequence of 2048 tokens holds."""
 
 STEPS = {False: (30, 6), True: (12, 3)}
 """Packed or not: optimizer steps, and those of them that are not timed."""
@@ -304,7 +304,7 @@ def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
     )
     wanted = 5 * steps * config.train.rows_per_step() * (ROWS_A_SEQUENCE if options["packing"] else 1) // 4
     given = json.loads(Path(arguments.data).read_text(encoding="utf-8"))
-    rows = [given[at % len(given)] for at in range(wanted)]  # an epoch's last step would hold fewer
+    rows = [given[at % len(given)] for at in range(wanted)]  # a quarter more, as no step may be an epoch's last
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
         loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
