@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.config import build_config
+from helpers.config import DataConfig, build_config
 from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
+from helpers.data import _draw
 from helpers.errors import StackError
 from helpers.training import _check_mode, _trainer_row
 
@@ -35,3 +36,16 @@ def test_a_silent_fallback_is_an_error():
     with pytest.raises(StackError, match="a trainer that packs, because packing is True") as caught:
         _check_mode({"packing": False}, build_config("alpaca", preset="colab-t4", packing=True), on_gpu=True)
     assert caught.value.got == "mode {'packing': False}"
+
+
+def test_only_rows_that_are_used_are_read():
+    """Of 51,760 rows, 20 to train on and 5 held out, 25 are read, and so formatted and tokenized."""
+    seen = []
+
+    def row_at(index):
+        seen.append(index)
+        return {"instruction": f"Say {index}.", "input": "", "output": "It is said."}
+
+    wanted = DataConfig(dataset_name="rows.json", train_rows=20, heldout_rows=5)
+    rows = _draw(wanted, "alpaca", 51_760, row_at, "rows", seed=1)
+    assert (len(rows.train), len(rows.heldout), len(seen)) == (20, 5, 25)
