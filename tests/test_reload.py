@@ -52,7 +52,7 @@ class TestSixteenBit:
 
     def test_four_times_rounding_fails(self):
         """A model farther away than three times what rounding does is another one."""
-        with pytest.raises(ExportError, match="within 0.19 nats a token, got 0.25"):
+        with pytest.raises(ExportError, match=r"within 0\.19 nats a token, got 0\.25"):
             judge_reload(rows(2.08, 1.58, 1.08), TRAINED, UNTRAINED, rows(2.06, 1.60, 1.10))
 
     @pytest.mark.parametrize("reloaded", [UNTRAINED, rows(2.3, 1.7, 1.4)])
