@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := torch==2.13.0
+# Two workers, a file at a time each; in the files' own order, so that the longest does not come last.
+TESTS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check doctor clean
 
@@ -16,7 +18,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m helpers run side_by_side_eval --preset smoke --name demo-comparison --resume never -p adapter_dir=demo
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TESTS)
 
 check: $(VENV)/.installed
 	scripts/check
