@@ -6,6 +6,7 @@ transformers and PEFT without Unsloth, computes the same from these, one documen
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import trainers
 
 STEPS = 20
+TENSORS = ("adapter", "gradients")
+"""What is kept in files of their own; all else is plain numbers."""
+
 SPREAD = 0.02
 """Standard deviation of the adapter's B, which begins at zero and would hide the adapter."""
 
@@ -35,15 +39,33 @@ def ours(model: str, rows: list[dict], folder: Path) -> dict[str, Any]:
     leaks = contamination(trainer.model, batch, loaded.tokenizer.pad_token_id) if cuda else None
     found = {"mode": trainer.mode, "labels": labels(trainer, rows, loaded, config), "contamination": leaks}
     kept["steps"] = train(trainer)
-    torch.save(kept, folder / "ours.pt")
+    store(folder, kept)
     return found
+
+
+def store(folder: Path, kept: dict[str, Any]) -> None:
+    """Write what the plain side needs: tensors as safetensors, all else as JSON."""
+    from safetensors.torch import save_file
+
+    for name in TENSORS:
+        save_file(kept[name], folder / f"{name}.safetensors")
+    rest = {name: value for name, value in kept.items() if name not in TENSORS}
+    (folder / "ours.json").write_text(json.dumps(rest), encoding="utf-8")
+
+
+def restore(folder: Path) -> dict[str, Any]:
+    """Read what `store` wrote."""
+    from safetensors.torch import load_file
+
+    kept = json.loads((folder / "ours.json").read_text(encoding="utf-8"))
+    return kept | {name: load_file(folder / f"{name}.safetensors") for name in TENSORS}
 
 
 def plain(model: str, folder: Path) -> dict[str, Any]:
     """Compute the same with transformers and PEFT, one document at a time, and compare."""
     import torch
 
-    kept = torch.load(folder / "ours.pt")
+    kept = restore(folder)
     loaded = _plain_model(model, kept["adapter"])
     loss = sum(backward(loaded, *document, items=items(kept["batch"])) for document in kept["batch"])
     mine, theirs = flat(kept["gradients"]), flat(gradients_of(loaded))
