@@ -46,17 +46,30 @@ def runs_folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A disk of 4 MiB that runs are made on."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs takes root on Linux")
+def mount_disk(tmp_path):
+    """Mounts a disk of its own, of a size such as "4m", and returns its folder."""
     place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("this machine does not let root mount a tmpfs")
+
+    def mount(size: str) -> Path:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            pytest.skip("mounting a tmpfs takes root on Linux")
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this machine does not let root mount a tmpfs")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(mount_disk, monkeypatch):
+    """A disk of 4 MiB that runs are made on."""
+    place = mount_disk("4m")
     monkeypatch.setenv("HELPERS_RUNS_DIR", str(place))
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -268,18 +266,9 @@ class TestFullDisk:
     """The disk runs full in the middle."""
 
     @pytest.fixture
-    def disk(self, tmp_path):
+    def disk(self, mount_disk):
         """A disk of 220 MiB."""
-        if sys.platform != "linux" or os.geteuid() != 0:
-            pytest.skip("mounting a tmpfs takes root on Linux")
-        place = tmp_path / "disk"
-        place.mkdir()
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=220m", "tmpfs", str(place)], capture_output=True
-        ).returncode:
-            pytest.skip("this machine does not let root mount a tmpfs")
-        yield place
-        subprocess.run(["umount", str(place)], check=True)
+        return mount_disk("220m")
 
     @pytest.mark.parametrize(
         ("before", "step", "what"),
