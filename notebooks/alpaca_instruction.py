@@ -22,19 +22,20 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb)
 #
 # A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability. An
-# *instruction specialist* does what a sentence asks of it. This notebook turns the one into the other: it fine-tunes
-# Mistral-7B-Instruct on rows of Alpaca-cleaned, small tasks with good answers, and measures whether that helped on rows
-# that the model never saw.
+# *instruction specialist* does what a sentence asks of it. This notebook turns the one into the other: it *fine-tunes*
+# Mistral-7B-Instruct, that is, trains it a little further, on rows of Alpaca-cleaned, small tasks with good answers.
+# Some rows are held out of the training, and on these it measures whether that helped.
 #
 # The model computes with seven billion numbers, its *weights*. They do not fit on a free GPU if all of them are
 # trained. QLoRA makes them fit with two ideas: the model's own weights are *quantized*, that is rounded so that each
-# takes 4 bit, and never changed; and a small *adapter* beside them does the learning.
+# takes 4 bit, and never changed; and a small *adapter* beside them does the learning. The adapter's kind is called
+# LoRA.
 #
 # **You will learn**
 #
 # - what a row of instruction data becomes before a model can learn from it,
 # - what LoRA trains, and how little that is,
-# - how to see, token by token, what the loss is taken over,
+# - how to see, token by token, what the model is asked to learn,
 # - how to tell from held-out rows whether training helped,
 # - how to save an adapter and prove that it can be loaded again.
 #
@@ -47,6 +48,8 @@
 # `preset` is the one parameter that you must understand: `auto` looks at the GPU and chooses `colab-t4` or
 # `large-gpu`; `smoke` runs anywhere. Everything else may stay `None`, which takes the preset's value. A value that you
 # write here wins over the preset. You need none of the other words now: each is explained where it is first used.
+# (Only the *hub* comes first: a public site of the company Hugging Face, from which the model and the rows are
+# downloaded. A *revision* is the state of a model or a data set there on one day.)
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -137,8 +140,9 @@ print("this run:", run.shown())
 #
 # A row has three columns: `instruction` says what to do, `input` holds the text to do it with and is often empty, and
 # `output` is the answer to learn. Some rows are set aside at once: these *held-out* rows are never trained on, and
-# tell us later whether the model learned something general or just these sentences. Rows that are empty, or that stand
-# in the data twice, are left out and counted.
+# tell us later whether the model learned something general or just these sentences. Which rows are taken is drawn by
+# chance, and `seed` fixes the draw: the same number, the same rows. Rows that are empty, or that stand in the data
+# twice, are left out and counted.
 
 # %%
 from helpers.data import load_rows
@@ -201,8 +205,9 @@ draw_nf4()
 # The table shows four weights of a block whose scale is 0.112. At the moment a weight is used it is computed back,
 # level times scale, as a 16-bit number. The rounding loses a little, and saves three quarters of the memory.
 #
-# Now the base model is loaded, on a GPU in this format. The cell prints what it computes in: `bf16` and `fp16` are two
-# kinds of 16-bit numbers, of which older cards such as the T4 know only the second; `fp32` has 32 bit, for the CPU.
+# Now the *base model*, the model before our training, is loaded, on a GPU in this format. The cell prints what it
+# computes in: `bf16` and `fp16` are two kinds of 16-bit numbers, of which older cards such as the T4 know only the
+# second; `fp32` has 32 bit, for the CPU. The template that it names is the subject of the next section.
 
 # %%
 from helpers.model import load_model
@@ -264,11 +269,12 @@ lengths = [len(row.input_ids) for row in train_checked.tokenized]
 plot_lengths(lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
-# A GPU works on several rows at once, a *batch*. The plain way fills each of them up to the longest: *padding*, work
-# for nothing, and much of it where a few rows are long and most are short, as above. Two ways are better. Rows can be
-# laid end to end; or they can be *packed* into sequences of a fixed length, which the parameter `packing` asks for.
-# *Attention* is how a token takes up what the tokens before it say; both ways need one that stays within a row, which
-# is what the last picture shows.
+# The wider the heap, the more the next question matters. A GPU works on several rows at once, a *batch*. The plain way
+# fills each of them up to the longest: *padding*, work for nothing, and much of it where a few rows are long and most
+# are short. Two ways are better. Rows can be laid end to end; or they can be *packed* into sequences of a fixed
+# length, which the parameter `packing` asks for. *Attention* is how a token takes up what the tokens before it say;
+# both ways need one that stays within a row, which is what the last picture shows. (With `varlen_attention` the GPU
+# computes it for all rows in one call, where it would need a call for each.)
 
 # %%
 from helpers.diagrams import draw_packing
@@ -291,11 +297,12 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # %% [markdown]
 # ## 5. The card, and what LoRA adds
 #
-# How many rows fit into one pass depends on the card and on the lengths above. The rows of one optimizer step stay as
+# Training goes in *optimizer steps*: the model reads some rows, then the adapter is changed once. How many of these
+# rows fit into one *pass* through the model depends on the card and on the lengths above. The rows of a step stay as
 # many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its
-# reason. Most of the memory goes to *activations*, what a pass has to remember of each token until the gradients are
-# computed. With *gradient checkpointing* most of them are forgotten and computed a second time: slower, and far
-# smaller.
+# reason. Most of the memory goes to *activations*, what a pass has to remember of each token until it is known in
+# which direction the adapter should change (the *gradient*, section 6). With *gradient checkpointing* most of them are
+# forgotten and computed a second time: slower, and far smaller.
 
 # %%
 from helpers.session import fit_layout
@@ -329,14 +336,19 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 
 # %% [markdown]
 # That share is all that is learned. It is what a checkpoint has to hold, and what the *optimizer*, which changes the
-# weights step by step, has to remember two further numbers for.
+# weights step by step, has to remember two further numbers for. The optimizer is AdamW; `adamw_8bit` rounds these two
+# numbers to 8 bit each, `adamw_torch_fused` does not and is faster, and `auto` chooses by the card.
+#
+# Two parameters keep the adapter from learning its rows by heart. `weight_decay` pulls its weights a little towards
+# zero at each step; `lora_dropout` leaves out a random share of its inputs, in our presets none.
 #
 # ## 6. Train
 #
 # The trainer shows the model a batch of rows (`batch_size`) and computes the *gradient*: for each number of the
-# adapter, in which direction the loss falls. It adds up the gradients of several batches, because one large batch might
-# not fit into memory (*gradient accumulation*), and then takes one *optimizer step*. The rows that one step sees are
-# the product of the two. When all rows were seen once, an *epoch* is over.
+# adapter, in which direction the loss falls. It adds up the gradients of several batches, because one large batch
+# might not fit into memory (*gradient accumulation*), and then takes one *optimizer step*. The rows that one step sees
+# are the product of the two. When all rows were seen once, an *epoch* is over. Training ends after `num_epochs` of
+# them, or after `max_steps` steps if that comes first.
 #
 # How far a step goes is the *learning rate*. It rises from zero during the first few steps (*warm-up*), while the
 # optimizer does not know the terrain yet, and then falls in a straight line, to nearly zero at the last step.
@@ -353,8 +365,9 @@ print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed
 # %% [markdown]
 # The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
 # that the model gave to the token that came. With the natural logarithm it is counted in *nats*: 0 is certainty, and
-# 0.69 is what the toss of a coin costs. It is measured on the held-out rows before the first step, now and then on the
-# way, and after the last.
+# 0.69 is what the toss of a coin costs. It is measured on the held-out rows before the first step, every `eval_steps`
+# steps on the way, and after the last. To watch it in trackio, tensorboard or wandb, name one of them in `report_to`;
+# by default the numbers stay in the run's folder.
 
 # %%
 from helpers.training import train
@@ -407,8 +420,8 @@ show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **resu
 
 # %% [markdown]
 # `tokens_per_second` counts all tokens that were read, `supervised_tokens` those that were learned from. The lines at
-# the end say what the trainer really did: `padding_free` is rows laid end to end, `attention` is how attention was
-# computed.
+# the end say what the trainer really did, in places with the reason: `padding_free` is rows laid end to end,
+# `attention` is how attention was computed.
 #
 # ## 8. Save the adapter, and load it back
 #
@@ -450,8 +463,8 @@ print(prove_reload(loaded, heldout_checked, result))
 #
 # An answer is written token by token. At each place the model gives every token a number, its *logit*; the larger, the
 # likelier. Here the likeliest is taken each time (*greedy* decoding), until it is EOS or `max_new_tokens` is reached.
-# What attention has computed of the text so far, its keys and values, is kept in the *KV cache*, so that it need not
-# be computed anew for each token.
+# What attention has computed of the text so far, for each token two lists of numbers named keys and values, is kept in
+# the *KV cache*, so that it need not be computed anew for each token.
 
 # %%
 questions = [

@@ -351,10 +351,11 @@ reference = measure_reference(loaded)
 print(run.shown("adapter") + ":", ", ".join(files))
 
 # %% [markdown]
-# The saved adapter is now loaded by a fresh process with plain transformers and PEFT, as a stranger would load it. To
-# pass, it must be close to the tuned model *and* far from the base: an adapter that was saved empty is close to the
-# base. How close is close enough depends on the precision of the arithmetic; the limits are measured, and printed.
-# *Greedy* answers take the likeliest token each time, so that they can be compared token for token.
+# The saved adapter is now loaded by a fresh process with nothing but transformers and PEFT, the public libraries for
+# models and for adapters, as a stranger would load it. To pass, it must be close to the tuned model *and* far from the
+# base: an adapter that was saved empty is close to the base. How close is close enough depends on the precision of the
+# arithmetic; the limits are measured, and printed. *Greedy* answers take the likeliest token each time, so that they
+# can be compared token for token.
 
 # %%
 from helpers.export import verify_adapter
@@ -399,8 +400,8 @@ if config.export.merge_16bit:
 # The merged model is not exactly the tuned one: its sums were rounded to 16 bit. The lines say how far it is off, and
 # how much of that rounding alone explains.
 #
-# What was proven goes into the run's manifest, and into a *model card* beside each export: what it was made from, with
-# which data and parameters, how it measured, what it is for and what it is not for.
+# What was proven goes into the run's record, `manifest.json`, and into a *model card* beside each export: what it was
+# made from, with which data and parameters, how it measured, what it is for and what it is not for.
 
 # %%
 from helpers.export import write_card
@@ -460,8 +461,8 @@ pairs = [(p["prompt"], a.text) for p, a in zip(business_prompts, answers)]
 show_table([{"prompt": question, "answer": text} for question, text in pairs])
 
 # %% [markdown]
-# Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form of
-# use: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` puts the base
+# Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
+# useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` puts the base
 # model's answers beside these and asks the same of people who do not know which is which.
 
 # %%
@@ -486,4 +487,4 @@ finish_run(run)
 # 1. Train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to the answers?
 # 2. Write your own `system_prompt`, for your company. Does the assistant keep to it when a question leads away from it?
 # 3. Set `merge_16bit = False` and compare the size of the run's folder. What does one give up without a merged model?
-# 4. Ask the same eight questions with `side_by_side_eval`, and let a colleague vote without knowing which answer is whose.
+# 4. Run `side_by_side_eval` on this adapter, and let a colleague vote without knowing which answer is whose.

@@ -248,7 +248,7 @@ print(f"mean difference {mean(differences):+.2f}, interval {t_interval(differenc
 
 # %% [markdown]
 # The interval lies below zero: on these four questions, chance is hardly the reason. The means and spreads above could
-# not have told.
+# not have told. Such differences, question by question, are called *paired*; everything below is judged by them.
 #
 # ## 5. The answers
 #
@@ -296,6 +296,10 @@ print("chrF++:", chrf_signature())
 show_table(answer_table(overview, arms))
 
 # %% [markdown]
+# Look at *Cut off* first: where many answers were cut, the other lines measure how answers begin. *Asked-for-N met* is
+# the share of answers that hold as many items as the prompt asked for. A difference between two columns is not yet a
+# result; that is what comes next.
+#
 # ## 6. The verdict
 #
 # Each measure is judged by its paired differences. Its *p-value* says how often a difference so large would come about
@@ -310,6 +314,9 @@ print(textwrap.fill("Verdict: " + overview.headline, 100))
 
 # %% [markdown]
 # In detail, a measure a row: the mean difference with its interval, how many questions went which way, and the tests.
+# Interval and p-value are each computed twice. The *t* ones follow from a formula; the *bootstrap* interval comes from
+# drawing the questions again and again, with repetition, and the *permutation test* from flipping the signs of the
+# differences at random. Where the two ways agree, the result does not hang on the method.
 
 # %%
 from helpers.evaluation.show import show_verdicts
@@ -354,11 +361,15 @@ from helpers.evaluation.teaching import robustness
 show_table(robustness(overview, "rouge_l"))
 
 # %% [markdown]
+# If the difference shrinks towards zero in the lower lines, length or cutting may have made it. Where few pairs are
+# left the interval is wide, or there is none, and the line says nothing either way.
+#
 # ## 7. What did tuning change?
 #
 # The base model reads a tuned answer and ranks each token among all that it knows. Where the token is its own first
-# choice, tuning changed nothing. Studies of much larger models find that alignment shifts few tokens, most of them
-# words of style ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)).
+# choice, tuning changed nothing. Studies of much larger models find that *alignment*, the tuning that makes an
+# assistant of a model, shifts few tokens, most of them words of style
+# ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)).
 
 # %%
 from helpers.evaluation.generate import token_shift
@@ -440,6 +451,9 @@ for effect in (0.1, 0.05, 0.02):
     print(f"a difference of {effect} in {first}: {rows_needed(overview.differences[first].differences, effect)} rows")
 
 # %% [markdown]
+# Hold these numbers against the rows that were scored here: a gain that needs more of them than you have stays
+# inconclusive, however real it is.
+#
 # **Where did tuning hurt?** A mean hides its losers. These questions lost most; read their answers in the report.
 
 # %%
@@ -448,8 +462,11 @@ from helpers.evaluation.teaching import worst_rows
 show_table(worst_rows(comparison, overview) or {"none": "no question lost by tuning"})
 
 # %% [markdown]
-# **Did it learn, or remember?** For each question, the training row that is nearest to it by words. If one is nearly
-# the same, a good answer shows memory.
+# Look for what these questions have in common: rows of that kind may be missing from the training data.
+#
+# **Did it learn, or remember?** A question that also stands among the training rows has *leaked*: a good answer to it
+# may be memory. For each question, here is the training row that is nearest to it by words. `alike` is the share of
+# words and pairs of words that the two have in common; 1 is the same text.
 
 # %%
 from helpers.evaluation.leakage import describe_leakage, nearest_examples
@@ -459,9 +476,9 @@ print(describe_leakage(neighbours))
 show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": round(n.score, 2)} for n in neighbours[:4]])
 
 # %% [markdown]
-# **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself: both answers are drawn
-# at random from the same weights. Every "gain" that it then reports is noise. Run it once before you believe a small
-# difference.
+# **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*): both
+# answers are drawn at random from the same weights. Every "gain" that it then reports is noise. Run it once before you
+# believe a small difference.
 
 # %% [markdown]
 # ## 10. Files
