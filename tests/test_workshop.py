@@ -165,6 +165,15 @@ class TestExercises:
             said = [check(name, wrong).text for wrong in [*WRONG[name], *WRONG_KIND, ...]]
             assert [(text, form) for text in said for form in spelled(answer) if stands_in(form, text)] == []
 
+    @pytest.mark.parametrize("source", sources())
+    def test_no_student_copy_contains_a_number_that_is_asked_for(self, source, solved):
+        """Of what students get, neither a task nor a summary spells out an answer that is a number of three digits."""
+        text = student_text(source.read_text(encoding="utf-8"))
+        for name, answer, _ in solved(source):
+            forms = [f for f in spelled(answer) if re.fullmatch(r"-?[\d.,]+", f) and len(re.findall(r"\d", f)) >= 3]
+            right = [form for form in forms if check(name, json.loads(form.replace(",", ""))).right]
+            assert [form for form in right if stands_in(form, text)] == []
+
     def test_every_check_has_an_exercise(self):
         """Sources and checks have the same names, in the same order, each once."""
         assert [name for source in SOURCES for name in names_in(source)] == list(CHECKS)

@@ -202,14 +202,14 @@ check("full-memory", answer)
 #
 # Frozen weights need no gradient and no optimizer. So there are three parts:
 #
-# - 6,979,321,856 weights of linear layers, frozen, at 4.127 bits each;
+# - 6,979,321,856 weights of linear layers, frozen, at about 4.13 bits each;
 # - 268,701,696 others (embeddings, head, norms), frozen, in 16 bit;
 # - 41,943,040 numbers of the adapter, trained: weight and gradient in 32 bit, and Adam's two means in 8 bit each.
 #
 # **Task.** How many GiB are they together?
 
 # %% tags=["solution"]
-linear = 6_979_321_856 * 4.127 / 8
+linear = 6_979_321_856 * 4.13 / 8
 others = 268_701_696 * 2
 adapter = 41_943_040 * (4 + 4 + 1 + 1)
 answer = (linear + others + adapter) / 2**30
@@ -236,7 +236,7 @@ for length in (512, 1024, 2048, 4096):
 #
 # - LoRA trains two thin matrices beside each large one: six numbers in a thousand.
 # - Merged, they are gone.
-# - 4 bit means 16 levels and a scale for each block, 4.127 bits in all.
+# - 4 bit means 16 levels and a scale for each block, a little over 4 bits in all.
 # - Training everything takes 16 bytes a parameter; QLoRA takes half a byte for what is frozen.
 #
 # ## Your turn
