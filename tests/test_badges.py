@@ -202,6 +202,16 @@ class TestTexts:
         texts = release_texts(ROOT, *read_release(ROOT / "pyproject.toml"))
         assert [path.name for path, text in texts.items() if path.read_text(encoding="utf-8") != text] == []
 
+    def test_the_readme_opens_every_notebook(self):
+        """The README has the Colab badge that stands on top of each notebook."""
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        paths = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
+        links = [badge_links(path, *read_release(ROOT / "pyproject.toml"))["Open in Colab"] for path in paths]
+        assert len(links) == 3
+        assert [
+            link for link in links if f"(https://colab.research.google.com/assets/colab-badge.svg)]({link})" not in text
+        ] == []
+
     def test_a_fork_renames_all_of_them(self, tmp_path):
         """With another repository and tag no file names the old ones any more."""
         for name in ("CITATION.cff", "CONTRIBUTING.md", "README.md"):
