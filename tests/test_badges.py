@@ -207,7 +207,7 @@ class TestTexts:
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         paths = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
         links = [badge_links(path, *read_release(ROOT / "pyproject.toml"))["Open in Colab"] for path in paths]
-        assert len(links) == 3
+        assert len(links) >= 3
         assert [
             link for link in links if f"(https://colab.research.google.com/assets/colab-badge.svg)]({link})" not in text
         ] == []
@@ -229,7 +229,7 @@ class TestTexts:
         """Every notebook and every exercise that installs the package takes it from the tag of the badges."""
         wanted = 'source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"'
         lessons = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("templates/*.py"), *ROOT.glob("workshop/sources/*.py")]
-        assert len(lessons) == 8
+        assert len(lessons) >= 8
         assert [path.name for path in lessons if wanted not in path.read_text(encoding="utf-8")] == []
 
     def test_encoded_paths_stay_encoded(self):
