@@ -18,9 +18,10 @@ from helpers.curves import judge_curve
 from helpers.disk import sync_file, sync_folder, writing
 from helpers.errors import ExportError, StackError
 from helpers.guards import explained, preflight_disk
-from helpers.hardware import LARGE_GPU_BYTES, Gpu, find_gpu
+from helpers.hardware import find_gpu
 from helpers.loop import Training, find_checkpoint, training_inputs
 from helpers.model import LoadedModel, import_unsloth
+from helpers.optimizers import choose_optimizer
 from helpers.processes import on_main, place
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
@@ -215,7 +216,7 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, share:
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": "linear",
         "weight_decay": train.weight_decay,
-        "optim": _optimizer(train.optimizer, find_gpu()),
+        "optim": choose_optimizer(train.optimizer, find_gpu()).name,
         "bf16": cuda and loaded.precision == "bf16",
         "fp16": cuda and loaded.precision == "fp16",
         "seed": train.seed,
@@ -253,19 +254,6 @@ def _process_arguments(cuda: bool) -> dict[str, Any]:
         "use_cpu": not cuda,  # accelerate 1.15 forms a group on CPUs only if told so
         "ddp_find_unused_parameters": False,  # each LoRA weight has a gradient in each pass
     }
-
-
-def _optimizer(wanted: str, gpu: Gpu | None) -> str:
-    """Return the optimizer's name for transformers.
-
-    bitsandbytes' 8-bit states save 6 bytes a trained parameter, a quarter of a GiB at rank 16, and launch one kernel
-    for each matrix; the fused one launches a few for all, and is taken where that quarter does not matter.
-    """
-    if gpu is None:
-        return "adamw_torch"
-    if wanted != "auto":
-        return wanted
-    return "adamw_torch_fused" if gpu.total_bytes >= LARGE_GPU_BYTES else "adamw_8bit"
 
 
 def _check_mode(mode: Mapping[str, Any], config: RunConfig, *, on_gpu: bool) -> None:
