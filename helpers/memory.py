@@ -27,6 +27,7 @@ __all__ = [
     "ModelShape",
     "Prediction",
     "format_bytes",
+    "loss_rows",
     "predict_peak",
     "shape_of",
 ]
@@ -51,6 +52,12 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight in NF4: half a byte, one byte of scale for 64 values, and, since the scales are quantized too, one
 float32 for 256 scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
 
+LOSS_BYTES = 2 * GIB
+"""Logits of one chunk of the loss, in bytes, at most (fused_linear.py in unsloth_zoo, _CHUNK_GB)."""
+
+LOSS_ROWS = (512, 4096)
+"""Rows of one chunk of the loss, at least and at most (the same file, _MIN_LOGITS and _MAX_ROWS)."""
+
 OFFLOAD_BYTES = 2 * 2**20
 """Unsloth's checkpointing moves a layer's input to the host when it is larger (unsloth_zoo/gradient_checkpointing.py,
 MINIMUM_SIZE)."""
@@ -68,7 +75,7 @@ class Calibration:
         row_tensors: Tensors of (tokens, heads x head size) that a layer keeps more with attention "rows": 1.0 is the
             copy that puts the rows' outputs together; the rest is fitted.
         logit_bytes: Bytes a logit in the loss: float32, which the gradient overwrites.
-        loss_logits: The loss goes through the rows in chunks of about this many logits.
+        loss_logits: The loss goes through the rows in chunks of about this many logits; see `loss_rows`.
         workspace_bytes: cuBLAS's workspace, rotary tables and other small things, in bytes.
     """
 
@@ -192,7 +199,9 @@ def predict_peak(
         workspace=calibration.workspace_bytes + matrix,
         activations=round(tokens * kept * token.layer() + _waiting(tokens, shape.layers - kept, token.hidden())),
         temporary=round(tokens * token.backward(recomputed=kept < shape.layers)) + matrix,
-        cross_entropy=round(_loss(shape, tokens, calibration) + tokens * 3 * token.hidden()),
+        cross_entropy=round(
+            loss_rows(shape, tokens, calibration) * shape.vocab * calibration.logit_bytes + tokens * 3 * token.hidden()
+        ),
         tokens=tokens,
     )
 
@@ -248,13 +257,35 @@ def _waiting(tokens: int, layers: int, hidden: int) -> int:
     return size * (layers if size <= OFFLOAD_BYTES else min(layers, 1))
 
 
-def _loss(shape: ModelShape, tokens: int, calibration: Calibration) -> float:
-    """The logits of one chunk of rows: a power of two between 512 and 4096 (fused_linear_rows in unsloth_zoo).
+def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRATION) -> int:
+    """Return for how many tokens logits exist at once, as Unsloth's loss chooses it (fused_linear_rows in unsloth_zoo).
 
-    UNSLOTH_CE_LOSS_TARGET_GB, when set, sends Unsloth down another path, with 16 bytes a logit up to that limit.
+    A power of two: tokens x hidden / vocab, but at least `loss_logits` / vocab, within LOSS_ROWS and LOSS_BYTES.
+    Unsloth keeps to half of the free memory too, and leaves tokens without a label out; neither is counted here.
+    UNSLOTH_CE_LOSS_TARGET_GB or UNSLOTH_CE_LOSS_N_CHUNKS, when set, send it down another path, with 16 bytes a logit.
+
+    Args:
+        shape: The model's.
+        tokens: In the micro-batch.
+        calibration: The fitted numbers.
+
+    Returns:
+        Tokens.
+
+    Example:
+        >>> loss_rows(MISTRAL_7B, 16_384)
+        2048
     """
-    rows = 1 << max(calibration.loss_logits // shape.vocab, 1).bit_length() - 1
-    return min(max(rows, 512), 4096, tokens) * shape.vocab * calibration.logit_bytes
+    low, high = LOSS_ROWS
+    least = max(_power_of_two(calibration.loss_logits // shape.vocab), low)
+    wanted = max(_power_of_two(tokens * shape.hidden // shape.vocab), least)
+    most = int(LOSS_BYTES // (shape.vocab * calibration.logit_bytes))
+    return max(min(wanted, high, most, tokens), 1)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two up to a number; 1 below 1."""
+    return 1 << max(number, 1).bit_length() - 1
 
 
 def _tokens(tokens: int | None, full: int, packing: bool) -> int:

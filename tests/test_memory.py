@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.errors import ConfigError
-from helpers.memory import CALIBRATION, GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, format_bytes, predict_peak, shape_of
+from helpers.memory import (
+    CALIBRATION,
+    GIB,
+    MISTRAL_7B,
+    SMOLLM2_135M,
+    ModelShape,
+    format_bytes,
+    loss_rows,
+    predict_peak,
+    shape_of,
+)
 
 CONFIG = {
     "hidden_size": 4096,
@@ -159,6 +169,13 @@ class TestParts:
         """At most 2,048 rows of logits exist for 32,768 tokens of vocabulary, and 1,024 for 49,152."""
         assert mistral().cross_entropy == 2048 * 32768 * 4 + 4096 * 3 * 8192
         assert smollm2().cross_entropy == 1024 * 49152 * 4 + 2048 * 3 * 1152
+
+    def test_more_tokens_go_in_larger_chunks(self):
+        """Unsloth's rule: tokens x hidden / vocab, between 2,048 and 4,096 tokens for Mistral-7B, 2 GiB at most."""
+        assert [loss_rows(MISTRAL_7B, n) for n in (1, 1000, 4096, 16_384, 32_768, 65_536)] == [
+            1, 1000, 2048, 2048, 4096, 4096,
+        ]  # fmt: skip
+        assert loss_rows(ModelShape(4096, 8192, 2, 32, 8, 262_144), 262_144) == 2048
 
     def test_the_peak_counts_the_larger_of_two(self):
         """The loss and a layer's backward pass are never in memory together."""
