@@ -34,6 +34,7 @@ __all__ = [
     "TrainConfig",
     "build_config",
     "changed_parameters",
+    "check_skip_layers",
     "parameters",
 ]
 
@@ -136,6 +137,7 @@ class TrainConfig(Settings):
     weight_decay: float = setting(0.001, "pull of the adapter's weights towards zero", low=0.0, high=1.0)
     packing: bool = setting(False, "fill sequences with several rows each")
     gradient_checkpointing: bool = setting(True, "recompute activations to save memory")
+    checkpoint_skip_layers: int = setting(0, "layers that keep their activations all the same", unit="layers", low=0)
     varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, where it is lacking")
     optimizer: str = setting(
         "auto",
@@ -362,6 +364,26 @@ def _check_together(config: RunConfig) -> None:
     if config.export.gguf_quantization and not config.export.merge_16bit:
         remedy = "Set merge_16bit = True: the GGUF file is made from the merged model."
         raise ConfigError("gguf_quantization", "none without merge_16bit", config.export.gguf_quantization, remedy)
+    if train.checkpoint_skip_layers and not train.gradient_checkpointing:
+        remedy = "Without it all layers keep theirs: leave one of the two out, or set gradient_checkpointing = True."
+        raise ConfigError(
+            "checkpoint_skip_layers", "0 without gradient_checkpointing", train.checkpoint_skip_layers, remedy
+        )
+
+
+def check_skip_layers(skip: int, layers: int) -> None:
+    """Raise when more layers are to keep their activations than there are.
+
+    Args:
+        skip: `checkpoint_skip_layers`.
+        layers: The model's.
+
+    Raises:
+        ConfigError: It is more. Unsloth would take the model's number without a word.
+    """
+    if skip > layers:
+        remedy = "Lower it, or leave it out: it is then chosen by the card's memory."
+        raise ConfigError("checkpoint_skip_layers", f"at most the model's {layers} layers", skip, remedy)
 
 
 def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -55,7 +55,8 @@ def record_layout(run: RunDirectory, config: RunConfig, share: Share) -> None:
         share: How an optimizer step is shared out.
     """
     if (run.path / CONFIG).is_file():
-        layout = {**dataclasses.asdict(share), "gradient_checkpointing": config.train.gradient_checkpointing}
+        chosen = ("gradient_checkpointing", "checkpoint_skip_layers")
+        layout = {**dataclasses.asdict(share), **{name: getattr(config.train, name) for name in chosen}}
         write_json(run.path / CONFIG, {**read_json(run.path / CONFIG), "layout": layout})
 
 

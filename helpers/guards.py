@@ -169,6 +169,8 @@ def _generic_advice(config: RunConfig) -> list[str]:
         )
     if not train.gradient_checkpointing:
         tips.append("Set gradient_checkpointing to true.")
+    if train.checkpoint_skip_layers:
+        tips.append(f"Set checkpoint_skip_layers to 0, now {train.checkpoint_skip_layers}.")
     tips.append(f"Lower max_seq_length, now {config.model.max_seq_length}.")
     if config.adapter.lora_rank > 8:
         tips.append(f"Lower lora_rank, now {config.adapter.lora_rank}.")

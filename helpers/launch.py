@@ -134,7 +134,13 @@ def _train(config: RunConfig, run: RunDirectory) -> tuple[RunConfig, TrainResult
     on_main(lambda: record_inputs(run, rows, loaded))
     config = fit_layout(config, kept)
     settings = config.train
-    attach_adapter(loaded, config.adapter, seed=settings.seed, gradient_checkpointing=settings.gradient_checkpointing)
+    attach_adapter(
+        loaded,
+        config.adapter,
+        seed=settings.seed,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        checkpoint_skip_layers=settings.checkpoint_skip_layers,
+    )
     trainer = build_trainer(config, loaded, kept, run)
     result = train(trainer, config, loaded, kept, heldout)
     on_main(lambda: _keep(run, loaded, result))

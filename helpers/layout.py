@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.config import RunConfig
+from helpers.config import RunConfig, check_skip_layers
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
-from helpers.memory import ModelShape, format_bytes, predict_peak
+from helpers.memory import CALIBRATION, GIB, ModelShape, format_bytes, loss_rows, predict_peak
+from helpers.optimizers import choose_optimizer
 from helpers.planner import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
 from helpers.shapes import whole
 
@@ -24,6 +27,9 @@ SLOW_PASS_COST = 200
 
 RECOMPUTE_COST = 0.27
 """Time that checkpointing all layers adds: 16.0 rows/s without it, 12.6 with it (H100, 8 rows of 233 tokens)."""
+
+LOSS_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_CE_LOSS_N_CHUNKS")
+"""Environment variables that send Unsloth's loss down another path than the one that is planned with."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,13 @@ class _Task:
 
     def peak(self, batch: int, kept: int) -> int:
         """The predicted peak when `kept` layers keep their activations, in bytes."""
-        tokens = None if self.packing else largest_micro_batch(self.lengths, batch)
         checkpointing = kept < self.shape.layers
         skip = kept if checkpointing else 0
         return predict_peak(
             self.shape,
             batch_size=batch,
             seq_length=self.max_seq_length,
-            tokens=tokens,
+            tokens=_largest(self.lengths, batch, self.max_seq_length, packing=self.packing),
             packing=self.packing,
             checkpointing=checkpointing,
             skip_layers=skip,
@@ -99,7 +104,7 @@ def choose_layout(
     packing: bool | None = None,
     batch_size: int | None = None,
     gradient_checkpointing: bool | None = None,
-    partial: bool = True,
+    skip_layers: int | None = None,
     pass_cost: int = PASS_COST,
     **settings: Any,
 ) -> Layout:
@@ -117,7 +122,8 @@ def choose_layout(
         packing: Never turned on by itself, since a step then sees more rows; None means off.
         batch_size: To keep, a divisor of `rows_per_step`; None leaves it open.
         gradient_checkpointing: To keep; None leaves it open.
-        partial: Whether only some layers may be recomputed.
+        skip_layers: Layers that keep their activations in spite of checkpointing, to keep; more than 0 turns
+            checkpointing on. None leaves it open.
         pass_cost: What a pass costs before its first token, in tokens.
         **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`: see `predict_peak`.
 
@@ -125,7 +131,8 @@ def choose_layout(
         The layout with its reasons.
 
     Raises:
-        ConfigError: A number is out of range, or `batch_size` does not divide `rows_per_step`.
+        ConfigError: A number is out of range, `batch_size` does not divide `rows_per_step`, or the model has fewer
+            than `skip_layers` layers.
         StackError: Nothing fits.
     """
     whole("rows_per_step", rows_per_step)
@@ -136,13 +143,15 @@ def choose_layout(
             batch_size,
             "Choose another batch_size, or leave it out.",
         )
-    fitting = tuple(n for n in lengths if n <= max_seq_length) or (max_seq_length,)
+    check_skip_layers(skip_layers or 0, shape.layers)
     if gpu_bytes is None:
         size, recompute = batch_size or rows_per_step, bool(gradient_checkpointing)
-        return Layout(size, rows_per_step // size, bool(packing), recompute, reasons=("No GPU: all as configured.",))
-    task = _Task(shape, fitting, rows_per_step, max_seq_length, bool(packing), pass_cost, {"rank": 16, **settings})
+        why = ("No GPU: all as configured.",)
+        return Layout(size, rows_per_step // size, bool(packing), recompute, skip_layers or 0, why)
+    rows = _fitting_rows(lengths, max_seq_length)
+    task = _Task(shape, rows, rows_per_step, max_seq_length, bool(packing), pass_cost, {"rank": 16, **settings})
     sizes = [batch_size] if batch_size else divisors(rows_per_step)
-    allowed = _allowed(shape.layers, gradient_checkpointing, partial)
+    allowed = _allowed(shape.layers, gradient_checkpointing, skip_layers)
     limit = round(gpu_bytes * USABLE)
     found = list(_fitting(task, sizes, allowed, limit))
     if not found:
@@ -168,30 +177,54 @@ def plan_layout(
         config: The run; its batch_size x gradient_accumulation rows a step are kept.
         gpu: From `find_gpu`; None leaves everything as configured.
         lengths: Of the rows, in tokens.
-        keep: Of "batch_size" and "gradient_checkpointing", what the user has set and wants to stay.
-        **known: `shape`, `attention`, `partial`: see `choose_layout`. `attention` is taken from the
-            card when left out.
+        keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
+            to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
+        **known: `shape`, `attention`: see `choose_layout`. `attention` is taken from the card when left out.
 
     Returns:
-        The layout with its reasons.
+        The layout with its reasons, those of the optimizer and of the loss's memory among them.
 
     Raises:
+        ConfigError: The model has fewer than `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
-    train = config.train
     shape = known.pop("shape", None) or shape_for(config)
+    layout = _planned(config, gpu, lengths, keep, shape, known)
+    reasons = [*layout.reasons, choose_optimizer(config.train.optimizer, gpu).reason]
+    if gpu is not None and shape is not None:
+        length = config.model.max_seq_length
+        rows = _fitting_rows(lengths, length)
+        reasons.append(_why_this_loss(shape, _largest(rows, layout.batch_size, length, packing=layout.packing)))
+    return dataclasses.replace(layout, reasons=tuple(reasons))
+
+
+def _planned(
+    config: RunConfig,
+    gpu: Gpu | None,
+    lengths: Sequence[int],
+    keep: Collection[str],
+    shape: ModelShape | None,
+    known: dict[str, Any],
+) -> Layout:
+    """Choose the layout where card and shape are known; else take what is configured."""
+    train = config.train
     if gpu:
         known.setdefault("attention", attention_kind(gpu.capability))
         known.setdefault("pass_cost", PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST)
     if gpu is None or shape is None:
         why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
+        reasons = [f"{why}: all as configured."]
+        if gpu is None and train.checkpoint_skip_layers:
+            reasons.append("checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none.")
         return Layout(
             train.batch_size,
             train.gradient_accumulation,
             train.packing,
             train.gradient_checkpointing,
-            reasons=(f"{why}: all as configured.",),
+            train.checkpoint_skip_layers,
+            tuple(reasons),
         )
+    about_layers = {"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep)
     return choose_layout(
         shape,
         gpu.free_bytes,
@@ -201,22 +234,33 @@ def plan_layout(
         packing=train.packing,
         batch_size=train.batch_size if "batch_size" in keep else None,
         gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
+        skip_layers=train.checkpoint_skip_layers if about_layers else None,
         rank=config.adapter.lora_rank,
         four_bit=config.model.load_in_4bit,
         dropout=config.adapter.lora_dropout,
         dtype_bytes=4 if config.model.precision == "fp32" else 2,
-        optimizer="adamw_8bit" if train.optimizer == "auto" else train.optimizer,
+        optimizer=choose_optimizer(train.optimizer, gpu).name,
         **known,
     )
 
 
-def _allowed(layers: int, checkpointing: bool | None, partial: bool) -> list[int]:
+def _fitting_rows(lengths: Sequence[int], max_seq_length: int) -> tuple[int, ...]:
+    """The lengths of the rows that training takes; without any, one that is as long as allowed."""
+    return tuple(n for n in lengths if n <= max_seq_length) or (max_seq_length,)
+
+
+def _largest(lengths: tuple[int, ...], batch: int, max_seq_length: int, *, packing: bool) -> int:
+    """The tokens of the largest micro-batch."""
+    return batch * max_seq_length if packing else largest_micro_batch(lengths, batch)
+
+
+def _allowed(layers: int, checkpointing: bool | None, skip: int | None) -> list[int]:
     """How many layers may keep their activations, the most first."""
     if checkpointing is False:
         return [layers]
-    if not partial:
-        return [0] if checkpointing else [layers, 0]
-    return list(range(layers - 1 if checkpointing else layers, -1, -1))
+    if skip is None:
+        return list(range(layers - 1 if checkpointing else layers, -1, -1))
+    return [skip] if checkpointing or skip else [layers, 0]
 
 
 def _fitting(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
@@ -248,7 +292,8 @@ def _why_recompute(task: _Task, size: int, kept: int, limit: int) -> str:
     layers, peak = task.shape.layers, f"predicted peak {format_bytes(task.peak(size, kept))} of {format_bytes(limit)}"
     if kept == layers:
         return f"No checkpointing: {peak}; recomputing would take about {RECOMPUTE_COST:.0%} longer."
-    which = f"Checkpointing for {layers - kept} of {layers} layers" if kept else "Checkpointing"
+    some = f"Checkpointing for {layers - kept} of {layers} layers (checkpoint_skip_layers {kept})"
+    which = some if kept else "Checkpointing"
     return f"{which}: {peak}; without checkpointing it would be {format_bytes(task.peak(size, layers))}."
 
 
@@ -263,3 +308,16 @@ def _why_this_size(task: _Task, size: int, sizes: Sequence[int], allowed: Sequen
     if least > limit:
         return f"since {larger} at once would need {format_bytes(least)} of {format_bytes(limit)}"
     return f"since {larger} at once would mean more recomputing, which costs more time than fewer passes save"
+
+
+def _why_this_loss(shape: ModelShape, tokens: int) -> str:
+    """Say what bounds the memory of the loss."""
+    if changed := [name for name in LOSS_VARIABLES if os.environ.get(name)]:
+        return f"Loss: {' and '.join(changed)} is set, and what it makes Unsloth keep is not counted in the prediction."
+    rows, logit = loss_rows(shape, tokens), CALIBRATION.logit_bytes * shape.vocab / GIB
+    if rows == tokens:
+        return f"Loss: the logits of all {tokens:,} tokens of a pass at once are assumed, {tokens * logit:.2f} GiB."
+    return (
+        f"Loss: logits in pieces of at most {rows * logit:.2f} GiB ({rows:,} tokens) are assumed, as Unsloth's loss "
+        f"makes them; those of all {tokens:,} tokens of a pass would take {tokens * logit:.2f} GiB."
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig
+from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
 from helpers.errors import ExportError, HelpersError, StackError
 from helpers.hardware import choose_precision, find_gpu
 from helpers.processes import place
@@ -132,7 +132,14 @@ def load_model(config: ModelConfig, *, style: str = "chat", precision: str | Non
     return LoadedModel(model, tokenizer, template, source, precision, config.max_seq_length)
 
 
-def attach_adapter(loaded: LoadedModel, config: AdapterConfig, *, seed: int, gradient_checkpointing: bool) -> None:
+def attach_adapter(
+    loaded: LoadedModel,
+    config: AdapterConfig,
+    *,
+    seed: int,
+    gradient_checkpointing: bool,
+    checkpoint_skip_layers: int = 0,
+) -> None:
     """Attach a fresh LoRA adapter to all linear layers, in place.
 
     Args:
@@ -140,9 +147,17 @@ def attach_adapter(loaded: LoadedModel, config: AdapterConfig, *, seed: int, gra
         config: Rank, scale and dropout.
         seed: Seed of the adapter's random half; the other half starts at zero.
         gradient_checkpointing: Recompute activations in the backward pass (Unsloth's variant).
+        checkpoint_skip_layers: Layers that keep their activations all the same, spread evenly over the model, the last
+            one among them. On a CPU it has no effect: Unsloth recomputes all layers there, or none.
+
+    Raises:
+        ConfigError: There are fewer layers.
     """
     from unsloth import FastLanguageModel
 
+    if checkpoint_skip_layers:
+        check_skip_layers(checkpoint_skip_layers, loaded.model.config.num_hidden_layers)
+    skip = {"checkpoint_skip_layers": checkpoint_skip_layers} if checkpoint_skip_layers and find_gpu() else {}
     loaded.model = FastLanguageModel.get_peft_model(
         loaded.model,
         r=config.lora_rank,
@@ -152,6 +167,7 @@ def attach_adapter(loaded: LoadedModel, config: AdapterConfig, *, seed: int, gra
         target_modules=list(TARGET_MODULES),
         use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
         random_state=seed,
+        **skip,  # unsloth_zoo 2026.10.9 hands names that it does not know to PEFT on a CPU, which refuses them
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from helpers.config import RunConfig
+from helpers.config import RunConfig, check_skip_layers
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
@@ -21,6 +21,7 @@ __all__ = [
     "USABLE",
     "advise",
     "attention_kind",
+    "check_layers",
     "divisors",
     "largest_micro_batch",
     "predict_config",
@@ -99,12 +100,26 @@ def shape_for(config: RunConfig) -> ModelShape | None:
     return shape_of(found) if isinstance(found, str) else None
 
 
+def check_layers(config: RunConfig) -> None:
+    """Raise when more layers are to keep their activations than the model has, where its shape is known.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: It has fewer than `checkpoint_skip_layers` layers.
+    """
+    skip = config.train.checkpoint_skip_layers
+    shape = shape_for(config) if skip else None
+    if shape is not None:
+        check_skip_layers(skip, shape.layers)
+
+
 def predict_config(
     config: RunConfig,
     *,
     shape: ModelShape | None = None,
     lengths: Sequence[int] | None = None,
-    skip_layers: int = 0,
     attention: str = "rows",
 ) -> Prediction:
     """Predict the peak of a run.
@@ -113,14 +128,13 @@ def predict_config(
         config: The run.
         shape: Of its model; by default found by `shape_for`.
         lengths: Of its rows, in tokens. Without them every row is taken to be max_seq_length long.
-        skip_layers: Layers that keep their activations in spite of checkpointing.
         attention: One of `helpers.memory.ATTENTION`.
 
     Returns:
         The parts.
 
     Raises:
-        ConfigError: The model's shape is not known.
+        ConfigError: The model's shape is not known, or it has fewer than `checkpoint_skip_layers` layers.
     """
     shape = shape or shape_for(config)
     if shape is None:
@@ -131,6 +145,7 @@ def predict_config(
             "Name a local folder, or load the model once.",
         )
     train, model = config.train, config.model
+    check_skip_layers(train.checkpoint_skip_layers, shape.layers)
     fitting = [n for n in lengths or () if n <= model.max_seq_length]
     tokens = largest_micro_batch(fitting, train.batch_size) if fitting and not train.packing else None
     return predict_peak(
@@ -142,7 +157,7 @@ def predict_config(
         four_bit=model.load_in_4bit,
         checkpointing=train.gradient_checkpointing,
         packing=train.packing,
-        skip_layers=skip_layers,
+        skip_layers=train.checkpoint_skip_layers,
         attention=attention,
         dropout=config.adapter.lora_dropout,
         dtype_bytes=4 if model.precision == "fp32" else 2,
@@ -186,6 +201,8 @@ def _changes(config: RunConfig) -> Iterator[tuple[dict[str, Any], str]]:
     train, model = config.train, config.model
     if not train.gradient_checkpointing:
         yield {"gradient_checkpointing": True}, " (about 27 % slower)"
+    if train.checkpoint_skip_layers:
+        yield {"checkpoint_skip_layers": 0}, " (up to 27 % slower)"
     rows = train.rows_per_step()
     for size in reversed(divisors(rows)):
         if size < train.batch_size:
@@ -254,8 +271,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
         config: The run.
         gpu: From `find_gpu`; None skips the check.
         lengths: Of the rows, in tokens; without them every row is taken to be max_seq_length long.
-        **known: `shape`, `skip_layers`, `attention`: see `predict_config`. `attention` is taken from the card when left
-            out.
+        **known: `shape`, `attention`: see `predict_config`. `attention` is taken from the card when left out.
 
     Returns:
         A sentence with the peak and the free memory, or why nothing was predicted.
@@ -272,7 +288,6 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
     peak = predict_config(config, lengths=lengths, **known).total()
     if peak <= gpu.free_bytes:
         return f"Predicted peak {format_bytes(peak)}, free on the {gpu.name} {format_bytes(gpu.free_bytes)}."
-    known.pop("skip_layers", None)
     held = gpu.total_bytes - gpu.free_bytes
     steps = advise(config, gpu.free_bytes, lengths=lengths, **known)
     if held > GIB:

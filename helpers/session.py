@@ -18,7 +18,7 @@ from helpers.layout import plan_layout
 from helpers.lock import installed_versions
 from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
-from helpers.planner import preflight_memory
+from helpers.planner import check_layers, preflight_memory
 from helpers.processes import on_main, place
 from helpers.room import preflight_room
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root
@@ -97,6 +97,7 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
     build_config(task, preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)
     config = build_config(task, preset=resolve_preset(preset), run_name=run_name, **given)
     require_tracker(config.train.report_to)
+    check_layers(config)
     preflight_memory(config, find_gpu())
     return config
 
@@ -104,20 +105,23 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
 def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], None] = print) -> RunConfig:
     """Choose how the rows of an optimizer step are laid out on this machine's GPU: the fastest way that fits.
 
-    The rows of a step stay as many as asked for, and what the user has set stays as it is. Without a GPU nothing
-    changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen for all.
+    The rows of a step stay as many as asked for, and what the user has set stays as it is. Where not all layers can
+    keep their activations, as many do as fit, unless the user has set gradient_checkpointing or checkpoint_skip_layers.
+    Without a GPU nothing changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen
+    for all.
 
     Args:
         config: The checked configuration.
         rows: The training rows, whose lengths decide what fits.
-        report: Gets the reason for each choice.
+        report: Gets the reason for each choice and for the optimizer, and what bounds the memory of the loss.
 
     Returns:
-        The configuration with `batch_size`, `gradient_accumulation` and `gradient_checkpointing` chosen: rows in one
-        forward pass of one process, and passes of all processes together.
+        The configuration with `batch_size`, `gradient_accumulation`, `gradient_checkpointing` and
+        `checkpoint_skip_layers` chosen: rows in one forward pass of one process, and passes of all processes together.
 
     Raises:
-        ConfigError: The rows of a step cannot be shared out evenly among the processes.
+        ConfigError: The rows of a step cannot be shared out evenly among the processes, or the model has fewer than
+            `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
     processes = place().count
@@ -128,13 +132,14 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
 
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + torch.cuda.memory_reserved())
     lengths = [len(row.input_ids) for row in rows.tokenized]
-    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given, partial=False))
+    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given))
     for reason in layout.reasons:
         report(reason)
     chosen = {
         "batch_size": layout.batch_size,
         "gradient_accumulation": layout.gradient_accumulation * processes,
         "gradient_checkpointing": layout.gradient_checkpointing,
+        "checkpoint_skip_layers": layout.skip_layers,
     }
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
     if processes > 1:

@@ -78,6 +78,7 @@ warmup_steps = None  # type: int  steps over which the learning rate rises [step
 weight_decay = None  # type: float  pull of the adapter's weights towards zero
 packing = None  # type: bool  fill sequences with several rows each
 gradient_checkpointing = None  # type: bool  recompute activations to save memory
+checkpoint_skip_layers = None  # type: int  layers that keep their activations all the same [layers]
 varlen_attention = None  # type: bool  attention over all rows of a batch in one launch, where it is lacking
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
@@ -302,7 +303,8 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its
 # reason. Most of the memory goes to *activations*, what a pass has to remember of each token until it is known in
 # which direction the adapter should change (the *gradient*, section 6). With *gradient checkpointing* most of them are
-# forgotten and computed a second time: slower, and far smaller.
+# forgotten and computed a second time: slower, and far smaller. Where there is room for it, some layers keep theirs all
+# the same. The last lines are about section 6: which optimizer is used, and how much memory the loss takes.
 
 # %%
 from helpers.session import fit_layout
@@ -330,6 +332,7 @@ settings = config.train
 attach_adapter(
     loaded, config.adapter, seed=settings.seed,
     gradient_checkpointing=settings.gradient_checkpointing,
+    checkpoint_skip_layers=settings.checkpoint_skip_layers,
 )
 trainable, total = trainable_parameters(loaded.model)
 print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")

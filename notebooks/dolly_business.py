@@ -77,6 +77,7 @@ warmup_steps = None  # type: int  steps over which the learning rate rises [step
 weight_decay = None  # type: float  pull of the adapter's weights towards zero
 packing = None  # type: bool  fill sequences with several rows each
 gradient_checkpointing = None  # type: bool  recompute activations to save memory
+checkpoint_skip_layers = None  # type: int  layers that keep their activations all the same [layers]
 varlen_attention = None  # type: bool  attention over all rows of a batch in one launch, where it is lacking
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
@@ -274,6 +275,7 @@ settings = config.train
 attach_adapter(
     loaded, config.adapter, seed=settings.seed,
     gradient_checkpointing=settings.gradient_checkpointing,
+    checkpoint_skip_layers=settings.checkpoint_skip_layers,
 )
 trainable, total = trainable_parameters(loaded.model)
 print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")

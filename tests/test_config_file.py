@@ -61,6 +61,7 @@ def test_the_layout_is_added(written):
     record_layout(run, config, Share(2, 4, 1))
     assert json.loads((run.path / "config.json").read_text())["layout"] == {
         "processes": 2, "batch_size": 4, "gradient_accumulation": 1, "gradient_checkpointing": False,
+        "checkpoint_skip_layers": 0,
     }  # fmt: skip
     assert read_config(run.path) == config
 

@@ -17,10 +17,12 @@ from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.layout import Layout, choose_layout, plan_layout
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
+from helpers.optimizers import choose_optimizer
 from helpers.plan_command import GPUS, add_command, parse_gpu
 from helpers.planner import (
     advise,
     attention_kind,
+    check_layers,
     divisors,
     largest_micro_batch,
     predict_config,
@@ -146,6 +148,12 @@ class TestAdvise:
             "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.7 GiB."
         ]
 
+    def test_skipped_layers_are_recomputed_first(self):
+        """Checkpointing all layers comes before smaller batches."""
+        assert advise(config("large-gpu", checkpoint_skip_layers=30), GPUS["l4"]) == [
+            "Set checkpoint_skip_layers = 0 (up to 27 % slower): predicted peak 7.7 GiB."
+        ]
+
     def test_smaller_batches_keep_the_rows_of_a_step(self):
         """64 rows at once become fewer at once, and still 64 a step."""
         assert advise(config("large-gpu", batch_size=64), GPUS["t4"], attention="expanded") == [
@@ -198,11 +206,11 @@ class TestChooseLayout:
             ("h100", {"packing": True}, (8, 1, False, 0)),
             ("h100", {"packing": True, "rows_per_step": 32}, (8, 4, False, 0)),
             ("l4", {"attention": "varlen"}, (8, 1, False, 0)),
-            ("t4", {"attention": "expanded", "partial": False}, (8, 1, True, 0)),
-            ("t4", {"attention": "expanded", "partial": False, "pass_cost": 200}, (2, 4, False, 0)),
-            ("t4", {"attention": "expanded", "packing": True, "partial": False}, (8, 1, True, 0)),
+            ("t4", {"attention": "expanded", "skip_layers": 0}, (8, 1, True, 0)),
+            ("t4", {"attention": "expanded", "skip_layers": 0, "pass_cost": 200}, (2, 4, False, 0)),
+            ("t4", {"attention": "expanded", "packing": True, "skip_layers": 0}, (8, 1, True, 0)),
             ("t4", {"batch_size": 2}, (2, 4, False, 0)),
-            ("h100", {"gradient_checkpointing": True, "partial": False}, (8, 1, True, 0)),
+            ("h100", {"gradient_checkpointing": True, "skip_layers": 0}, (8, 1, True, 0)),
             (None, {"batch_size": 2, "gradient_checkpointing": True}, (2, 4, True, 0)),
             (None, {}, (8, 1, False, 0)),
         ],
@@ -238,19 +246,96 @@ class TestChooseLayout:
     def test_without_a_gpu_all_is_as_configured(self):
         """There is nothing to plan for on a CPU."""
         found = plan_layout(config("smoke"), None, LENGTHS)
-        assert found == Layout(4, 2, False, False, reasons=("No GPU: all as configured.",))
+        reasons = ("No GPU: all as configured.", "Optimizer adamw_torch: on a CPU it is always torch's own.")
+        assert found == Layout(4, 2, False, False, reasons=reasons)
+
+    def test_skipping_layers_on_a_cpu_is_said_to_do_nothing(self):
+        """Unsloth's training on a CPU recomputes all layers or none; the number stays as it was given."""
+        found = plan_layout(config("smoke", gradient_checkpointing=True, checkpoint_skip_layers=5), None, LENGTHS)
+        assert (found.gradient_checkpointing, found.skip_layers) == (True, 5)
+        assert found.reasons[1] == (
+            "checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none."
+        )
 
     def test_a_run_keeps_its_rows(self):
         """The rows of a step are those of the configuration."""
         found = plan_layout(config(), H100, LENGTHS)
         assert (found.batch_size, found.rows_per_step()) == (8, 8)
-        kept = plan_layout(config(), H100, LENGTHS, keep=("batch_size", "gradient_checkpointing"), partial=False)
+        kept = plan_layout(config(), H100, LENGTHS, keep=("batch_size", "gradient_checkpointing"))
         assert (kept.batch_size, kept.gradient_checkpointing) == (2, True)
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({}, (8, True, 16)),
+            ({"gradient_checkpointing": True}, (8, True, 0)),
+            ({"gradient_checkpointing": False}, (2, False, 0)),
+            ({"checkpoint_skip_layers": 0}, (8, True, 0)),
+            ({"checkpoint_skip_layers": 9}, (8, True, 9)),
+            ({"gradient_checkpointing": True, "checkpoint_skip_layers": 9}, (8, True, 9)),
+            ({"checkpoint_skip_layers": 32}, (2, False, 0)),
+        ],
+    )
+    def test_layers_are_skipped_unless_the_user_has_said_which(self, given, expected):
+        """On a T4 16 of 32 layers keep their activations; with either parameter given no number is chosen."""
+        wanted = config(**given)
+        found = plan_layout(wanted, T4, LENGTHS, keep=wanted.given, pass_cost=2000)
+        assert (found.batch_size, found.gradient_checkpointing, found.skip_layers) == expected
+
+    def test_skipped_layers_are_named(self):
+        """The sentence has the numbers of both kinds of layers and the parameter's name."""
+        found = plan_layout(config(checkpoint_skip_layers=9), T4, LENGTHS, keep=("checkpoint_skip_layers",))
+        assert found.reasons[1].startswith("Checkpointing for 23 of 32 layers (checkpoint_skip_layers 9): predicted ")
+
+    def test_more_layers_than_there_are(self):
+        """The parameter is named as the user types it, wherever the model's shape is known."""
+        wanted = config(checkpoint_skip_layers=33)
+        message = r"checkpoint_skip_layers: expected at most the model's 32 layers, got 33\."
+        for refuses in (
+            lambda: plan_layout(wanted, H100, LENGTHS, keep=wanted.given),
+            lambda: predict_config(wanted),
+            lambda: check_layers(wanted),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                refuses()
+        check_layers(config(checkpoint_skip_layers=33, model_name="nobody/nothing"))
+
+    def test_the_optimizer_is_counted_that_trains(self):
+        """On a large card the states of 8 bytes are planned with: 2 GiB at rank 128."""
+        wanted = config(lora_rank=128, checkpoint_skip_layers=0)
+        found = plan_layout(wanted, H100, LENGTHS)
+        small = plan_layout(config(lora_rank=128, optimizer="adamw_8bit"), H100, LENGTHS)
+        assert "predicted peak 24.2 GiB" in found.reasons[1]
+        assert "predicted peak 22.3 GiB" in small.reasons[1]
+
+    def test_the_optimizer_has_its_reason(self):
+        """It is the sentence of the function that training calls."""
+        assert plan_layout(config(), H100, LENGTHS).reasons[3] == choose_optimizer("auto", H100).reason
+
+    def test_what_bounds_the_loss_is_said(self):
+        """Logits of 2,048 tokens at once are assumed, of a pass of 4,000."""
+        assert plan_layout(config(), H100, LENGTHS).reasons[4] == (
+            "Loss: logits in pieces of at most 0.25 GiB (2,048 tokens) are assumed, as Unsloth's loss makes them; "
+            "those of all 4,000 tokens of a pass would take 0.49 GiB."
+        )
+
+    def test_a_short_pass_has_all_its_logits(self):
+        """The longest row alone is one piece."""
+        found = plan_layout(config(batch_size=1, gradient_accumulation=1), H100, LENGTHS)
+        assert found.reasons[4] == ("Loss: the logits of all 620 tokens of a pass at once are assumed, 0.08 GiB.")
+
+    def test_another_loss_is_not_planned_with(self, monkeypatch):
+        """A variable that changes Unsloth's loss is named."""
+        monkeypatch.setenv("UNSLOTH_CE_LOSS_TARGET_GB", "1")
+        assert plan_layout(config(), H100, LENGTHS).reasons[4] == (
+            "Loss: UNSLOTH_CE_LOSS_TARGET_GB is set, and what it makes Unsloth keep is not counted in the prediction."
+        )
 
     def test_an_unknown_model_is_left_alone(self):
         """Without a shape nothing is chosen, and said so."""
         found = plan_layout(config(model_name="nobody/nothing"), H100, LENGTHS)
-        assert found.reasons == ("The shape of nobody/nothing is not known: all as configured.",)
+        assert found.reasons[0] == "The shape of nobody/nothing is not known: all as configured."
+        assert len(found.reasons) == 2
 
     def test_nothing_fits(self):
         """A card smaller than the weights is refused with the numbers."""
@@ -272,11 +357,11 @@ class TestChooseLayout:
         rows=st.integers(1, 48),
         gib=st.integers(7, 90),
         packing=st.booleans(),
-        partial=st.booleans(),
+        skip=st.sampled_from([None, 0]),
         attention=st.sampled_from(["varlen", "rows", "expanded"]),
     )
     @settings(max_examples=40, deadline=None)
-    def test_it_fits_and_keeps_the_rows(self, rows, gib, packing, partial, attention):
+    def test_it_fits_and_keeps_the_rows(self, rows, gib, packing, skip, attention):
         """Whatever the card, the rows of a step are exact and the predicted peak is within 92 % of the memory."""
         found = choose_layout(
             MISTRAL_7B,
@@ -285,7 +370,7 @@ class TestChooseLayout:
             rows_per_step=rows,
             max_seq_length=1024,
             packing=packing,
-            partial=partial,
+            skip_layers=skip,
             attention=attention,
         )
         assert found.rows_per_step() == rows

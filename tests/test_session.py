@@ -9,9 +9,13 @@ import pytest
 
 from helpers import session
 from helpers.config import build_config
-from helpers.errors import RunError
+from helpers.config_file import read_config, record_layout
+from helpers.contract import Contract, TokenizedExample
+from helpers.errors import ConfigError, RunError
+from helpers.hardware import Gpu
 from helpers.locks import find_holder, release_lock
-from helpers.session import finish_run, start_run
+from helpers.session import configure, finish_run, fit_layout, start_run
+from helpers.shares import Share
 
 
 @pytest.fixture
@@ -56,6 +60,50 @@ class TestStart:
         other = build_config("alpaca", preset="smoke", run_name="run", learning_rate=0.1)
         with pytest.raises(RunError, match=r"learning_rate: 0\.0005 -> 0\.1"):
             start_run(other)
+
+
+class TestLayout:
+    """The cell that lays the rows of a step out."""
+
+    def fit(self, monkeypatch, gib, **given):
+        """Return the configuration for a card of this size, and what was reported; rows have 600 tokens."""
+        monkeypatch.setattr(session, "find_gpu", lambda: Gpu("GPU", (8, 0), gib * 2**30, gib * 2**30))
+        rows = Contract((), (TokenizedExample((1,) * 600, (1,) * 600),) * 80, {}, 2048)
+        lines = []
+        config = build_config("alpaca", preset="colab-t4", **given)
+        return fit_layout(config, rows, report=lines.append), lines
+
+    def test_layers_are_skipped_as_memory_allows(self, monkeypatch):
+        """What the user has set stays; what the card decides differs from card to card."""
+        chosen = [self.fit(monkeypatch, gib)[0].train for gib in (12, 14, 40)]
+        assert [(t.gradient_checkpointing, t.checkpoint_skip_layers) for t in chosen] == [
+            (True, 10),
+            (True, 13),
+            (False, 0),
+        ]
+        kept = self.fit(monkeypatch, 12, checkpoint_skip_layers=2)[0].train
+        assert (kept.gradient_checkpointing, kept.checkpoint_skip_layers) == (True, 2)
+
+    def test_optimizer_and_loss_are_reported(self, monkeypatch):
+        """Five sentences: micro-batch, checkpointing, packing, optimizer, loss."""
+        lines = self.fit(monkeypatch, 12)[1]
+        assert [line.split()[0] for line in lines] == ["batch_size", "Checkpointing", "No", "Optimizer", "Loss:"]
+
+    def test_another_card_goes_on_with_the_run(self, config, monkeypatch):
+        """The run's record has the parameters, not what a card made of them."""
+        monkeypatch.setattr(session, "preflight_room", lambda *_: None)
+        wanted = build_config("alpaca", preset="colab-t4", run_name="run")
+        first = start_run(wanted)
+        for gib in (12, 14):
+            record_layout(first, self.fit(monkeypatch, gib, run_name="run")[0], Share(1, 8, 1))
+            again = start_run(read_config(first.path))
+            assert (again.run_id(), again.fingerprint()) == (first.run_id(), first.fingerprint())
+
+    def test_more_layers_than_there_are(self, monkeypatch):
+        """The first cell says so, without a GPU too."""
+        monkeypatch.setattr(session, "find_gpu", lambda: None)
+        with pytest.raises(ConfigError, match="at most the model's 30 layers, got 31"):
+            configure("alpaca", preset="smoke", gradient_checkpointing=True, checkpoint_skip_layers=31)
 
 
 class TestCells:
