@@ -16,6 +16,7 @@ from helpers.checkpoints import Checkpoint, last_complete
 from helpers.config import RunConfig
 from helpers.contract import Contract
 from helpers.errors import RunError
+from helpers.graphs import GraphedLayers, graphed_passes
 from helpers.guards import nan_error, weights_are_finite
 from helpers.lean import lean_steps
 from helpers.model import LoadedModel
@@ -44,6 +45,7 @@ class Training:
     started: float = 0.0
     rows: int = 0
     trainer: Any = None
+    graphs: GraphedLayers | None = None
 
     def finished(self, checkpoint: Checkpoint | None, trainer: Any) -> TrainResult | None:
         """Restore a training that has done its last step; None for any other."""
@@ -65,8 +67,10 @@ class Training:
         self.rows, self.trainer = len(rows.examples), trainer
         _seed_dropout(self.config.train.seed)
         try:
-            with lean_steps(trainer):
+            with lean_steps(trainer), graphed_passes(trainer, report=self.report) as self.graphs:
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            if self.graphs:
+                self.report(self.graphs.describe())
         finally:
             trainer.remove_callback(watcher)
             self.counter.stop()
@@ -127,7 +131,7 @@ class Training:
         """Bring the result's counts up to date."""
         self.result.tokens, self.result.supervised_tokens = self.counter.read()
         self.result.rows = round(self.rows * _epochs_done(self.trainer, self.config.train.rows_per_step()))
-        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, largest(_peak_memory()))
+        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, largest(_peak_memory(self.graphs)))
 
     def _broken(self, what: str, value: float, step: int) -> RunError:
         return nan_error(what, value, self.config, self.loaded.precision, step, self.keeper.last_step())
@@ -225,12 +229,16 @@ def _reset_peak_memory() -> None:
             torch.cuda.reset_peak_memory_stats(card)
 
 
-def _peak_memory() -> int:
-    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU."""
+def _peak_memory(graphs: GraphedLayers | None) -> int:
+    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU.
+
+    What graphs keep is reserved and not allocated, so that with them all that is reserved counts.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return max(torch.cuda.max_memory_allocated(card) for card in own_cards())
+        read = torch.cuda.max_memory_reserved if graphs and graphs.replayed else torch.cuda.max_memory_allocated
+        return max(read(card) for card in own_cards())
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -17,16 +17,20 @@ from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_
 from helpers.curves import judge_curve
 from helpers.disk import sync_file, sync_folder, writing
 from helpers.errors import ExportError, StackError
+from helpers.graphs import choose_graphs
 from helpers.guards import explained, preflight_disk
 from helpers.hardware import find_gpu
+from helpers.lock import installed_versions
 from helpers.loop import Training, find_checkpoint, training_inputs
 from helpers.model import LoadedModel, import_unsloth
 from helpers.optimizers import choose_optimizer
+from helpers.planner import largest_micro_batch
 from helpers.processes import on_main, place
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
 from helpers.sealing import sweep
 from helpers.shares import Share, share_out
+from helpers.split import own_cards
 from helpers.tracking import track_configuration, tracking_arguments
 from helpers.watch import Keeper
 
@@ -99,6 +103,7 @@ def build_trainer(
     on_main(lambda: record_layout(run, config, share))
     trainer.run = run
     trainer.mode = {**_mode(trainer, loaded), "attention": attention.name, "attention_reason": attention.reason}
+    _plan_graphs(trainer, config, rows, share)
     _check_mode(trainer.mode, config, on_gpu=find_gpu() is not None)
     check_trainer_rows(list(trainer.train_dataset), rows)
     return trainer
@@ -241,6 +246,25 @@ def _plan(trainer: Any, config: RunConfig) -> None:
     steps = planned_steps(config, len(trainer.train_dataset))
     trainer.args.max_steps = steps
     trainer.args.warmup_steps = min(config.train.warmup_steps, steps // 2)
+
+
+def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) -> None:
+    """Write into the trainer's mode whether passes are recorded, and how large they can be."""
+    gpu, lengths = find_gpu(), [len(row.input_ids) for row in rows.tokenized]
+    choice = choose_graphs(
+        capability=gpu.capability if gpu else None,
+        unsloth_version=installed_versions()["unsloth"],
+        attention=trainer.mode["attention"],
+        checkpointing=config.train.gradient_checkpointing,
+        dropout=config.adapter.lora_dropout,
+        padding_free=trainer.mode["padding_free"] or trainer.mode["packing"],
+        cards=len(own_cards()) if gpu else 1,
+        wanted=config.train.cuda_graphs,
+    )
+    packed = share.batch_size * config.model.max_seq_length
+    trainer.longest_row = max(lengths, default=config.model.max_seq_length)
+    trainer.longest_pass = packed if trainer.mode["packing"] else largest_micro_batch(lengths, share.batch_size)
+    trainer.mode |= {"graphs": choice.wanted, "graphs_reason": choice.reason}
 
 
 def _trainer_row(row: TokenizedExample) -> dict[str, list[int]]:

@@ -80,6 +80,7 @@ packing = None  # type: bool  fill sequences with several rows each
 gradient_checkpointing = None  # type: bool  recompute activations to save memory
 checkpoint_skip_layers = None  # type: int  layers that keep their activations all the same [layers]
 varlen_attention = None  # type: bool  attention over all rows of a batch in one launch, where it is lacking
+cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 persist_dir = None  # type: str  second folder for complete checkpoints, such as one on Google Drive
@@ -275,7 +276,9 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # are short. Two ways are better. Rows can be laid end to end; or they can be *packed* into sequences of a fixed
 # length, which the parameter `packing` asks for. *Attention* is how a token takes up what the tokens before it say;
 # both ways need one that stays within a row, which is what the last picture shows. (With `varlen_attention` the GPU
-# computes it for all rows in one call, where it would need a call for each.)
+# computes it for all rows in one call, where it would need a call for each. `cuda_graphs` goes further: short passes
+# are recorded and launched as a whole, since a fast GPU waits longer for its thousands of small orders than it works on
+# them. It is off unless you switch it on, because it is new.)
 
 # %%
 from helpers.diagrams import draw_packing

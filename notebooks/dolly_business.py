@@ -79,6 +79,7 @@ packing = None  # type: bool  fill sequences with several rows each
 gradient_checkpointing = None  # type: bool  recompute activations to save memory
 checkpoint_skip_layers = None  # type: int  layers that keep their activations all the same [layers]
 varlen_attention = None  # type: bool  attention over all rows of a batch in one launch, where it is lacking
+cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 persist_dir = None  # type: str  second folder for complete checkpoints, such as one on Google Drive

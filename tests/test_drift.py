@@ -53,6 +53,7 @@ IMPORTED = {
     "unsloth.FastLanguageModel.from_pretrained": ("unsloth/models/loader.py FastLanguageModel.from_pretrained",),
     "unsloth.FastLanguageModel.get_peft_model": ("unsloth/models/llama.py FastLlamaModel.get_peft_model",),
     "unsloth.utils.attention_dispatch": ("unsloth/utils/attention_dispatch.py",),
+    "unsloth.utils.packing": ("unsloth/utils/packing.py",),
 }
 """Where each thing that the package imports is defined; together the places take all keywords."""
 
@@ -113,6 +114,8 @@ USED = {
     "unsloth/utils/attention_dispatch.py HAS_XFORMERS": (),
     "unsloth/utils/attention_dispatch.py flash_attn_varlen_func": (),
     "unsloth/utils/attention_dispatch.py select_attention_backend": ("use_varlen", "dropout_p"),
+    "unsloth/utils/packing.py _PACKED_HOST_LENGTHS_CACHE": (),
+    "unsloth/utils/packing.py _PACKED_INFO_CACHE": (),
 }
 
 

@@ -1,0 +1,380 @@
+"""Training passes replayed as CUDA graphs, where the host is what limits them.
+
+A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
+launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
+in length, so batches are filled up to a multiple of 256 tokens, and each such size is recorded when it comes for the
+second time. What cannot be recorded, or is seldom, runs as before; the numbers are those of the same kernels.
+
+Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.memory import format_bytes
+from helpers.recording import Buffers, GraphRecording, Recording, activation_bytes
+
+__all__ = ["GraphChoice", "GraphedLayers", "choose_graphs", "decoder_layers", "graphed_passes", "recorded_size"]
+
+UNSLOTH_TESTED = "2026.10.9"
+"""The only version of unsloth whose layers are known to be recordable."""
+
+VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
+"""Kinds of attention that take the rows' borders as a tensor, and so can be recorded."""
+
+MOST_TOKENS = 8192
+"""Larger passes keep the card busy by themselves."""
+
+FINE, COARSE = 256, 512
+"""Batches are filled up to a multiple of FINE tokens, beyond 4096 of COARSE: 7 % more tokens on average."""
+
+SEGMENTS = 16
+"""Rows of a batch are filled up with empty ones to a multiple of this."""
+
+ROOM = 2.2
+"""Free memory that recording asks for, in times of the largest pass's activations: one set for the graphs, and one for
+passes that run without."""
+
+OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
+"""How far a replay may be from the same pass without a graph, as shares of the plain pass's length.
+
+Attention's backward kernel adds in changing order: two plain passes differ by 0.01 (bf16, H200)."""
+
+KNOWN = frozenset(
+    {
+        "attention_mask",
+        "causal_mask",
+        "n_items",
+        "num_items_in_batch",
+        "output_attentions",
+        "packed_seq_lengths",
+        "padding_mask",
+        "past_key_value",
+        "position_embeddings",
+        "position_ids",
+        "use_cache",
+    }
+)
+"""Named arguments of a layer; one that is not known is not recorded."""
+
+
+@dataclass(frozen=True)
+class GraphChoice:
+    """Whether training passes are to be recorded.
+
+    Args:
+        wanted: Whether.
+        reason: Why, in a sentence.
+    """
+
+    wanted: bool
+    reason: str
+
+
+def choose_graphs(
+    *,
+    capability: tuple[int, int] | None,
+    unsloth_version: str,
+    attention: str,
+    checkpointing: bool,
+    dropout: float,
+    padding_free: bool,
+    cards: int = 1,
+    wanted: bool = True,
+) -> GraphChoice:
+    """Decide whether training passes are to be recorded as CUDA graphs.
+
+    Args:
+        capability: The GPU's compute capability, or None without a GPU.
+        unsloth_version: Such as "2026.10.9".
+        attention: The kind in use; see `helpers.attention.AttentionChoice`.
+        checkpointing: Whether layers are recomputed.
+        dropout: Of the adapter.
+        padding_free: Whether a batch is one row of rows.
+        cards: On which the layers of one model lie.
+        wanted: False turns them off.
+
+    Returns:
+        The choice, with its reason.
+
+    Example:
+        >>> choose_graphs(capability=(7, 5), unsloth_version="2026.10.9", attention="sdpa", checkpointing=False,
+        ...               dropout=0.0, padding_free=True).reason
+        'below compute capability 8.0 the card is slower than the host'
+    """
+    reasons = (
+        (capability is None, "there is no GPU"),
+        (not wanted, "cuda_graphs is off"),
+        ((capability or (8, 0)) < (8, 0), "below compute capability 8.0 the card is slower than the host"),
+        (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
+        (attention not in VARLEN, f"{attention} attention needs the rows' lengths on the host"),
+        (not padding_free, "batches are padded"),
+        (cards > 1, f"the layers lie on {cards} cards"),
+        (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
+        (dropout > 0, "dropout draws other numbers in each pass"),
+    )
+    against = next((why for holds, why in reasons if holds), None)
+    if against:
+        return GraphChoice(False, against)
+    return GraphChoice(
+        True, "in passes over few tokens the card waits for the host; recorded, they are launched at once"
+    )
+
+
+def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
+    """Return the size that a batch is filled up to.
+
+    Args:
+        tokens: Of all rows together.
+        rows: Of the batch.
+
+    Returns:
+        Tokens, and segments: the rows, one for what is filled up, and empty ones.
+
+    Example:
+        >>> recorded_size(1700, 8)
+        (1792, 16)
+    """
+    step = FINE if tokens <= 4096 else COARSE
+    return -(-tokens // step) * step, -(-(rows + 1) // SEGMENTS) * SEGMENTS
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """Return the decoder layers of a causal language model, with or without an adapter.
+
+    Args:
+        model: The transformers model, or PEFT's wrapper.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return list(causal.model.layers)
+
+
+@contextmanager
+def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> Iterator[GraphedLayers | None]:
+    """Train inside the block with recorded passes, if the trainer's `mode` says so; afterwards all is as before.
+
+    Args:
+        trainer: From `helpers.training.build_trainer`; its `mode["graphs"]` says whether, `longest_row` and
+            `longest_pass` are in tokens.
+        report: Gets a line when recording is given up.
+
+    Yields:
+        What was recorded; None if nothing is to be.
+    """
+    if not trainer.mode.get("graphs"):
+        yield None
+        return
+    layers = GraphedLayers(
+        decoder_layers(trainer.model), trainer.longest_row, largest=trainer.longest_pass, report=report
+    )
+    with layers.installed():
+        yield layers
+
+
+class GraphedLayers:
+    """Decoder layers whose training passes are recorded, each size at its second coming, and replayed from then on.
+
+    Args:
+        layers: In order, all on one device.
+        longest: Longest row, in tokens.
+        largest: Largest pass, in tokens; it decides how much memory must be free.
+        report: Gets a line when recording is given up.
+    """
+
+    def __init__(
+        self, layers: list[Any], longest: int, *, largest: int = MOST_TOKENS, report: Callable[[str], None] = print
+    ) -> None:
+        self.layers, self.longest, self.largest, self.report = layers, longest, min(largest, MOST_TOKENS), report
+        self.forwards = [layer.forward for layer in layers]
+        self.trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+        self.recorded: dict[tuple[int, int], Recording] = {}
+        self.seen: Counter[tuple[int, int]] = Counter()
+        self.replayed = self.sizes = 0
+        self.seconds = 0.0
+        self.shifts: list[tuple[float, float]] = []
+        self.given_up: str | None = None
+        self._pool: Any = None
+        self._done = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the layers' forward methods go through here inside the block."""
+        kept = [vars(layer).get("forward") for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.forward = self._first if index == 0 else self._later(self.forwards[index])
+        try:
+            yield
+        finally:
+            for layer, before in zip(self.layers, kept, strict=True):
+                del layer.forward
+                if before is not None:
+                    layer.forward = before
+            self.recorded.clear()
+            self._pool = None
+
+    def describe(self) -> str:
+        """Say what was recorded and replayed, in a sentence."""
+        if self.given_up:
+            return f"CUDA graphs: given up, {self.given_up}."
+        passes = sum(self.seen.values())
+        return (
+            f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
+            f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
+        )
+
+    def _first(self, hidden: Any, *rest: Any, **named: Any) -> Any:
+        """Stand for the first layer's forward: all layers at once, if they are recorded."""
+        self._done = False
+        if not rest and self._recordable(hidden, named):
+            output = self._replay(hidden, named)
+            if output is not None:
+                self._done = True
+                return (output,)
+        return self.forwards[0](hidden, *rest, **named)
+
+    def _later(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Stand for a later layer's forward, which has nothing to do after a replay."""
+
+        def through(hidden: Any, *rest: Any, **named: Any) -> Any:
+            return (hidden,) if self._done else forward(hidden, *rest, **named)
+
+        return through
+
+    def _recordable(self, hidden: Any, named: dict[str, Any]) -> bool:
+        """Say whether this is a plain training pass over rows without padding."""
+        import torch
+
+        if self.given_up or not torch.is_grad_enabled() or not self.layers[0].training:
+            return False
+        absent = ("attention_mask", "causal_mask", "output_attentions", "past_key_value", "use_cache")
+        if any(not (named.get(name) is None or named[name] is False) for name in absent):
+            return False
+        if any(torch.is_tensor(value) and name not in KNOWN for name, value in named.items()):
+            return False
+        if named.get("packed_seq_lengths") is None or named.get("position_ids") is None:
+            return False
+        return hidden.shape[0] == 1 and hidden.shape[1] <= self.largest
+
+    def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
+        """Return the layers' output from a recording; None if there is none yet."""
+        lengths, positions = named["packed_seq_lengths"], named["position_ids"]
+        size = recorded_size(hidden.shape[1], lengths.numel())
+        self.seen[size] += 1
+        if size not in self.recorded and (self.seen[size] < 2 or not self._try_to_record(size, hidden, named)):
+            return None
+        self.replayed += 1
+        return self.recorded[size](hidden, positions, lengths)
+
+    def _try_to_record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> bool:
+        """Record a size; whatever goes wrong, training goes on without."""
+        import torch
+
+        started = time.perf_counter()
+        try:
+            self._record(size, hidden, named)
+        except torch.OutOfMemoryError:
+            self._give_up("the card's memory is full")
+        except _UnrecordableError as error:
+            self._give_up(str(error))
+        except RuntimeError as error:  # what a capture cannot hold is told in a dozen ways
+            self._give_up(f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}")
+        self.seconds += time.perf_counter() - started
+        return size in self.recorded
+
+    def _record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> None:
+        """Record a size, after the first look at memory, and see whether a replay is right."""
+        buffers = Buffers.like(hidden, *size)
+        buffers.load(hidden.detach(), named["position_ids"], named["packed_seq_lengths"])
+        named = {**named, "position_ids": buffers.positions, "packed_seq_lengths": buffers.lengths}
+        self._announce(buffers)
+        if not self.recorded:
+            self._check_room(buffers, named)
+        recording = self._new_recording(buffers, named)
+        self._check_replay(recording, named, used=hidden.shape[1])
+        self.recorded[size] = recording
+        self.sizes += 1
+
+    def _new_recording(self, buffers: Buffers, named: dict[str, Any]) -> Recording:
+        """Record both directions."""
+        import torch
+
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return GraphRecording(self._run, buffers, named, self.trained, pool=self._pool)
+
+    def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
+        """Run all layers as they are."""
+        for forward in self.forwards:
+            hidden = forward(hidden, **named)[0]
+        return hidden
+
+    def _announce(self, buffers: Buffers) -> None:
+        """Tell Unsloth the rows' borders, which it would otherwise ask the card for."""
+        from unsloth.utils import packing
+
+        tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
+        longest = min(max(self.longest, COARSE), tokens)
+        found = (buffers.lengths, buffers.borders, longest)
+        device = buffers.lengths.device
+        packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
+        host = (tokens, *[0] * (segments - 1))  # only their sum is read: nothing is left to be filled up
+        packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host)
+
+    def _check_room(self, buffers: Buffers, named: dict[str, Any]) -> None:
+        """Raise unless the largest pass's activations fit twice."""
+        import torch
+
+        per_token = activation_bytes(self._run, buffers, named) / buffers.hidden.shape[1]
+        gc.collect()
+        torch.cuda.empty_cache()
+        needed, free = round(ROOM * per_token * self.largest), torch.cuda.mem_get_info()[0]
+        if needed > free:
+            raise _UnrecordableError(
+                f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"
+            )
+
+    def _check_replay(self, recording: Recording, named: dict[str, Any], *, used: int) -> None:
+        """Raise unless a replay gives the output and the gradients that the layers give by themselves."""
+        import torch
+
+        recording.forward()
+        replayed = recording.output.detach().clone()
+        generator = torch.Generator(replayed.device).manual_seed(0)
+        recording.give(torch.empty_like(replayed[:, :used]).normal_(std=1e-3, generator=generator))
+        given = recording.grad_output.clone()  # a backward pass may overwrite what it is given
+        found = recording.backward()
+        hidden = recording.buffers.hidden.detach().requires_grad_(recording.buffers.hidden.requires_grad)
+        plain = self._run(hidden, named)
+        wanted = [*self.trained, *([hidden] if hidden.requires_grad else [])]
+        gradients = torch.autograd.grad(plain, wanted, given, allow_unused=True)
+        self.shifts.append((_shift([replayed], [plain.detach()]), _shift(found, gradients)))
+        output, gradient = self.shifts[-1]
+        if not (output <= OUTPUT_SHIFT and gradient <= GRADIENT_SHIFT):
+            raise _UnrecordableError(f"replays differ: output by {output:.2g}, gradients by {gradient:.2g}")
+
+    def _give_up(self, why: str) -> None:
+        """Record nothing from now on; what is recorded stays in memory, but is not used."""
+        self.given_up = why
+        self.recorded.clear()
+        self._pool = None
+        self.report(self.describe())
+
+
+def _shift(found: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Return how far tensors are from others, as a share of the others' length; missing ones are left out."""
+    import torch
+
+    pairs = [(a.float(), b.float()) for a, b in zip(found, wanted, strict=True) if b is not None]
+    apart = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    return (apart / torch.stack([b.norm() for _, b in pairs]).norm()).item()
+
+
+class _UnrecordableError(RuntimeError):
+    """Why a pass is not recorded."""
