@@ -50,21 +50,21 @@ def unpacked_weights(model: Any, kernels: Any = None) -> Iterator[int]:
         The number of matrices kept; 0 where nothing can be gained.
     """
     kernels = kernels or _kernels()
-    layers = [layer for layer in model.modules() if _packed(layer)] if kernels else []
-    if not layers:
+    weights = _packed_weights(model) if kernels else []
+    if not weights:
         yield 0
         return
     original = kernels.fast_dequantize
     replacement = _remembering(original)
-    for layer in layers:
-        setattr(layer.weight.quant_state, KEPT, original(layer.weight, layer.weight.quant_state))
+    for weight in weights:
+        setattr(weight.quant_state, KEPT, original(weight, weight.quant_state))
     _replace_everywhere(original, replacement)
     try:
-        yield len(layers)
+        yield len(weights)
     finally:
         _replace_everywhere(replacement, original)
-        for layer in layers:
-            delattr(layer.weight.quant_state, KEPT)
+        for weight in weights:
+            delattr(weight.quant_state, KEPT)
 
 
 def _kernels() -> Any:
@@ -79,10 +79,11 @@ def _kernels() -> Any:
     return utils
 
 
-def _packed(layer: Any) -> bool:
-    """Say whether a layer's weight is packed and frozen."""
-    weight = getattr(layer, "weight", None)
-    return getattr(weight, "quant_state", None) is not None and not weight.requires_grad
+def _packed_weights(model: Any) -> list[Any]:
+    """Return the weights that are packed and frozen, each once: PEFT's layers show those of the layers they wrap."""
+    found = (getattr(layer, "weight", None) for layer in model.modules())
+    packed = (each for each in found if getattr(each, "quant_state", None) is not None and not each.requires_grad)
+    return list({id(each): each for each in packed}.values())
 
 
 def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
