@@ -89,6 +89,7 @@ def document(results: Path) -> Iterator[str]:
     if train := tables.find("train", results):
         yield from ("", "## Training", "", *introduction(train), "", *tables.training(train), "")
         yield "![Examples a second](speed_training.svg)"
+    yield from parts(results)
     if generate := tables.find("generate", results):
         yield from ("", "## Answers", "", tables.described(generate), *notes(generate), "")
         yield from (*tables.answers(generate), "", "![Seconds for both arms](speed_answers.svg)")
@@ -115,6 +116,24 @@ def growth(results: Path) -> Iterator[str]:
     for name in tables.curves(record):
         yield from ("", f"### {TITLES[name]}", "", *tables.growing(record, name), "")
         yield f"![{TITLES[name]}](speed_{name}.svg)"
+
+
+def parts(results: Path) -> Iterator[str]:
+    """Yield where a step's time goes."""
+    record = tables.find("profile", results)
+    if not record:
+        return
+    yield from ("", "## Where a step goes", "", tables.described(record))
+    yield "Ours, 8 examples a step (`python benchmarks/profile_step.py --functions`). The host's clock, part by part; a"
+    yield "part ends when the host has launched its kernels."
+    yield from ("", *tables.profile(record))
+    if "kernels" in record:
+        whole, kernels = record["milliseconds"]["whole step"]["host"], record["kernels"]
+        yield from (
+            "",
+            f"The card's kernels take {kernels:.0f} of the {whole:.0f} ms. The rest is the host, which launches",
+        )
+        yield "them one by one: fewer launches, not faster kernels, would make this step shorter."
 
 
 def several(results: Path) -> Iterator[str]:

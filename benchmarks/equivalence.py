@@ -14,6 +14,9 @@ from typing import Any
 
 import trainers
 
+from helpers.graphs import graphed_passes
+from helpers.lean import lean_steps
+
 STEPS = 20
 TENSORS = ("adapter", "gradients")
 """What is kept in files of their own; all else is plain numbers."""
@@ -186,7 +189,9 @@ def train(trainer: Any) -> list[dict[str, Any]]:
         return original(model, inputs, *rest, **named)
 
     trainer.training_step = watched
-    trainer.train()
+    with lean_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.train` does
+        trainer.train()
+    trainer.mode["graphs_found"] = graphs.describe() if graphs else trainer.mode["graphs_reason"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [
         {"documents": batch, **{name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate")}}

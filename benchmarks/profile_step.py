@@ -27,6 +27,7 @@ from bench import machine, write_record
 from train import Side, read_rows
 from unpacked import unpacked_weights
 
+from helpers.graphs import graphed_passes
 from helpers.lean import lean_steps
 
 
@@ -59,12 +60,13 @@ def main() -> None:
     if profile:
         profile.follow(trainer)
     kept = unpacked_weights(trainer.model) if options.unpacked else nullcontext()
-    with kept, nullcontext() if options.plain else lean_steps(trainer):
+    with kept, nullcontext() if options.plain else lean_steps(trainer), graphed_passes(trainer):
         trainer.train()
     found = parts.medians(options.warmup)
     print("\n".join(parts.table(found)))
     if options.out:
-        write_record(options.out, {"machine": machine(), "mode": trainer.mode, "milliseconds": found})
+        kernels = {"kernels": round(profile.kernels(), 1)} if profile else {}
+        write_record(options.out, {"machine": machine(), "mode": trainer.mode, "milliseconds": found, **kernels})
     if profile:
         profile.show()
 
@@ -208,6 +210,11 @@ class Profile:
                 mine.python.disable()
 
         trainer.add_callback(Window())
+
+    def kernels(self) -> float:
+        """Return how long the card worked in the step that torch profiled, in milliseconds."""
+        events = self.torch.key_averages() if self.torch else []
+        return sum(each.self_device_time_total for each in events) / 1000
 
     def show(self) -> None:
         """Print both."""

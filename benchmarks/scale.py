@@ -38,8 +38,8 @@ SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
 SIZE, ROWS_A_SEQUENCE = 8, 10
 """Rows, or packed sequences, that one GPU sees in a step; and how many Alpaca rows a sequence of 2048 tokens holds."""
 
-STEPS = {False: (30, 6), True: (12, 3)}
-"""Packed or not: optimizer steps, and those of them that are not timed."""
+STEPS = {False: (70, 45), True: (12, 3)}
+"""Packed or not: optimizer steps, and those of them that are not timed; graphs are recorded in these."""
 
 LIMIT = 240
 """Seconds after which a configuration is given up."""
@@ -198,6 +198,10 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         options: Of `configurations`.
         arguments: The command line's.
     """
+    from stopwatch import peak_memory
+
+    from helpers.graphs import graphed_passes
+    from helpers.lean import lean_steps
     from helpers.processes import gather, join, largest, leave
 
     started = time.perf_counter()
@@ -237,14 +241,15 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     ready = time.perf_counter()
     if here.main:
         print(f"> ready after {ready - started:.0f} s", flush=True)
-    trainer.train()
+    with lean_steps(trainer), graphed_passes(trainer, report=lambda line: print(f"> {line}", flush=True)) as graphs:
+        trainer.train()
     seconds = marks[-1] - marks[warm - 1]
     passes = trainer.args.gradient_accumulation_steps
     everyones = gather([int(sum(useful[s * passes : (s + 1) * passes])) for s in range(warm, steps)])
     loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
     tokens = sum(map(sum, everyones))
     timed = gather(rows[warm * passes :])
-    peak = largest(torch.cuda.max_memory_allocated() if cuda else 0)
+    peak = largest(peak_memory(graphs) if cuda else 0)
     cost = communication(trainer) if here.count > 1 else {}
     result = {
         "processes": here.count,
@@ -260,6 +265,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         **cost,
         "losses": [float(h["loss"]) for h in trainer.state.log_history if "loss" in h],
         "mode": trainer.mode,
+        **({"graphs": graphs.describe()} if graphs else {}),
     }
     if here.main:
         print("RESULT " + json.dumps(result), flush=True)
@@ -307,7 +313,11 @@ def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
     rows = [given[at % len(given)] for at in range(wanted)]  # a quarter more, as no step may be an epoch's last
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
-        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+        loaded,
+        config.adapter,
+        seed=config.train.seed,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        checkpoint_skip_layers=config.train.checkpoint_skip_layers,
     )
     examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
     checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)

@@ -121,7 +121,11 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     record_inputs(run, rows, loaded)
     config = fit_layout(config, checked[0], report=lambda line: None)
     attach_adapter(
-        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+        loaded,
+        config.adapter,
+        seed=config.train.seed,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        checkpoint_skip_layers=config.train.checkpoint_skip_layers,
     )
     clock.part("adapter")
     from helpers.training import build_trainer, train

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
+from helpers.graphs import graphed_passes
 from helpers.lean import lean_steps
 
 BLOCKS = 3
@@ -31,7 +32,8 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
-    with lean_steps(trainer) if hasattr(trainer, "mode") else nullcontext():  # ours, as `helpers.training.train` does
+    ours = hasattr(trainer, "mode")  # trains as `helpers.training.train` does
+    with lean_steps(trainer) if ours else nullcontext(), graphed_passes(trainer) if ours else nullcontext() as graphs:
         trainer.train()
     per_step = trainer.args.gradient_accumulation_steps
     steps = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
@@ -48,9 +50,17 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
         "steps": len(marks),
         "warmup_steps": warmup,
         "examples_per_step": sum(int(rows) for each in steps for rows, _ in each) / len(steps),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+        "peak_gib": peak_memory(graphs) / 2**30 if torch.cuda.is_available() else None,
+        **({"graphs": graphs.describe(), "graphs_shifts": graphs.shifts} if graphs else {}),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
+
+
+def peak_memory(graphs: Any) -> int:
+    """Return the card's peak memory in bytes; what graphs keep is reserved, not allocated."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() if graphs and graphs.replayed else torch.cuda.max_memory_allocated()
 
 
 def watch(trainer: Any, rows_per_pass: int | None) -> tuple[list[float], list[tuple[Any, Any]]]:

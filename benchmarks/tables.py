@@ -16,6 +16,7 @@ LABELS = {
     "plain": "TRL + PEFT + bitsandbytes as shipped (batch 2 x 4)",
     "plain-packed": "the same at its best: packed, batch 4",
     "ours-8": "ours, the same 8 examples a step",
+    "ours-8-graphs": "ours, 8 examples a step, replayed as CUDA graphs",
     "ours-packed-small": "ours, packed, batch 4, checkpointing",
     "ours-packed-large": "ours, packed, batch 8, no checkpointing",
     "ours-8-checkpointing": "ours, 8 examples a step, checkpointing",
@@ -124,6 +125,14 @@ def starting(record: Mapping[str, Any]) -> Iterator[str]:
         parts = {part: statistics.median(run["parts"][part] for run in runs) for part in runs[0]["parts"]}
         shown = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
         yield f"| {name} | {total:.1f} | {times(total / base) if base else ''} | {shown} |"
+
+
+def profile(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of a step's parts, in milliseconds of the host's clock."""
+    yield "| part | ms |"
+    yield "|---|---:|"
+    for name, each in record["milliseconds"].items():
+        yield f"| {name} | {each['host']:.1f} |"
 
 
 def curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, float]]]]:

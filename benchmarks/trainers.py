@@ -54,7 +54,11 @@ def load_ours(config: Any) -> Any:
 
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
-        loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=config.train.gradient_checkpointing
+        loaded,
+        config.adapter,
+        seed=config.train.seed,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        checkpoint_skip_layers=config.train.checkpoint_skip_layers,
     )
     return loaded
 
