@@ -18,10 +18,10 @@ from helpers import hardware
 from helpers.config import build_config
 from helpers.errors import ConfigError, RunError
 from helpers.failures import CellError
-from helpers.locks import holding, refuse_held
 from helpers.parameter_cells import TYPES, Parameter, read_notebook, read_parameters
 from helpers.paths import is_file
 from helpers.redact import redact, removed_in, secrets_in
+from helpers.run_lock import holding, refuse_held
 from helpers.runs import RunDirectory, check_run, runs_root
 from helpers.settings import coerce, nearest
 from helpers.tasks import Plan, find_task

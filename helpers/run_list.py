@@ -11,7 +11,7 @@ from typing import Any
 from helpers.checkpoints import STATE, step_folders
 from helpers.curves import judge_curve
 from helpers.errors import RunError
-from helpers.locks import find_holder
+from helpers.run_lock import find_holder
 from helpers.runs import MANIFEST, RunDirectory, read_json, runs_root
 from helpers.settings import nearest
 

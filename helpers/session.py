@@ -16,11 +16,11 @@ from helpers.errors import RunError
 from helpers.hardware import LARGE_GPU_BYTES, describe_hardware, find_gpu, require_gpu
 from helpers.layout import plan_layout
 from helpers.lock import installed_versions
-from helpers.locks import hold_lock
 from helpers.persist import connect_drive, prepare_persist
 from helpers.planner import check_layers, preflight_memory
 from helpers.processes import on_main, place
 from helpers.room import preflight_room
+from helpers.run_lock import hold_lock
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root
 from helpers.shares import local_config, share_out
 from helpers.templates import template_sha256

@@ -11,10 +11,10 @@ from helpers.__main__ import main
 from helpers.config import build_config
 from helpers.evaluation.config import build_evaluation_config
 from helpers.export.gguf import find_llama_quantize
-from helpers.locks import hold_lock
 from helpers.persist import persist_folder
 from helpers.plan_command import parse_gpu
 from helpers.run_list import read_run
+from helpers.run_lock import hold_lock
 from helpers.runs import check_run, runs_root
 from helpers.smollm2 import smollm2_folder
 from helpers.tasks import find_task

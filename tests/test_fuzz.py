@@ -29,7 +29,7 @@ from fuzzing import (
 from hypothesis import configuration
 from hypothesis import strategies as st
 
-from helpers import locks
+from helpers import run_lock
 from helpers.__main__ import main
 from helpers.checkpoints import MARKER, STATE, last_complete
 from helpers.config import DataConfig, build_config, parameters
@@ -48,7 +48,6 @@ from helpers.evaluation.structure import list_items
 from helpers.evaluation.votes import KeyItem, VoteKey, read_key
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.lock import install_plan, read_lock, read_waivers
-from helpers.locks import find_holder
 from helpers.parameter_cells import read_parameters
 from helpers.persist import prepare_persist
 from helpers.plan_command import parse_gpu
@@ -56,6 +55,7 @@ from helpers.prompts import clean_references
 from helpers.redact import redact, secrets_in
 from helpers.results import TrainResult
 from helpers.run_list import compare_runs, list_runs, read_runs, show_run
+from helpers.run_lock import find_holder
 from helpers.runs import RunDirectory, check_run, open_run, runs_root
 from helpers.selection import choose_categories, in_proportion
 from helpers.shapes import shape_of
@@ -339,7 +339,7 @@ class TestRuns:
         put(place / "locked" / ".lock", lock)
         assert find_holder(place / "locked") is None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(locks, "fcntl", None)
+            patch.setattr(run_lock, "fcntl", None)
             assert find_holder(place / "locked") is None or b"host" in (place / "locked" / ".lock").read_bytes()
 
     @fuzz(300, curve=metrics)

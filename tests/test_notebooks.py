@@ -14,8 +14,8 @@ from small_notebooks import PARAMETERS, write_notebook
 
 from helpers import notebooks
 from helpers.errors import ConfigError, RunError, StackError
-from helpers.locks import hold_lock, release_lock
 from helpers.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
+from helpers.run_lock import hold_lock, release_lock
 from helpers.runs import write_json
 from helpers.structure import expected_parameters
 
@@ -238,7 +238,7 @@ class TestRefusing:
     def test_a_notebook_that_another_process_executes(self, small, runs_folder):
         """Of two runners that start at the same time one is refused, before either kernel has taken the run's lock."""
         code = (
-            "import sys, pathlib; from helpers.locks import hold_lock;"
+            "import sys, pathlib; from helpers.run_lock import hold_lock;"
             "hold_lock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
         )
         command = [sys.executable, "-c", code, str(runs_folder / "x" / ".executing")]

@@ -9,8 +9,8 @@ import pytest
 from helpers import disk
 from helpers.config import build_config
 from helpers.errors import RunError
-from helpers.locks import release_lock
 from helpers.room import disk_needs, preflight_room
+from helpers.run_lock import release_lock
 from helpers.runs import RunDirectory
 from helpers.session import start_run
 from helpers.shapes import MISTRAL_7B

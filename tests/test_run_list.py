@@ -8,8 +8,8 @@ import json
 import pytest
 
 from helpers.errors import RunError
-from helpers.locks import hold_lock, release_lock
 from helpers.run_list import add_commands, compare_runs, list_runs, read_run, read_runs, show_run
+from helpers.run_lock import hold_lock, release_lock
 
 TRAINED = {"train_loss": [[s, 2.0 - s / 50] for s in range(1, 13)], "eval_loss": [[0, 2.0], [12, 1.7]],
            "train_seconds": 30.0, "tokens_per_second": 100.0, "peak_memory_bytes": 2048}  # fmt: skip

@@ -13,7 +13,7 @@ from helpers.config_file import read_config, record_layout
 from helpers.contract import Contract, TokenizedExample
 from helpers.errors import ConfigError, RunError
 from helpers.hardware import Gpu
-from helpers.locks import find_holder, release_lock
+from helpers.run_lock import find_holder, release_lock
 from helpers.session import configure, finish_run, fit_layout, start_run
 from helpers.shares import Share
 

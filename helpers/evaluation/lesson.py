@@ -22,7 +22,7 @@ from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.tally import Reveal
 from helpers.hardware import describe_hardware
 from helpers.lock import installed_versions
-from helpers.locks import hold_lock
+from helpers.run_lock import hold_lock
 from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
 from helpers.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
 

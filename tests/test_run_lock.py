@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
-from helpers import locks
+from helpers import run_lock
 from helpers.errors import RunError
-from helpers.locks import LOCK, find_holder, hold_lock, release_lock
+from helpers.run_lock import LOCK, find_holder, hold_lock, release_lock
 
-HOLD = "import sys; from pathlib import Path; from helpers.locks import hold_lock; hold_lock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # noqa: E501
+HOLD = "import sys; from pathlib import Path; from helpers.run_lock import hold_lock; hold_lock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # noqa: E501
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def no_flock(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
 
 
 class TestLock:
