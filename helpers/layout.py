@@ -28,6 +28,10 @@ SLOW_PASS_COST = 200
 RECOMPUTE_COST = 0.27
 """Time that checkpointing all layers adds: 16.0 rows/s without it, 12.6 with it (H100, 8 rows of 233 tokens)."""
 
+PARTLY_USABLE = 0.85 / USABLE
+"""Share of the usable memory that layers without checkpointing may fill when others keep it. Each such layer saves less
+than 1 % of the time, and rows of many lengths leave holes in the memory that no prediction counts."""
+
 LOSS_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_CE_LOSS_N_CHUNKS")
 """Environment variables that send Unsloth's loss down another path than the one that is planned with."""
 
@@ -108,7 +112,7 @@ def choose_layout(
     pass_cost: int = PASS_COST,
     **settings: Any,
 ) -> Layout:
-    """Choose the fastest layout that fits into 92 % of the free memory.
+    """Choose the fastest layout that fits into 92 % of the free memory, or 85 % if only some layers are recomputed.
 
     The rows of an optimizer step stay as asked for: batch_size x gradient_accumulation = rows_per_step, exactly. Larger
     micro-batches and less recomputing are weighed by their time (`pass_cost`, RECOMPUTE_COST).
@@ -266,9 +270,14 @@ def _allowed(layers: int, checkpointing: bool | None, skip: int | None) -> list[
 def _fitting(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
     """Each micro-batch that fits, with the most layers that can keep their activations."""
     for size in sizes:
-        kept = next((k for k in allowed if task.peak(size, k) <= limit), None)
+        kept = next((k for k in allowed if task.peak(size, k) <= _limit(task, k, allowed, limit)), None)
         if kept is not None:
             yield size, kept
+
+
+def _limit(task: _Task, kept: int, allowed: Sequence[int], limit: int) -> int:
+    """The usable memory when this many layers keep their activations: less where that is a choice, layer by layer."""
+    return round(limit * PARTLY_USABLE) if 0 < kept < task.shape.layers and len(allowed) > 1 else limit
 
 
 def _reasons(

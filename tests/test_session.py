@@ -77,8 +77,8 @@ class TestLayout:
         """What the user has set stays; what the card decides differs from card to card."""
         chosen = [self.fit(monkeypatch, gib)[0].train for gib in (12, 14, 40)]
         assert [(t.gradient_checkpointing, t.checkpoint_skip_layers) for t in chosen] == [
-            (True, 10),
-            (True, 13),
+            (True, 8),
+            (True, 11),
             (False, 0),
         ]
         kept = self.fit(monkeypatch, 12, checkpoint_skip_layers=2)[0].train
