@@ -6,22 +6,20 @@ It calls what the notebook's cells call, in their order. What writes is done by 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.config import RunConfig
-from helpers.config_file import CONFIG, read_config
+from helpers.config_file import read_config
 from helpers.contract import Contract, apply_contract
 from helpers.data import Rows, load_rows
 from helpers.errors import RunError
 from helpers.hardware import find_gpu
-from helpers.lost import losses_explained
+from helpers.job import run_job
 from helpers.planner import preflight_memory
-from helpers.processes import join, leave, on_main, place
-from helpers.runs import RESUME, RunDirectory, read_json
+from helpers.processes import on_main, place
+from helpers.runs import RESUME, RunDirectory
 from helpers.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
 from helpers.shares import local_config, share_out
 from helpers.split import add_options, take_options
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from helpers.model import LoadedModel
     from helpers.results import TrainResult
 
-__all__ = ["add_command", "build_contracts", "quiet", "run_train", "settle", "task_rows", "train_run"]
+__all__ = ["add_command", "build_contracts", "run_train", "task_rows", "train_run"]
 
 
 def add_command(subparsers: Any) -> None:
@@ -59,19 +57,7 @@ def run_train(options: argparse.Namespace) -> int:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
     take_options(options)
-    here = join()
-    if not here.main:
-        quiet()
-    with losses_explained():
-        config = on_main(partial(_read, options.config))
-        settle(options.config)
-        run = train_run(config, resume=options.resume)
-        if here.main:
-            from helpers.summary import summarize
-
-            print("\n" + summarize(run))
-        leave()
-    return 0
+    return run_job(options.config, _read, lambda config: train_run(config, resume=options.resume))
 
 
 def _read(path: Path) -> RunConfig:
@@ -81,21 +67,6 @@ def _read(path: Path) -> RunConfig:
     resolve_preset(config.preset)
     preflight_memory(local_config(config, processes), find_gpu())
     return config
-
-
-def settle(path: Path) -> None:
-    """Let relative paths and the run's name mean what they meant where the file was written.
-
-    Args:
-        path: `config.json`, or the run directory that holds it.
-    """
-    file = (path / CONFIG if path.is_dir() else path).resolve()
-    values = read_json(file)
-    if file.parent.name == values["run_name"]:
-        os.environ["HELPERS_RUNS_DIR"] = str(file.parent.parent)
-    folder = Path(str(values.get("folder")))
-    if folder.is_dir():
-        os.chdir(folder)
 
 
 def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
@@ -193,17 +164,3 @@ def _check_shared(run: RunDirectory) -> None:
     if run.run_id() != name:
         remedy = "Let all hosts share the folder that holds the runs: HELPERS_RUNS_DIR on a shared disk."
         raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
-
-
-def quiet() -> None:
-    """Leave logs and progress to the main process: print nothing in this one, until it ends."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
-    from helpers.model import import_unsloth
-
-    import_unsloth()
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -18,9 +18,8 @@ from helpers.evaluation.config import EvaluationConfig, build_evaluation_config,
 from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.sources import AdapterSource
-from helpers.launch import quiet, settle
-from helpers.lost import losses_explained
-from helpers.processes import ElsewhereError, join, leave, on_main
+from helpers.job import run_job
+from helpers.processes import ElsewhereError, on_main
 from helpers.runs import RESUME, RunDirectory, read_json
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
@@ -51,19 +50,11 @@ def run_compare(options: argparse.Namespace) -> int:
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
-    here = join()
-    if not here.main:
-        quiet()
-    with losses_explained():
-        on_main(partial(_check, options.config))
-        settle(options.config)
-        run = compare_run(on_main(partial(read_evaluation, options.config)), resume=options.resume)
-        if here.main:
-            from helpers.summary import summarize
 
-            print("\n" + summarize(run))
-        leave()
-    return 0
+    def work(_: object) -> RunDirectory:
+        return compare_run(on_main(partial(read_evaluation, options.config)), resume=options.resume)
+
+    return run_job(options.config, _check, work)
 
 
 def read_evaluation(path: Path) -> EvaluationConfig:

@@ -1,0 +1,73 @@
+"""The frame of a command that is started alone, or launched in several processes: meet, check, work, part."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from helpers.config_file import CONFIG
+from helpers.lost import losses_explained
+from helpers.processes import join, leave, on_main
+from helpers.runs import RunDirectory, read_json
+
+__all__ = ["run_job"]
+
+T = TypeVar("T")
+
+
+def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirectory]) -> int:
+    """Do a job in this process and in those that were launched with it.
+
+    Args:
+        path: `config.json`, or the run directory that holds it.
+        check: Reads the file in the main process, before anything else. Its value must be one that pickle can write.
+        work: Gets what `check` returned, in every process, and returns the run that it made.
+
+    Returns:
+        The exit status: 0.
+
+    Raises:
+        HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
+    """
+    here = join()
+    if not here.main:
+        _quiet()
+    with losses_explained():
+        checked = on_main(partial(check, path))
+        _settle(path)
+        run = work(checked)
+        if here.main:
+            from helpers.summary import summarize
+
+            print("\n" + summarize(run))
+        leave()
+    return 0
+
+
+def _quiet() -> None:
+    """Leave logs and progress to the main process: print nothing in this one, until it ends."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+    from helpers.model import import_unsloth
+
+    import_unsloth()
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _settle(path: Path) -> None:
+    """Let relative paths and the run's name mean what they meant where the file was written."""
+    file = (path / CONFIG if path.is_dir() else path).resolve()
+    values = read_json(file)
+    if file.parent.name == values["run_name"]:
+        os.environ["HELPERS_RUNS_DIR"] = str(file.parent.parent)
+    folder = Path(str(values.get("folder")))
+    if folder.is_dir():
+        os.chdir(folder)
