@@ -80,7 +80,11 @@ def measure_all(script: str, names: Sequence[str], options: argparse.Namespace, 
 
 def longest(record: Mapping[str, Any], name: str, expected: float) -> float:
     """Seconds that a configuration will take: as long as before, or as the longest of the others."""
-    known = {each: [run["process_seconds"] for run in runs] for each, runs in record["runs"].items() if runs}
+    runs_of = {
+        each: [run["process_seconds"] for run in runs if "process_seconds" in run]
+        for each, runs in record["runs"].items()
+    }
+    known = {each: seconds for each, seconds in runs_of.items() if seconds}
     return max(known.get(name) or [max(seconds) for seconds in known.values()] or [expected])
 
 
