@@ -19,9 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.memory import format_bytes
-from helpers.recording import Buffers, GraphRecording, Recording, activation_bytes
+from helpers.recording import Buffers, GraphRecording, Recording, Weights, activation_bytes
 
-__all__ = ["GraphChoice", "GraphedLayers", "choose_graphs", "decoder_layers", "graphed_passes", "recorded_size"]
+__all__ = [
+    "GraphChoice",
+    "GraphedLayers",
+    "choose_graphs",
+    "decoder_layers",
+    "graphed_passes",
+    "host_lengths",
+    "recorded_size",
+]
 
 UNSLOTH_TESTED = "2026.10.9"
 """The only version of unsloth whose layers are known to be recordable."""
@@ -62,7 +70,16 @@ KNOWN = frozenset(
         "use_cache",
     }
 )
-"""Named arguments of a layer; one that is not known is not recorded."""
+"""Named arguments of a layer; a pass with others, but for plain values, is not recorded."""
+
+PLAIN = (type(None), bool, int, float, str)
+"""Types of arguments that no pass has to copy into a recording."""
+
+RUNS = 16
+"""Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
+
+ROPE_TABLES = ("multi_gpu_cos_cached", "multi_gpu_sin_cached")
+"""Attributes in which Unsloth's rotary embeddings hold their tables, one for each card."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ def choose_graphs(
     dropout: float,
     padding_free: bool,
     cards: int = 1,
+    processes: int = 1,
     wanted: bool = True,
 ) -> GraphChoice:
     """Decide whether training passes are to be recorded as CUDA graphs.
@@ -99,6 +117,8 @@ def choose_graphs(
         dropout: Of the adapter.
         padding_free: Whether a batch is one row of rows.
         cards: On which the layers of one model lie.
+        processes: That train together. DistributedDataParallel keeps each parameter's gradient node, on the stream
+            that it was built on, and a recording is made on another (see `torch.cuda.make_graphed_callables`).
         wanted: False turns them off.
 
     Returns:
@@ -117,6 +137,7 @@ def choose_graphs(
         (attention not in VARLEN, f"{attention} attention needs the rows' lengths on the host"),
         (not padding_free, "batches are padded"),
         (cards > 1, f"the layers lie on {cards} cards"),
+        (processes > 1, f"{processes} processes gather gradients on a stream that no recording can reach"),
         (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
         (dropout > 0, "dropout draws other numbers in each pass"),
     )
@@ -144,6 +165,21 @@ def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
     """
     step = FINE if tokens <= 4096 else COARSE
     return -(-tokens // step) * step, -(-(rows + 1) // SEGMENTS) * SEGMENTS
+
+
+def host_lengths(tokens: int, segments: int) -> tuple[int, ...]:
+    """Return lengths of rows that stand for any batch of a size: short ones, not all alike.
+
+    Args:
+        tokens: Of all rows together, a multiple of 256.
+        segments: How many rows, a multiple of 16; beyond that many they are empty.
+
+    Example:
+        >>> host_lengths(1792, 16)[:4]
+        (113, 111, 112, 112)
+    """
+    each = tokens // RUNS
+    return (each + 1, each - 1, *[each] * (RUNS - 2), *[0] * (segments - RUNS))
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -193,7 +229,7 @@ class GraphedLayers:
     ) -> None:
         self.layers, self.longest, self.largest, self.report = layers, longest, min(largest, MOST_TOKENS), report
         self.forwards = [layer.forward for layer in layers]
-        self.trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+        self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
         self.seen: Counter[tuple[int, int]] = Counter()
         self.replayed = self.sizes = 0
@@ -216,8 +252,7 @@ class GraphedLayers:
                 del layer.forward
                 if before is not None:
                     layer.forward = before
-            self.recorded.clear()
-            self._pool = None
+            self._forget()
 
     def describe(self) -> str:
         """Say what was recorded and replayed, in a sentence."""
@@ -256,7 +291,9 @@ class GraphedLayers:
         absent = ("attention_mask", "causal_mask", "output_attentions", "past_key_value", "use_cache")
         if any(not (named.get(name) is None or named[name] is False) for name in absent):
             return False
-        if any(torch.is_tensor(value) and name not in KNOWN for name, value in named.items()):
+        if any(not (name in KNOWN or isinstance(value, PLAIN)) for name, value in named.items()):
+            return False
+        if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
             return False
         if named.get("packed_seq_lengths") is None or named.get("position_ids") is None:
             return False
@@ -267,7 +304,12 @@ class GraphedLayers:
         lengths, positions = named["packed_seq_lengths"], named["position_ids"]
         size = recorded_size(hidden.shape[1], lengths.numel())
         self.seen[size] += 1
+        if self.weights is None or not self.weights.unchanged():
+            self._forget()
+            self.weights = Weights(self.layers)
         if size not in self.recorded and (self.seen[size] < 2 or not self._try_to_record(size, hidden, named)):
+            return None
+        if not self.recorded[size].buffers.fits(hidden):
             return None
         self.replayed += 1
         return self.recorded[size](hidden, positions, lengths)
@@ -297,6 +339,7 @@ class GraphedLayers:
         if not self.recorded:
             self._check_room(buffers, named)
         recording = self._new_recording(buffers, named)
+        recording.kept = _rope_tables(self.layers)
         self._check_replay(recording, named, used=hidden.shape[1])
         self.recorded[size] = recording
         self.sizes += 1
@@ -307,7 +350,7 @@ class GraphedLayers:
 
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        return GraphRecording(self._run, buffers, named, self.trained, pool=self._pool)
+        return GraphRecording(self._run, buffers, named, self.weights.trained, pool=self._pool)
 
     def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Run all layers as they are."""
@@ -316,7 +359,11 @@ class GraphedLayers:
         return hidden
 
     def _announce(self, buffers: Buffers) -> None:
-        """Tell Unsloth the rows' borders, which it would otherwise ask the card for."""
+        """Tell Unsloth the rows' borders, which it would otherwise ask the card for.
+
+        Of the lengths on the host it reads the sum, so that nothing is left to be filled up, and, from torch 2.12 on,
+        whether they differ: only then does it call the kernel that takes borders (`_torch_varlen_beats_segments`).
+        """
         from unsloth.utils import packing
 
         tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
@@ -324,8 +371,7 @@ class GraphedLayers:
         found = (buffers.lengths, buffers.borders, longest)
         device = buffers.lengths.device
         packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
-        host = (tokens, *[0] * (segments - 1))  # only their sum is read: nothing is left to be filled up
-        packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host)
+        packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host_lengths(tokens, segments))
 
     def _check_room(self, buffers: Buffers, named: dict[str, Any]) -> None:
         """Raise unless the largest pass's activations fit twice."""
@@ -341,7 +387,10 @@ class GraphedLayers:
             )
 
     def _check_replay(self, recording: Recording, named: dict[str, Any], *, used: int) -> None:
-        """Raise unless a replay gives the output and the gradients that the layers give by themselves."""
+        """Raise unless a replay gives the output and the gradients that the layers give by themselves.
+
+        They get the lengths as a tensor of its own, of which Unsloth was told nothing: it asks the card for them.
+        """
         import torch
 
         recording.forward()
@@ -351,8 +400,8 @@ class GraphedLayers:
         given = recording.grad_output.clone()  # a backward pass may overwrite what it is given
         found = recording.backward()
         hidden = recording.buffers.hidden.detach().requires_grad_(recording.buffers.hidden.requires_grad)
-        plain = self._run(hidden, named)
-        wanted = [*self.trained, *([hidden] if hidden.requires_grad else [])]
+        plain = self._run(hidden, {**named, "packed_seq_lengths": recording.buffers.lengths.clone()})
+        wanted = [*recording.trained, *([hidden] if hidden.requires_grad else [])]
         gradients = torch.autograd.grad(plain, wanted, given, allow_unused=True)
         self.shifts.append((_shift([replayed], [plain.detach()]), _shift(found, gradients)))
         output, gradient = self.shifts[-1]
@@ -362,9 +411,19 @@ class GraphedLayers:
     def _give_up(self, why: str) -> None:
         """Record nothing from now on; what is recorded stays in memory, but is not used."""
         self.given_up = why
+        self._forget()
+        self.report(self.describe())
+
+    def _forget(self) -> None:
+        """Drop all recordings."""
         self.recorded.clear()
         self._pool = None
-        self.report(self.describe())
+
+
+def _rope_tables(layers: Sequence[Any]) -> list[Any]:
+    """Return the tables that layers read positions from: a longer pass than ever makes Unsloth replace them."""
+    owners = [vars(module) for layer in layers for module in layer.modules()]
+    return [table for owner in owners for name in ROPE_TABLES for table in owner.get(name, ()) if table is not None]
 
 
 def _shift(found: Sequence[Any], wanted: Sequence[Any]) -> float:

@@ -2,7 +2,7 @@
 
 A graph repeats the very kernels with the very addresses of its recording. So inputs are copied into buffers that stay
 where they are, shorter batches are filled up behind the last row, and the gradients are copied out before the next
-replay overwrites them. Recordings share one pool of memory: they never run at the same time.
+replay overwrites them. Recordings share one pool of memory: a pass must have gone backward before the next one begins.
 
 What is filled up is ones: after RMS norm an ordinary token, whereas the norm's gradient at zero multiplies any rounding
 by 1 / sqrt(eps), in each layer anew. Its own gradient is zero, so that it changes nothing.
@@ -14,12 +14,12 @@ shapes, but hands out the buffers themselves as gradients, which gradient accumu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-__all__ = ["Buffers", "GraphRecording", "Recording", "activation_bytes"]
+__all__ = ["Buffers", "GraphRecording", "Recording", "Weights", "activation_bytes"]
 
 LayerCall = Callable[[Any, dict[str, Any]], Any]
 """Runs all layers: (hidden states, named arguments of a layer) -> hidden states."""
@@ -55,6 +55,12 @@ class Buffers:
             torch.zeros(segments + 1, **whole),
         )
 
+    def fits(self, hidden: Any) -> bool:
+        """Say whether hidden states are of the type that was recorded, and get the gradient that they want."""
+        mine = self.hidden
+        same = (hidden.dtype, hidden.device) == (mine.dtype, mine.device)
+        return same and (mine.requires_grad or not hidden.requires_grad)
+
     def load(self, hidden: Any, positions: Any, lengths: Any) -> None:
         """Copy a batch in, (1, used, hidden size), and fill the rest with ones; nothing waits for the card."""
         import torch
@@ -70,6 +76,27 @@ class Buffers:
             torch.sub(self.borders[1:], self.borders[:-1], out=self.lengths)
 
 
+class Weights:
+    """Parameters of layers, and whether they are still where a recording reads them.
+
+    Args:
+        layers: Whose parameters.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        owners = [module._parameters for layer in layers for module in layer.modules()]
+        found = [(owner, name, each) for owner in owners for name, each in owner.items() if each is not None]
+        self._found = [(*each, each[2].data_ptr(), each[2].requires_grad) for each in found]
+        self.trained = [each for layer in layers for each in layer.parameters() if each.requires_grad]
+
+    def unchanged(self) -> bool:
+        """Say whether each is the same parameter at the same address, trained or frozen as before."""
+        return all(
+            owner.get(name) is each and each.data_ptr() == address and each.requires_grad == trained
+            for owner, name, each, address, trained in self._found
+        )
+
+
 class Recording:
     """A pass that can be repeated on other numbers. This one computes it anew: the rule for what a graph must do.
 
@@ -80,9 +107,13 @@ class Recording:
         trained: Parameters that get gradients.
     """
 
+    passes: ClassVar[int] = 0
+    """Passes forward of all recordings: each overwrites what the one before it left for its pass backward."""
+
     def __init__(self, run: LayerCall, buffers: Buffers, named: dict[str, Any], trained: list[Any]) -> None:
         self.run, self.buffers, self.named, self.trained = run, buffers, named, trained
         self.output: Any = None
+        self.kept: list[Any] = []
         self.grad_output: Any = None
         self.record()
 
@@ -112,6 +143,7 @@ class Recording:
         """Compute `output` from the buffers."""
         import torch
 
+        Recording.passes += 1
         with torch.enable_grad():
             self.output = self.run(self.buffers.hidden, self.named)
 
@@ -170,6 +202,7 @@ class GraphRecording(Recording):
 
     def forward(self) -> None:
         """Replay the forward pass."""
+        Recording.passes += 1
         self._forward.replay()
 
     def backward(self) -> list[Any]:
@@ -215,12 +248,16 @@ def _replayed() -> Any:
         def forward(ctx: Any, recording: Recording, hidden: Any, *trained: Any) -> Any:
             ctx.recording, ctx.used = recording, hidden.shape[1]
             recording.forward()
+            ctx.number = Recording.passes
             return recording.output[:, : hidden.shape[1]].detach().clone()
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, grad: Any) -> Any:
             recording = ctx.recording
+            if ctx.number != Recording.passes:
+                raise RuntimeError("a replayed pass must go backward once, before the next pass is replayed")
+            Recording.passes += 1
             recording.give(grad)
             found = recording.backward()
             of_hidden = found.pop() if recording.buffers.hidden.requires_grad else None

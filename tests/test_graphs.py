@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from helpers.graphs import GraphedLayers, choose_graphs, decoder_layers, graphed_passes, recorded_size
+from helpers.graphs import GraphedLayers, choose_graphs, decoder_layers, graphed_passes, host_lengths, recorded_size
 from helpers.recording import Buffers, GraphRecording, Recording
 
 torch = pytest.importorskip("torch")
@@ -45,7 +47,7 @@ class Computed(GraphedLayers):
     """Records by computing anew; every other part is the real one."""
 
     def _new_recording(self, buffers, named):
-        return Recording(self._run, buffers, named, self.trained)
+        return Recording(self._run, buffers, named, self.weights.trained)
 
     def _announce(self, buffers):
         pass
@@ -105,6 +107,7 @@ class TestChoice:
             ({"dropout": 0.1}, "dropout"),
             ({"padding_free": False}, "padded"),
             ({"cards": 2}, "2 cards"),
+            ({"processes": 2}, "2 processes"),
             ({"wanted": False}, "cuda_graphs is off"),
         ],
     )
@@ -147,6 +150,15 @@ class TestSizes:
                 assert segments > rows
                 assert filled - tokens < 512
 
+    @pytest.mark.parametrize("size", [(256, 16), (8192, 16), (1792, 32), (256, 272)])
+    def test_unsloth_is_told_of_short_rows_that_differ(self, size):
+        """For rows all alike, or longer than 1024 on average, it may call a kernel that takes no borders."""
+        lengths = host_lengths(*size)
+        assert (sum(lengths), len(lengths)) == size
+        assert min(lengths[:16]) > 0
+        assert len(set(lengths[:16])) > 1
+        assert size[0] / 16 <= 1024
+
 
 class TestBuffers:
     """How a batch is laid into them."""
@@ -160,6 +172,13 @@ class TestBuffers:
         assert buffers.lengths.tolist() == [3, 2, 3, 0]
         assert torch.equal(buffers.hidden[:, :5], hidden)
         assert buffers.hidden[:, 5:].eq(1).all()
+
+    def test_only_hidden_states_of_their_type_fit(self):
+        """Copying would make others of theirs, silently."""
+        buffers = Buffers.like(batch(3)[0], 8, 4)
+        assert buffers.fits(torch.zeros(1, 2, 6))
+        assert not buffers.fits(torch.zeros(1, 2, 6, dtype=torch.bfloat16))
+        assert not buffers.fits(torch.zeros(1, 2, 6, device="meta"))
 
     def test_nothing_is_left_of_a_longer_batch(self):
         """A shorter batch overwrites all of it."""
@@ -262,6 +281,139 @@ class TestReplay:
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+class TestOrder:
+    """Recordings share their memory, so a pass goes backward before the next one begins."""
+
+    def replayed(self, graphs, layers, *lengths):
+        """Return the loss of a pass that is replayed."""
+        before = graphs.replayed
+        loss = walk(layers, *batch(*lengths)).sum()
+        assert graphs.replayed == before + 1
+        return loss
+
+    @pytest.fixture
+    def recorded(self):
+        """Layers with two sizes recorded, inside the block."""
+        layers = make_layers()
+        graphs = Computed(list(layers), 300)
+        with graphs.installed():
+            for lengths in ((5, 3), (200, 100)) * 2:
+                step(layers, *batch(*lengths))
+            yield graphs, layers
+
+    def test_a_second_pass_before_the_first_went_backward(self, recorded):
+        """The first one's activations are gone: of the same size, or of another."""
+        for lengths in ((5, 3), (200, 100)):
+            first, second = self.replayed(*recorded, 5, 3), self.replayed(*recorded, *lengths)
+            with pytest.raises(RuntimeError, match="before the next pass is replayed"):
+                first.backward()
+            second.backward()
+
+    def test_a_second_pass_backward(self, recorded):
+        """The first overwrites what it reads."""
+        loss = self.replayed(*recorded, 5, 3)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="must go backward once"):
+            loss.backward()
+
+    def test_a_pass_that_never_goes_backward_is_no_harm(self, recorded):
+        """As after an error between the two."""
+        self.replayed(*recorded, 5, 3)
+        self.replayed(*recorded, 5, 3).backward()
+
+
+class TestChangedWeights:
+    """A graph reads addresses; it is not replayed when something else lies there."""
+
+    def after(self, change):
+        """Record, change the layers, train two passes; return the graphs, and what both kinds of layers give then."""
+        plain, layers = make_layers(), make_layers()
+        graphs = Computed(list(layers), 20)
+        with graphs.installed():
+            for _ in range(2):
+                step(layers, *batch(5, 3))
+            assert graphs.sizes == 1
+            change(layers)
+            for _ in range(2):
+                mine = step(layers, *batch(5, 3))
+        change(plain)
+        return graphs, mine, step(plain, *batch(5, 3))
+
+    @pytest.mark.parametrize("name", ["trained", "frozen"])
+    def test_another_parameter(self, name):
+        """As a loader may put in the old one's place; a trained one gets the gradients."""
+
+        def change(layers):
+            weight = getattr(layers[1], name).weight
+            getattr(layers[1], name).weight = torch.nn.Parameter(weight.detach() * 2, weight.requires_grad)
+
+        graphs, mine, theirs = self.after(change)
+        assert graphs.sizes == 2
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["trained", "frozen"])
+    def test_other_memory(self, name):
+        """As when a model is moved to the host and back."""
+
+        def change(layers):
+            weight = getattr(layers[1], name).weight
+            weight.data = weight.data * 2
+
+        graphs, mine, theirs = self.after(change)
+        assert graphs.sizes == 2
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_the_same_memory(self):
+        """An optimizer, or a checkpoint that is loaded, writes in place."""
+
+        def change(layers):
+            layers.load_state_dict({name: value * 2 for name, value in layers.state_dict().items()})
+
+        graphs, mine, theirs = self.after(change)
+        assert graphs.sizes == 1
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_parameters_that_are_replaced_before_the_first_pass(self):
+        """As a checkpoint may be loaded after the layers were prepared."""
+        layers = make_layers()
+        graphs = Computed(list(layers), 20)
+        with graphs.installed():
+            for layer in layers:
+                layer.trained.weight = torch.nn.Parameter(layer.trained.weight.detach().clone())
+            for _ in range(3):
+                _, gradients = step(layers, *batch(5, 3))
+        assert graphs.replayed == 2
+        assert all(gradient.any() for gradient in gradients)
+
+    def test_tables_of_positions_outlive_their_replacement(self):
+        """Unsloth builds longer ones for a longer pass, and drops those that a graph still reads."""
+        layers = make_layers()
+        layers[0].rotary = torch.nn.Module()
+        layers[0].rotary.multi_gpu_cos_cached = [torch.zeros(8), None]
+        table = weakref.ref(layers[0].rotary.multi_gpu_cos_cached[0])
+        graphs = Computed(list(layers), 20)
+        with graphs.installed():
+            for _ in range(2):
+                step(layers, *batch(5, 3))
+            layers[0].rotary.multi_gpu_cos_cached[0] = torch.zeros(16)
+            assert table() is not None
+        gc.collect()
+        assert table() is None
+
+    def test_hidden_states_that_want_a_gradient_which_was_not_recorded(self):
+        """They get it, from a plain pass."""
+        layers = make_layers()
+        graphs = Computed(list(layers), 20)
+        hidden, named = batch(5, 3)
+        with graphs.installed():
+            for _ in range(2):
+                step(layers, hidden, named)
+            hidden.requires_grad_()
+            step(layers, hidden, named)
+        assert graphs.replayed == 1
+        assert hidden.grad.any()
+
+
 class Graph:
     """Stands for a CUDA graph: on a CPU recording computes at once, and a replay is only noticed."""
 
@@ -358,6 +510,8 @@ class TestPlainPasses:
             {"causal_mask": torch.ones(8, 8)},
             {"unknown": torch.ones(1)},
             {"past_key_value": (torch.ones(1),)},
+            {"unknown": (torch.ones(1),)},
+            {"unknown": SimpleNamespace(table=torch.ones(1))},
         ],
     )
     def test_unusual_arguments(self, change):
@@ -385,6 +539,16 @@ class TestPlainPasses:
                 walk(layers, hidden, named)
         assert graphs.replayed == 0
         assert not graphs.seen
+
+    def test_layers_that_are_recomputed(self):
+        """The first layer's second run, in the pass backward, is no pass of its own."""
+        layers = make_layers()
+        graphs = Computed(list(layers), 20)
+        layers[2].gradient_checkpointing = True
+        with graphs.installed():
+            for _ in range(3):
+                step(layers, *batch(5, 3))
+        assert graphs.replayed == 0
 
     def test_large_passes(self):
         """They keep the card busy by themselves."""
@@ -465,6 +629,32 @@ class TestGivingUp:
         assert graphs.replayed == 0
         assert "replays differ: output by 0.2, gradients by 0.2" in lines[0]
 
+    def test_rows_that_are_known_wrongly_while_recording(self):
+        """What Unsloth is told of the rows then is not what the pass is compared with."""
+        known, lines = {}, []
+
+        class Knowing(Layer):
+            """Takes the rows' lengths from a store, for the tensor that is in it."""
+
+            def forward(self, hidden, packed_seq_lengths=None, **named):
+                """Return what a layer does with the lengths that it knows."""
+                lengths = known.get(id(packed_seq_lengths), packed_seq_lengths)
+                return super().forward(hidden, packed_seq_lengths=lengths, **named)
+
+        class Misled(Computed):
+            """Tells of one row."""
+
+            def _announce(self, buffers):
+                known[id(buffers.lengths)] = torch.tensor([buffers.hidden.shape[1]])
+
+        layers = torch.nn.ModuleList([Knowing() for _ in range(3)]).train()
+        graphs = Misled(list(layers), 20, report=lines.append)
+        with graphs.installed():
+            for _ in range(3):
+                step(layers, *batch(5, 3))
+        assert graphs.replayed == 0
+        assert "replays differ" in lines[0]
+
     def test_gradients_that_differ_are_not_used(self):
         """A pass forward may be right and the one backward read a gradient that nobody gave it."""
         layers, lines = make_layers(), []
@@ -480,7 +670,7 @@ class TestGivingUp:
             """Records so."""
 
             def _new_recording(self, buffers, named):
-                return Stale(self._run, buffers, named, self.trained)
+                return Stale(self._run, buffers, named, self.weights.trained)
 
         graphs = Unheard(list(layers), 20, report=lines.append)
         with graphs.installed():
