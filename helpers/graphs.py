@@ -237,6 +237,7 @@ class GraphedLayers:
         self.shifts: list[tuple[float, float]] = []
         self.given_up: str | None = None
         self._pool: Any = None
+        self._gradients: list[Any] = []
         self._done = False
 
     @contextmanager
@@ -350,7 +351,9 @@ class GraphedLayers:
 
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        return GraphRecording(self._run, buffers, named, self.weights.trained, pool=self._pool)
+            self._gradients = [torch.empty_like(each) for each in self.weights.trained]
+        shared = {"pool": self._pool, "shared": self._gradients}
+        return GraphRecording(self._run, buffers, named, self.weights.trained, **shared)
 
     def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Run all layers as they are."""
@@ -417,7 +420,7 @@ class GraphedLayers:
     def _forget(self) -> None:
         """Drop all recordings."""
         self.recorded.clear()
-        self._pool = None
+        self._pool, self._gradients = None, []
 
 
 def _rope_tables(layers: Sequence[Any]) -> list[Any]:

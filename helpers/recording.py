@@ -166,12 +166,21 @@ class GraphRecording(Recording):
         named: Named arguments of a layer.
         trained: Parameters that get gradients.
         pool: Of memory, shared with other recordings that never run at the same time.
+        shared: Tensors like `trained`, in which these recordings leave the gradients. With its own, each would keep
+            4 bytes a trained parameter.
     """
 
     def __init__(
-        self, run: LayerCall, buffers: Buffers, named: dict[str, Any], trained: list[Any], *, pool: Any
+        self,
+        run: LayerCall,
+        buffers: Buffers,
+        named: dict[str, Any],
+        trained: list[Any],
+        *,
+        pool: Any,
+        shared: list[Any],
     ) -> None:
-        self.pool = pool
+        self.pool, self.shared = pool, shared
         super().__init__(run, buffers, named, trained)
 
     def record(self) -> None:
@@ -191,8 +200,17 @@ class GraphRecording(Recording):
             torch.autocast("cuda", enabled=False),  # as the trainer's backward
             torch.cuda.graph(self._backward, pool=self.pool, capture_error_mode="thread_local"),
         ):
-            self.gradients = torch.autograd.grad(output, self.inputs(), given, allow_unused=True)
+            self.gradients = self._share(torch.autograd.grad(output, self.inputs(), given, allow_unused=True))
         self.output, self.grad_output = output.detach(), given
+
+    def _share(self, found: Sequence[Any]) -> list[Any]:
+        """Copy the parameters' gradients to where all recordings have them; return where each gradient is now."""
+        import torch
+
+        present = [(kept, each) for kept, each in zip(self.shared, found, strict=False) if each is not None]
+        torch._foreach_copy_([kept for kept, _ in present], [each for _, each in present])
+        own = found[len(self.shared) :]  # that of the hidden states, whose size is this recording's
+        return [None if each is None else kept for kept, each in zip(self.shared, found, strict=False)] + list(own)
 
     def _once(self) -> None:
         """Compute both directions without recording them."""

@@ -457,7 +457,8 @@ class TestGraphRecording:
         buffers.load(hidden, named["position_ids"], named["packed_seq_lengths"])
         named |= {"position_ids": buffers.positions, "packed_seq_lengths": buffers.lengths}
         trained = [layer.trained.weight for layer in layers]
-        made = GraphRecording(lambda given, how: walk(layers, given, how), buffers, named, trained, pool="the pool")
+        memory = {"pool": "the pool", "shared": [torch.zeros_like(each) for each in trained]}
+        made = GraphRecording(lambda given, how: walk(layers, given, how), buffers, named, trained, **memory)
         made.asked, made.within = asked, [each for each in within if each]
         return made
 
@@ -479,6 +480,23 @@ class TestGraphRecording:
     def test_both_graphs_share_the_pool_and_let_other_threads_work(self, recording):
         """Autograd's thread launches the backward pass."""
         assert recording.within == [{"pool": "the pool", "capture_error_mode": "thread_local"}] * 2
+
+    def test_recordings_leave_their_gradients_in_the_same_place(self, recording):
+        """The parameters'; the hidden states' have a size of their own."""
+        asked = [*recording.trained, recording.buffers.hidden]
+        output = recording.run(recording.buffers.hidden, recording.named)
+        recording.grad_output.fill_(1.0)
+        expected = torch.autograd.grad(output, asked, recording.grad_output)
+        found = recording._share(expected)
+        assert all(mine is kept for mine, kept in zip(found, recording.shared, strict=False))
+        assert found[-1] is expected[-1]
+        torch.testing.assert_close(found, list(expected), rtol=0, atol=0)
+
+    def test_a_parameter_without_a_gradient_gets_none(self, recording):
+        """What another recording left in its place is not handed out."""
+        found = recording._share([None, *(torch.ones_like(each) for each in recording.shared[1:])])
+        assert found[0] is None
+        assert all(each.eq(1).all() for each in found[1:])
 
     def test_gradients_handed_out_are_copies(self, recording):
         """The next replay overwrites the graph's own."""
