@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
 
 import pytest
 
 from helpers.errors import ConfigError
+from helpers.evaluation import launch
 from helpers.evaluation.config import build_evaluation_config
 from helpers.evaluation.launch import read_evaluation
 from helpers.evaluation.spread import do_each, exchange, own_batch
@@ -62,3 +65,20 @@ def test_a_trainings_configuration_is_refused(tmp_path, values):
     path.write_text(json.dumps({"kind": "side_by_side", "preset": "smoke", "run_name": "mine", **values}))
     with pytest.raises(ConfigError, match=r"expected a comparison's config\.json.*For a training, use train"):
         read_evaluation(path)
+
+
+def test_the_file_is_found_from_where_it_was_named(tmp_path, monkeypatch):
+    """Although the paths within it begin at the folder where it was written."""
+    config = build_evaluation_config(preset="smoke", run_name="c")
+    written, run = tmp_path / "written", tmp_path / "runs" / "c"
+    for folder in (written, run):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"kind": "side_by_side", "folder": str(written), **config.flat()}))
+    began = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("HELPERS_RUNS_DIR", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "compare_run", lambda found, *, resume: began.append((found, Path.cwd(), resume)))
+    monkeypatch.setattr("helpers.summary.summarize", lambda made: "")
+    assert launch.run_compare(argparse.Namespace(config=Path("runs/c/config.json"), resume="auto")) == 0
+    assert began == [(config, written, "auto")]

@@ -50,9 +50,10 @@ def run_compare(options: argparse.Namespace) -> int:
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
+    path = options.config.resolve()  # `run_job` goes to the folder that the file's own paths begin at
 
     def work(_: object) -> RunDirectory:
-        return compare_run(on_main(partial(read_evaluation, options.config)), resume=options.resume)
+        return compare_run(on_main(partial(read_evaluation, path)), resume=options.resume)
 
     return run_job(options.config, _check, work)
 
