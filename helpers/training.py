@@ -17,7 +17,7 @@ from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_
 from helpers.curves import judge_curve
 from helpers.disk import sync_file, sync_folder, writing
 from helpers.errors import ExportError, StackError
-from helpers.graphs import choose_graphs
+from helpers.graph_rules import choose_graphs
 from helpers.guards import explained, preflight_disk
 from helpers.hardware import find_gpu
 from helpers.lock import installed_versions

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.graphs import GraphedLayers, choose_graphs, decoder_layers, graphed_passes, host_lengths, recorded_size
+from helpers.graph_rules import choose_graphs, host_lengths, recorded_size
+from helpers.graphs import GraphedLayers, decoder_layers, graphed_passes
 from helpers.recording import Buffers, GraphRecording, Recording
 
 torch = pytest.importorskip("torch")
