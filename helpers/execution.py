@@ -40,6 +40,8 @@ __all__ = ["OwnKernelManager", "execute", "executed_text"]
 
 ENGINE = "mistral-qlora"
 KEPT_METADATA = ("start_time", "end_time", "duration", "exception", "parameters")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET = "(to be used in a running notebook)"
 HEADING = re.compile(r"^(#{1,6})\s+(\d+(?:\.\d+)*\.?\s.*\S)\s*$", re.MULTILINE)
 
 Report = Callable[[str], object]
@@ -204,7 +206,8 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
     """Return an executed notebook as the text of an .ipynb file fit to be shown to others.
 
     Widget state is left out (it bloats the file, and GitHub shows "Invalid Notebook": colabtools issue 5255), as are
-    papermill's local paths, and secrets.
+    papermill's local paths, and secrets. Progress bars go, and what a cell printed piece by piece becomes one text:
+    nbconvert would put each word of a streamed answer on a line of its own.
 
     Args:
         notebook: As papermill holds it; not changed.
@@ -220,6 +223,21 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
             cell.metadata["papermill"] = {"duration": facts["duration"]}
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if "outputs" in cell:
+            cell.outputs = _readable(cell.outputs)
     return redact(nbformat.writes(clean) + "\n")
+
+
+def _readable(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return a cell's outputs without progress bars, widgets replaced by a word, and printed pieces joined."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("data", {}).pop(WIDGET_VIEW, None) is not None:
+            if output.output_type == "display_data":  # a bar, which stands at nothing without its widget
+                continue
+            output.data["text/plain"] = WIDGET
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,8 @@ __all__ = [
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of a Mistral or Llama block."""
+
+_CPU_NOTES = re.compile(r"Unsloth [\w.]+: no GPU found|Unsloth \(CPU\): \w+ on \d+ CPU threads")
 
 
 @dataclass
@@ -98,7 +102,31 @@ def import_unsloth() -> None:
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
-    import unsloth  # noqa: F401
+    with redirect_stdout(_WithoutNotes(sys.stdout)):
+        import unsloth  # noqa: F401
+
+
+class _WithoutNotes:
+    """Standard output without what Unsloth says of itself on a machine that has no GPU, which the setup has said.
+
+    Args:
+        stream: Where all else goes, at once.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.dropped = False
+
+    def write(self, text: str) -> int:
+        # print() writes its text and its line's end one after the other.
+        end = self.dropped and text == "\n"
+        self.dropped = bool(_CPU_NOTES.match(text))
+        if not (self.dropped or end):
+            self.stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -307,9 +335,10 @@ def _from_pretrained(
         options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
     options |= loader_options()
     try:
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
-        )
+        with redirect_stdout(_WithoutNotes(sys.stdout)):
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
+            )
     except HelpersError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:

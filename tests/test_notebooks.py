@@ -14,6 +14,7 @@ from small_notebooks import PARAMETERS, write_notebook
 
 from helpers import notebooks
 from helpers.errors import ConfigError, RunError, StackError
+from helpers.execution import executed_text
 from helpers.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
 from helpers.run_lock import hold_lock, release_lock
 from helpers.runs import write_json
@@ -345,6 +346,24 @@ class TestRunning:
         assert "widgets" not in json.loads(finished["text"])["metadata"]
         assert "good.ipynb" not in finished["text"]
         assert json.loads(finished["text"])["cells"][3]["metadata"]["papermill"].keys() == {"duration"}
+
+    def test_what_is_printed_is_one_text(self):
+        """However many pieces came; a word for a widget that a cell returns, and nothing for one that it displays."""
+        import nbformat
+        from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+        view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "0%|   | 0/272"}
+        outputs = [
+            new_output("stream", text="I'm "),
+            new_output("display_data", data=view),
+            new_output("stream", text="glad.\n"),
+            new_output("stream", name="stderr", text="hm\n"),
+            new_output("execute_result", data=view),
+        ]
+        text = executed_text(new_notebook(cells=[new_code_cell("1", outputs=outputs)]))
+        first, second, third = nbformat.reads(text, 4).cells[0].outputs
+        assert (first.text, second.text) == ("I'm glad.\n", "hm\n")
+        assert third.data == {"text/plain": "(to be used in a running notebook)"}
 
     def test_the_notebook_is_not_changed(self, finished):
         """Outputs stand in the copy alone."""

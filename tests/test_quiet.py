@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 from pathlib import Path
 
-from helpers.model import _is_news
+from helpers.model import _is_news, _WithoutNotes
 
 
 def record(message):
@@ -31,3 +32,22 @@ class TestIsNews:
         text = (folder / "save.py").read_text(encoding="utf-8")
         assert "Restored added_tokens_decoder metadata" in text
         assert "from transformers.models.llama.modeling_llama import logger" in text
+
+
+class TestWithoutNotes:
+    """What Unsloth prints of itself on a machine without a GPU."""
+
+    def test_its_two_lines_go_and_all_others_stay(self):
+        """print() writes a line's end by itself; an empty line after a note is not one."""
+        said = io.StringIO()
+        stream = _WithoutNotes(said)
+        print("Unsloth 2026.10.9: no GPU found, training on CPU (x86_64, 2 threads).", file=stream)
+        print("Unsloth (CPU): LlamaForCausalLM on 2 CPU threads. dtype = torch.float32.", file=stream)
+        print(file=stream)
+        print("Unsloth (CPU): optim = 'adamw_8bit' needs a GPU.", file=stream, flush=True)
+        assert said.getvalue() == "\nUnsloth (CPU): optim = 'adamw_8bit' needs a GPU.\n"
+
+    def test_unsloth_still_prints_them(self):
+        """When this fails, the class in `helpers.model` can go."""
+        folder = Path(importlib.util.find_spec("unsloth").origin).parent
+        assert ": no GPU found, training on CPU" in (folder / "_cpu_init.py").read_text(encoding="utf-8")
