@@ -28,7 +28,7 @@ __all__ = [
     "show_table",
 ]
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
+BLUE, ORANGE, GREY, TEXT = "#0072B2", "#D55E00", "#8a8a8a", "#595959"
 """Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
 
 _CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
@@ -89,9 +89,11 @@ def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: 
         head: list[str] = []
     else:
         head = list(rows[0]) if rows else []
-        lines = [[_cell(row.get(name, ""), limit) for name in head] for row in rows]
+        lines = [[_cell(row.get(name, ""), limit, group=1_000) for name in head] for row in rows]
     html_head = "".join(f'<th style="{_CELL}">{escape(h)}</th>' for h in head)
-    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_style(c)}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines
+    )
     html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
     return Shown(html, _plain_table(head, lines))
 
@@ -155,13 +157,15 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     Returns:
         The picture, which a notebook shows.
     """
-    figure, axes = _figure(7.5, 3.8)
+    figure, axes = _figure(3.2)
     steps, losses = zip(*metrics["train_loss"], strict=True)
     axes.plot(steps, losses, color=GREY, linewidth=1.2, label="training rows, one step each")
     held_steps, held = zip(*metrics["eval_loss"], strict=True)
     axes.plot(held_steps, held, color=BLUE, marker="o", linewidth=2, label="held-out rows")
     for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
-        axes.annotate(f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(0, 9), ha=side, color=BLUE)
+        place = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # the grey line may pass here
+        axes.annotate(f"{loss:.3f}", (step, loss), **place, color=BLUE, bbox=paper)
     axes.set_xlabel("optimizer step")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
@@ -184,12 +188,13 @@ def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Pict
     for row in rows:
         words.setdefault(row.get("category") or "(none)", []).append(len(row["response"].split()))
     names = sorted(words, key=lambda name: len(words[name]))
-    figure, axes = _figure(7.5, 0.8 + 0.32 * len(names))
+    figure, axes = _figure(0.8 + 0.3 * len(names), grid="x")
     bars = axes.barh(names, [len(words[name]) for name in names], color=BLUE)
     medians = [sorted(words[name])[len(words[name]) // 2] for name in names]
-    axes.bar_label(bars, [f"median answer: {m} words" for m in medians], padding=4, color=GREY, fontsize=8)
+    axes.bar_label(bars, [f"median {m} words" for m in medians], padding=4, color=TEXT, fontsize=8)
     axes.set_xlabel("rows")
-    axes.margins(x=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.5)
     return _save(figure, path)
 
 
@@ -204,7 +209,7 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Pictur
     Returns:
         The picture, which a notebook shows.
     """
-    figure, axes = _figure(7.5, 2.8)
+    figure, axes = _figure(2.4)
     axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
     if max(lengths) > 0.6 * limit:
         axes.axvline(limit, color=ORANGE, linestyle="--", label=f"max_seq_length = {limit}")
@@ -214,9 +219,17 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Pictur
     return _save(figure, path)
 
 
-def _cell(value: Any, limit: int) -> str:
-    """Return a value as text, floats with four figures, long numbers grouped, long text cut."""
-    long_number = type(value) is int and value >= 10_000
+def _style(text: str) -> str:
+    """Return a cell's style; on a phone a table is scrolled sideways rather than a long text squeezed."""
+    return f"{_CELL};min-width:12em" if len(text) > 60 else _CELL
+
+
+def _cell(value: Any, limit: int, *, group: int = 10_000) -> str:
+    """Return a value as text, floats with four figures, numbers from `group` on grouped, long text cut.
+
+    A column groups from a thousand on, so that its numbers look alike; a parameter such as the seed 3407 does not.
+    """
+    long_number = type(value) is int and value >= group
     text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if long_number else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -230,14 +243,20 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in short)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure in inches with the house style, without touching pyplot's global state."""
+def _figure(height: float, *, grid: str = "y") -> tuple[Figure, Axes]:
+    """Return a figure with the house style, narrow enough to be read on a phone; pyplot's global state is not touched.
+
+    Args:
+        height: In inches.
+        grid: The axis whose values have lines.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.6, height), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(axis=grid, alpha=0.3)
+    axes.set_axisbelow(True)
     return figure, axes
 
 

@@ -147,7 +147,7 @@ class TestFigures:
         """Counts of longer and shorter answers that gained."""
         pairs = {"a": (10, 20), "b": (10, 5), "c": (10, 15), "d": (1, 1)}
         drawing = draw_lengths(pairs, {"a": 1.0, "b": -1.0, "c": -1.0}, gain_label="vote", are_votes=True)
-        assert "Of 2 longer tuned answers 1 are better, of 1 shorter tuned answers 0 are better." in drawing.caption
+        assert "Of 2 longer tuned answers 1 is better, of 1 shorter tuned answers 0 are better." in drawing.caption
         with pytest.raises(EvaluationError, match="Score references, or vote"):
             draw_lengths(pairs, {}, gain_label="vote")
 
@@ -181,7 +181,7 @@ class TestGallery:
         comparison = example()
         key = VoteKey("base", "tuned", {"i": KeyItem("p1", "base", "tuned")})
         pictures = draw_all(comparison, look_over(comparison), votes=reveal([Vote("i", "right", voter="Ann")], key))
-        assert "Of 1 longer tuned answers 1 are better" in pictures["lengths"].caption
+        assert "Of 1 longer tuned answers 1 is better" in pictures["lengths"].caption
 
     def test_what_is_missing_is_said(self, tmp_path):
         """A picture without data is a sentence on what to do."""

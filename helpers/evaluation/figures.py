@@ -162,7 +162,13 @@ def draw_ladder(
                 axes.hlines(place, means["base"] + low, means["base"] + high, color=color, linewidth=3.5)
         axes.plot([means[name]], [place], "D" if name == "tuned" else "o", color=color, markersize=8)
         axes.annotate(
-            f"{means[name]:.2f}", (means[name], place), (0, 8), textcoords="offset points", ha="center", fontsize=9.5
+            f"{means[name]:.2f}",
+            (means[name], place),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the base's number stands on its line
         )
     axes.axvline(means["base"], color=SOFT, linewidth=1)
     axes.set_yticks(range(len(means)), [labels.get(name, name) for name in means])
@@ -242,7 +248,8 @@ def _lengths_caption(longer: Sequence[int], gains: Sequence[float], name: str) -
     counts = []
     for word, sign in (("longer", 1), ("shorter", -1)):
         found = [gain for words, gain in zip(longer, gains, strict=True) if _sign(words) == sign]
-        counts.append(f"of {len(found)} {word} {name} answers {sum(gain > 0 for gain in found)} are better")
+        better = sum(gain > 0 for gain in found)
+        counts.append(f"of {len(found)} {word} {name} answers {better} {'is' if better == 1 else 'are'} better")
     text = f"Each mark is one prompt; right of the line the {name} answer is longer."
     text += f" {counts[0].capitalize()}, {counts[1]}."
     return f"{text} If gains stood only on one side, length could be the cause: compare answers of like length."
