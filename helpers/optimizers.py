@@ -41,7 +41,7 @@ def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
         'adamw_torch'
     """
     if gpu is None:
-        return OptimizerChoice("adamw_torch", "Optimizer adamw_torch: on a CPU it is always torch's own.")
+        return OptimizerChoice("adamw_torch", "Optimizer: on a CPU it is always torch's own AdamW.")
     if wanted != "auto":
         return OptimizerChoice(wanted, f"Optimizer {wanted}, as asked for.")
     large, small = "adamw_torch_fused", "adamw_8bit"

@@ -212,7 +212,7 @@ def test_badges_name_what_is_good_and_what_is_not():
         ("plain", "2 list items"),
         ("warn", "asked for 3: not met"),
         ("warn", "cut at the length limit"),
-        ("warn", "repeats itself (34% of 4-grams)"),
+        ("warn", "repeats itself (34 % of 4-grams)"),
         ("warn", "template marks in the answer"),
     ]
 
@@ -268,7 +268,7 @@ def test_numbers_are_readable():
     written = [number(value) for value in (1234.5, 12.34, 0.254, -0.0184, 0, None, float("nan"), True)]
     assert written == ["1,234", "12.3", "0.254", "\u22120.018", "0", "\u2014", "\u2014", "1"]
     assert number(0.5, sign=True) == "+0.500"
-    assert number(0.125, share=True) == "12%"
+    assert number(0.125, share=True) == "12 %"
 
 
 def test_interval_picture_is_centred_on_zero():
@@ -300,7 +300,7 @@ def test_ladder_orders_arms_by_prompting():
     found = ladder(Comparison(run_info(), (), tuple(arms), ()), scores, (arms[1], arms[0]))
     assert found["columns"] == ["Asked-for items met", "Words"]
     assert [row["label"] for row in found["rows"]] == ["bare", "B", "few_shot", "T"]
-    assert [cell["text"] for cell in found["rows"][3]["cells"]] == ["100%", "15"]
+    assert [cell["text"] for cell in found["rows"][3]["cells"]] == ["100 %", "15"]
 
 
 def test_json_cannot_end_its_element():

@@ -241,7 +241,7 @@ def test_verdict_text_gives_mean_interval_counts_and_tests():
     assert verdict.outcome == "better"
     assert verdict.text.startswith(
         "Sleep: drug 2 is better than drug 1. Drug 2 minus drug 1 is +1.58 on average over 10 prompts "
-        "(95 % interval +0.7 to +2.46, t; "
+        "(95 % interval +0.700 to +2.46, t; "
     )
     assert verdict.text.endswith(
         "percentile bootstrap). Drug 2 is higher on 9, lower on 0, equal on 1. "

@@ -247,7 +247,7 @@ class TestChooseLayout:
     def test_without_a_gpu_all_is_as_configured(self):
         """There is nothing to plan for on a CPU."""
         found = plan_layout(config("smoke"), None, LENGTHS)
-        reasons = ("No GPU: all as configured.", "Optimizer adamw_torch: on a CPU it is always torch's own.")
+        reasons = ("No GPU: all as configured.", "Optimizer: on a CPU it is always torch's own AdamW.")
         assert found == Layout(4, 2, False, False, reasons=reasons)
 
     def test_skipping_layers_on_a_cpu_is_said_to_do_nothing(self):

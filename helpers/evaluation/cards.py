@@ -62,7 +62,7 @@ def badges(answer: Answer, row: Mapping[str, Any]) -> list[dict[str, str]]:
     warnings = {
         "empty answer": row.get("empty", not answer.text.strip()),
         "cut at the length limit": row.get("truncated", answer.finish_reason == "length"),
-        f"repeats itself ({row.get('rep_4', 0):.0%} of 4-grams)": row.get("rep_4", 0) >= _REPEATS,
+        f"repeats itself ({100 * row.get('rep_4', 0):.0f} % of 4-grams)": row.get("rep_4", 0) >= _REPEATS,
         "template marks in the answer": row.get("template_leak"),
         "echoes the prompt": row.get("prompt_echo"),
         "looks like a refusal": row.get("refusal"),
@@ -141,7 +141,7 @@ def _note(shared: float | None, marked: bool, *, same: bool) -> str:
         return "identical answers"
     if shared is None:
         return "too long or repetitive to mark differences"
-    return f"{shared:.0%} of words shared" + ("" if marked else ", so differences are not marked")
+    return f"{100 * shared:.0f} % of words shared" + ("" if marked else ", so differences are not marked")
 
 
 def _side(answer: Answer, arm: Arm, role: str, spans: Sequence[Span], rows: Mapping[Any, Any]) -> dict[str, Any]:

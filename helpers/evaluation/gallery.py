@@ -74,7 +74,8 @@ def show_picture(pictures: Mapping[str, Drawing], name: str, folder: Path) -> Sh
         f'<img alt="{escape(drawing.title)}" style="max-width:min(100%,34em)" src="data:image/png;base64,{picture}">'
     )
     caption = f'<p style="max-width:44em">{escape(drawing.caption)}</p>'
-    return Shown(f"<p><b>{escape(drawing.title)}</b></p>{image}{caption}", f"{drawing.title}. {drawing.caption}")
+    stop = "" if drawing.title.endswith(("?", "…")) else "."
+    return Shown(f"<p><b>{escape(drawing.title)}</b></p>{image}{caption}", f"{drawing.title}{stop} {drawing.caption}")
 
 
 def ladder(comparison: Comparison, overview: Overview) -> Drawing | None:

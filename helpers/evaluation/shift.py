@@ -78,6 +78,10 @@ def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
     if not total:
         return "There is no token to rank: the answers are empty."
     same, near, far = (counts[name] for name in SHIFTS)
-    shares = f"{near} more were among its first three ({near / total:.0%}), {far} were not ({far / total:.0%})"
+    were = {count: "was" if count == 1 else "were" for count in (near, far)}
+    shares = (
+        f"{near} more {were[near]} among its first three ({near / total:.0%}), "
+        f"{far} {were[far]} not ({far / total:.0%})"
+    )
     text = f"Of {total} tokens the base model would have chosen {same} too ({same / total:.0%}): {shares}."
     return text.replace("%", " %")

@@ -142,7 +142,9 @@ def answer_table(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]
             known = [float(r[name]) for r in overview.table if r["arm"] == arm.name and r[name] is not None]
             mean = sum(known) / len(known) if known else None
             percent = metric.unit in _SHARES and name not in ("rouge_l", "rouge_lsum")
-            row[arm.label] = "-" if mean is None else f"{mean:.0%}".replace("%", " %") if percent else f"{mean:.3g}"
+            row[arm.label] = (
+                "-" if mean is None else f"{mean:.0%}".replace("%", " %") if percent else f"{mean:#.3g}".rstrip(".")
+            )
         rows.append(row)
     return rows
 
@@ -154,6 +156,7 @@ def show_verdicts(overview: Overview) -> Shown:
         overview: What was judged.
     """
     rows = [
-        {"measure": METRICS[n].label, "verdict": v.outcome, "in words": v.text} for n, v in overview.verdicts.items()
+        {"measure": METRICS[n].label, "verdict": v.outcome, "in words": v.text.partition(". ")[2] or v.text}
+        for n, v in overview.verdicts.items()  # the first sentence says what stands in the other two columns
     ]
     return show_table(rows, limit=900)

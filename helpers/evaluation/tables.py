@@ -52,7 +52,7 @@ def number(value: object, *, sign: bool = False, share: bool = False) -> str:
     if not _known(value):
         return _DASH
     if share:
-        text = f"{value:+.0%}" if sign else f"{value:.0%}"
+        text = f"{100 * value:+.0f} %" if sign else f"{100 * value:.0f} %"
     else:
         places = 0 if float(value).is_integer() else _places(value)
         text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"

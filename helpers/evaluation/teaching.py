@@ -166,5 +166,5 @@ def _view_row(name: str, metric: str, view: PairedDifferences | None) -> dict[st
         return row | {difference: "-", "95 % interval": "no pair is left"}
     interval = t_interval(view.differences, view.clusters)
     mean = math.fsum(view.differences) / len(view.differences)
-    ends = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.known() else interval.note
+    ends = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.known() else interval.note.rstrip(".")
     return row | {difference: f"{mean:+.3f}", "95 % interval": ends}

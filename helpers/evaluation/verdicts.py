@@ -52,7 +52,7 @@ def _outcome(summary: PairedSummary, p_value: float | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+#.3g}".rstrip(".")
 
 
 def _size(summary: PairedSummary) -> str:
