@@ -144,7 +144,7 @@ print("this run:", run.shown())
 # `output` is the answer to learn. Some rows are set aside at once: these *held-out* rows are never trained on, and
 # tell us later whether the model learned something general or just these sentences. Which rows are taken is drawn by
 # chance, and `seed` fixes the draw: the same number, the same rows. Rows that are empty, or that stand in the data
-# twice, are left out and counted.
+# twice, are left out and counted. (Preset `smoke` takes rows of the same form that come with this project.)
 
 # %%
 from helpers.data import load_rows
@@ -215,7 +215,7 @@ draw_nf4()
 from helpers.model import load_model
 
 loaded = load_model(config.model, style=style)
-print(f"{loaded.source}\ntemplate {loaded.template}, computing in {loaded.precision}")
+print(f"{config.model.model_name}: template {loaded.template}, computing in {loaded.precision}")
 
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
@@ -275,7 +275,7 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # fills each of them up to the longest: *padding*, work for nothing, and much of it where a few rows are long and most
 # are short. Two ways are better. Rows can be laid end to end; or they can be *packed* into sequences of a fixed
 # length, which the parameter `packing` asks for. *Attention* is how a token takes up what the tokens before it say;
-# both ways need one that stays within a row, which is what the last picture shows. (With `varlen_attention` the GPU
+# both ways need one that stays within a row, as the lowest drawing below shows. (With `varlen_attention` the GPU
 # computes it for all rows in one call, where it would need a call for each. `cuda_graphs` goes further: short passes
 # are recorded and launched as a whole, since a fast GPU waits longer for its thousands of small orders than it works on
 # them. It is off unless you switch it on, because it is new.)
@@ -307,7 +307,8 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # reason. Most of the memory goes to *activations*, what a pass has to remember of each token until it is known in
 # which direction the adapter should change (the *gradient*, section 6). With *gradient checkpointing* most of them are
 # forgotten and computed a second time: slower, and far smaller. Where there is room for it, some layers keep theirs all
-# the same. The last lines are about section 6: which optimizer is used, and how much memory the loss takes.
+# the same. What else is printed is about section 6: which optimizer is used and, on a GPU, how much memory the loss
+# takes.
 
 # %%
 from helpers.session import fit_layout
@@ -324,9 +325,10 @@ from helpers.diagrams import draw_lora
 draw_lora()
 
 # %% [markdown]
-# The *rank* $r$, here 16, is how thin they are: $A$ takes 4096 numbers down to 16, $B$ takes these back up. A larger
-# rank can learn more, and costs more. *Alpha*, $\alpha$, says how much the result counts: $\alpha / r$ is a factor in
-# front of it, 1 in our presets. $B$ starts at zero, so that before training the model is exactly the base model.
+# The sizes are those of one of Mistral's matrices. The *rank* $r$, here 16, is how thin $A$ and $B$ are: $A$ takes 4096
+# numbers down to 16, $B$ takes these back up. A larger rank can learn more, and costs more. *Alpha*, $\alpha$, says how
+# much the result counts: $\alpha / r$ is a factor in front of it, 1 in our presets. $B$ starts at zero, so that before
+# training the model is exactly the base model.
 
 # %%
 from helpers.model import attach_adapter, trainable_parameters
@@ -341,9 +343,10 @@ trainable, total = trainable_parameters(loaded.model)
 print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
 
 # %% [markdown]
-# That share is all that is learned. It is what a checkpoint has to hold, and what the *optimizer*, which changes the
-# weights step by step, has to remember two further numbers for. The optimizer is AdamW; `adamw_8bit` rounds these two
-# numbers to 8 bit each, `adamw_torch_fused` does not and is faster, and `auto` chooses by the card.
+# That share is all that is learned; the smaller the model, the larger it is. It is what a checkpoint has to hold, and
+# what the *optimizer*, which changes the weights step by step, has to remember two further numbers for. The optimizer
+# is AdamW; `adamw_8bit` rounds these two numbers to 8 bit each, `adamw_torch_fused` does not and is faster, and `auto`
+# chooses by the card.
 #
 # Two parameters keep the adapter from learning its rows by heart. `weight_decay` pulls its weights a little towards
 # zero at each step; `lora_dropout` leaves out a random share of its inputs, in our presets none.
@@ -431,8 +434,8 @@ show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **resu
 #
 # ## 8. Save the adapter, and load it back
 #
-# The adapter is small: the two thin matrices of each layer, and the tokenizer with the template that it was trained
-# with.
+# The adapter is small: the two thin matrices of each layer. Beside them go the tokenizer, with the template that it was
+# trained with, and a description.
 
 # %%
 from helpers.training import save_adapter

@@ -140,7 +140,7 @@ print("this run:", run.shown())
 #
 # A row of Dolly has an `instruction`, a `context` (a text that the instruction is about, often empty), a `response`
 # and one of eight categories. The subset is drawn at random with a fixed seed, so that everyone gets the same rows.
-# Some are held out.
+# Some are held out. (Preset `smoke` takes 128 rows of the same form that come with this project.)
 
 # %%
 from helpers.data import load_rows
@@ -206,7 +206,7 @@ print(f"template {loaded.template}, computing in {loaded.precision}")
 # %% [markdown]
 # The same row as the text that the model reads. Look for the system prompt. The template that Mistral's files on the
 # hub carry leaves it out of rows that end with an answer, so that the model would be trained without it and used with
-# it; the template used here gives the same tokens as Mistral's own library.
+# it. For Mistral this project brings a template of its own, which gives the same tokens as Mistral's own library.
 
 # %%
 from helpers.templates import render
@@ -442,7 +442,7 @@ if config.export.push_to:
 # ## 7. Ask it about business
 #
 # Prompts as a colleague might write them, over operations, product discovery, customer support, supply chain, risk and
-# decisions. None of them is in the training rows.
+# decisions; preset `smoke` takes the first eight. None of them is in the training rows.
 
 # %%
 from helpers.data import read_prompts
@@ -467,6 +467,8 @@ show_table([{"prompt": question, "answer": text} for question, text in pairs])
 # Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
 # useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` puts the base
 # model's answers beside these and asks the same of people who do not know which is which.
+#
+# The answers are kept with the run, and the run is marked as complete.
 
 # %%
 from helpers.runs import write_json

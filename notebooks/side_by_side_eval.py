@@ -121,7 +121,7 @@ print("this comparison:", run.shown())
 # ## 2. What is asked
 #
 # Two kinds of questions. *Prompts* are what you really want to use the model for; nobody has written down the right
-# answer. *References* are rows with a good answer by a person. They were held out: the adapter was not trained on them,
+# answer. *References* are rows that come with a good answer. They were held out: the adapter was not trained on them,
 # and a row that it was trained on is left out here.
 
 # %%
@@ -132,8 +132,8 @@ print(f"{len(material.prompts)} prompts, {len(material.references)} references, 
 print("\n".join(material.notes))
 
 # %% [markdown]
-# The first three prompts. `expected_items` is how many things the prompt asks for; whether an answer gives that many
-# can be counted.
+# The first three prompts. Where one asks for a number of things, that number stands beside it; whether an answer gives
+# so many can be counted.
 
 # %%
 first_three = [each.prompt for each in material.prompts[:3]]
@@ -168,7 +168,8 @@ print(f"template {bench.loaded.template}, computing in {bench.loaded.precision}"
 # This is the text that each arm really reads. Control tokens are spelled out.
 
 # %%
-show_table({arm.label: bench.writer.text(material.prompts[0], arm, config.max_new_tokens) for arm in arms})
+texts = {arm.label: bench.writer.text(material.prompts[0], arm, config.max_new_tokens) for arm in arms}
+show_table(texts, limit=5_000)
 
 # %% [markdown]
 # Nothing is shown of answers before four tests have passed. Does the adapter change anything? That shows in the
@@ -187,7 +188,7 @@ show_table(judge(take_readings(bench, material.prompts[0], arms)))
 #
 # ## 4. How likely is a good answer?
 #
-# One measure needs no generating at all. The model is given the question and a person's answer, and says how likely it
+# One measure needs no generating at all. The model is given a question and its good answer, and says how likely it
 # finds each token of that answer. First by hand: an answer of three tokens, found likely with 0.5, 0.25 and 0.8.
 # The *negative log-likelihood* (NLL) adds up $-\log p$, counted in *nats* because the logarithm is the natural one; its
 # mean a token makes long and short answers comparable; *perplexity* is $e$ to that power: as unsure as if the model
@@ -273,8 +274,8 @@ comparison = compare(config, adapter, training, material, arms, answers, referen
 overview = look_over(comparison)
 
 # %% [markdown]
-# Read before you count. Words that only one answer has are underlined. The badges say how an answer is built; *cut at
-# the length limit* means that nobody knows how it would have gone on.
+# Read before you count. Words that only one answer has are underlined, where the two have enough in common. The line
+# above an answer says how it is built; *cut at the length limit* means that nobody knows how it would have gone on.
 
 # %%
 from helpers.evaluation.show import pick_ids, show_pairs
@@ -317,6 +318,9 @@ print(textwrap.fill("Verdict: " + overview.headline, 100))
 # Interval and p-value are each computed twice. The *t* ones follow from a formula; the *bootstrap* interval comes from
 # drawing the questions again and again, with repetition, and the *permutation test* from flipping the signs of the
 # differences at random. Where the two ways agree, the result does not hang on the method.
+#
+# Here each question counts once. In the table of section 4 each token did, and long answers with it, so a difference of
+# means need not be exactly the one there.
 
 # %%
 from helpers.evaluation.show import show_verdicts
@@ -340,7 +344,7 @@ show_picture(pictures, "differences", run.path)
 show_picture(pictures, "categories", run.path)
 
 # %% [markdown]
-# How much is the prompt's doing? Each arm against the base with its template.
+# How much is the prompt's doing? Each arm against the base with its template; here too each question counts once.
 
 # %%
 show_picture(pictures, "ladder", run.path)
@@ -448,32 +452,35 @@ from helpers.evaluation.teaching import rows_needed
 
 first = next(iter(overview.differences))
 for effect in (0.1, 0.05, 0.02):
-    print(f"a difference of {effect} in {first}: {rows_needed(overview.differences[first].differences, effect)} rows")
+    rows = rows_needed(overview.differences[first].differences, effect)
+    print(f"a difference of {effect} in {overview.verdicts[first].metric}: {rows} rows")
 
 # %% [markdown]
 # Hold these numbers against the rows that were scored here: a gain that needs more of them than you have stays
 # inconclusive, however real it is.
 #
-# **Where did tuning hurt?** A mean hides its losers. These questions lost most; read their answers in the report.
+# **Where did tuning hurt?** A mean hides its losers. Here are the questions that lost most, if any lost; read their
+# answers in the report.
 
 # %%
 from helpers.evaluation.teaching import worst_rows
 
-show_table(worst_rows(comparison, overview) or {"none": "no question lost by tuning"})
+show_table(worst_rows(comparison, overview) or {"none": "No question lost by tuning."})
 
 # %% [markdown]
-# Look for what these questions have in common: rows of that kind may be missing from the training data.
+# Look for what such questions have in common: rows of that kind may be missing from the training data.
 #
 # **Did it learn, or remember?** A question that also stands among the training rows has *leaked*: a good answer to it
-# may be memory. For each question, here is the training row that is nearest to it by words. `alike` is the share of
-# words and pairs of words that the two have in common; 1 is the same text.
+# may be memory. For each question the training row is found that is nearest to it by words; here are the four nearest.
+# `alike` is the share of words and pairs of words that the two have in common; 1 is the same text.
 
 # %%
 from helpers.evaluation.leakage import describe_leakage, nearest_examples
 
 neighbours = nearest_examples([q.prompt for q in material.asked()], material.train_texts())
 print(describe_leakage(neighbours))
-show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": round(n.score, 2)} for n in neighbours[:4]])
+nearest = sorted(neighbours, key=lambda n: -n.score)[:4]
+show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": f"{n.score:.2f}"} for n in nearest])
 
 # %% [markdown]
 # **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*): both
@@ -518,7 +525,7 @@ show_table(ask(bench, my_prompt, arms[:2]))
 # - Held-out answers told, without generating, whether tuning made good answers more likely.
 # - Differences were taken question by question, with an interval, and judged together.
 # - Length, truncation, prompting and leakage were looked at before anything was believed.
-# - People voted blind.
+# - People vote blind, on a page that does not say whose answer is whose.
 #
 # ## Your turn
 #
