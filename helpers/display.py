@@ -91,9 +91,7 @@ def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: 
         head = list(rows[0]) if rows else []
         lines = [[_cell(row.get(name, ""), limit, group=1_000) for name in head] for row in rows]
     html_head = "".join(f'<th style="{_CELL}">{escape(h)}</th>' for h in head)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{_style(c)}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines
-    )
+    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
     html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
     return Shown(html, _plain_table(head, lines))
 
@@ -217,11 +215,6 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Pictur
     axes.set_xlabel("tokens in a row")
     axes.set_ylabel("rows")
     return _save(figure, path)
-
-
-def _style(text: str) -> str:
-    """Return a cell's style; on a phone a table is scrolled sideways rather than a long text squeezed."""
-    return f"{_CELL};min-width:12em" if len(text) > 60 else _CELL
 
 
 def _cell(value: Any, limit: int, *, group: int = 10_000) -> str:
