@@ -198,9 +198,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         options: Of `configurations`.
         arguments: The command line's.
     """
-    from stopwatch import peak_memory
-
-    from helpers.graphs import graphed_passes
+    from helpers.graphs import card_peak, graphed_passes
     from helpers.lean import lean_steps
     from helpers.processes import gather, join, largest, leave
 
@@ -249,7 +247,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
     tokens = sum(map(sum, everyones))
     timed = gather(rows[warm * passes :])
-    peak = largest(peak_memory(graphs) if cuda else 0)
+    peak = largest(card_peak(graphs) if cuda else 0)
     cost = communication(trainer) if here.count > 1 else {}
     result = {
         "processes": here.count,

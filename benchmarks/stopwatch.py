@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
-from helpers.graphs import graphed_passes
+from helpers.graphs import card_peak, graphed_passes
 from helpers.lean import lean_steps
 
 BLOCKS = 3
@@ -50,17 +50,10 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
         "steps": len(marks),
         "warmup_steps": warmup,
         "examples_per_step": sum(int(rows) for each in steps for rows, _ in each) / len(steps),
-        "peak_gib": peak_memory(graphs) / 2**30 if torch.cuda.is_available() else None,
+        "peak_gib": card_peak(graphs) / 2**30 if torch.cuda.is_available() else None,
         **({"graphs": graphs.describe(), "graphs_shifts": graphs.shifts} if graphs else {}),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
-
-
-def peak_memory(graphs: Any) -> int:
-    """Return the card's peak memory in bytes; what graphs keep is reserved, not allocated."""
-    import torch
-
-    return torch.cuda.max_memory_reserved() if graphs and graphs.replayed else torch.cuda.max_memory_allocated()
 
 
 def watch(trainer: Any, rows_per_pass: int | None) -> tuple[list[float], list[tuple[Any, Any]]]:

@@ -21,7 +21,7 @@ from helpers.graph_rules import COARSE, host_lengths, recorded_size
 from helpers.memory import format_bytes
 from helpers.recording import Buffers, GraphRecording, Recording, Weights, activation_bytes
 
-__all__ = ["GraphedLayers", "decoder_layers", "graphed_passes"]
+__all__ = ["GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
 
 MOST_TOKENS = 8192
 """Larger passes keep the card busy by themselves."""
@@ -67,6 +67,21 @@ def decoder_layers(model: Any) -> list[Any]:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return list(causal.model.layers)
+
+
+def card_peak(graphs: GraphedLayers | None, card: int | None = None) -> int:
+    """Return the highest memory in use on a card since its statistics were reset, in bytes.
+
+    What graphs keep is reserved and not allocated, so that with them all that is reserved counts.
+
+    Args:
+        graphs: What trained there; None without recordings.
+        card: Its number; by default the current one's.
+    """
+    import torch
+
+    read = torch.cuda.max_memory_reserved if graphs and graphs.replayed else torch.cuda.max_memory_allocated
+    return read(card)
 
 
 @contextmanager
@@ -289,7 +304,7 @@ class GraphedLayers:
             raise _UnrecordableError(f"replays differ: output by {output:.2g}, gradients by {gradient:.2g}")
 
     def _give_up(self, why: str) -> None:
-        """Record nothing from now on; what is recorded stays in memory, but is not used."""
+        """Drop what is recorded, and record nothing from now on."""
         self.given_up = why
         self._forget()
         self.report(self.describe())

@@ -16,7 +16,7 @@ from helpers.checkpoints import Checkpoint, last_complete
 from helpers.config import RunConfig
 from helpers.contract import Contract
 from helpers.errors import RunError
-from helpers.graphs import GraphedLayers, graphed_passes
+from helpers.graphs import GraphedLayers, card_peak, graphed_passes
 from helpers.guards import nan_error, weights_are_finite
 from helpers.lean import lean_steps
 from helpers.model import LoadedModel
@@ -230,15 +230,11 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory(graphs: GraphedLayers | None) -> int:
-    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU.
-
-    What graphs keep is reserved and not allocated, so that with them all that is reserved counts.
-    """
+    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU."""
     import torch
 
     if torch.cuda.is_available():
-        read = torch.cuda.max_memory_reserved if graphs and graphs.replayed else torch.cuda.max_memory_allocated
-        return max(read(card) for card in own_cards())
+        return max(card_peak(graphs, card) for card in own_cards())
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -249,8 +249,8 @@ def _plan(trainer: Any, config: RunConfig) -> None:
 
 
 def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) -> None:
-    """Write into the trainer's mode whether passes are recorded, and how large they can be."""
-    gpu, lengths = find_gpu(), [len(row.input_ids) for row in rows.tokenized]
+    """Write into the trainer's mode whether passes are recorded, and note how large they can be if they are."""
+    gpu = find_gpu()
     choice = choose_graphs(
         capability=gpu.capability if gpu else None,
         unsloth_version=installed_versions()["unsloth"],
@@ -262,10 +262,12 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
         processes=share.processes,
         wanted=config.train.cuda_graphs,
     )
-    packed = share.batch_size * config.model.max_seq_length
-    trainer.longest_row = max(lengths, default=config.model.max_seq_length)
-    trainer.longest_pass = packed if trainer.mode["packing"] else largest_micro_batch(lengths, share.batch_size)
     trainer.mode |= {"graphs": choice.wanted, "graphs_reason": choice.reason}
+    if choice.wanted:
+        lengths = [len(row.input_ids) for row in rows.tokenized]
+        packed = share.batch_size * config.model.max_seq_length
+        trainer.longest_row = max(lengths)
+        trainer.longest_pass = packed if trainer.mode["packing"] else largest_micro_batch(lengths, share.batch_size)
 
 
 def _trainer_row(row: TokenizedExample) -> dict[str, list[int]]:
