@@ -1,14 +1,16 @@
 """Training speed on one GPU and on several: examples a second, loss curves, cost of communication.
 
-    python benchmarks/scale.py --model FOLDER --data ROWS.json [--gpus 2] [--only NAME,NAME] [--out FILE.json]
+    python benchmarks/scale.py --model FOLDER --data ROWS.json [--gpus 2,4] [--only NAME,NAME] [--out FILE.json]
 
 FOLDER holds an NF4 checkpoint of Mistral-7B's shape (`scripts/random_mistral` makes one without a hub), ROWS.json a
 list of Alpaca rows. Each configuration is a launch of its own: plain Python on one GPU, torchrun on several. All train
 the same rows in the same order with LoRA of rank 16, as `python -m helpers train` does:
 
-- one: 8 rows (or packed sequences of 2048 tokens) an optimizer step on one GPU,
+- one: 8 rows an optimizer step on one GPU,
 - same: the same 8 a step, shared out among the GPUs; its loss curve should lie on that of one,
-- grown: 8 a step and GPU.
+- grown: 8 a step and GPU,
+- packed: as many packed sequences of 2048 tokens instead of rows,
+- eager: rows as above, but without CUDA graphs.
 
 Speed is taken over the steps after warm-up: rows, or the rows that the packed sequences of these steps hold, a second.
 FILE.json (by default benchmarks/results/scale.json) is written after each
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -50,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--data")
-    parser.add_argument("--gpus", type=int, default=2, help="how many the largest configuration uses")
+    parser.add_argument("--gpus", default="2", help="numbers of GPUs beside 1, separated by commas")
     parser.add_argument("--only", help="names of configurations, separated by commas; all by default")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
     parser.add_argument("--again", action="store_true", help="measure also what FILE.json has")
@@ -63,7 +66,7 @@ def main() -> None:
         return
     if not arguments.model or not arguments.data:
         parser.error("--model and --data are needed to measure")
-    known = configurations(arguments.gpus)
+    known = configurations([int(number) for number in arguments.gpus.split(",")])
     if arguments.one:
         measure(known[arguments.one], arguments)
         return
@@ -80,14 +83,14 @@ def main() -> None:
     print_table(record)
 
 
-def configurations(gpus: int) -> dict[str, dict]:
-    """Return what is measured, by name: processes, batch x accumulation of all processes together, packing."""
+def configurations(gpus: list[int]) -> dict[str, dict]:
+    """Return what is measured, by name: processes, batch x accumulation of all processes together, packing, graphs."""
     found = {}
-    for packing in (False, True):
-        prefix = "packed-" if packing else ""
-        found[f"{prefix}one"] = {"processes": 1, "batch": SIZE, "accumulate": 1, "packing": packing}
-        found[f"{prefix}same-{gpus}"] = {"processes": gpus, "batch": SIZE, "accumulate": 1, "packing": packing}
-        found[f"{prefix}grown-{gpus}"] = {"processes": gpus, "batch": SIZE, "accumulate": gpus, "packing": packing}
+    for prefix, changes in {"": {}, "packed-": {"packing": True}, "eager-": {"graphs": False}}.items():
+        base = {"batch": SIZE, "accumulate": 1, "packing": False, "graphs": True, **changes}
+        found[f"{prefix}one"] = {"processes": 1, **base}
+        found |= {f"{prefix}same-{n}": {"processes": n, **base} for n in gpus}
+        found |= {f"{prefix}grown-{n}": {"processes": n, **base, "accumulate": n} for n in gpus}
     return found
 
 
@@ -98,7 +101,7 @@ def launch(name: str, options: dict, arguments: argparse.Namespace) -> dict | No
         command += ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={options['processes']}"]
         command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     command += [__file__, "--one", name, "--model", arguments.model, "--data", arguments.data]
-    command += ["--gpus", str(arguments.gpus), *(["--checkpointing"] if arguments.checkpointing else [])]
+    command += ["--gpus", arguments.gpus, *(["--checkpointing"] if arguments.checkpointing else [])]
     started, lines, result = time.perf_counter(), [], None
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment()
@@ -145,11 +148,16 @@ def machine() -> dict:
     return {**describe_hardware(), **{n: versions.get(n) for n in names}}
 
 
+def first(name: str) -> str:
+    """Return the configuration on one GPU that a name is compared with."""
+    return re.sub(r"(one|same-\d+|grown-\d+)$", "one", name)
+
+
 def compare(results: dict[str, dict]) -> dict[str, dict]:
     """Return each configuration's speed against one GPU, and the largest difference of losses at the same batch."""
     found = {}
     for name, result in results.items():
-        one = results.get("packed-one" if name.startswith("packed-") else "one")
+        one = results.get(first(name))
         if one is None or result is one:
             continue
         found[name] = {"speedup": result["examples_per_second"] / one["examples_per_second"]}
@@ -301,6 +309,7 @@ def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
         batch_size=options["batch"],
         gradient_accumulation=options["accumulate"],
         packing=options["packing"],
+        cuda_graphs=options["graphs"],
         gradient_checkpointing=arguments.checkpointing,
         max_steps=steps,
         save_steps=10 * steps,

@@ -139,7 +139,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = setting(True, "recompute activations to save memory")
     checkpoint_skip_layers: int = setting(0, "layers that keep their activations all the same", unit="layers", low=0)
     varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, where it is lacking")
-    cuda_graphs: bool = setting(False, "record short passes as CUDA graphs, where the host is slower than the card")
+    cuda_graphs: bool = setting(True, "record short passes as CUDA graphs, where the host is slower than the card")
     optimizer: str = setting(
         "auto",
         "auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)",

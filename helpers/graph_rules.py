@@ -44,7 +44,6 @@ def choose_graphs(
     dropout: float,
     padding_free: bool,
     cards: int = 1,
-    processes: int = 1,
     wanted: bool = True,
 ) -> GraphChoice:
     """Decide whether training passes are to be recorded as CUDA graphs.
@@ -57,8 +56,6 @@ def choose_graphs(
         dropout: Of the adapter.
         padding_free: Whether a batch is one row of rows.
         cards: On which the layers of one model lie.
-        processes: That train together. DistributedDataParallel keeps each parameter's gradient node, on the stream
-            that it was built on, and a recording is made on another (see `torch.cuda.make_graphed_callables`).
         wanted: False turns them off.
 
     Returns:
@@ -77,7 +74,6 @@ def choose_graphs(
         (attention not in VARLEN, f"{attention} attention needs the rows' lengths on the host"),
         (not padding_free, "batches are padded"),
         (cards > 1, f"the layers lie on {cards} cards"),
-        (processes > 1, f"{processes} processes gather gradients on a stream that no recording can reach"),
         (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
         (dropout > 0, "dropout draws other numbers in each pass"),
     )

@@ -245,7 +245,7 @@ class GraphedLayers:
             self._pool = torch.cuda.graph_pool_handle()
             self._gradients = [torch.empty_like(each) for each in self.weights.trained]
         shared = {"pool": self._pool, "shared": self._gradients}
-        return GraphRecording(self._run, buffers, named, self.weights.trained, **shared)
+        return GraphRecording(self._run, buffers, named, self.weights, **shared)
 
     def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Run all layers as they are."""
@@ -322,9 +322,11 @@ def _rope_tables(layers: Sequence[Any]) -> list[Any]:
 
 
 def _shift(found: Sequence[Any], wanted: Sequence[Any]) -> float:
-    """Return how far tensors are from others, as a share of the others' length; missing ones are left out."""
+    """Return how far tensors are from others, as a share of the others' length; infinite if one of them is missing."""
     import torch
 
+    if any((a is None) != (b is None) for a, b in zip(found, wanted, strict=True)):
+        return float("inf")
     pairs = [(a.float(), b.float()) for a, b in zip(found, wanted, strict=True) if b is not None]
     apart = torch.stack([(a - b).norm() for a, b in pairs]).norm()
     return (apart / torch.stack([b.norm() for _, b in pairs]).norm()).item()

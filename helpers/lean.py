@@ -23,7 +23,7 @@ __all__ = ["lean_steps"]
 def lean_steps(trainer: Any) -> Iterator[None]:
     """Train inside the block with fewer walks through the model; afterwards everything is as before.
 
-    With several processes, or parameters spread over several machines, nothing is changed but the garbage collector.
+    With parameters spread over several machines nothing is changed but the garbage collector.
 
     Args:
         trainer: A transformers trainer, ready to train.
@@ -34,10 +34,12 @@ def lean_steps(trainer: Any) -> Iterator[None]:
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
         stack.enter_context(_few_to_collect())
-        if place().count == 1 and trained and not any(hasattr(each, "device_mesh") for each in trained):
+        if trained and not any(hasattr(each, "device_mesh") for each in trained):
             stack.enter_context(_replaced(trainer.model, "zero_grad", _clear(trainer.model, trained)))
             stack.enter_context(_replaced(trainer, "_clip_grad_norm", _clip(trainer, trained)))
             stack.enter_context(_replaced(trainer, "floating_point_ops", _count(trainer)))
+            if place().count > 1:
+                stack.enter_context(_replaced(trainer.accelerator, "prepare_model", _prepare(trainer, trained, stack)))
         yield
 
 
@@ -53,6 +55,19 @@ def _clear(model: Any, trained: list[Any]) -> Callable[..., None]:
             parameter.grad = None
 
     return zero_grad
+
+
+def _prepare(trainer: Any, trained: list[Any], stack: ExitStack) -> Callable[..., Any]:
+    """Return a `prepare_model` whose DistributedDataParallel, which has a `zero_grad` of its own, knows it too."""
+    prepare = trainer.accelerator.prepare_model
+
+    def prepare_model(model: Any, **named: Any) -> Any:
+        wrapped = prepare(model, **named)
+        if wrapped is not model:
+            stack.enter_context(_replaced(wrapped, "zero_grad", _clear(wrapped, trained)))
+        return wrapped
+
+    return prepare_model
 
 
 def _clip(trainer: Any, trained: list[Any]) -> Callable[[Any], Any]:

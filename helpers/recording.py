@@ -87,7 +87,31 @@ class Weights:
         owners = [module._parameters for layer in layers for module in layer.modules()]
         found = [(owner, name, each) for owner in owners for name, each in owner.items() if each is not None]
         self._found = [(*each, each[2].data_ptr(), each[2].requires_grad) for each in found]
-        self.trained = [each for layer in layers for each in layer.parameters() if each.requires_grad]
+        everything = [each for layer in layers for each in layer.parameters() if each.requires_grad]
+        self.trained = list({id(each): each for each in everything}.values())
+
+    @contextmanager
+    def stand_ins(self) -> Iterator[list[Any]]:
+        """Let other parameters with the same memory stand in the trained ones' places inside the block.
+
+        A pass leaves a node for each parameter's gradient, on the stream that it runs on; DistributedDataParallel keeps
+        the nodes that it found. A capture cannot reach nodes of another stream
+        (see `torch.cuda.make_graphed_callables`), and these parameters have none yet.
+
+        Yields:
+            Them, in the order of `trained`.
+        """
+        import torch
+
+        made = {id(each): torch.nn.Parameter(each.detach()) for each in self.trained}
+        places = [(owner, name, each) for owner, name, each, *_ in self._found if id(each) in made]
+        try:
+            for owner, name, each in places:
+                owner[name] = made[id(each)]
+            yield [made[id(each)] for each in self.trained]
+        finally:
+            for owner, name, each in places:
+                owner[name] = each
 
     def unchanged(self) -> bool:
         """Say whether each is the same parameter at the same address, trained or frozen as before."""
@@ -107,14 +131,15 @@ class Recording:
         run: Runs the layers.
         buffers: What it reads.
         named: Named arguments of a layer, reading from the buffers.
-        trained: Parameters that get gradients.
+        weights: The layers'; the trained ones get gradients.
     """
 
     passes: ClassVar[int] = 0
     """Passes forward of all recordings: each overwrites what the one before it left for its pass backward."""
 
-    def __init__(self, run: LayerCall, buffers: Buffers, named: dict[str, Any], trained: list[Any]) -> None:
-        self.run, self.buffers, self.named, self.trained = run, buffers, named, trained
+    def __init__(self, run: LayerCall, buffers: Buffers, named: dict[str, Any], weights: Weights) -> None:
+        self.run, self.buffers, self.named, self.weights = run, buffers, named, weights
+        self.trained = weights.trained
         self.output: Any = None
         self.kept: list[Any] = []
         self.grad_output: Any = None
@@ -131,9 +156,9 @@ class Recording:
         self.grad_output[:, :used].copy_(grad)
         self.grad_output[:, used:].zero_()
 
-    def inputs(self) -> list[Any]:
-        """Return what gets a gradient: the parameters, and the hidden states if they are to have one."""
-        return [*self.trained, *([self.buffers.hidden] if self.buffers.hidden.requires_grad else [])]
+    def inputs(self, trained: Sequence[Any]) -> list[Any]:
+        """Return what gets a gradient: parameters, and the hidden states if they are to have one."""
+        return [*trained, *([self.buffers.hidden] if self.buffers.hidden.requires_grad else [])]
 
     def record(self) -> None:
         """Prepare the pass; from now on `output` and `grad_output`, which the backward pass reads, stay in place."""
@@ -151,10 +176,11 @@ class Recording:
             self.output = self.run(self.buffers.hidden, self.named)
 
     def backward(self) -> list[Any]:
-        """Return the gradients of `inputs()` from `grad_output`."""
+        """Return the gradients of the trained parameters, and of the hidden states if they want one."""
         import torch
 
-        return list(torch.autograd.grad(self.output, self.inputs(), self.grad_output, allow_unused=True))
+        wanted = self.inputs(self.trained)
+        return list(torch.autograd.grad(self.output, wanted, self.grad_output, allow_unused=True))
 
 
 class GraphRecording(Recording):
@@ -164,9 +190,9 @@ class GraphRecording(Recording):
         run: Runs the layers; nothing in it may wait for the card.
         buffers: What it reads.
         named: Named arguments of a layer.
-        trained: Parameters that get gradients.
+        weights: The layers'.
         pool: Of memory, shared with other recordings that never run at the same time.
-        shared: Tensors like `trained`, in which these recordings leave the gradients. With its own, each would keep
+        shared: Tensors like the trained parameters, in which these recordings leave the gradients. With its own, each would keep
             4 bytes a trained parameter.
     """
 
@@ -175,22 +201,27 @@ class GraphRecording(Recording):
         run: LayerCall,
         buffers: Buffers,
         named: dict[str, Any],
-        trained: list[Any],
+        weights: Weights,
         *,
         pool: Any,
         shared: list[Any],
     ) -> None:
         self.pool, self.shared = pool, shared
-        super().__init__(run, buffers, named, trained)
+        super().__init__(run, buffers, named, weights)
 
     def record(self) -> None:
         """Run once on a stream of its own, so that kernels are compiled and loaded, then record both directions."""
+        with self.weights.stand_ins() as trained:
+            self._capture(self.inputs(trained))
+
+    def _capture(self, inputs: list[Any]) -> None:
+        """Do so, with these getting the gradients."""
         import torch
 
         stream, now = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(now)
         with torch.cuda.stream(stream):
-            self._once()
+            self._once(inputs)
         now.wait_stream(stream)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _casts_not_kept(), torch.cuda.graph(self._forward, pool=self.pool, capture_error_mode="thread_local"):
@@ -200,7 +231,7 @@ class GraphRecording(Recording):
             torch.autocast("cuda", enabled=False),  # as the trainer's backward
             torch.cuda.graph(self._backward, pool=self.pool, capture_error_mode="thread_local"),
         ):
-            self.gradients = self._share(torch.autograd.grad(output, self.inputs(), given, allow_unused=True))
+            self.gradients = self._share(torch.autograd.grad(output, inputs, given, allow_unused=True))
         self.output, self.grad_output = output.detach(), given
 
     def _share(self, found: Sequence[Any]) -> list[Any]:
@@ -212,14 +243,14 @@ class GraphRecording(Recording):
         own = found[len(self.shared) :]  # that of the hidden states, whose size is this recording's
         return [None if each is None else kept for kept, each in zip(self.shared, found, strict=False)] + list(own)
 
-    def _once(self) -> None:
+    def _once(self, inputs: list[Any]) -> None:
         """Compute both directions without recording them."""
         import torch
 
         with _casts_not_kept():
             output = self.run(self.buffers.hidden, self.named)
         with torch.autocast("cuda", enabled=False):
-            torch.autograd.grad(output, self.inputs(), torch.zeros_like(output), allow_unused=True)
+            torch.autograd.grad(output, inputs, torch.zeros_like(output), allow_unused=True)
 
     def forward(self) -> None:
         """Replay the forward pass."""

@@ -259,7 +259,6 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
         dropout=config.adapter.lora_dropout,
         padding_free=trainer.mode["padding_free"] or trainer.mode["packing"],
         cards=len(own_cards()) if gpu else 1,
-        processes=share.processes,
         wanted=config.train.cuda_graphs,
     )
     trainer.mode |= {"graphs": choice.wanted, "graphs_reason": choice.reason}

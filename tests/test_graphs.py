@@ -11,7 +11,7 @@ import pytest
 
 from helpers.graph_rules import choose_graphs, host_lengths, recorded_size
 from helpers.graphs import GraphedLayers, decoder_layers, graphed_passes
-from helpers.recording import Buffers, GraphRecording, Recording
+from helpers.recording import Buffers, GraphRecording, Recording, Weights
 
 torch = pytest.importorskip("torch")
 
@@ -48,7 +48,7 @@ class Computed(GraphedLayers):
     """Records by computing anew; every other part is the real one."""
 
     def _new_recording(self, buffers, named):
-        return Recording(self._run, buffers, named, self.weights.trained)
+        return Recording(self._run, buffers, named, self.weights)
 
     def _announce(self, buffers):
         pass
@@ -108,7 +108,6 @@ class TestChoice:
             ({"dropout": 0.1}, "dropout"),
             ({"padding_free": False}, "padded"),
             ({"cards": 2}, "2 cards"),
-            ({"processes": 2}, "2 processes"),
             ({"wanted": False}, "cuda_graphs is off"),
         ],
     )
@@ -457,9 +456,9 @@ class TestGraphRecording:
         buffers = Buffers.like(hidden, 16, 4)
         buffers.load(hidden, named["position_ids"], named["packed_seq_lengths"])
         named |= {"position_ids": buffers.positions, "packed_seq_lengths": buffers.lengths}
-        trained = [layer.trained.weight for layer in layers]
-        memory = {"pool": "the pool", "shared": [torch.zeros_like(each) for each in trained]}
-        made = GraphRecording(lambda given, how: walk(layers, given, how), buffers, named, trained, **memory)
+        weights = Weights(layers)
+        memory = {"pool": "the pool", "shared": [torch.zeros_like(each) for each in weights.trained]}
+        made = GraphRecording(lambda given, how: walk(layers, given, how), buffers, named, weights, **memory)
         made.asked, made.within = asked, [each for each in within if each]
         return made
 
@@ -470,7 +469,39 @@ class TestGraphRecording:
         recording.give(torch.full((1, 8, 6), 3.0))
         assert given[:, :8].eq(3).all()
         assert not given[:, 8:].any()
-        assert inputs == recording.inputs()
+        assert [each.data_ptr() for each in inputs] == [p.data_ptr() for p in recording.inputs(recording.trained)]
+
+    def test_the_parameters_own_gradient_nodes_are_not_touched(self, recording):
+        """DistributedDataParallel keeps them, on a stream that no capture can reach; others stand in meanwhile."""
+        ((output, inputs, _),) = recording.asked
+        nodes, seen = [output.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes += [each for each, _ in node.next_functions]
+        leaves = {id(node.variable) for node in seen if hasattr(node, "variable")}
+        assert leaves == {id(each) for each in inputs}
+        assert leaves.isdisjoint(id(each) for each in recording.trained)
+        assert recording.weights.unchanged()
+
+    def test_the_parameters_are_back_after_an_error(self):
+        """Whatever a capture fails of."""
+        layers = make_layers()
+        weights = Weights(layers)
+        with pytest.raises(RuntimeError, match="capture"), weights.stand_ins():
+            assert layers[0].trained.weight is not weights.trained[0]
+            raise RuntimeError("capture")
+        assert weights.unchanged()
+
+    def test_a_parameter_of_two_layers_has_one_stand_in(self):
+        """And one gradient."""
+        layers = make_layers(2)
+        layers[1].trained.weight = layers[0].trained.weight
+        weights = Weights(layers)
+        assert len(weights.trained) == 1
+        with weights.stand_ins() as found:
+            assert layers[1].trained.weight is layers[0].trained.weight is found[0]
 
     def test_the_output_lies_where_the_forward_graph_writes(self, recording):
         """It is the recorded tensor, without its way to the gradients."""
@@ -683,13 +714,13 @@ class TestGivingUp:
 
             def backward(self):
                 """Return the gradients of something else."""
-                return list(torch.autograd.grad(self.output, self.inputs(), torch.ones_like(self.output)))
+                return list(torch.autograd.grad(self.output, self.trained, torch.ones_like(self.output)))
 
         class Unheard(Computed):
             """Records so."""
 
             def _new_recording(self, buffers, named):
-                return Stale(self._run, buffers, named, self.weights.trained)
+                return Stale(self._run, buffers, named, self.weights)
 
         graphs = Unheard(list(layers), 20, report=lines.append)
         with graphs.installed():

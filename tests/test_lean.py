@@ -158,14 +158,23 @@ class TestRestored:
             assert trainer.floating_point_ops is not mine
         assert trainer.floating_point_ops is mine
 
-    def test_several_processes_keep_their_methods(self, monkeypatch):
-        """Where several processes train together, nothing is replaced."""
+    def test_several_processes_clear_through_their_wrapper(self, monkeypatch):
+        """DistributedDataParallel around the model has a method of its own, which knows where gradients are, too."""
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("LOCAL_RANK", "0")
         trainer = Trainer()
+        trainer.accelerator.prepare_model = lambda model, device_placement=None: torch.nn.Sequential(model)
+        walks = []
+        monkeypatch.setattr(torch.nn.Sequential, "zero_grad", lambda self, set_to_none=True: walks.append(set_to_none))
         with lean_steps(trainer):
-            assert "zero_grad" not in vars(trainer.model)
+            wrapped = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
+            wrapped(torch.ones(1, 4)).sum().backward()
+            wrapped.zero_grad()
+            assert trainer.model.trained.weight.grad is None
+            assert not walks
+        wrapped.zero_grad()
+        assert walks == [True]
 
 
 class TestUpstream:

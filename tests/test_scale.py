@@ -40,6 +40,18 @@ def test_counted_rows_come_before_estimated_ones(scale):
     assert scale.examples([[3, 4], [5, None]], estimate=17.5) == 17.5
 
 
+def test_each_is_compared_with_one_gpu_of_its_kind(scale):
+    """Packed with packed, eager with eager; the names of one GPU stand for themselves."""
+    known = scale.configurations([2, 4])
+    assert len(known) == 15
+    for name, options in known.items():
+        one = known[scale.first(name)]
+        assert one["processes"] == 1
+        assert (one["packing"], one["graphs"]) == (options["packing"], options["graphs"])
+        assert (options["processes"] == 1) == (scale.first(name) == name)
+        assert options["batch"] * options["accumulate"] % options["processes"] == 0
+
+
 def test_rows_a_second_are_those_of_the_steps():
     """Unpacked, the record's speed is rows a step by seconds a step: 8 / 0.1944 and 16 / 0.1980."""
     results = RECORD["results"]
