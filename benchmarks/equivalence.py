@@ -17,7 +17,9 @@ import trainers
 from helpers.graphs import graphed_passes
 from helpers.lean import lean_steps
 
-STEPS = 20
+STEPS, PLANNED = 20, 1000
+"""Optimizer steps that are compared, and those of the training that they begin: graphs pay only in a long one."""
+
 TENSORS = ("adapter", "gradients")
 """What is kept in files of their own; all else is plain numbers."""
 
@@ -31,7 +33,7 @@ def ours(model: str, rows: list[dict], folder: Path) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     options = {"batch": 2, "packing": cuda, "length": 2048 if cuda else 512, "checkpointing": False}
-    config = trainers.config_of(model, options, STEPS)
+    config = trainers.config_of(model, options, PLANNED)
     loaded = trainers.load_ours(config)
     randomize(loaded.model)
     start = adapter(loaded.model)
@@ -72,13 +74,39 @@ def plain(model: str, folder: Path) -> dict[str, Any]:
     loaded = _plain_model(model, kept["adapter"])
     loss = sum(backward(loaded, *document, items=items(kept["batch"])) for document in kept["batch"])
     mine, theirs = flat(kept["gradients"]), flat(gradients_of(loaded))
+    exact = flat(float32_gradients(loaded, kept["batch"]))
     found = {
         "loss_relative": abs(kept["loss_sum"] - loss) / loss,
         "loss_sum": [kept["loss_sum"], loss],
         "gradients_cosine": torch.nn.functional.cosine_similarity(mine, theirs, dim=0).item(),
+        "float32_cosines": [torch.nn.functional.cosine_similarity(g, exact, dim=0).item() for g in (mine, theirs)],
         "gradients_norm": [mine.norm().item(), theirs.norm().item()],
     }
     return found | {"steps": list(replay(loaded, kept["adapter"], kept["steps"]))}
+
+
+def float32_gradients(model: Any, batch: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Return the gradients of a batch computed in float32, from the same weights; the model is as before afterwards."""
+    import torch
+
+    model.zero_grad()
+    kept = [(p, p.data) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    four_bit = [module for module in model.modules() if hasattr(module, "compute_dtype")]
+    types = [module.compute_dtype for module in four_bit]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        for module in four_bit:
+            module.compute_dtype = torch.float32
+        for document in batch:
+            backward(model, *document, items=items(batch), rounded=False)
+        return gradients_of(model)
+    finally:
+        model.zero_grad()
+        for parameter, data in kept:
+            parameter.data = data
+        for module, dtype in zip(four_bit, types, strict=True):
+            module.compute_dtype = dtype
 
 
 def randomize(model: Any) -> None:
@@ -180,7 +208,13 @@ def labels(trainer: Any, rows: list[dict], loaded: Any, config: Any) -> dict[str
 
 
 def train(trainer: Any) -> list[dict[str, Any]]:
-    """Train, and return each step's documents, loss, gradient norm and learning rate."""
+    """Train `STEPS` steps, and return each one's documents, loss, gradient norm and learning rate."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == STEPS
+
     seen: list[list[tuple[list[int], list[int]]]] = []
     original = trainer.training_step
 
@@ -189,6 +223,7 @@ def train(trainer: Any) -> list[dict[str, Any]]:
         return original(model, inputs, *rest, **named)
 
     trainer.training_step = watched
+    trainer.add_callback(Stop())
     with lean_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.train` does
         trainer.train()
     trainer.mode["graphs_found"] = graphs.describe() if graphs else trainer.mode["graphs_reason"]
@@ -222,12 +257,12 @@ def put(model: Any, weights: dict[str, Any]) -> None:
             weight.data = weights[name].to(weight.device)
 
 
-def backward(model: Any, ids: list[int], marks: list[int], *, items: int) -> float:
-    """Add one document's share to the gradients; return the sum of its losses."""
+def backward(model: Any, ids: list[int], marks: list[int], *, items: int, rounded: bool = True) -> float:
+    """Add one document's share to the gradients, on a GPU rounded to bf16 on the way; return the sum of its losses."""
     import torch
 
     device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=rounded and device.type == "cuda"):
         logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, :-1].float()
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(marks[1:], device=device), reduction="sum")
     (loss / items).backward()

@@ -12,9 +12,10 @@ the same rows in the same order with LoRA of rank 16, as `python -m helpers trai
 - packed: as many packed sequences of 2048 tokens instead of rows,
 - eager: rows as above, but without CUDA graphs.
 
-Speed is taken over the steps after warm-up: rows, or the rows that the packed sequences of these steps hold, a second.
-FILE.json (by default benchmarks/results/scale.json) is written after each
-configuration; what stands in it already is not measured again unless --again is given.
+Each is broken off in a training of 1,000 steps, for which graphs pay. Speed is taken over the steps after warm-up, in
+three blocks whose median counts: rows, or the rows that the packed sequences of these steps hold, a second. FILE.json
+(by default benchmarks/results/scale.json) is written after each configuration; what stands in it already is not
+measured again unless --again is given.
 
     python benchmarks/scale.py --markdown --out FILE.json     print the table of docs/multi_gpu.md, measuring nothing
 """
@@ -32,6 +33,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+from typing import Any
+
+from stopwatch import BLOCKS, borders
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -41,8 +46,14 @@ SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
 SIZE, ROWS_A_SEQUENCE = 8, 10
 """Rows, or packed sequences, that one GPU sees in a step; and how many Alpaca rows a sequence of 2048 tokens holds."""
 
-STEPS = {False: (70, 45), True: (12, 3)}
+STEPS = {False: (120, 90), True: (12, 3)}
 """Packed or not: optimizer steps, and those of them that are not timed; graphs are recorded in these."""
+
+EPOCH = 20
+"""Unpacked: steps after which the same rows come again, in another order, and so batches of much the same sizes."""
+
+PLANNED = 1000
+"""Steps of the training that is broken off."""
 
 LIMIT = 240
 """Seconds after which a configuration is given up."""
@@ -222,12 +233,14 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     marks: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
             if cuda:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
             if here.main and state.global_step % 5 == 0:
                 print(f"> step {state.global_step}/{steps} after {marks[-1] - started:.0f} s", flush=True)
+            if state.global_step == steps:
+                control.should_training_stop = True
 
     useful: list = []
     sizes: list = []
@@ -249,21 +262,22 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         print(f"> ready after {ready - started:.0f} s", flush=True)
     with lean_steps(trainer), graphed_passes(trainer, report=lambda line: print(f"> {line}", flush=True)) as graphs:
         trainer.train()
-    seconds = marks[-1] - marks[warm - 1]
     passes = trainer.args.gradient_accumulation_steps
-    everyones = gather([int(sum(useful[s * passes : (s + 1) * passes])) for s in range(warm, steps)])
+    blocks = borders(warm, steps, BLOCKS)
+    everyones = by_step(gather([int(count) for count in useful]), passes)
     loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
-    tokens = sum(map(sum, everyones))
-    timed = gather(rows[warm * passes :])
+    seen = by_step(gather(rows), passes)
+    speeds = [speed(marks, seen, everyones, mean_useful, *block) for block in blocks]
     peak = largest(card_peak(graphs) if cuda else 0)
     cost = communication(trainer) if here.count > 1 else {}
     result = {
         "processes": here.count,
         "rows_per_step": options["batch"] * options["accumulate"],
         "per_process": [trainer.args.per_device_train_batch_size, passes],
-        "examples_per_second": examples(timed, tokens / mean_useful) / seconds,
-        "useful_tokens_per_second": tokens / seconds,
-        "step_seconds": seconds / (len(marks) - warm),
+        "examples_per_second": median(each["examples"] for each in speeds),
+        "blocks_examples_per_second": [each["examples"] for each in speeds],
+        "useful_tokens_per_second": median(each["tokens"] for each in speeds),
+        "step_seconds": median((marks[last - 1] - marks[first - 1]) / (last - first) for first, last in blocks),
         "slowest_over_mean_tokens": sum(max(load) * len(load) / sum(load) for load in loads) / len(loads),
         "peak_gib": peak / 2**30,
         "first_step_seconds": marks[0] - ready,
@@ -286,10 +300,39 @@ def rows_in(inputs: dict) -> int | None:
     return len(inputs["input_ids"]) if inputs.get("position_ids") is None else None
 
 
-def examples(timed: list[list[int | None]], estimate: float) -> float:
-    """Return how many rows the timed passes of all processes held; the estimate if a batch did not say."""
-    counts = [count for each in timed for count in each]
-    return estimate if None in counts else sum(counts)
+def by_step(everyones: list[list[int | None]], passes: int) -> list[int | None]:
+    """Return what all processes counted in each optimizer step; None for a step in which one could not say.
+
+    Args:
+        everyones: For each process the count of each pass.
+        passes: In a step of one process.
+    """
+    found: list[int | None] = []
+    for at in range(0, len(everyones[0]), passes):
+        counts = [count for each in everyones for count in each[at : at + passes]]
+        found.append(None if None in counts else sum(counts))
+    return found
+
+
+def speed(
+    marks: list[float], rows: list[int | None], tokens: list[int], mean_tokens: float, first: int, last: int
+) -> dict[str, float]:
+    """Return rows and tokens with a label a second, over some steps.
+
+    Args:
+        marks: When each step ended.
+        rows: Of each step; where one is unknown, the number is reckoned from the tokens.
+        tokens: With a label, of each step.
+        mean_tokens: Of a row.
+        first: Step with which they begin, from 0.
+        last: Step before which they end.
+    """
+    seconds, useful = marks[last - 1] - marks[first - 1], sum(tokens[first:last])
+    counted = rows[first:last]
+    return {
+        "examples": (useful / mean_tokens if None in counted else sum(counted)) / seconds,
+        "tokens": useful / seconds,
+    }
 
 
 def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
@@ -311,13 +354,15 @@ def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
         packing=options["packing"],
         cuda_graphs=options["graphs"],
         gradient_checkpointing=arguments.checkpointing,
-        max_steps=steps,
-        save_steps=10 * steps,
+        max_steps=PLANNED,
+        save_steps=10 * PLANNED,
         prompt_style="alpaca",
     )
-    wanted = 5 * steps * config.train.rows_per_step() * (ROWS_A_SEQUENCE if options["packing"] else 1) // 4
     given = json.loads(Path(arguments.data).read_text(encoding="utf-8"))
-    rows = [given[at % len(given)] for at in range(wanted)]  # a quarter more, as no step may be an epoch's last
+    wanted = EPOCH * config.train.rows_per_step()
+    if options["packing"]:
+        wanted = 5 * steps * config.train.rows_per_step() * ROWS_A_SEQUENCE // 4  # none of these is an epoch's last
+    rows = [given[at % len(given)] for at in range(wanted)]
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
         loaded,

@@ -15,12 +15,13 @@ BLOCKS = 3
 """Parts of the timed steps; the median of their speeds is what is reported."""
 
 
-def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[str, Any]:
+def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: int | None = None) -> dict[str, Any]:
     """Train, and take speed, memory and losses.
 
     Args:
         trainer: Ready to train.
         warmup: Steps that are not timed.
+        steps: End after so many, although the trainer would take more; by default its own number.
         rows_per_pass: Rows in a batch; None if sequences are packed, whose rows are then counted.
 
     Returns:
@@ -28,7 +29,7 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
     """
     import torch
 
-    marks, passes = watch(trainer, rows_per_pass)
+    marks, passes = watch(trainer, rows_per_pass, steps)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
@@ -36,9 +37,9 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
     with lean_steps(trainer) if ours else nullcontext(), graphed_passes(trainer) if ours else nullcontext() as graphs:
         trainer.train()
     per_step = trainer.args.gradient_accumulation_steps
-    steps = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
+    groups = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
     blocks = [
-        speed(marks, steps, first, last)
+        speed(marks, groups, first, last)
         for first, last in borders(warmup, len(marks), BLOCKS)  # a step's own time ends at its mark
     ]
     return {
@@ -49,15 +50,17 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None) -> dict[
         "first_step_seconds": marks[0] - ready,
         "steps": len(marks),
         "warmup_steps": warmup,
-        "examples_per_step": sum(int(rows) for each in steps for rows, _ in each) / len(steps),
+        "examples_per_step": sum(int(rows) for each in groups for rows, _ in each) / len(groups),
         "peak_gib": card_peak(graphs) / 2**30 if torch.cuda.is_available() else None,
         **({"graphs": graphs.describe(), "graphs_shifts": graphs.shifts} if graphs else {}),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
 
 
-def watch(trainer: Any, rows_per_pass: int | None) -> tuple[list[float], list[tuple[Any, Any]]]:
-    """Take the time after each step, the card idle, and (rows, tokens with a label) of each pass."""
+def watch(
+    trainer: Any, rows_per_pass: int | None, steps: int | None = None
+) -> tuple[list[float], list[tuple[Any, Any]]]:
+    """Take the time after each step, the card idle, and (rows, tokens with a label) of each pass; end after `steps`."""
     import torch
     from transformers import TrainerCallback
 
@@ -65,10 +68,12 @@ def watch(trainer: Any, rows_per_pass: int | None) -> tuple[list[float], list[tu
     passes: list[tuple[Any, Any]] = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
+            if state.global_step == steps:
+                control.should_training_stop = True
 
     original = trainer.training_step
 

@@ -16,7 +16,7 @@ LABELS = {
     "plain": "TRL + PEFT + bitsandbytes as shipped (batch 2 x 4)",
     "plain-packed": "the same at its best: packed, batch 4",
     "ours-8": "ours, the same 8 examples a step",
-    "ours-8-graphs": "ours, 8 examples a step, replayed as CUDA graphs",
+    "ours-8-eager": "ours, 8 examples a step, without CUDA graphs",
     "ours-packed-small": "ours, packed, batch 4, checkpointing",
     "ours-packed-large": "ours, packed, batch 8, no checkpointing",
     "ours-8-checkpointing": "ours, 8 examples a step, checkpointing",

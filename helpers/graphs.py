@@ -2,8 +2,9 @@
 
 A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
 launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
-in length, so batches are filled up to a multiple of 256 tokens, and each such size is recorded when it comes for the
-second time. What cannot be recorded, or is seldom, runs as before; the numbers are those of the same kernels.
+in length, so batches are filled up to a multiple of 256 tokens, and a size is recorded when it has come twice and, by
+its share of the passes until then, will come often enough again to pay for it. What is not recorded runs as before; the
+numbers are those of the same kernels.
 
 Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
 """
@@ -11,24 +12,27 @@ Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from helpers.graph_rules import COARSE, host_lengths, recorded_size
+from helpers.graph_rules import STEP, host_lengths, recorded_size
 from helpers.memory import format_bytes
 from helpers.recording import Buffers, GraphRecording, Recording, Weights, activation_bytes
 
 __all__ = ["GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
 
-MOST_TOKENS = 8192
-"""Larger passes keep the card busy by themselves."""
+MOST_TOKENS = 4096
+"""Larger passes keep the card busy by themselves; four packed sequences of 2048 tokens were slower so (H200)."""
 
-ROOM = 2.2
-"""Free memory that recording asks for, in times of the largest pass's activations: one set for the graphs, and one for
-passes that run without."""
+WORTH = 25
+"""How often a size must be expected to come again. Recording takes 1.0 s, a replay saves 0.04 s (H200)."""
+
+ROOM = 1.1
+"""Free memory that recording asks for, in times of what the graphs and the largest pass without one keep."""
 
 OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
 """How far a replay may be from the same pass without a graph, as shares of the plain pass's length.
@@ -99,27 +103,38 @@ def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> It
     if not trainer.mode.get("graphs"):
         yield None
         return
+
+    def left() -> int:
+        return (trainer.args.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
+
     layers = GraphedLayers(
-        decoder_layers(trainer.model), trainer.longest_row, largest=trainer.longest_pass, report=report
+        decoder_layers(trainer.model), trainer.longest_row, largest=trainer.longest_pass, left=left, report=report
     )
     with layers.installed():
         yield layers
 
 
 class GraphedLayers:
-    """Decoder layers whose training passes are recorded, each size at its second coming, and replayed from then on.
+    """Decoder layers whose training passes are recorded, where that pays, and replayed from then on.
 
     Args:
         layers: In order, all on one device.
         longest: Longest row, in tokens.
         largest: Largest pass, in tokens; it decides how much memory must be free.
+        left: Returns how many passes are still to come, this one included; by default no end is known.
         report: Gets a line when recording is given up.
     """
 
     def __init__(
-        self, layers: list[Any], longest: int, *, largest: int = MOST_TOKENS, report: Callable[[str], None] = print
+        self,
+        layers: list[Any],
+        longest: int,
+        *,
+        largest: int = MOST_TOKENS,
+        left: Callable[[], float] = lambda: math.inf,
+        report: Callable[[str], None] = print,
     ) -> None:
-        self.layers, self.longest, self.largest, self.report = layers, longest, min(largest, MOST_TOKENS), report
+        self.layers, self.longest, self.largest, self.left, self.report = layers, longest, largest, left, report
         self.forwards = [layer.forward for layer in layers]
         self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
@@ -152,6 +167,8 @@ class GraphedLayers:
         if self.given_up:
             return f"CUDA graphs: given up, {self.given_up}."
         passes = sum(self.seen.values())
+        if not self.sizes:
+            return f"CUDA graphs: none recorded; in {passes} passes no size came that would come {WORTH} times more."
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
             f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
@@ -190,7 +207,7 @@ class GraphedLayers:
             return False
         if named.get("packed_seq_lengths") is None or named.get("position_ids") is None:
             return False
-        return hidden.shape[0] == 1 and hidden.shape[1] <= self.largest
+        return hidden.shape[0] == 1 and hidden.shape[1] <= MOST_TOKENS
 
     def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Return the layers' output from a recording; None if there is none yet."""
@@ -200,12 +217,17 @@ class GraphedLayers:
         if self.weights is None or not self.weights.unchanged():
             self._forget()
             self.weights = Weights(self.layers)
-        if size not in self.recorded and (self.seen[size] < 2 or not self._try_to_record(size, hidden, named)):
+        if size not in self.recorded and not (self._pays(size) and self._try_to_record(size, hidden, named)):
             return None
         if not self.recorded[size].buffers.fits(hidden):
             return None
         self.replayed += 1
         return self.recorded[size](hidden, positions, lengths)
+
+    def _pays(self, size: tuple[int, int]) -> bool:
+        """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
+        share = self.seen[size] / sum(self.seen.values())
+        return self.seen[size] > 1 and share * self.left() >= WORTH
 
     def _try_to_record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> bool:
         """Record a size; whatever goes wrong, training goes on without."""
@@ -262,20 +284,21 @@ class GraphedLayers:
         from unsloth.utils import packing
 
         tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
-        longest = min(max(self.longest, COARSE), tokens)
+        longest = min(max(self.longest, STEP), tokens)
         found = (buffers.lengths, buffers.borders, longest)
         device = buffers.lengths.device
         packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
         packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host_lengths(tokens, segments))
 
     def _check_room(self, buffers: Buffers, named: dict[str, Any]) -> None:
-        """Raise unless the largest pass's activations fit twice."""
+        """Raise unless the activations of a recorded pass fit beside those of the largest one."""
         import torch
 
         per_token = activation_bytes(self._run, buffers, named) / buffers.hidden.shape[1]
         gc.collect()
         torch.cuda.empty_cache()
-        needed, free = round(ROOM * per_token * self.largest), torch.cuda.mem_get_info()[0]
+        tokens = min(self.largest, MOST_TOKENS) + self.largest
+        needed, free = round(ROOM * per_token * tokens), torch.cuda.mem_get_info()[0]
         if needed > free:
             raise _UnrecordableError(
                 f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"

@@ -192,8 +192,8 @@ class GraphRecording(Recording):
         named: Named arguments of a layer.
         weights: The layers'.
         pool: Of memory, shared with other recordings that never run at the same time.
-        shared: Tensors like the trained parameters, in which these recordings leave the gradients. With its own, each would keep
-            4 bytes a trained parameter.
+        shared: Tensors like the trained parameters, in which these recordings leave the gradients. With its own, each
+            would keep 4 bytes a trained parameter.
     """
 
     def __init__(

@@ -6,11 +6,13 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
 DOCUMENT = (ROOT / "docs" / "multi_gpu.md").read_text(encoding="utf-8")
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "scale_2xh200.json").read_text(encoding="utf-8"))
 
@@ -34,10 +36,19 @@ def test_rows_of_a_packed_batch_are_counted(scale):
     assert scale.rows_in({"input_ids": ids, "position_ids": ids}) is None
 
 
+def test_counts_are_added_up_over_passes_and_processes(scale):
+    """Two processes with two passes a step; a pass that does not say leaves its step unknown."""
+    assert scale.by_step([[1, 2, 3, 4], [10, 20, 30, 40]], 2) == [33, 77]
+    assert scale.by_step([[1, 2, 3, None], [10, 20, 30, 40]], 2) == [33, None]
+
+
 def test_counted_rows_come_before_estimated_ones(scale):
-    """The estimate is taken only where a batch of any process does not say."""
-    assert scale.examples([[3, 4], [5, 6]], estimate=17.5) == 18
-    assert scale.examples([[3, 4], [5, None]], estimate=17.5) == 17.5
+    """Steps 1 and 2 take four seconds; rows are reckoned from the tokens only where a step does not say."""
+    marks, tokens = [1.0, 3.0, 5.0], [90, 30, 50]
+    found = scale.speed(marks, [9, 4, 6], tokens, 8.0, 1, 3)
+    assert found == {"examples": 2.5, "tokens": 20.0}
+    assert scale.speed(marks, [9, None, 6], tokens, 8.0, 1, 3)["examples"] == 2.5
+    assert scale.speed(marks, [None, 4, 7], tokens, 8.0, 1, 3)["examples"] == 2.75
 
 
 def test_each_is_compared_with_one_gpu_of_its_kind(scale):
