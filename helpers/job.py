@@ -1,17 +1,20 @@
-"""The frame of a command that is started alone, or launched in several processes: meet, check, work, part."""
+"""The frame of a command that is started alone, or launched in several processes: check, meet, work, part.
+
+Launched processes import Unsloth before they meet. It talks to the others while it is imported once they have met
+(unsloth_zoo 2026.10.9, `compiler.get_compile_folder`), and they would have to import it all at the same moment.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from helpers.config_file import CONFIG
 from helpers.lost import losses_explained
-from helpers.processes import join, leave, on_main
+from helpers.processes import Place, join, leave, on_main, take_card
 from helpers.runs import RunDirectory, read_json
 
 __all__ = ["run_job"]
@@ -24,7 +27,8 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
 
     Args:
         path: `config.json`, or the run directory that holds it.
-        check: Reads the file in the main process, before anything else. Its value must be one that pickle can write.
+        check: Reads the file in the main process, before anything else. Its value must be one that pickle can write. An
+            error ends that process, and the launcher the others.
         work: Gets what `check` returned, in every process, and returns the run that it made.
 
     Returns:
@@ -33,11 +37,13 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
-    here = join()
-    if not here.main:
-        _quiet()
+    here = take_card()
+    found = check(path) if here.main else None
+    if here.count > 1:
+        _prepare(here)
+        join()
     with losses_explained():
-        checked = on_main(partial(check, path))
+        checked = on_main(lambda: found)
         _settle(path)
         run = work(checked)
         if here.main:
@@ -48,12 +54,15 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
     return 0
 
 
-def _quiet() -> None:
-    """Leave logs and progress to the main process: print nothing in this one, until it ends."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
+def _prepare(here: Place) -> None:
+    """Import Unsloth; leave logs and progress to the main process: print nothing in any other, until it ends."""
+    if not here.main:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until this process ends
     from helpers.model import import_unsloth
 
     import_unsloth()
+    if here.main:
+        return
     import datasets
     import transformers
 

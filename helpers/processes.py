@@ -25,6 +25,7 @@ __all__ = [
     "leave",
     "on_main",
     "place",
+    "take_card",
     "total",
     "wait_for_all",
 ]
@@ -76,8 +77,8 @@ def place() -> Place:
     return Place(*map(int, numbers))
 
 
-def join() -> Place:
-    """Meet the other processes, on this process's own GPU; alone do nothing.
+def take_card() -> Place:
+    """Choose this process's own GPU, if there are GPUs and several processes.
 
     Returns:
         Which process this is.
@@ -89,15 +90,33 @@ def join() -> Place:
     if here.count == 1:
         return here
     import torch
-    from torch import distributed
 
-    options: dict[str, Any] = {"backend": "gloo"}
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if here.local >= gpus:
             remedy = f"Launch at most {gpus} processes on this machine."
             raise StackError("processes", f"a GPU for each, of the {gpus} that there are", here.local + 1, remedy)
         torch.cuda.set_device(here.local)
+    return here
+
+
+def join() -> Place:
+    """Meet the other processes, on this process's own GPU; alone do nothing.
+
+    Returns:
+        Which process this is.
+
+    Raises:
+        StackError: There are more processes on this machine than GPUs.
+    """
+    here = take_card()
+    if here.count == 1:
+        return here
+    import torch
+    from torch import distributed
+
+    options: dict[str, Any] = {"backend": "gloo"}
+    if torch.cuda.is_available():
         options = {"backend": "nccl", "device_id": torch.device("cuda", here.local)}
     else:
         torch.serialization.register_package(1, lambda storage: None, _load_on_cpu)

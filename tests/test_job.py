@@ -1,0 +1,74 @@
+"""The frame of a launched command: what happens before the processes meet, and in which of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import job
+from helpers.errors import ConfigError
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path):
+    """Let each step only note its name; `launch(rank)` runs a job as one of two processes and returns the names."""
+    noted: list[str] = []
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: noted.append("meet"))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.serialization.register_package", lambda *_: None)
+    monkeypatch.setattr("helpers.model.import_unsloth", lambda: noted.append("import"))
+    monkeypatch.setattr(job, "on_main", lambda work: noted.append("tell") or work())
+    monkeypatch.setattr("helpers.summary.summarize", lambda run: noted.append("summarize") or "")
+    for name in ("datasets.disable_progress_bars", "transformers.utils.logging.disable_progress_bar",
+                 "transformers.utils.logging.set_verbosity_error"):  # fmt: skip
+        monkeypatch.setattr(name, lambda: None)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"run_name": "x", "folder": os.getcwd()}))
+
+    def launch(rank, check=None):
+        """Run the job."""
+        noted.clear()
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):
+            monkeypatch.setenv(name, str(value))
+        before = sys.stdout
+        try:
+            job.run_job(path, check or (lambda _: noted.append("check")), lambda _: noted.append("work"))
+        finally:
+            if sys.stdout is not before:  # as in a process that is not the main one
+                sys.stdout.close()
+                sys.stdout = before
+        return list(noted)
+
+    launch.noted = noted
+    return launch
+
+
+def test_unsloth_is_imported_before_the_processes_meet(steps):
+    """Afterwards its import waits for the others, which may be doing something else."""
+    assert steps(0) == ["check", "import", "meet", "tell", "work", "summarize"]
+    assert steps(1) == ["import", "meet", "tell", "work"]
+
+
+def test_a_configuration_that_is_wrong_ends_the_main_process_at_once(steps):
+    """Before anything is imported; the launcher ends the others."""
+
+    def wrong(_):
+        """Refuse."""
+        raise ConfigError("train_rows", "fewer", 5, "Lower it.")
+
+    with pytest.raises(ConfigError, match="train_rows"):
+        steps(0, wrong)
+    assert steps.noted == []
+
+
+def test_an_import_after_the_meeting_still_talks_to_the_others():
+    """Unsloth asks all processes for the folder of its compiled code; if it stops doing so, the order is free."""
+    (folder,) = importlib.util.find_spec("unsloth_zoo").submodule_search_locations
+    source = (Path(folder) / "compiler.py").read_text(encoding="utf-8").partition("def get_compile_folder")[2][:1500]
+    assert "distributed_any(" in source
+    assert "distributed_function(" in source
