@@ -13,9 +13,9 @@ the same rows in the same order with LoRA of rank 16, as `python -m helpers trai
 - eager: rows as above, but without CUDA graphs.
 
 Each is broken off in a training of 1,000 steps, for which graphs pay. Speed is taken over the steps after warm-up, in
-three blocks whose median counts: rows, or the rows that the packed sequences of these steps hold, a second. FILE.json
-(by default benchmarks/results/scale.json) is written after each configuration; what stands in it already is not
-measured again unless --again is given.
+three blocks whose median counts, steps in which a graph is recorded left out: rows, or the rows that the packed
+sequences of these steps hold, a second. FILE.json (by default benchmarks/results/scale.json) is written after each
+configuration; what stands in it already is not measured again unless --again is given.
 
     python benchmarks/scale.py --markdown --out FILE.json     print the table of docs/multi_gpu.md, measuring nothing
 """
@@ -32,11 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Set
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-from stopwatch import BLOCKS, borders
+from stopwatch import BLOCKS, borders, changes, durations
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
@@ -46,8 +47,8 @@ SCRATCH = Path(tempfile.gettempdir()) / "benchmark-scale"
 SIZE, ROWS_A_SEQUENCE = 8, 10
 """Rows, or packed sequences, that one GPU sees in a step; and how many Alpaca rows a sequence of 2048 tokens holds."""
 
-STEPS = {False: (120, 90), True: (12, 3)}
-"""Packed or not: optimizer steps, and those of them that are not timed; graphs are recorded in these."""
+STEPS = {False: (120, 60), True: (24, 9)}
+"""Packed or not: optimizer steps, and those of them that are not timed; most graphs are recorded in these."""
 
 EPOCH = 20
 """Unpacked: steps after which the same rows come again, in another order, and so batches of much the same sizes."""
@@ -97,8 +98,8 @@ def main() -> None:
 def configurations(gpus: list[int]) -> dict[str, dict]:
     """Return what is measured, by name: processes, batch x accumulation of all processes together, packing, graphs."""
     found = {}
-    for prefix, changes in {"": {}, "packed-": {"packing": True}, "eager-": {"graphs": False}}.items():
-        base = {"batch": SIZE, "accumulate": 1, "packing": False, "graphs": True, **changes}
+    for prefix, change in {"": {}, "packed-": {"packing": True}, "eager-": {"graphs": False}}.items():
+        base = {"batch": SIZE, "accumulate": 1, "packing": False, "graphs": True, **change}
         found[f"{prefix}one"] = {"processes": 1, **base}
         found |= {f"{prefix}same-{n}": {"processes": n, **base} for n in gpus}
         found |= {f"{prefix}grown-{n}": {"processes": n, **base, "accumulate": n} for n in gpus}
@@ -231,12 +232,15 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
 
     cuda = torch.cuda.is_available()
     marks: list[float] = []
+    recorded: list[int] = []
+    held: list[Any] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
             if cuda:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
+            recorded.append(held[0].sizes if held[0] else 0)
             if here.main and state.global_step % 5 == 0:
                 print(f"> step {state.global_step}/{steps} after {marks[-1] - started:.0f} s", flush=True)
             if state.global_step == steps:
@@ -261,13 +265,15 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     if here.main:
         print(f"> ready after {ready - started:.0f} s", flush=True)
     with lean_steps(trainer), graphed_passes(trainer, report=lambda line: print(f"> {line}", flush=True)) as graphs:
+        held.append(graphs)
         trainer.train()
     passes = trainer.args.gradient_accumulation_steps
     blocks = borders(warm, steps, BLOCKS)
     everyones = by_step(gather([int(count) for count in useful]), passes)
     loads = list(zip(*gather([sum(sizes[s * passes : (s + 1) * passes]) for s in range(warm, steps)]), strict=True))
     seen = by_step(gather(rows), passes)
-    speeds = [speed(marks, seen, everyones, mean_useful, *block) for block in blocks]
+    recording = set().union(*gather(changes(recorded)))  # the others wait for the one that records
+    speeds = [speed(marks, seen, everyones, mean_useful, *block, recording) for block in blocks]
     peak = largest(card_peak(graphs) if cuda else 0)
     cost = communication(trainer) if here.count > 1 else {}
     result = {
@@ -277,7 +283,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         "examples_per_second": median(each["examples"] for each in speeds),
         "blocks_examples_per_second": [each["examples"] for each in speeds],
         "useful_tokens_per_second": median(each["tokens"] for each in speeds),
-        "step_seconds": median((marks[last - 1] - marks[first - 1]) / (last - first) for first, last in blocks),
+        "step_seconds": median(mean(durations(marks, *block, recording)) for block in blocks),
         "slowest_over_mean_tokens": sum(max(load) * len(load) / sum(load) for load in loads) / len(loads),
         "peak_gib": peak / 2**30,
         "first_step_seconds": marks[0] - ready,
@@ -285,7 +291,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         **cost,
         "losses": [float(h["loss"]) for h in trainer.state.log_history if "loss" in h],
         "mode": trainer.mode,
-        **({"graphs": graphs.describe()} if graphs else {}),
+        **({"graphs": graphs.describe(), "steps_recording": len(recording)} if graphs else {}),
     }
     if here.main:
         print("RESULT " + json.dumps(result), flush=True)
@@ -315,7 +321,13 @@ def by_step(everyones: list[list[int | None]], passes: int) -> list[int | None]:
 
 
 def speed(
-    marks: list[float], rows: list[int | None], tokens: list[int], mean_tokens: float, first: int, last: int
+    marks: list[float],
+    rows: list[int | None],
+    tokens: list[int],
+    mean_tokens: float,
+    first: int,
+    last: int,
+    left_out: Set[int] = frozenset(),
 ) -> dict[str, float]:
     """Return rows and tokens with a label a second, over some steps.
 
@@ -326,9 +338,11 @@ def speed(
         mean_tokens: Of a row.
         first: Step with which they begin, from 0.
         last: Step before which they end.
+        left_out: Steps that are not timed.
     """
-    seconds, useful = marks[last - 1] - marks[first - 1], sum(tokens[first:last])
-    counted = rows[first:last]
+    timed = [step for step in range(first, last) if step not in left_out]
+    seconds, useful = sum(durations(marks, first, last, left_out)), sum(tokens[step] for step in timed)
+    counted = [rows[step] for step in timed]
     return {
         "examples": (useful / mean_tokens if None in counted else sum(counted)) / seconds,
         "tokens": useful / seconds,

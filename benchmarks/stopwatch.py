@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Set
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ BLOCKS = 3
 
 
 def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: int | None = None) -> dict[str, Any]:
-    """Train, and take speed, memory and losses.
+    """Train, and take speed, memory and losses. Steps in which a pass is recorded as CUDA graphs are not timed.
 
     Args:
         trainer: Ready to train.
@@ -29,49 +30,61 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: i
     """
     import torch
 
-    marks, passes = watch(trainer, rows_per_pass, steps)
+    held: list[Any] = []
+    marks, passes, sizes = watch(trainer, rows_per_pass, steps, lambda: held[0].sizes if held and held[0] else 0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     ours = hasattr(trainer, "mode")  # trains as `helpers.training.train` does
     with lean_steps(trainer) if ours else nullcontext(), graphed_passes(trainer) if ours else nullcontext() as graphs:
+        held.append(graphs)
         trainer.train()
+    recording = changes(sizes)
     per_step = trainer.args.gradient_accumulation_steps
     groups = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
     blocks = [
-        speed(marks, groups, first, last)
+        speed(marks, groups, first, last, recording)
         for first, last in borders(warmup, len(marks), BLOCKS)  # a step's own time ends at its mark
     ]
     return {
         "examples_per_second": statistics.median(block["examples"] for block in blocks),
         "useful_tokens_per_second": statistics.median(block["tokens"] for block in blocks),
         "blocks_examples_per_second": [block["examples"] for block in blocks],
-        "step_seconds": (marks[-1] - marks[warmup - 1]) / (len(marks) - warmup),
+        "step_seconds": statistics.mean(durations(marks, warmup, len(marks), recording)),
         "first_step_seconds": marks[0] - ready,
         "steps": len(marks),
         "warmup_steps": warmup,
         "examples_per_step": sum(int(rows) for each in groups for rows, _ in each) / len(groups),
         "peak_gib": card_peak(graphs) / 2**30 if torch.cuda.is_available() else None,
-        **({"graphs": graphs.describe(), "graphs_shifts": graphs.shifts} if graphs else {}),
+        **(
+            {"graphs": graphs.describe(), "graphs_shifts": graphs.shifts, "steps_recording": len(recording)}
+            if graphs
+            else {}
+        ),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
 
 
 def watch(
-    trainer: Any, rows_per_pass: int | None, steps: int | None = None
-) -> tuple[list[float], list[tuple[Any, Any]]]:
-    """Take the time after each step, the card idle, and (rows, tokens with a label) of each pass; end after `steps`."""
+    trainer: Any, rows_per_pass: int | None, steps: int | None, recorded: Callable[[], int]
+) -> tuple[list[float], list[tuple[Any, Any]], list[int]]:
+    """Take the time after each step, the card idle; (rows, tokens with a label) of each pass; what is recorded by then.
+
+    Training ends after `steps`.
+    """
     import torch
     from transformers import TrainerCallback
 
     marks: list[float] = []
     passes: list[tuple[Any, Any]] = []
+    sizes: list[int] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
+            sizes.append(recorded())
             if state.global_step == steps:
                 control.should_training_stop = True
 
@@ -84,7 +97,7 @@ def watch(
 
     trainer.training_step = counting
     trainer.add_callback(Clock())
-    return marks, passes
+    return marks, passes, sizes
 
 
 def rows_in(inputs: dict[str, Any]) -> Any:
@@ -104,10 +117,36 @@ def borders(first: int, last: int, parts: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(cuts) if b > a]
 
 
-def speed(marks: list[float], steps: list[list[tuple[Any, Any]]], first: int, last: int) -> dict[str, float]:
-    """Return examples and tokens with a label a second, over steps `first` to `last` (not included)."""
-    seconds = marks[last - 1] - marks[first - 1]
-    timed = [each for step in steps[first:last] for each in step]
+def changes(counts: list[int]) -> set[int]:
+    """Return the steps, from 0, after which a count is not what it was before.
+
+    Example:
+        >>> sorted(changes([0, 1, 1, 3]))
+        [1, 3]
+    """
+    return {step for step, (before, after) in enumerate(pairwise([0, *counts])) if after != before}
+
+
+def durations(marks: list[float], first: int, last: int, left_out: Set[int] = frozenset()) -> list[float]:
+    """Return the seconds of steps `first` to `last` (not included), from the marks at the steps' ends.
+
+    Example:
+        >>> durations([1.0, 3.0, 4.0, 9.0], 1, 4, {3})
+        [2.0, 1.0]
+    """
+    return [marks[step] - marks[step - 1] for step in range(first, last) if step not in left_out]
+
+
+def speed(
+    marks: list[float],
+    steps: list[list[tuple[Any, Any]]],
+    first: int,
+    last: int,
+    left_out: Set[int] = frozenset(),
+) -> dict[str, float]:
+    """Return examples and tokens with a label a second, over steps `first` to `last` (not included) but for some."""
+    seconds = sum(durations(marks, first, last, left_out))
+    timed = [each for at in range(first, last) if at not in left_out for each in steps[at]]
     return {
         "examples": sum(int(rows) for rows, _ in timed) / seconds,
         "tokens": sum(int(tokens) for _, tokens in timed) / seconds,

@@ -107,6 +107,14 @@ class TestStopwatch:
         """Two steps of 8 rows and 100 labels in 4 seconds, after a first one of 10 seconds."""
         steps = [[(8, 100)], [(8, 100)], [(8, 100)]]
         assert stopwatch.speed([10.0, 12.0, 14.0], steps, 1, 3) == {"examples": 4.0, "tokens": 50.0}
+        assert stopwatch.speed([10.0, 12.0, 14.0], steps, 1, 3, {2}) == {"examples": 4.0, "tokens": 50.0}
+
+    def test_a_step_that_records_takes_neither_time_nor_rows(self):
+        """Its seconds come once, and would not come again in the steps that are not timed."""
+        steps = [[(8, 100)], [(8, 100)], [(6, 50)]]
+        assert stopwatch.changes([0, 2, 2]) == {1}
+        found = stopwatch.speed([10.0, 19.0, 21.0], steps, 1, 3, stopwatch.changes([0, 2, 2]))
+        assert found == {"examples": 3.0, "tokens": 25.0}
 
 
 class TestPlan:

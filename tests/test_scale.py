@@ -49,6 +49,7 @@ def test_counted_rows_come_before_estimated_ones(scale):
     assert found == {"examples": 2.5, "tokens": 20.0}
     assert scale.speed(marks, [9, None, 6], tokens, 8.0, 1, 3)["examples"] == 2.5
     assert scale.speed(marks, [None, 4, 7], tokens, 8.0, 1, 3)["examples"] == 2.75
+    assert scale.speed(marks, [9, 4, None], tokens, 8.0, 1, 3, {2}) == {"examples": 2.0, "tokens": 15.0}
 
 
 def test_each_is_compared_with_one_gpu_of_its_kind(scale):
