@@ -71,7 +71,7 @@ def speeds(record: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
 def training(record: Mapping[str, Any], *, short: bool = False) -> Iterator[str]:
     """Yield the table of training speeds; short, without what only explains."""
     hidden = ("ours-8-checkpointing", "ours-8-8bit", "ours-8-unpacked", "ours-8-sdpa", "official-8") if short else ()
-    yield "| training | examples/s | peak GiB | |"
+    yield "| training | examples/s | peak GiB | against the first |"
     yield "|---|---:|---:|---:|"
     for name, examples, peak, ratio in speeds(record):
         if name not in hidden:
@@ -99,7 +99,8 @@ def answers(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of both arms' seconds."""
     rows = answering(record)
     alone = dict(rows).get("unsloth, one by one")
-    yield f"| base and tuned answers, {record['prompts']} prompts, {record['new']} tokens each | seconds | |"
+    asked = f"{record['prompts']} prompts, {record['new']} tokens each"
+    yield f"| base and tuned answers, {asked} | seconds | against the first |"
     yield "|---|---:|---:|"
     for name, seconds in rows:
         yield f"| {LABELS.get(name, name)} | {seconds:.1f} | {times(alone / seconds) if alone else ''} |"
@@ -117,7 +118,7 @@ def times(ratio: float) -> str:
 
 def starting(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of seconds from the first cell to the first optimizer step, with the parts of each side."""
-    yield "| from the first cell to the first optimizer step | seconds | | its parts |"
+    yield "| from the first cell to the first optimizer step | seconds | against the official setting | its parts |"
     yield "|---|---:|---:|---|"
     base = figure(record, "official", "total_seconds") if "official" in record["runs"] else None
     for name, runs in record["runs"].items():
@@ -162,11 +163,17 @@ def _columns(name: str, side: str) -> list[tuple[str, str]]:
 
 def scaling(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of benchmarks/scale.py, with the speed against one GPU."""
-    yield "| configuration | GPUs | rows, or packed sequences, a step | examples/s | |"
+    yield "| configuration | GPUs | rows, or packed sequences, a step | examples/s | against one GPU |"
     yield "|---|---:|---:|---:|---:|"
     for name, each in record["results"].items():
         ratio = record["comparison"].get(name, {}).get("speedup", 1.0)
-        cells = (name, each["processes"], each["rows_per_step"], f"{each['examples_per_second']:.1f}", times(ratio))
+        cells = (
+            name,
+            each["processes"],
+            each["rows_per_step"],
+            f"{each['examples_per_second']:.1f}",
+            f"{ratio:.2f}x".replace("1.00x", "1x"),
+        )
         yield f"| {' | '.join(map(str, cells))} |"
 
 
