@@ -278,7 +278,7 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # both ways need one that stays within a row, as the lowest drawing below shows. (With `varlen_attention` the GPU
 # computes it for all rows in one call, where it would need a call for each. `cuda_graphs` goes further: short passes
 # are recorded and launched as a whole, since a fast GPU waits longer for its thousands of small orders than it works on
-# them. It is off unless you switch it on, because it is new.)
+# them. Recording takes time, too, so that it is done only in a training of about a hundred steps or more.)
 
 # %%
 from helpers.diagrams import draw_packing

@@ -108,6 +108,16 @@ def test_a_killed_process_ends_the_others(launched, folder, tiny_mistral, struck
     assert not (run / "adapter").exists()
 
 
+def test_replayed_passes_train_together_as_one(launched):
+    """DistributedDataParallel averages the gradients that a replay hands out."""
+    (alone,), both = (together.run_all(launched, count, "replay_passes") for count in (1, 2))
+    assert alone["replayed"] == 7
+    assert [each["replayed"] for each in both] == [3, 3]
+    assert both[0]["weights"] == both[1]["weights"]
+    for mine, theirs in zip(both[0]["weights"], alone["weights"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+
+
 def test_two_processes_compare_as_one(trained, launched, folder):
     """They share references and questions; what comes out is what one process answers and scores, digit for digit."""
     one, two = (

@@ -110,6 +110,42 @@ def train(*, runs, model, name, resume="auto", packed=False, whole=False, **para
     return json.loads((run.path / "metrics.json").read_text())
 
 
+def replay_passes():
+    """Take four steps over replayed passes, one batch a rank and step; return the weights, and how many were replayed.
+
+    Alone, one process computes what two average.
+    """
+    import torch
+    from test_graphs import Computed, batch, make_layers, walk
+
+    from helpers.processes import place
+
+    class Stack(torch.nn.Module):
+        """Layers behind one forward method, as DistributedDataParallel wants it."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = make_layers()
+
+        def forward(self, hidden, named):
+            """Go through all layers."""
+            return walk(self.layers, hidden, named)
+
+    here, stack = place(), Stack()
+    ranks = [here.rank] if here.count > 1 else [0, 1]
+    model = torch.nn.parallel.DistributedDataParallel(stack) if here.count > 1 else stack
+    optimizer = torch.optim.SGD([p for p in stack.parameters() if p.requires_grad], lr=0.5)
+    graphs = Computed(list(stack.layers), 20)
+    with graphs.installed():
+        for at in range(4):
+            optimizer.zero_grad()
+            for rank in ranks:
+                output = model(*batch(5 + rank, 3, seed=10 * at + rank))
+                (output.square().mean() / len(ranks)).backward()
+            optimizer.step()
+    return {"weights": [layer.trained.weight.flatten().tolist() for layer in stack.layers], "replayed": graphs.replayed}
+
+
 def adjust_trainer(packed):
     """Let TRL prepare rows in this process, and pack them where a test asks for that.
 
