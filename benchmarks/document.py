@@ -69,6 +69,8 @@ def short(results: Path) -> Iterator[str]:
         yield from (*introduction(train), "", *tables.training(train, short=True), "")
     if generate:
         yield from (*tables.answers(generate), "")
+        if lasting := list(tables.lasting(generate)):
+            yield from (*lasting, "")
     yield "[docs/speed.md](docs/speed.md) has all figures and charts; [benchmarks](benchmarks/README.md) says how to"
     yield "measure again."
 
@@ -93,6 +95,8 @@ def document(results: Path) -> Iterator[str]:
     if generate := tables.find("generate", results):
         yield from ("", "## Answers", "", tables.described(generate), *notes(generate), "")
         yield from (*tables.answers(generate), "", "![Seconds for both arms](speed_answers.svg)")
+        if lasting := list(tables.lasting(generate)):
+            yield from ("", *lasting)
     yield from growth(results)
     if startup := tables.find("startup", results):
         yield from ("", "## Start", "", tables.described(startup), *notes(startup), "", *tables.starting(startup))

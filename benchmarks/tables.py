@@ -10,6 +10,9 @@ from typing import Any
 
 from bench import RESULTS
 
+ONE_BY_ONE, STEADY = "unsloth, one by one", "ours, steady state"
+"""Engines of benchmarks/generate.py whose tuned arms are compared."""
+
 LABELS = {
     "official": "setting of Unsloth's own Mistral Alpaca notebook (batch 2 x 4)",
     "official-8": "the same with its 8 examples in one pass",
@@ -23,9 +26,9 @@ LABELS = {
     "ours-8-8bit": "ours, 8 examples a step, 8-bit AdamW",
     "ours-8-unpacked": "ours, 8 examples a step, frozen weights unpacked once",
     "ours-8-sdpa": "ours, 8 examples a step, without the attention kernel",
-    "unsloth, one by one": "Unsloth, one by one (by tokens/s of four prompts)",
+    ONE_BY_ONE: "Unsloth, one by one (by tokens/s of four prompts)",
     "ours, warm-up counted": "ours, warm-up counted",
-    "ours, steady state": "ours, steady state",
+    STEADY: "ours, everything counted",
 }
 """What a configuration is called where it is shown, in the order of the tables."""
 
@@ -83,10 +86,8 @@ def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     if "seconds" in record:
         return list(record["seconds"].items())
     work = record["prompts"] * record["new"]
-    measured = [each for runs in record["runs"].values() for run in runs for each in run["results"]]
     found: dict[str, list[float]] = {}
-    for name in dict.fromkeys(each["name"] for each in measured):
-        own = [each for each in measured if each["name"] == name]
+    for name, own in engines(record).items():
         if both := [each["seconds"] for each in own if each.get("arm") == "tuned+base"]:
             found[name] = both
         elif {each.get("arm") for each in own} >= set(ARMS):
@@ -95,10 +96,44 @@ def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(name, statistics.median(seconds)) for name, seconds in found.items()]
 
 
+def engines(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return what was measured of each engine of a generation record, of all runs together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in (each for runs in record.get("runs", {}).values() for run in runs for each in run["results"]):
+        found.setdefault(each["name"], []).append(each)
+    return found
+
+
+def steady(record: Mapping[str, Any]) -> list[tuple[str, int, float]]:
+    """Return (engine, prompts, tokens/s) of the tuned arm: Unsloth one by one and ours over many prompts.
+
+    Without ours over many prompts there is nothing to compare, and nothing is returned.
+    """
+    found = []
+    for name in (ONE_BY_ONE, STEADY):
+        own = [each for each in engines(record).get(name, []) if each.get("arm") == "tuned"]
+        if own:
+            found.append((name, own[-1]["prompts"], statistics.median(each["tokens_per_s"] for each in own)))
+    return found if any(name == STEADY for name, _, _ in found) else []
+
+
+def lasting(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of the tuned arm's steady state, if the record has one."""
+    rows = steady(record)
+    if not rows:
+        return
+    alone = {name: rate for name, _, rate in rows}.get(ONE_BY_ONE)
+    yield f"| tuned arm, steady state, {record['new']} tokens each | prompts | tokens/s | against one by one |"
+    yield "|---|---:|---:|---:|"
+    for name, prompts, rate in rows:
+        label = LABELS[name].partition(" (")[0]
+        yield f"| {label} | {prompts} | {rate:,.1f} | {times(rate / alone) if alone else ''} |"
+
+
 def answers(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of both arms' seconds."""
     rows = answering(record)
-    alone = dict(rows).get("unsloth, one by one")
+    alone = dict(rows).get(ONE_BY_ONE)
     asked = f"{record['prompts']} prompts, {record['new']} tokens each"
     yield f"| base and tuned answers, {asked} | seconds | against the first |"
     yield "|---|---:|---:|"

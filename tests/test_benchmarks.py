@@ -168,6 +168,35 @@ class TestDocuments:
         assert tables.answering(record) == [("unsloth, one by one", 10.0), ("ours, warm-up counted", 2.0)]
         assert list(tables.answers(record))[3] == "| ours, warm-up counted | 2.0 | 5x |"
 
+    def test_the_steady_state_is_shown_beside_one_by_one(self, tmp_path):
+        """An engine that was measured on the tuned arm alone has a table of its own, in both documents."""
+        arms = {"tuned": (7.5, 8.5, 8.0), "base": (20.0,)}
+        peer = [
+            {"name": "unsloth, one by one", "arm": arm, "prompts": 4, "tokens_per_s": rate}
+            for arm, rates in arms.items()
+            for rate in rates
+        ]
+        many = {"name": "ours, steady state", "arm": "tuned", "prompts": 512, "tokens_per_s": 1240.0}
+        both = {"name": "ours, warm-up counted", "arm": "tuned+base", "prompts": 32, "seconds": 2.0}
+        runs = {"unsloth": [{"results": peer}], "ours": [{"results": [both, many]}]}
+        record = {"machine": {"gpus": ["Card"]}, "prompts": 32, "new": 64, "runs": runs}
+        assert "ours, steady state" not in dict(tables.answering(record))
+        table = [
+            "| tuned arm, steady state, 64 tokens each | prompts | tokens/s | against one by one |",
+            "|---|---:|---:|---:|",
+            "| Unsloth, one by one | 4 | 8.0 | 1x |",
+            "| ours, everything counted | 512 | 1,240.0 | 155x |",
+        ]
+        assert list(tables.lasting(record)) == table
+        (tmp_path / "generate_card.json").write_text(json.dumps(record))
+        for lines in (document.document(tmp_path), document.short(tmp_path)):
+            assert "\n".join(table) in "\n".join(lines)
+
+    def test_without_a_steady_state_there_is_no_table_of_it(self):
+        """The first figures have none, and nothing is made up for them."""
+        assert list(tables.lasting(tables.find("generate", ROOT / "none") or {})) == []
+        assert list(tables.lasting({"prompts": 32, "new": 64, "seconds": {"unsloth, one by one": 198.3}})) == []
+
     def test_curves_become_tables_and_pictures(self, tmp_path):
         """Each side's points stand in one row, and each curve has its picture."""
         points = [{"at": size, "examples_per_second": speed} for size, speed in ((1, 5.0), (8, 20.0))]
