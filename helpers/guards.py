@@ -145,14 +145,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _memory_advice(config: RunConfig) -> list[str]:
     """Return what to change: from the memory planner for a card, else the usual remedies with this run's numbers."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return _generic_advice(config)
+    from helpers.hardware import find_gpu
     from helpers.planner import advise
 
+    gpu = find_gpu()
+    if gpu is None:
+        return _generic_advice(config)
     try:
-        advice = advise(config, torch.cuda.get_device_properties(0).total_memory)
+        advice = advise(config, gpu.total_bytes)
     except HelpersError:  # a model whose shape the planner cannot learn
         advice = []
     return [*advice, NEW_NAME] if advice else _generic_advice(config)

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
-from helpers.config_file import write_config
+from helpers.config_file import CONFIG, write_config
 from helpers.data import Rows, data_fingerprint
 from helpers.errors import RunError
 from helpers.hardware import LARGE_GPU_BYTES, describe_hardware, find_gpu, require_gpu
 from helpers.layout import plan_layout
 from helpers.lock import installed_versions
-from helpers.persist import connect_drive, prepare_persist
+from helpers.persist import connect_drive, keep_result, prepare_persist
 from helpers.planner import check_layers, preflight_memory
 from helpers.processes import on_main, place
 from helpers.room import preflight_room
 from helpers.run_lock import hold_lock
-from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root
+from helpers.runs import RunDirectory, check_run, git_commit, open_run, read_json, runs_root
 from helpers.shares import local_config, share_out
+from helpers.split import held_bytes
 from helpers.templates import template_sha256
 from helpers.tracking import require_tracker
 
@@ -128,9 +129,7 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
     own = local_config(config, processes)
     gpu = find_gpu()
     if gpu is not None:  # what this process holds already is part of the prediction
-        import torch
-
-        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + torch.cuda.memory_reserved())
+        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
     lengths = [len(row.input_ids) for row in rows.tokenized]
     layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given))
     for reason in layout.reasons:
@@ -249,8 +248,16 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
 
 
 def finish_run(run: RunDirectory) -> None:
-    """Write into the manifest that everything asked for was done."""
+    """Write into the manifest that everything asked for was done; copy the adapter to `persist_dir`, if that is set.
+
+    Args:
+        run: The run, with its adapter saved.
+    """
     run.update_manifest(state="complete", finished=now())
+    path = run.path / CONFIG
+    persist_dir = read_json(path).get("persist_dir") if path.is_file() else None
+    if persist_dir:
+        print(keep_result(run, persist_dir))
 
 
 def watch_cells(run: RunDirectory) -> None:

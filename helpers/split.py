@@ -18,7 +18,17 @@ from typing import Any
 from helpers.errors import ConfigError, StackError
 from helpers.processes import place
 
-__all__ = ["SPLIT", "add_options", "limit_cards", "loader_options", "own_cards", "pool", "split_share", "take_options"]
+__all__ = [
+    "SPLIT",
+    "add_options",
+    "held_bytes",
+    "limit_cards",
+    "loader_options",
+    "own_cards",
+    "pool",
+    "split_share",
+    "take_options",
+]
 
 SPLIT = "HELPERS_SPLIT"
 """The environment variable: the share of each card's memory to use, such as 1 or 0.5; unset or 0 leaves it off."""
@@ -91,6 +101,22 @@ def own_cards() -> list[int]:
     import torch
 
     return list(range(torch.cuda.device_count())) if split_share() else [torch.cuda.current_device()]
+
+
+def held_bytes() -> int:
+    """Return what this process could use beyond the free memory of its cards because it holds it already, in bytes.
+
+    With what it holds and what is free, a card counts up to its share.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return 0
+    share, cards = split_share() or 1.0, own_cards()
+    memory = [torch.cuda.mem_get_info(card) for card in cards]
+    own = [torch.cuda.memory_reserved(card) for card in cards]
+    with_own = [(free + held, total) for (free, total), held in zip(memory, own, strict=True)]
+    return pool(with_own, share)[0] - pool(memory, share)[0]
 
 
 def limit_cards(share: float) -> None:

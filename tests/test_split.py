@@ -8,11 +8,14 @@ import types
 import pytest
 from sources import package_root
 
-from helpers import hardware
+from helpers import guards, hardware, planner, session
+from helpers.config import build_config
+from helpers.contract import Contract, TokenizedExample
 from helpers.decoding.shapes import unsupported
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
-from helpers.split import SPLIT, add_options, loader_options, own_cards, split_share, take_options
+from helpers.memory import ModelShape
+from helpers.split import SPLIT, add_options, held_bytes, loader_options, own_cards, split_share, take_options
 
 GIB = 2**30
 
@@ -67,6 +70,69 @@ def test_large_cards_act_as_small_ones(two_cards, monkeypatch):
     assert options["device_map_planner_kwargs"]["max_memory"] == {0: 4 * GIB, 1: 4 * GIB}
     assert two_cards == {0: 0.05, 1: 0.05}
     assert hardware.find_gpu().free_bytes == 8 * GIB
+
+
+def hold(monkeypatch, total, *cards):
+    """Let each card have this much memory, of which (held, free) are this process's and nobody's, in GiB."""
+    import torch
+
+    cuda = {
+        "is_initialized": lambda: True,
+        "mem_get_info": lambda card=0: (round(cards[card][1] * GIB), round(total * GIB)),
+        "memory_reserved": lambda card=0: round(cards[card][0] * GIB),
+    }
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+
+
+def usable():
+    """Return the memory that a layout is planned with, in GiB."""
+    return (hardware.find_gpu().free_bytes + held_bytes()) / GIB
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "cards", "expected"),
+    [
+        ("", 80, [(5, 70), (20, 30)], 75),
+        ("1", 23.5, [(18.5, 4.5), (18.5, 4.5)], 46),
+        ("0.5", 80, [(30, 50), (5, 10)], 55),
+        ("0.03", 139.8, [(1.2, 138), (1.2, 138)], 8.39),
+    ],
+)
+def test_what_is_held_counts_on_each_card(two_cards, monkeypatch, share, total, cards, expected):
+    """Weights that lie on the cards already are part of the plan, and a card never has more than its share."""
+    monkeypatch.setenv(SPLIT, share)
+    hold(monkeypatch, total, *cards)
+    assert usable() == pytest.approx(expected, abs=0.01)
+
+
+def test_nothing_is_held_before_a_card_is_opened():
+    """No card is asked, which would open it."""
+    assert held_bytes() == 0
+
+
+def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch):
+    """37 GiB of weights lie on two cards of 23.5 GiB: a layout is found in what both have."""
+    sizes = ModelShape(8192, 28672, 80, 64, 8, 32000)
+    monkeypatch.setenv(SPLIT, "1")
+    monkeypatch.setattr("helpers.layout.shape_for", lambda config: sizes)
+    hold(monkeypatch, 23.5, (18.5, 4.6), (18.5, 4.6))
+    rows = Contract((), (TokenizedExample((1,) * 219, (1,) * 219),) * 80, {}, 2048)
+    wanted = build_config("alpaca", preset="colab-t4")
+    lines = []
+    found = session.fit_layout(wanted, rows, report=lines.append)
+    assert found.train.rows_per_step() == 8
+    assert "of 42.5 GiB" in lines[1]
+
+
+def test_memory_that_ran_out_was_that_of_all_cards(two_cards, monkeypatch):
+    """Advice is for the cards that the model lies on, or for this process's own one."""
+    asked = []
+    monkeypatch.setattr(planner, "advise", lambda config, size, **known: asked.append(size) or [])
+    for share in ("", "1"):
+        monkeypatch.setenv(SPLIT, share)
+        guards._memory_advice(build_config("alpaca", preset="colab-t4"))
+    assert asked == [80 * GIB, 160 * GIB]
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "1.5", "nan"])
