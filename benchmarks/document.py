@@ -11,6 +11,7 @@ from typing import Any
 import charts
 import plan
 import tables
+import targets
 from bench import RESULTS, ROOT
 
 from helpers.svg import Drawing
@@ -88,6 +89,7 @@ def document(results: Path) -> Iterator[str]:
     yield "# Speed"
     yield ""
     yield "Written by `scripts/build_figures` from the records in `benchmarks/results`, and not by hand."
+    yield from ("", "## What was aimed at", "", *targets.table(results))
     if train := tables.find("train", results):
         yield from ("", "## Training", "", *introduction(train), "", *tables.training(train), "")
         yield "![Examples a second](speed_training.svg)"

@@ -10,8 +10,8 @@ from typing import Any
 
 from bench import RESULTS
 
-ONE_BY_ONE, STEADY = "unsloth, one by one", "ours, steady state"
-"""Engines of benchmarks/generate.py whose tuned arms are compared."""
+ONE_BY_ONE, COUNTED, STEADY = "unsloth, one by one", "ours, warm-up counted", "ours, steady state"
+"""Engines of benchmarks/generate.py that are compared."""
 
 LABELS = {
     "official": "setting of Unsloth's own Mistral Alpaca notebook (batch 2 x 4)",
@@ -27,7 +27,7 @@ LABELS = {
     "ours-8-unpacked": "ours, 8 examples a step, frozen weights unpacked once",
     "ours-8-sdpa": "ours, 8 examples a step, without the attention kernel",
     ONE_BY_ONE: "Unsloth, one by one (by tokens/s of four prompts)",
-    "ours, warm-up counted": "ours, warm-up counted",
+    COUNTED: "ours, warm-up counted",
     STEADY: "ours, everything counted",
 }
 """What a configuration is called where it is shown, in the order of the tables."""

@@ -20,6 +20,7 @@ import document  # noqa: E402
 import plan  # noqa: E402
 import stopwatch  # noqa: E402
 import tables  # noqa: E402
+import targets  # noqa: E402
 
 SCRIPT = """
 import json, sys, time
@@ -135,6 +136,59 @@ class TestPlan:
         """A configuration that failed, or was tried without a GPU, is not compared."""
         (tmp_path / "memory.jsonl").write_text('{"configuration": {}, "failed": "x"}\n{"measured_bytes": null}\n')
         assert plan.compare(tmp_path / "memory.jsonl") == []
+
+
+class TestTargets:
+    """What was aimed at stands beside what the records say."""
+
+    AIMED = (7.5, 11, 17, 4.5, 30, 130, 0.6, 1.85, 1.85, 3.5, 3.5)
+
+    def test_they_are_those_that_were_set(self):
+        """No target was moved to where the figures are."""
+        assert tuple(target.factor for target in targets.TARGETS) == self.AIMED
+        assert [target.what for target in targets.TARGETS if not target.least] == [
+            "first cell to first optimizer step, against the official setting"
+        ]
+
+    def test_all_stand_in_the_document(self):
+        """Each target has its line, with a verdict or the remark that nothing was measured."""
+        lines = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").splitlines()
+        for target in targets.TARGETS:
+            (line,) = [line for line in lines if line.startswith(f"| {target.what} |")]
+            assert line.endswith(("| reached |", "| **missed** |", "| not in a record yet | |"))
+
+    def test_without_records_nothing_is_said(self, tmp_path):
+        """Neither reached nor missed."""
+        lines = list(targets.table(tmp_path))
+        assert len(lines) == 2 + len(targets.TARGETS)
+        assert all(line.endswith("| not in a record yet | |") for line in lines[2:])
+
+    @pytest.mark.parametrize(("speed", "peak", "verdict"), [(48, 6, "reached"), (40, 6, "missed"), (48, 7, "missed")])
+    def test_memory_is_part_of_a_target(self, tmp_path, speed, peak, verdict):
+        """Packed sequences are to be fast within 6.5 GiB; faster with more is no success."""
+        runs = {"official": [{"examples_per_second": 4.0, "peak_gib": 5.0}]}
+        runs["ours-packed-small"] = [{"examples_per_second": speed, "peak_gib": peak}]
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {}, "runs": runs}))
+        (line,) = [line for line in targets.table(tmp_path) if "6.5 GiB" in line]
+        assert f"| {speed / 4:g}x ({peak:.1f} GiB) |" in line
+        assert verdict in line
+
+    def test_plain_is_taken_at_its_best(self):
+        """The fastest of each side's settings are compared, and named."""
+        speeds = {"plain": 2.0, "plain-packed": 12.0, "ours-packed-small": 40.0, "ours-packed-large": 60.0}
+        runs = {name: [{"examples_per_second": speed, "peak_gib": 5.0}] for name, speed in speeds.items()}
+        assert targets.over_plain({"runs": runs}) == (5.0, "`ours-packed-large` over `plain-packed`", True)
+
+    @pytest.mark.parametrize(("graphs", "said"), [(False, True), (True, False)])
+    def test_what_stands_in_the_way_is_said_from_a_profile_of_that_step(self, tmp_path, graphs, said):
+        """A profile without CUDA graphs explains no step that was measured with them."""
+        runs = {"official": [{"examples_per_second": 4.0, "peak_gib": 5.0}]}
+        runs["ours-8"] = [{"examples_per_second": 28.0, "peak_gib": 12.0, "mode": {"graphs": graphs}}]
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {}, "runs": runs}))
+        profile = {"mode": {}, "milliseconds": {"whole step": {"host": 300.0}}, "kernels": 100.0}
+        (tmp_path / "profile_card.json").write_text(json.dumps(profile))
+        text = " ".join(targets.table(tmp_path))
+        assert ("of 300 ms the card's kernels take 100." in text) == said
 
 
 class TestDocuments:
