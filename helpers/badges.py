@@ -61,8 +61,9 @@ HEAD = """<!-- Made by `python -m helpers badges` from the notebooks' metadata a
 
 # The notebooks, one click away
 
-On Colab choose a T4 GPU if none is set (Runtime, Change runtime type), then Runtime, Run all. The badges open version
-{tag}, and the setup cell installs the same version. The minutes are estimates, not yet timed on a T4.
+On Colab choose a T4 GPU if none is set (Runtime, Change runtime type), then Runtime, Run all. On Kaggle choose under
+Settings a GPU T4 as accelerator and Internet on, then Run all. The badges open version {tag}, and the setup cell
+installs the same version. The minutes are estimates, not yet timed on a T4.
 
 | Notebook | You learn | GPU | Minutes on a T4 | Download | Open |
 |---|---|---|---:|---:|---|

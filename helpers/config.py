@@ -25,6 +25,7 @@ __all__ = [
     "HUB_ID",
     "MODELS",
     "PRESETS",
+    "TASK_PRESETS",
     "AdapterConfig",
     "DataConfig",
     "ExportConfig",
@@ -146,7 +147,7 @@ class TrainConfig(Settings):
         choices=("auto", "adamw_8bit", "adamw_torch_fused"),
     )
     save_steps: int = setting(20, "optimizer steps between checkpoints", unit="steps", low=1)
-    persist_dir: str | None = setting(None, "second folder for complete checkpoints, such as one on Google Drive")
+    persist_dir: str | None = setting(None, "second folder for checkpoints and adapter, such as one on Google Drive")
     eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
     report_to: str = setting(
         "none",
@@ -257,6 +258,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What each preset changes against the defaults. smoke: any machine, no network; colab-t4: 16 GB, fp16; large-gpu:
 24 GB and more, bf16; gpu-ci: a few minutes on any card of 16 GB and more, for scripts/gpu_ci."""
 
+TASK_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("dolly", "large-gpu"): {"train_rows": 1000},
+}
+"""What a preset changes for one task, on top of `PRESETS`: the Dolly lesson is about a thousand rows, on any card."""
+
 
 def parameters(task: str = "alpaca") -> dict[str, dataclasses.Field]:
     """Return each parameter of a training notebook but `preset` and `run_name`, with its help, unit and limits.
@@ -313,6 +319,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         "dataset_name": DEFAULT_DATASET[task],
         "system_prompt": _system_prompt(task, chosen),
         **PRESETS[preset],
+        **TASK_PRESETS.get((task, preset), {}),
         **chosen,
     }
     parts = {

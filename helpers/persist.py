@@ -1,4 +1,4 @@
-"""A second place for complete checkpoints: a folder, such as one on Google Drive, that outlives the machine."""
+"""A second place for checkpoints and the adapter: a folder, such as one on Google Drive, that outlives the machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import threading
 from pathlib import Path
 
 from helpers.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
+from helpers.config_file import CONFIG
 from helpers.disk import sync_file, sync_folder
 from helpers.errors import RunError
 from helpers.paths import user_folder
-from helpers.runs import MANIFEST, RunDirectory, write_text
+from helpers.runs import MANIFEST, METRICS, RunDirectory, write_text
 from helpers.sealing import KEPT
 
-__all__ = ["Persister", "connect_drive", "persist_folder", "prepare_persist", "restore"]
+__all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
 
 DRIVE = Path("/content/drive")
 """Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""
@@ -34,13 +35,14 @@ def persist_folder(persist_dir: str, name: str) -> RunDirectory:
     return RunDirectory(user_folder("persist_dir", persist_dir) / name)
 
 
-def connect_drive(persist_dir: str) -> None:
-    """Mount Google Drive on Colab, if that is where `persist_dir` lies and it is not mounted yet.
+def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
+    """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet.
 
     Args:
-        persist_dir: As the user gave it.
+        folder: As the user gave it.
+        parameter: Which parameter that was.
     """
-    path = user_folder("persist_dir", persist_dir)
+    path = user_folder(parameter, folder)
     if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
         from google.colab import drive  # type: ignore[import-not-found]
 
@@ -74,9 +76,11 @@ def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: s
     """Check, clear or restore the second place."""
     _check_place(run, there, persist_dir)
     if resume == "never":
-        if there.checkpoints.is_dir():
-            shutil.rmtree(there.checkpoints)
-        (there.path / MANIFEST).unlink(missing_ok=True)
+        for folder in (there.checkpoints, there.adapter):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        for name in (CONFIG, METRICS, MANIFEST):
+            (there.path / name).unlink(missing_ok=True)
         return []
     if run.manifest() and there.manifest() and run.run_id() != there.run_id():
         raise RunError(
@@ -107,6 +111,38 @@ def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
         return search.describe()
     _copy(search.found, run.checkpoints)
     return [*search.describe(), f"restored the checkpoint of step {search.found.step} from {there.path}"]
+
+
+def keep_result(run: RunDirectory, persist_dir: str) -> str:
+    """Copy a finished run's adapter and what is known of it to the second place; a failure is told and stops nothing.
+
+    Args:
+        run: The run, complete.
+        persist_dir: As the user gave it.
+
+    Returns:
+        A sentence on what was done. `adapter_dir` of a comparison takes the folder that it names.
+    """
+    there = persist_folder(persist_dir, run.path.name)
+    beside, old = there.path / ".adapter-writing", there.path / ".adapter-old"
+    try:
+        for folder in (beside, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile)
+        for path in beside.iterdir():
+            sync_file(path)
+        if there.adapter.exists():
+            os.rename(there.adapter, old)
+        os.rename(beside, there.adapter)
+        shutil.rmtree(old, ignore_errors=True)
+        for name in (CONFIG, METRICS, MANIFEST):
+            if (run.path / name).is_file():
+                write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
+    except (OSError, RunError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        return f"persist_dir: the adapter was not copied to {there.path} ({said}). It is in {run.shown('adapter')}."
+    return f"The adapter is also in {there.path}."
 
 
 class Persister:

@@ -17,14 +17,15 @@
 # ---
 
 # %% [markdown]
-# # Teach Mistral-7B to follow instructions
+# # Fine-tune Mistral-7B-Instruct on Alpaca-cleaned
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb)
 #
 # A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability. An
-# *instruction specialist* does what a sentence asks of it. This notebook turns the one into the other: it *fine-tunes*
-# Mistral-7B-Instruct, that is, trains it a little further, on rows of Alpaca-cleaned, small tasks with good answers.
-# Some rows are held out of the training, and on these it measures whether that helped.
+# *instruction model* was trained further, until it does what a sentence asks of it. Mistral-7B-Instruct is one already.
+# This notebook *fine-tunes* it, that is, trains it a little more, on rows of Alpaca-cleaned, small tasks with good
+# answers, so that it answers in their manner. Some rows are held out of the training, and on these it measures whether
+# that helped.
 #
 # The model computes with seven billion numbers, its *weights*. They do not fit on a free GPU if all of them are
 # trained. QLoRA makes them fit with two ideas: the model's own weights are *quantized*, that is rounded so that each
@@ -40,7 +41,8 @@
 # - how to save an adapter and prove that it can be loaded again.
 #
 # **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), a download of about 4 GB and
-# about half an hour. Without a GPU: preset `smoke`, which does every step with a small model in a few minutes.
+# about half an hour. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset `smoke`,
+# which does every step with a small model in a few minutes.
 
 # %% [markdown]
 # ## 1. Parameters
@@ -83,7 +85,7 @@ varlen_attention = None  # type: bool  attention over all rows of a batch in one
 cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
-persist_dir = None  # type: str  second folder for complete checkpoints, such as one on Google Drive
+persist_dir = None  # type: str  second folder for checkpoints and adapter, such as one on Google Drive
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
 report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
@@ -98,6 +100,9 @@ import importlib.util
 if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
+        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
 
 # %% [markdown]
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.
@@ -134,9 +139,9 @@ print("this run:", run.shown())
 # Nothing is lost if the machine disconnects. Every `save_steps` steps a complete *checkpoint* is written: the adapter,
 # and all that training needs to go on as if it had never stopped. Run the notebook again with the same parameters, and
 # with `resume = "auto"` it goes on from the newest one. Colab, though, deletes the machine's own disk when a session
-# ends. Set `persist_dir = "/content/drive/MyDrive/runs"` before you start, and each checkpoint is also copied to your
-# Google Drive, which the cell above asks your permission to use. On the next machine, the same parameters and the same
-# kind of GPU go on from there.
+# ends. Set `persist_dir = "/content/drive/MyDrive/runs"` before you start, and each checkpoint, and at the end the
+# adapter, is also copied to your Google Drive, which the cell above asks your permission to use. On the next machine, the
+# same parameters and the same kind of GPU go on from there.
 #
 # ## 2. Rows: what the model learns from
 #
@@ -306,9 +311,10 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # many as you asked for; how they are laid out is computed from the model's shape, and each choice comes with its
 # reason. Most of the memory goes to *activations*, what a pass has to remember of each token until it is known in
 # which direction the adapter should change (the *gradient*, section 6). With *gradient checkpointing* most of them are
-# forgotten and computed a second time: slower, and far smaller. Where there is room for it, some layers keep theirs all
-# the same. What else is printed is about section 6: which optimizer is used and, on a GPU, how much memory the loss
-# takes.
+# forgotten and computed a second time: slower, and far smaller. The model is a stack of *layers*, 32 in
+# Mistral-7B; the numbers that stand for a token pass through one after another. Where there is room for it, some layers
+# keep their activations all the same. What else is printed is about section 6: which optimizer is used and, on a GPU,
+# how much memory the loss takes.
 
 # %%
 from helpers.session import fit_layout
@@ -316,8 +322,9 @@ from helpers.session import fit_layout
 config = fit_layout(config, train_checked)
 
 # %% [markdown]
-# The model's weights stay as they are. A *linear layer* multiplies the numbers that come in, $x$, by a matrix $W$.
-# Beside each of them *LoRA* puts two thin matrices, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$.
+# The model's weights stay as they are. Most of them are in *linear layers*, seven in each layer of the stack. A
+# linear layer multiplies the numbers that come in, $x$, by a matrix $W$. Beside each of these matrices *LoRA* puts two
+# thin ones, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$.
 
 # %%
 from helpers.diagrams import draw_lora
@@ -329,6 +336,9 @@ draw_lora()
 # numbers down to 16, $B$ takes these back up. A larger rank can learn more, and costs more. *Alpha*, $\alpha$, says how
 # much the result counts: $\alpha / r$ is a factor in front of it, 1 in our presets. $B$ starts at zero, so that before
 # training the model is exactly the base model.
+#
+# The cell prints how much is trained. A model's numbers, its weights, are also called its *parameters*; these are not
+# the parameters of section 1.
 
 # %%
 from helpers.model import attach_adapter, trainable_parameters
@@ -348,8 +358,8 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 # is AdamW; `adamw_8bit` rounds these two numbers to 8 bit each, `adamw_torch_fused` does not and is faster, and `auto`
 # chooses by the card.
 #
-# Two parameters keep the adapter from learning its rows by heart. `weight_decay` pulls its weights a little towards
-# zero at each step; `lora_dropout` leaves out a random share of its inputs, in our presets none.
+# Two parameters of section 1 keep the adapter from learning its rows by heart. `weight_decay` pulls its weights a
+# little towards zero at each step; `lora_dropout` leaves out a random share of its inputs, in our presets none.
 #
 # ## 6. Train
 #
@@ -430,7 +440,8 @@ show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **resu
 # %% [markdown]
 # `tokens_per_second` counts all tokens that were read, `supervised_tokens` those that were learned from. The lines at
 # the end say what the trainer really did, in places with the reason: `padding_free` is rows laid end to end,
-# `attention` is how attention was computed.
+# `attention` is how attention was computed. There `sdpa`, short for *scaled dot-product attention*, is torch's own
+# function for any case, and a name with `varlen` is one that takes rows of different lengths in one call.
 #
 # ## 8. Save the adapter, and load it back
 #
@@ -500,8 +511,9 @@ length = config.generation.max_new_tokens
 answers = fast_generate(loaded, prompts, max_new_tokens=length)
 
 # %% [markdown]
-# Read them side by side. A small model stays a small model; look at the form of the answers as much as at their truth:
-# do they answer at once, do they end by themselves?
+# Read them side by side. If the base is Mistral-7B-Instruct, its answers are reasonable already: it was an instruction
+# model before this training, which adds the manner of Alpaca's answers. A small model stays a small model. So look at
+# the form of the answers as much as at their truth: do they answer at once, do they end by themselves?
 
 # %%
 asked = [f"{task}\n{text}".strip() for task, text in questions]

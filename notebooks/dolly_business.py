@@ -39,8 +39,9 @@
 # - how to describe a model honestly before you share it.
 #
 # **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), about 4 GB of downloads, 16 GB
-# of disk for the merged model, and about three quarters of an hour. Without a GPU: preset `smoke`. If terms such as
-# *token*, *adapter* or *held-out* are new to you, take `alpaca_instruction` first.
+# of disk for the merged model, and about three quarters of an hour. On Kaggle: *Settings → Accelerator → GPU T4* and
+# *Internet on*. Without a GPU: preset `smoke`. If terms such as *token*, *adapter* or *held-out* are new to you, take
+# `alpaca_instruction` first.
 
 # %% [markdown]
 # ## 1. Parameters
@@ -82,7 +83,7 @@ varlen_attention = None  # type: bool  attention over all rows of a batch in one
 cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
-persist_dir = None  # type: str  second folder for complete checkpoints, such as one on Google Drive
+persist_dir = None  # type: str  second folder for checkpoints and adapter, such as one on Google Drive
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
 report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
@@ -101,6 +102,9 @@ import importlib.util
 if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
+        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
 
 # %% [markdown]
 # The parameters are checked before anything is downloaded.
@@ -489,7 +493,8 @@ finish_run(run)
 #
 # ## Your turn
 #
-# 1. Train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to the answers?
+# 1. Train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to the answers? (With
+#    preset `smoke` set `heldout_rows = 5` too: its rows hold out no more of this category.)
 # 2. Write your own `system_prompt`, for your company. Does the assistant keep to it when a question leads away from it?
 # 3. Set `merge_16bit = False` and compare the size of the run's folder. What does one give up without a merged model?
 # 4. Run `side_by_side_eval` on this adapter, and let a colleague vote without knowing which answer is whose.

@@ -34,9 +34,10 @@
 # - how to vote blind, so that what you wish cannot decide,
 # - how to read an interval, and to be at peace with "inconclusive".
 #
-# **What it needs.** An adapter from `alpaca_instruction` or `dolly_business`. On Colab: a free T4 GPU (*Runtime →
-# Change runtime type → T4 GPU*), a download of about 4 GB and about twenty minutes. Without a GPU: an adapter that was
-# trained with preset `smoke`, the same preset here, and a few minutes.
+# **What it needs.** An adapter from `alpaca_instruction` or `dolly_business`; where there is none, it trains a small one
+# first. On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), a download of about 4 GB and about twenty
+# minutes, and ten more to train. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset
+# `smoke`, if the adapter was trained with it or is still to be, and a few minutes.
 
 # %% [markdown]
 # ## 1. Parameters
@@ -75,6 +76,9 @@ import importlib.util
 if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
+        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
 
 # %% [markdown]
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.
@@ -100,11 +104,17 @@ report = setup_notebook(smoke=config.preset == "smoke")
 # Which adapter? It knows the run that it came from, and so the base model, the system prompt and the way in which
 # prompts were written in training. All of that is used here too: a model that is asked in another way than it was
 # trained is a different experiment.
+#
+# A Colab or Kaggle machine is fresh each time. What you trained in another notebook is not on this one, unless it was
+# kept on Google Drive: with `persist_dir = "/content/drive/MyDrive/runs"` there, set here
+# `adapter_dir = "/content/drive/MyDrive/runs/NAME"`. If no adapter is named and none is found, the cell trains one, thirty
+# steps on rows of Alpaca-cleaned, so that there is something to compare.
 
 # %%
-from helpers.evaluation.sources import find_adapter, training_config
+from helpers.evaluation.first import provide_adapter
+from helpers.evaluation.sources import training_config
 
-adapter = find_adapter(config.adapter_dir)
+adapter = provide_adapter(config)
 training = training_config(adapter, config)
 print(f"adapter: {adapter.shown()}, trained on {training.model.model_name}, prompt style {training.data.prompt_style}")
 
@@ -371,8 +381,8 @@ show_table(robustness(overview, "rouge_l"))
 # ## 7. What did tuning change?
 #
 # The base model reads a tuned answer and ranks each token among all that it knows. Where the token is its own first
-# choice, tuning changed nothing. Studies of much larger models find that *alignment*, the tuning that makes an
-# assistant of a model, shifts few tokens, most of them words of style
+# choice, tuning changed nothing. A study of models of 7 billion weights, Mistral-7B among them, finds that *alignment*,
+# the tuning that makes an assistant of a model, shifts few tokens, most of them words of style
 # ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)).
 
 # %%
@@ -423,7 +433,10 @@ vote_widget(items, my_votes.extend)
 
 # %% [markdown]
 # The reveal. Each prompt counts once, however many people voted. The *sign test* asks how often coin tosses would give
-# a split so uneven; ties do not count.
+# a split so uneven; ties do not count. The interval of the share that was won is computed by *Wilson's* formula, which
+# is sound for few votes too; an interval that contains 50 % decides nothing. If several people voted, their agreement
+# is measured by *Cohen's kappa*, or by *Krippendorff's alpha* if they are more than two. Both say how far they agree
+# beyond what chance would give: 0 is no more than chance, 1 is full agreement.
 
 # %%
 from helpers.evaluation.voting import count_votes, describe_votes

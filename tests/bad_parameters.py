@@ -161,7 +161,10 @@ COMMANDS = [
     (["run", "alpaca_instruction", "--preset", "smoke", "--name", "../x"], "error: run_name: .*cannot lead out"),
     (["run", "alpaca_instruction", "--preset", "smoke", "--resume", "must"], "error: run_name: .*resume is must"),
     (["run", "dolly_business", "--preset", "nope"], "error: preset: expected one of auto"),
-    (["run", "side_by_side_eval", "--preset", "smoke"], "error: adapter_dir: .*Run alpaca_instruction"),
+    (
+        ["run", "side_by_side_eval", "--preset", "smoke", "-p", "adapter_dir=nope"],
+        "error: adapter_dir: .*Run alpaca_instruction",
+    ),
     (["run", "alpaca_instruction", "-p", f"system_prompt={TOKEN}"], "error: system_prompt: expected no secret"),
     (["plan", "--preset", "smoke", "--gpu", "potato"], "error: --gpu: expected one of t4"),
     (["plan", "--preset", "smoke", "--gpu", "0"], "error: --gpu: expected one of t4"),

@@ -16,9 +16,11 @@ from helpers import persist, sealing
 from helpers.checkpoints import REQUIRED, last_complete, step_folders
 from helpers.disk import is_disk_full, require_space, show_bytes
 from helpers.errors import RunError
+from helpers.evaluation.sources import find_adapter
 from helpers.persist import Persister, connect_drive, persist_folder, prepare_persist
-from helpers.runs import open_run, write_json
+from helpers.runs import open_run, read_json, write_json
 from helpers.sealing import prune, seal, sweep
+from helpers.session import finish_run
 
 PARAMETERS = {"learning_rate": 2e-4, "save_steps": 20, "persist_dir": None}
 
@@ -204,6 +206,44 @@ class TestPersist:
         persister = Persister(run, persist_folder(str(drive), "run"))
         persister.offer(write_checkpoint(run, step))
         return persister.close()
+
+    def test_a_finished_run_leaves_its_adapter_there(self, run, drive):
+        """With what is known of it, so that a comparison elsewhere takes the folder; a newer one replaces it."""
+        run.adapter.mkdir()
+        run.update_metrics(steps=3)
+        write_json(run.path / "config.json", {"task": "alpaca", "persist_dir": str(drive)})
+        for weights in (b"old", b"new"):
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                (run.adapter / name).write_bytes(weights if name.endswith("s") else b"{}")
+            finish_run(run)
+        there = drive / "run"
+        assert (there / "adapter" / "adapter_model.safetensors").read_bytes() == b"new"
+        assert sorted(p.name for p in there.iterdir()) == ["adapter", "config.json", "manifest.json", "metrics.json"]
+        assert read_json(there / "manifest.json")["state"] == "complete"
+        assert find_adapter(str(there)).settings["task"] == "alpaca"
+
+    def test_an_adapter_that_cannot_be_copied_is_told_and_stops_nothing(self, run, drive, capsys, monkeypatch):
+        """The run is complete all the same."""
+        run.adapter.mkdir()
+        write_json(run.path / "config.json", {"persist_dir": str(drive)})
+
+        def full(*_, **__):
+            """There is no room."""
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(persist.shutil, "copytree", full)
+        finish_run(run)
+        assert "the adapter was not copied" in capsys.readouterr().out
+        assert run.manifest()["state"] == "complete"
+
+    def test_a_new_start_removes_the_old_adapter_too(self, run, drive):
+        """What is there belongs to one run."""
+        self.persist(run, drive, 20)
+        (drive / "run" / "adapter").mkdir()
+        (drive / "run" / "metrics.json").write_text("{}")
+        prepare_persist(run, str(drive), resume="never")
+        assert not (drive / "run" / "adapter").exists()
+        assert not (drive / "run" / "metrics.json").exists()
 
     def test_a_run_is_restored_when_its_folder_is_gone(self, run, drive):
         """On another machine the same cell goes on: manifest and newest checkpoint come back."""

@@ -179,6 +179,20 @@ class TestSideBySideNotebook:
         assert read_json(comparison / "manifest.json")["state"] == "complete"
 
 
+class TestComparisonAlone:
+    """`side_by_side_eval` opened first, as by its badge, where nothing was trained."""
+
+    def test_it_trains_an_adapter_to_compare(self, tmp_path, lines, tiny_mistral, monkeypatch):
+        """Run all ends with a report on an adapter of its own."""
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path))
+        given = {"preset": "smoke", "model_name": str(tiny_mistral), "arms": "base,tuned", "max_new_tokens": 8}
+        given |= {"prompt_count": 2, "reference_rows": 4, "answered_rows": 2}
+        run_notebook("side_by_side_eval", given, run_name="alone", report=lines.append)
+        assert read_json(tmp_path / "first-adapter" / "manifest.json")["state"] == "complete"
+        assert read_json(tmp_path / "alone" / "manifest.json")["adapter"] == "runs/first-adapter"
+        assert (tmp_path / "alone" / "report.html").is_file()
+
+
 @pytest.fixture(scope="module")
 def failed_run(runs, lines, tiny_mistral):
     """The Alpaca notebook, stopped by the check of its rows, which are all longer than it allows."""

@@ -31,6 +31,9 @@ import importlib.util
 if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
+        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
 
 # %%
 from helpers.workshop import check
@@ -64,9 +67,10 @@ check("lora-size", answer)
 # %% [markdown]
 # ## 2. The share that is trained
 #
-# Mistral-7B has 32 blocks. Each has the seven linear layers below, as (inputs, outputs); each gets an adapter. Keys
-# and values are narrower than queries, because four query heads share one key head. With its embeddings and its
-# output head the model has 7,248,023,552 parameters.
+# Mistral-7B has 32 blocks. Each has the seven linear layers below, as (inputs, outputs); each gets an adapter. Two of
+# them, `k` and `v`, are narrower: four parts of what `q` gives share one part of each. (What the seven are for does not
+# matter here.) With its embeddings, which turn tokens into numbers at the beginning, and its output head, which makes
+# probabilities of tokens at the end, the model has 7,248,023,552 parameters.
 
 # %%
 layers = {
