@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from helpers.hardware import LARGE_GPU_BYTES, Gpu
 from helpers.memory import OPTIMIZERS, format_bytes
 
-__all__ = ["OptimizerChoice", "choose_optimizer"]
+__all__ = ["OptimizerChoice", "choose_optimizer", "resolve_optimizer"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,27 @@ class OptimizerChoice:
 
     name: str
     reason: str
+
+
+def resolve_optimizer(wanted: str, total_bytes: int | None) -> str:
+    """Return the name of the optimizer that trains on a card of this size.
+
+    Args:
+        wanted: "auto", or the name of one, which is taken on any GPU.
+        total_bytes: Memory of the card, in bytes; None for a CPU, where it is always torch's.
+
+    Returns:
+        The name, as transformers calls it.
+
+    Example:
+        >>> resolve_optimizer("auto", 16 * 2**30)
+        'adamw_8bit'
+    """
+    if total_bytes is None:
+        return "adamw_torch"
+    if wanted != "auto":
+        return wanted
+    return "adamw_torch_fused" if total_bytes >= LARGE_GPU_BYTES else "adamw_8bit"
 
 
 def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
@@ -40,13 +61,14 @@ def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
         >>> choose_optimizer("auto", None).name
         'adamw_torch'
     """
+    name = resolve_optimizer(wanted, gpu.total_bytes if gpu else None)
     if gpu is None:
-        return OptimizerChoice("adamw_torch", "Optimizer: on a CPU it is always torch's own AdamW.")
+        return OptimizerChoice(name, "Optimizer: on a CPU it is always torch's own AdamW.")
     if wanted != "auto":
-        return OptimizerChoice(wanted, f"Optimizer {wanted}, as asked for.")
+        return OptimizerChoice(name, f"Optimizer {name}, as asked for.")
     large, small = "adamw_torch_fused", "adamw_8bit"
     limit, here = format_bytes(LARGE_GPU_BYTES), format_bytes(gpu.total_bytes)
-    if gpu.total_bytes >= LARGE_GPU_BYTES:
+    if name == large:
         why = (
             f"few launches for all weights; the memory that {small} saves matters little from {limit} on ({here} here)"
         )

@@ -78,11 +78,12 @@ def run_plan(options: argparse.Namespace) -> int:
     """
     gpu = find_gpu() if options.gpu is None else None
     size = gpu.free_bytes if gpu else parse_gpu(options.gpu) if options.gpu else None
+    total = gpu.total_bytes if gpu else size
     preset = options.preset
     if preset == "auto":
         preset = "large-gpu" if size and size >= LARGE_BYTES else "colab-t4"
     config = build_config(options.task, preset=preset, **_pairs(options.pairs))
-    known: dict[str, Any] = {"attention": options.attention or _attention(options.gpu, gpu)}
+    known: dict[str, Any] = {"attention": options.attention or _attention(options.gpu, gpu), "total_bytes": total}
     if options.row_length is not None:
         known["lengths"] = _equal_rows(options.row_length, config)
     print(plan_report(config, size, card=options.gpu or (gpu.name if gpu else ""), **known))
@@ -123,11 +124,13 @@ def plan_report(config: RunConfig, gpu_bytes: int | None, *, card: str = "", **k
         config: The run.
         gpu_bytes: Free memory of the card, in bytes; None leaves the verdict out.
         card: Its name.
-        **known: `shape`, `lengths`, `attention`: see `helpers.planner.predict_config`.
+        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.planner.predict_config`. `total_bytes` is
+            `gpu_bytes` when left out.
 
     Returns:
         Lines of text.
     """
+    known.setdefault("total_bytes", gpu_bytes)
     peak = predict_config(config, **known)
     lines = [_headline(config, peak), "", *_table(peak)]
     if gpu_bytes is None:

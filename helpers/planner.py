@@ -15,6 +15,7 @@ from helpers.config import RunConfig, check_skip_layers
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
+from helpers.optimizers import resolve_optimizer
 from helpers.paths import is_folder
 
 __all__ = [
@@ -121,6 +122,7 @@ def predict_config(
     shape: ModelShape | None = None,
     lengths: Sequence[int] | None = None,
     attention: str = "rows",
+    total_bytes: int | None = None,
 ) -> Prediction:
     """Predict the peak of a run.
 
@@ -129,6 +131,7 @@ def predict_config(
         shape: Of its model; by default found by `shape_for`.
         lengths: Of its rows, in tokens. Without them every row is taken to be max_seq_length long.
         attention: One of `helpers.memory.ATTENTION`.
+        total_bytes: Memory of the card, in bytes, which decides the optimizer; None for a CPU.
 
     Returns:
         The parts.
@@ -161,7 +164,7 @@ def predict_config(
         attention=attention,
         dropout=config.adapter.lora_dropout,
         dtype_bytes=4 if model.precision == "fp32" else 2,
-        optimizer="adamw_8bit" if train.optimizer == "auto" else train.optimizer,
+        optimizer=resolve_optimizer(train.optimizer, total_bytes),
     )
 
 
@@ -171,16 +174,18 @@ def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:
     Args:
         config: The run.
         gpu_bytes: Free memory of the card, in bytes.
-        **known: `shape`, `lengths`, `attention`: see `predict_config`.
+        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `predict_config`. `total_bytes` is `gpu_bytes` when
+            left out.
 
     Returns:
         One sentence a change, each with the peak after it and all before it; empty when the run fits as it is. The
         last sentence says so if nothing helps.
     """
+    known.setdefault("total_bytes", gpu_bytes)
     limit = round(gpu_bytes * USABLE)
     peak = predict_config(config, **known).total()
     steps: dict[tuple[str, ...], str] = {}
-    for change, note in _changes(config):
+    for change, note in _changes(config, known["total_bytes"]):
         if peak <= limit:
             break
         changed = _replace(config, change)
@@ -196,7 +201,7 @@ def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:
     return said
 
 
-def _changes(config: RunConfig) -> Iterator[tuple[dict[str, Any], str]]:
+def _changes(config: RunConfig, total_bytes: int) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield what can be changed, in the order to try it, with a remark on what it costs."""
     train, model = config.train, config.model
     if not train.gradient_checkpointing:
@@ -207,7 +212,7 @@ def _changes(config: RunConfig) -> Iterator[tuple[dict[str, Any], str]]:
     for size in reversed(divisors(rows)):
         if size < train.batch_size:
             yield {"batch_size": size, "gradient_accumulation": rows // size}, f" (still {rows} rows a step)"
-    if train.optimizer == "adamw_torch_fused":
+    if resolve_optimizer(train.optimizer, total_bytes) == "adamw_torch_fused":
         yield {"optimizer": "adamw_8bit"}, ""
     if not model.load_in_4bit:
         yield {"load_in_4bit": True}, ""
@@ -282,6 +287,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
     if gpu is None:
         return "No GPU, so no GPU memory to plan."
     known.setdefault("attention", attention_kind(gpu.capability))
+    known["total_bytes"] = gpu.total_bytes
     known["shape"] = known.get("shape") or shape_for(config)
     if known["shape"] is None:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."

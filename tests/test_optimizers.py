@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.hardware import LARGE_GPU_BYTES, Gpu
-from helpers.optimizers import choose_optimizer
+from helpers.optimizers import choose_optimizer, resolve_optimizer
 
 
 def card(size):
@@ -45,3 +45,10 @@ def test_a_small_card():
     assert found.reason == (
         "Optimizer adamw_8bit: 2 bytes a trained parameter instead of 8, which matters below 20.0 GiB (20.0 GiB here)."
     )
+
+
+@pytest.mark.parametrize("wanted", ["auto", "adamw_8bit", "adamw_torch_fused"])
+@pytest.mark.parametrize("gpu", [None, card(2**34), card(LARGE_GPU_BYTES)])
+def test_a_prediction_knows_it_from_the_size_alone(wanted, gpu):
+    """The name is the same as with the whole card."""
+    assert resolve_optimizer(wanted, gpu and gpu.total_bytes) == choose_optimizer(wanted, gpu).name

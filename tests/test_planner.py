@@ -89,8 +89,8 @@ class TestPredictConfig:
     """From a configuration to a prediction."""
 
     def test_without_lengths_every_row_is_full(self):
-        """Two rows of 2,048 tokens are taken, and the peak is 5.3 GiB."""
-        peak = predict_config(config())
+        """Two rows of 2,048 tokens are taken, and the peak on a T4 is 5.3 GiB."""
+        peak = predict_config(config(), total_bytes=GPUS["t4"])
         assert peak.tokens == 4096
         assert peak.total() / GIB == pytest.approx(5.31, abs=0.01)
 
@@ -104,8 +104,20 @@ class TestPredictConfig:
         assert predict_config(config("smoke", precision="fp32")).embeddings == 2 * half.embeddings
 
     def test_the_optimizer_is_the_configured_one(self):
-        """AdamW in 32 bit keeps eight bytes a parameter."""
-        assert predict_config(config(optimizer="adamw_torch_fused")).optimizer == 335_544_320
+        """AdamW in 32 bit keeps eight bytes a parameter, in 8 bit two."""
+        for card in ("t4", "h100"):
+            states = [
+                predict_config(config(optimizer=name), total_bytes=GPUS[card]).optimizer
+                for name in ("adamw_torch_fused", "adamw_8bit")
+            ]
+            assert states == [335_544_320, 85_196_800]
+
+    @pytest.mark.parametrize(
+        ("total", "states"), [(None, 335_544_320), (GPUS["t4"], 85_196_800), (20 * GIB, 335_544_320)]
+    )
+    def test_auto_is_what_training_takes(self, total, states):
+        """A small card gets 8-bit states, a large one or a CPU 32-bit ones."""
+        assert predict_config(config(), total_bytes=total).optimizer == states
 
     def test_known_shapes(self, tmp_path):
         """Aliases are known, folders are read, other hub ids are not known."""
@@ -146,13 +158,13 @@ class TestAdvise:
     def test_checkpointing_comes_first(self):
         """Recomputing is enough for eight full rows on 22 GiB."""
         assert advise(config("large-gpu", gradient_checkpointing=False), GPUS["l4"]) == [
-            "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.7 GiB."
+            "Set gradient_checkpointing = True (about 27 % slower): predicted peak 8.0 GiB."
         ]
 
     def test_skipped_layers_are_recomputed_first(self):
         """Checkpointing all layers comes before smaller batches."""
         assert advise(config("large-gpu", checkpoint_skip_layers=30), GPUS["l4"]) == [
-            "Set checkpoint_skip_layers = 0 (up to 27 % slower): predicted peak 7.7 GiB."
+            "Set checkpoint_skip_layers = 0 (up to 27 % slower): predicted peak 8.0 GiB."
         ]
 
     def test_smaller_batches_keep_the_rows_of_a_step(self):
@@ -160,6 +172,13 @@ class TestAdvise:
         assert advise(config("large-gpu", batch_size=64), GPUS["t4"], attention="expanded") == [
             "Set batch_size = 16 and gradient_accumulation = 4 (still 64 rows a step): predicted peak 11.1 GiB."
         ]
+
+    def test_smaller_states_are_offered(self):
+        """A large card that is nearly full is advised to keep 8-bit states: what auto takes there is larger."""
+        wanted = config(lora_rank=128, batch_size=1, gradient_accumulation=8, max_seq_length=512)
+        steps = advise(wanted, round(9.5 * GIB), total_bytes=GPUS["l4"])
+        assert steps == ["Set optimizer = adamw_8bit: predicted peak 7.4 GiB."]
+        assert advise(wanted, round(9.5 * GIB), total_bytes=GPUS["t4"]) == []
 
     def test_nothing_helps(self):
         """Below the size of the weights the last sentence says that nothing helps."""
@@ -188,8 +207,9 @@ class TestAdvise:
                 changed[name] = value.split(" (")[0].lower()
         after = config(**changed)
         assert after.train.rows_per_step() == before.train.rows_per_step()
-        assert predict_config(after).total() <= 0.92 * gib * GIB
-        assert bool(steps) == (predict_config(before).total() > 0.92 * gib * GIB)
+        peak, earlier = (predict_config(each, total_bytes=gib * GIB).total() for each in (after, before))
+        assert peak <= 0.92 * gib * GIB
+        assert bool(steps) == (earlier > 0.92 * gib * GIB)
 
 
 class TestChooseLayout:
@@ -458,6 +478,12 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "Does not fit: 20.3 GiB usable of 22.1 GiB (l4).\n  Set gradient_checkpointing = True" in printed
         assert "large-gpu" in printed
+
+    def test_the_optimizer_is_the_cards(self, capsys):
+        """32-bit states are counted on a card of 22 GiB, 8-bit ones on a T4."""
+        for card, states in (("l4", "0.31"), ("t4", "0.08")):
+            command("--gpu", card, "-p", "max_seq_length=512")
+            assert f"  optimizer states                     {states}  GiB\n" in capsys.readouterr().out
 
     def test_rows_of_a_length(self, capsys):
         """Rows of 233 tokens make micro-batches of 1,864."""
