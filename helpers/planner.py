@@ -279,10 +279,10 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
         **known: `shape`, `attention`: see `predict_config`. `attention` is taken from the card when left out.
 
     Returns:
-        A sentence with the peak and the free memory, or why nothing was predicted.
+        A sentence with the peak and the usable memory, or why nothing was predicted.
 
     Raises:
-        StackError: The predicted peak exceeds the card's free memory. The message says what to change.
+        StackError: The predicted peak exceeds the usable share of the free memory. The message says what to change.
     """
     if gpu is None:
         return "No GPU, so no GPU memory to plan."
@@ -291,9 +291,10 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
     known["shape"] = known.get("shape") or shape_for(config)
     if known["shape"] is None:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
-    peak = predict_config(config, lengths=lengths, **known).total()
-    if peak <= gpu.free_bytes:
-        return f"Predicted peak {format_bytes(peak)}, free on the {gpu.name} {format_bytes(gpu.free_bytes)}."
+    peak, limit = predict_config(config, lengths=lengths, **known).total(), round(gpu.free_bytes * USABLE)
+    there = f"{format_bytes(limit)} usable of {format_bytes(gpu.free_bytes)} free on the {gpu.name}"
+    if peak <= limit:
+        return f"Predicted peak {format_bytes(peak)}, {there}."
     held = gpu.total_bytes - gpu.free_bytes
     steps = advise(config, gpu.free_bytes, lengths=lengths, **known)
     if held > GIB:
@@ -301,6 +302,6 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] 
     raise StackError(
         "GPU memory",
         f"{format_bytes(peak)} for this run's predicted peak",
-        f"{format_bytes(gpu.free_bytes)} free on the {gpu.name}",
+        there,
         " ".join(steps),
     )

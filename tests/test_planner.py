@@ -431,7 +431,10 @@ class TestPreflight:
 
     def test_what_fits_is_said(self):
         """A run that fits gives a sentence with both numbers."""
-        assert preflight_memory(config(), T4) == "Predicted peak 5.3 GiB, free on the Tesla T4 14.6 GiB."
+        assert (
+            preflight_memory(config(), T4)
+            == "Predicted peak 5.3 GiB, 13.5 GiB usable of 14.6 GiB free on the Tesla T4."
+        )
 
     def test_without_a_gpu(self):
         """A CPU has no GPU memory to check."""
@@ -447,12 +450,26 @@ class TestPreflight:
             preflight_memory(config(batch_size=8, gradient_checkpointing=False), T4)
         error = caught.value
         assert error.field == "GPU memory"
-        assert error.got == "14.6 GiB free on the Tesla T4"
+        assert error.got == "13.5 GiB usable of 14.6 GiB free on the Tesla T4"
         assert error.remedy == "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.8 GiB."
 
     def test_shorter_rows_fit(self):
         """With the rows' lengths the same run may fit."""
-        assert preflight_memory(config(batch_size=4, gradient_checkpointing=False), T4, LENGTHS).startswith("Predicted")
+        assert preflight_memory(config(batch_size=2, gradient_checkpointing=False), T4, LENGTHS).startswith("Predicted")
+
+    @pytest.mark.parametrize("attention", ["varlen", "expanded"])
+    def test_it_and_the_layout_agree(self, attention):
+        """What is refused once the rows are known is refused before: both plan with 92 % of the free memory."""
+        wanted = config(batch_size=1, max_seq_length=4096, packing=True, gradient_checkpointing=False)
+        peak = predict_config(wanted, attention=attention, total_bytes=T4.total_bytes).total()
+        for share, fits in ((0.915, True), (0.925, False), (0.99, False)):
+            card = dataclasses.replace(T4, free_bytes=round(peak / share))
+            for check in (
+                lambda card: preflight_memory(wanted, card, attention=attention),
+                lambda card: plan_layout(wanted, card, [4096], keep=wanted.given, attention=attention),
+            ):
+                with contextlib.nullcontext() if fits else pytest.raises(StackError):
+                    check(card)
 
     def test_memory_held_by_something_else(self):
         """A card that is half full already is named as such."""
