@@ -269,39 +269,52 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def preflight_memory(config: RunConfig, gpu: Gpu | None, lengths: Sequence[int] | None = None, **known: Any) -> str:
-    """Stop a run that the card has no room for, before anything is downloaded.
+def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
+    """Stop a run that the card has no room for whatever its rows are, before anything is downloaded.
+
+    What `helpers.layout.plan_layout` is free to choose is taken as it needs least memory: short rows, unless sequences
+    are packed, and, unless the user has set them, one row a pass and checkpointing. What fits so far is judged again
+    by the layout, which knows the rows.
 
     Args:
         config: The run.
         gpu: From `find_gpu`; None skips the check.
-        lengths: Of the rows, in tokens; without them every row is taken to be max_seq_length long.
-        **known: `shape`, `attention`: see `predict_config`. `attention` is taken from the card when left out.
+        **known: `shape`, `attention`: see `predict_config`. `attention` is the one that needs least on the card when
+            left out.
 
     Returns:
-        A sentence with the peak and the usable memory, or why nothing was predicted.
+        A sentence with the least memory and the usable one, or why nothing was predicted.
 
     Raises:
-        StackError: The predicted peak exceeds the usable share of the free memory. The message says what to change.
+        StackError: Even that exceeds the usable share of the free memory. The message says what to change.
     """
     if gpu is None:
         return "No GPU, so no GPU memory to plan."
-    known.setdefault("attention", attention_kind(gpu.capability))
-    known["total_bytes"] = gpu.total_bytes
     known["shape"] = known.get("shape") or shape_for(config)
     if known["shape"] is None:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
-    peak, limit = predict_config(config, lengths=lengths, **known).total(), round(gpu.free_bytes * USABLE)
+    known.setdefault("attention", attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"))
+    least = _smallest(config)
+    known |= {"total_bytes": gpu.total_bytes, "lengths": (1,) * least.train.batch_size}
+    peak, limit = predict_config(least, **known).total(), round(gpu.free_bytes * USABLE)
     there = f"{format_bytes(limit)} usable of {format_bytes(gpu.free_bytes)} free on the {gpu.name}"
     if peak <= limit:
-        return f"Predicted peak {format_bytes(peak)}, {there}."
+        return f"Predicted peak {format_bytes(peak)} at least, {there}."
     held = gpu.total_bytes - gpu.free_bytes
-    steps = advise(config, gpu.free_bytes, lengths=lengths, **known)
+    steps = advise(least, gpu.free_bytes, **known)
     if held > GIB:
         steps = [f"{format_bytes(held)} are in use by something else: restart the runtime.", *steps]
-    raise StackError(
-        "GPU memory",
-        f"{format_bytes(peak)} for this run's predicted peak",
-        there,
-        " ".join(steps),
-    )
+    rows = "" if config.train.packing else " with the shortest rows"
+    raise StackError("GPU memory", f"{format_bytes(peak)} for this run's peak{rows}", there, " ".join(steps))
+
+
+def _smallest(config: RunConfig) -> RunConfig:
+    """Return the layout of a run that needs least memory, among those that what the user has set leaves open."""
+    change: dict[str, Any] = {}
+    if "batch_size" not in config.given:
+        change |= {"batch_size": 1, "gradient_accumulation": config.train.rows_per_step()}
+    if "gradient_checkpointing" not in config.given:
+        change["gradient_checkpointing"] = True
+        if "checkpoint_skip_layers" not in config.given:
+            change["checkpoint_skip_layers"] = 0
+    return _replace(config, change)

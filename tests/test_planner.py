@@ -32,6 +32,7 @@ from helpers.planner import (
 )
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
+L4 = Gpu("NVIDIA L4", (8, 9), round(22.1 * GIB), round(21.8 * GIB))
 H100 = Gpu("NVIDIA H100", (9, 0), 85_000_000_000, 84_500_000_000)
 LENGTHS = [120, 160, 180, 200, 240, 300, 420, 620] * 40
 """Rows about as long as Alpaca's: mean 280 tokens, longest 620."""
@@ -431,10 +432,8 @@ class TestPreflight:
 
     def test_what_fits_is_said(self):
         """A run that fits gives a sentence with both numbers."""
-        assert (
-            preflight_memory(config(), T4)
-            == "Predicted peak 5.3 GiB, 13.5 GiB usable of 14.6 GiB free on the Tesla T4."
-        )
+        said = "Predicted peak 4.5 GiB at least, 13.5 GiB usable of 14.6 GiB free on the Tesla T4."
+        assert preflight_memory(config(), T4) == said
 
     def test_without_a_gpu(self):
         """A CPU has no GPU memory to check."""
@@ -447,15 +446,48 @@ class TestPreflight:
     def test_what_does_not_fit_is_stopped_with_advice(self):
         """The error has the need, what there is, and what to change."""
         with pytest.raises(StackError) as caught:
-            preflight_memory(config(batch_size=8, gradient_checkpointing=False), T4)
+            preflight_memory(config(batch_size=8, packing=True, gradient_checkpointing=False), T4)
         error = caught.value
         assert error.field == "GPU memory"
         assert error.got == "13.5 GiB usable of 14.6 GiB free on the Tesla T4"
         assert error.remedy == "Set gradient_checkpointing = True (about 27 % slower): predicted peak 7.8 GiB."
 
-    def test_shorter_rows_fit(self):
-        """With the rows' lengths the same run may fit."""
-        assert preflight_memory(config(batch_size=2, gradient_checkpointing=False), T4, LENGTHS).startswith("Predicted")
+    def test_weights_that_do_not_fit(self):
+        """In 16 bit the weights alone are too large, whatever the rows are."""
+        message = r"expected 1\d\.\d GiB for this run's peak with the shortest rows.*Set load_in_4bit = True"
+        with pytest.raises(StackError, match=message):
+            preflight_memory(config(load_in_4bit=False), T4)
+
+    @pytest.mark.parametrize("card", [T4, L4])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"gradient_checkpointing": False},
+            {"batch_size": 8, "gradient_checkpointing": False},
+            {"batch_size": 64},
+            {"checkpoint_skip_layers": 32},
+            {"packing": True, "gradient_checkpointing": False},
+            {"packing": True, "batch_size": 8, "gradient_checkpointing": False},
+            {"lora_rank": 1024, "max_seq_length": 32768},
+            {"load_in_4bit": False},
+        ],
+    )
+    def test_what_has_a_layout_is_not_stopped(self, card, given):
+        """Only what the layout would refuse too, however short the rows are, is refused before they are known."""
+        wanted = config(**given)
+        try:
+            plan_layout(wanted, card, [16] * 80, keep=wanted.given)
+        except StackError:
+            return
+        preflight_memory(wanted, card)
+
+    def test_rows_decide_what_fits(self):
+        """Rows of 219 tokens fit into 22 GiB without checkpointing; 8 of 2,048 would need 67 GiB."""
+        wanted = config("large-gpu", gradient_checkpointing=False)
+        assert predict_config(wanted, total_bytes=L4.total_bytes).total() > 60 * GIB
+        found = plan_layout(wanted, L4, [219] * 1000, keep=wanted.given)
+        assert (found.batch_size, found.gradient_checkpointing) == (8, False)
+        assert preflight_memory(wanted, L4).startswith("Predicted peak 4.")
 
     @pytest.mark.parametrize("attention", ["varlen", "expanded"])
     def test_it_and_the_layout_agree(self, attention):
