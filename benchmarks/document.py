@@ -51,7 +51,8 @@ def pictures(results: Path) -> dict[str, Drawing]:
     """Return the drawings by name."""
     found = {}
     if record := tables.find("train", results):
-        shown = [(tables.LABELS[name], speed, name.startswith("ours")) for name, speed, _, _ in tables.speeds(record)]
+        named = tables.labels(record)
+        shown = [(named[name], speed, name.startswith("ours")) for name, speed, _, _ in tables.speeds(record)]
         found["training"] = charts.bars("Training, examples a second", shown, "/s")
     if record := tables.find("generate", results):
         rows = [(tables.LABELS.get(name, name), s, name.startswith("ours")) for name, s in tables.answering(record)]

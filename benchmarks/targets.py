@@ -66,10 +66,10 @@ def over_plain(record: Mapping[str, Any]) -> Found | None:
     """Return the speed of ours packed over that of TRL + PEFT + bitsandbytes, each at its best."""
     rows = {name: examples for name, examples, _, _ in tables.speeds(record)}
     ours = [name for name in rows if name.startswith("ours-packed")]
-    plain = [name for name in rows if name.startswith("plain")]
-    if not ours or not plain:
+    other = tables.best_plain(record)
+    if not ours or other is None:
         return None
-    one, other = (max(names, key=rows.get) for names in (ours, plain))
+    one = max(ours, key=rows.get)
     return Found(rows[one] / rows[other], f"`{one}` over `{other}`")
 
 

@@ -21,6 +21,7 @@ import plan  # noqa: E402
 import stopwatch  # noqa: E402
 import tables  # noqa: E402
 import targets  # noqa: E402
+import train  # noqa: E402
 
 SCRIPT = """
 import json, sys, time
@@ -212,6 +213,28 @@ class TestDocuments:
         assert "| ours, the same 8 examples a step | 36.0 | 12.0 | 9x |" in text
         assert "Measured on one New." in text
         assert "old" not in text.lower()
+
+    @pytest.mark.parametrize("best", ["plain-packed", "plain-packed-8", "plain-packed-large"])
+    def test_the_fastest_plain_setting_is_its_best(self, best):
+        """Of those that a record holds; the short table leaves the others out, the long one has all."""
+        speeds = {"official": 4.0, "plain": 2.0, "plain-packed": 10.0, "plain-packed-8": 10.5, "plain-packed-large": 11}
+        speeds[best] = 12.0
+        runs = {name: [{"examples_per_second": speed, "peak_gib": 8.0}] for name, speed in speeds.items()}
+        short, long = ("\n".join(tables.training({"runs": runs}, short=short)) for short in (True, False))
+        name = tables.LABELS[best].replace("the same, packed", "the same at its best: packed")
+        assert "at its best: packed, batch" in name
+        for text in (short, long):
+            assert f"| {name} | 12.0 | 8.0 | 3x |" in text
+            assert text.count("at its best") == 1
+        assert short.count("the same, packed") == 0
+        assert long.count("the same, packed") == 2
+
+    def test_plain_is_measured_packed_in_three_ways(self):
+        """With batch 4, with batch 8, and without checkpointing; all configurations have a name in the tables."""
+        found = {name: given for name, (whose, given) in train.CONFIGURATIONS.items() if whose == "plain"}
+        ways = [(each["batch"], each.get("checkpointing", True)) for each in found.values() if each.get("packing")]
+        assert ways == [(4, True), (8, True), (8, False)]
+        assert train.CONFIGURATIONS.keys() <= tables.LABELS.keys()
 
     def test_engines_are_compared_by_both_arms(self, tmp_path):
         """Peers by tokens a second of each arm, ours by its seconds for both."""
