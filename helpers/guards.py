@@ -11,7 +11,7 @@ from helpers.config import RunConfig
 from helpers.disk import disk_full_error, folder_bytes, is_disk_full, require_space
 from helpers.errors import HelpersError, RunError
 from helpers.lost import explain_loss
-from helpers.processes import ElsewhereError
+from helpers.processes import ElsewhereError, place
 from helpers.runs import RunDirectory
 from helpers.sealing import KEPT
 
@@ -152,7 +152,7 @@ def _memory_advice(config: RunConfig) -> list[str]:
     if gpu is None:
         return _generic_advice(config)
     try:
-        advice = advise(config, gpu.total_bytes)
+        advice = advise(config, gpu.total_bytes, processes=place().count)
     except HelpersError:  # a model whose shape the planner cannot learn
         advice = []
     return [*advice, NEW_NAME] if advice else _generic_advice(config)

@@ -129,7 +129,8 @@ def choose_layout(
         skip_layers: Layers that keep their activations in spite of checkpointing, to keep; more than 0 turns
             checkpointing on. None leaves it open.
         pass_cost: What a pass costs before its first token, in tokens.
-        **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`: see `predict_peak`.
+        **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`, `processes`: see
+            `predict_peak`.
 
     Returns:
         The layout with its reasons.
@@ -183,7 +184,8 @@ def plan_layout(
         lengths: Of the rows, in tokens.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
-        **known: `shape`, `attention`: see `choose_layout`. `attention` is taken from the card when left out.
+        **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` is taken from the card when left
+            out.
 
     Returns:
         The layout with its reasons, those of the optimizer and of the loss's memory among them.

@@ -98,7 +98,7 @@ class Prediction:
         weights: Linear layers of the blocks, in NF4 or 16 bit.
         embeddings: Embedding, output head and norms.
         adapter: LoRA weights, float32.
-        gradients: Their gradients, float32.
+        gradients: Their gradients, float32; where several processes train, also the buckets that they are averaged in.
         optimizer: The optimizer's states.
         workspace: cuBLAS and, with NF4, the matrix that weights are unpacked into.
         activations: What the forward pass keeps for the backward pass.
@@ -142,6 +142,7 @@ def predict_peak(
     dropout: float = 0.0,
     dtype_bytes: int = 2,
     optimizer: str = "adamw_8bit",
+    processes: int = 1,
     calibration: Calibration = CALIBRATION,
 ) -> Prediction:
     """Predict the peak of training with LoRA on all linear layers.
@@ -162,6 +163,8 @@ def predict_peak(
         dropout: Of the adapter's inputs; more than 0 keeps masks.
         dtype_bytes: Of activations and 16-bit weights.
         optimizer: One of OPTIMIZERS.
+        processes: How many train together. With more than one DistributedDataParallel keeps a second set of gradients,
+            since accelerate leaves gradient_as_bucket_view off: 160 MiB more were measured for 41.9 M parameters.
         calibration: The fitted numbers.
 
     Returns:
@@ -185,7 +188,7 @@ def predict_peak(
     for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("attention", attention, ATTENTION)):
         if value not in choices:
             raise ConfigError(name, f"one of {', '.join(choices)}", value, "Correct the name.")
-    tensors = shape.lora_tensors(rank)
+    tensors, sets = shape.lora_tensors(rank), 2 if whole("processes", processes) > 1 else 1
     weight = NF4_BYTES if four_bit else dtype_bytes
     matrix = max(inputs * outputs for inputs, outputs in shape.linear_layers()) * dtype_bytes if four_bit else 0
     token = _Token(shape, dtype_bytes, calibration, attention=attention, dropout=dropout > 0)
@@ -194,7 +197,7 @@ def predict_peak(
         weights=round(shape.linear_parameters() * weight),
         embeddings=shape.other_parameters() * dtype_bytes,
         adapter=4 * sum(tensors),
-        gradients=4 * sum(tensors),
+        gradients=4 * sum(tensors) * sets,
         optimizer=round(sum(n * (OPTIMIZERS[optimizer] if n >= SMALLEST_8BIT else 8) for n in tensors)),
         workspace=calibration.workspace_bytes + matrix,
         activations=round(tokens * kept * token.layer() + _waiting(tokens, shape.layers - kept, token.hidden())),

@@ -17,6 +17,7 @@ from helpers.hardware import Gpu
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
 from helpers.optimizers import resolve_optimizer
 from helpers.paths import is_folder
+from helpers.processes import place
 
 __all__ = [
     "USABLE",
@@ -123,6 +124,7 @@ def predict_config(
     lengths: Sequence[int] | None = None,
     attention: str = "rows",
     total_bytes: int | None = None,
+    processes: int = 1,
 ) -> Prediction:
     """Predict the peak of a run.
 
@@ -132,6 +134,7 @@ def predict_config(
         lengths: Of its rows, in tokens. Without them every row is taken to be max_seq_length long.
         attention: One of `helpers.memory.ATTENTION`.
         total_bytes: Memory of the card, in bytes, which decides the optimizer; None for a CPU.
+        processes: How many train together, each with the configuration's batch_size.
 
     Returns:
         The parts.
@@ -165,6 +168,7 @@ def predict_config(
         dropout=config.adapter.lora_dropout,
         dtype_bytes=4 if model.precision == "fp32" else 2,
         optimizer=resolve_optimizer(train.optimizer, total_bytes),
+        processes=processes,
     )
 
 
@@ -174,8 +178,8 @@ def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:
     Args:
         config: The run.
         gpu_bytes: Free memory of the card, in bytes.
-        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `predict_config`. `total_bytes` is `gpu_bytes` when
-            left out.
+        **known: `shape`, `lengths`, `attention`, `total_bytes`, `processes`: see `predict_config`. `total_bytes` is
+            `gpu_bytes` when left out.
 
     Returns:
         One sentence a change, each with the peak after it and all before it; empty when the run fits as it is. The
@@ -279,8 +283,8 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     Args:
         config: The run.
         gpu: From `find_gpu`; None skips the check.
-        **known: `shape`, `attention`: see `predict_config`. `attention` is the one that needs least on the card when
-            left out.
+        **known: `shape`, `attention`, `processes`: see `predict_config`. When left out, `attention` is the one that
+            needs least on the card, and `processes` how many were launched.
 
     Returns:
         A sentence with the least memory and the usable one, or why nothing was predicted.
@@ -294,6 +298,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     if known["shape"] is None:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
     known.setdefault("attention", attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"))
+    known.setdefault("processes", place().count)
     least = _smallest(config)
     known |= {"total_bytes": gpu.total_bytes, "lengths": (1,) * least.train.batch_size}
     peak, limit = predict_config(least, **known).total(), round(gpu.free_bytes * USABLE)

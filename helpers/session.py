@@ -131,7 +131,7 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
     if gpu is not None:  # what this process holds already is part of the prediction
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
     lengths = [len(row.input_ids) for row in rows.tokenized]
-    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given))
+    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given, processes=processes))
     for reason in layout.reasons:
         report(reason)
     chosen = {

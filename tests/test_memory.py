@@ -132,6 +132,13 @@ class TestParts:
         assert (peak.adapter, peak.gradients, peak.optimizer) == (167_772_160, 167_772_160, 85_196_800)
         assert mistral(optimizer="adamw_torch").optimizer == 335_544_320
 
+    def test_several_processes_average_their_gradients_in_buckets(self):
+        """DistributedDataParallel keeps 4 bytes a trained parameter more in each process, however many they are."""
+        assert mistral(processes=2).total() - mistral().total() == 160 * 2**20
+        assert mistral(processes=8).total() == mistral(processes=2).total()
+        with pytest.raises(ConfigError):
+            mistral(processes=0)
+
     def test_small_tensors_keep_float32_states(self):
         """At rank 1 the tensors of 1,024 values have 8 bytes of state a value."""
         assert mistral(rank=1).optimizer == 64 * 1024 * 8 + round((2_621_440 - 64 * 1024) * (2 + 1 / 32))

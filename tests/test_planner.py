@@ -350,6 +350,20 @@ class TestChooseLayout:
         """It is the sentence of the function that training calls."""
         assert plan_layout(config(), H100, LENGTHS).reasons[3] == choose_optimizer("auto", H100).reason
 
+    def test_several_processes_need_more(self, monkeypatch):
+        """Two processes keep buckets of 1.25 GiB at rank 128, in the layout and in the check before."""
+        wanted = config(lora_rank=128, optimizer="adamw_8bit")
+        found = [plan_layout(wanted, H100, LENGTHS, processes=n).reasons[1] for n in (1, 2)]
+        assert ["22.3 GiB" in found[0], "23.6 GiB" in found[1]] == [True, True]
+        alone = preflight_memory(wanted, T4)
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+            monkeypatch.setenv(name, value)
+        together = preflight_memory(wanted, T4)
+        assert [said.split(" at least")[0] for said in (alone, together)] == [
+            "Predicted peak 7.3 GiB",
+            "Predicted peak 8.5 GiB",
+        ]
+
     def test_what_bounds_the_loss_is_said(self):
         """Logits of 2,048 tokens at once are assumed, of a pass of 4,000."""
         assert plan_layout(config(), H100, LENGTHS).reasons[4] == (
