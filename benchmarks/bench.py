@@ -44,7 +44,14 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
 
 
-def measure_all(script: str, names: Sequence[str], options: argparse.Namespace, *, expected: float = 90) -> dict:
+def measure_all(
+    script: str,
+    names: Sequence[str],
+    options: argparse.Namespace,
+    *,
+    expected: float = 90,
+    about: Mapping[str, Any] | None = None,
+) -> dict:
     """Measure configurations, each in a process of its own, round after round.
 
     Args:
@@ -52,6 +59,7 @@ def measure_all(script: str, names: Sequence[str], options: argparse.Namespace, 
         names: Of the configurations.
         options: From `add_options`, and the benchmark's own, which its processes get too.
         expected: Seconds that one takes, until the first one has shown.
+        about: What the record says beside machine and runs. With runs of something else nothing is measured.
 
     Returns:
         The record: machine, and the runs of each configuration.
@@ -62,6 +70,10 @@ def measure_all(script: str, names: Sequence[str], options: argparse.Namespace, 
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
     if options.again:
         record["runs"] = {name: runs for name, runs in record["runs"].items() if name not in chosen}
+    other = {name: record[name] for name, value in (about or {}).items() if record.get(name, value) != value}
+    if record["runs"] and other:
+        sys.exit(f"{options.out.name} was measured with {other}: name another record with --out")
+    record |= about or {}
     for number in range(options.rounds):
         for name in chosen:
             if len(record["runs"].get(name, [])) > number:

@@ -2,10 +2,11 @@
 """How fast base and tuned answers are generated, beside Unsloth and plain transformers, in one run on one machine.
 
     python benchmarks/generate.py --model NF4_FOLDER --data ROWS.json [--prompts 32 --new 64 --steady 512]
+                                  [--rounds 3] [--budget SECONDS] [--only unsloth,transformers,ours]
     python benchmarks/generate.py --check [--model NF4_FOLDER --data ROWS.json]
     python benchmarks/generate.py --phases --model NF4_FOLDER --data ROWS.json
 
-Each engine runs in a process of its own and prints lines of JSON, which a record keeps; a table of ratios follows.
+Each engine runs in a process of its own; a record keeps what it gave, and tables of ratios follow.
 NF4_FOLDER is what scripts/random_mistral writes, or any 4-bit Mistral; ROWS.json holds rows with Alpaca's columns. The
 adapter is LoRA r=16 on all linear layers with a random B (standard deviation 0.02). Every answer has the full number of
 tokens.
@@ -23,60 +24,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import bench
+import tables
+from tables import ARMS
 
-ROOT = Path(__file__).resolve().parent.parent
-MARK = "RESULT "
-ARMS = ("tuned", "base")
+ENGINES = ("unsloth", "transformers", "ours")
+"""What is compared: names for --only."""
 
 
 def main() -> int:
-    """Start the workers one after the other, or be one."""
+    """Measure the engines, or check or time the parts; each in a process of its own, one of which this may be."""
     options = _options()
-    if options.worker:
-        sys.path.insert(0, str(ROOT))
-        for result in WORKERS[options.worker](options):
-            print(MARK + json.dumps(result | _machine()), flush=True)
+    if options.one:
+        bench.say({"results": WORKERS[options.one](options)})
         return 0
-    if options.check:
-        names = ["check-small", *(["check-large"] if options.model else [])]
-    else:
-        names = ["phases"] if options.phases else ["unsloth", "transformers", "ours"]
-    results = _recorded(names, options) if names[-1] == "ours" else [r for n in names for r in _start(n, options)]
-    if names[-1] == "ours":
-        print(_table(results, options))
-    return 0 if all(each.get("ok", True) for each in results) else 1
-
-
-def _recorded(names: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure each engine that the record lacks, while time is left, and write the record after each."""
-    began, record = time.perf_counter(), bench.read_record(options.out)
-    record |= {"prompts": options.prompts, "new": options.new, "steady": options.steady}
-    for name in names:
-        left = options.budget - (time.perf_counter() - began) if options.budget else float("inf")
-        if record["runs"].get(name) or left < bench.longest(record, name, 60):
-            print(
-                f"{name}: {'measured before' if record['runs'].get(name) else 'left out, too little time'}", flush=True
-            )
-            continue
-        started = time.perf_counter()
-        results = _start(name, options)
-        if all(each.get("ok", True) for each in results):
-            seconds = round(time.perf_counter() - started, 1)
-            record["runs"][name] = [{"results": results, "process_seconds": seconds}]
-            record["machine"] = bench.machine()
-            bench.write_record(options.out, record)
-    return [each for runs in record["runs"].values() for each in runs[-1]["results"]]
+    if options.check or options.phases:
+        names = ["phases"] if options.phases else ["check-small", *(["check-large"] if options.model else [])]
+        results = [each for name in names for each in _start(name)]
+        return 0 if all(each.get("ok", True) for each in results) else 1
+    about = {"prompts": options.prompts, "new": options.new, "steady": options.steady}
+    record = bench.measure_all(__file__, ENGINES, options, expected=60, about=about)
+    if record["runs"]:
+        print(tables.joined([*tables.answers(record), "", *tables.lasting(record)]))
+    return 0
 
 
 def _options() -> argparse.Namespace:
@@ -92,30 +69,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--style", default="chat", choices=("chat", "alpaca"))
     parser.add_argument("--check", action="store_true", help="compare tokens instead of times")
     parser.add_argument("--phases", action="store_true", help="time the parts of ours, and profile a step")
-    parser.add_argument("--out", type=Path, default=bench.RESULTS / "generate.json", help="the record; gone on with")
-    parser.add_argument("--budget", type=float, help="seconds for everything; what would not end in time is left out")
-    parser.add_argument("--worker", choices=tuple(WORKERS), help=argparse.SUPPRESS)
+    bench.add_options(parser, "generate.json")
     options = parser.parse_args()
     if not options.check and not (options.model and options.data):
         parser.error("--model and --data are needed")
     return options
 
 
-def _start(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _start(name: str) -> list[dict[str, Any]]:
     """Run one worker in a fresh process, show what it prints, and return its results."""
-    command = [sys.executable, __file__, "--worker", name, *sys.argv[1:]]
-    settings = {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | settings)
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=bench.environment())
     results = []
     for line in process.stdout or ():
-        if line.startswith(MARK):
-            results.append(json.loads(line.removeprefix(MARK)))
-            print(json.dumps(results[-1]), flush=True)
+        if line.startswith(bench.MARK):
+            results += json.loads(line.removeprefix(bench.MARK))["results"]
         else:
             print(f"[{name}] {line}", end="", flush=True)
     if process.wait():
         results.append({"name": name, "ok": False, "error": f"exit status {process.returncode}"})
-        print(json.dumps(results[-1]), flush=True)
+    for each in results:
+        print(json.dumps(each), flush=True)
     return results
 
 
@@ -481,42 +455,6 @@ def _dtype() -> Any:
     import torch
 
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-
-
-def _machine() -> dict[str, str]:
-    """Return the GPU and the versions that a number stands for."""
-    import torch
-
-    packages = ("torch", "transformers", "unsloth", "peft", "bitsandbytes")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return {"gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"} | found
-
-
-def _table(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Compare what was measured: seconds for both arms, and tokens/s of each."""
-    rates: dict[str, dict[str, float]] = {}
-    for each in results:
-        rates.setdefault(each["name"], {})[each.get("arm", "")] = each.get("tokens_per_s", 0.0)
-    one = rates.get("unsloth, one by one", {})
-    work = options.prompts * options.new
-    lines = [f"{options.prompts} prompts x {options.new} tokens, both arms (peers by tokens/s, their warm-up left out)"]
-    alone = sum(work / one[arm] for arm in ARMS) if len(one) == 2 else None
-    for name, found in rates.items():
-        both = sum(work / found[arm] for arm in ARMS) if set(ARMS) <= found.keys() else None
-        both = next((e["seconds"] for e in results if e["name"] == name and e.get("arm") == "tuned+base"), both)
-        if both:
-            ratio = f"{alone / both:8.1f}x" if alone else ""
-            lines.append(f"  {name:<36} {both:9.2f} s {ratio}")
-    steady = rates.get("ours, steady state", {}).get("tuned")
-    if steady and one.get("tuned"):
-        lines.append(f"{options.steady} prompts, tuned arm, over Unsloth one by one")
-        lines.append(f"  {'ours, steady state':<36} {steady:9.1f} tokens/s {steady / one['tuned']:8.1f}x")
-    return "\n".join(lines)
 
 
 WORKERS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402  the path comes first
 import charts  # noqa: E402
 import document  # noqa: E402
+import generate  # noqa: E402
 import plan  # noqa: E402
 import stopwatch  # noqa: E402
 import tables  # noqa: E402
@@ -41,10 +42,10 @@ def measure(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", ["script.py"])
 
-    def run(*names, **given):
+    def run(*names, about=None, **given):
         settings = {"only": None, "rounds": 1, "budget": None, "limit": 20, "again": False}
         options = argparse.Namespace(**settings | given, out=tmp_path / "record.json")
-        return bench.measure_all(str(tmp_path / "script.py"), names, options)
+        return bench.measure_all(str(tmp_path / "script.py"), names, options, about=about)
 
     return run
 
@@ -90,11 +91,54 @@ class TestRecord:
         with pytest.raises(SystemExit, match="unknown: ten; known are one, two"):
             measure("one", "two", only="ten")
 
+    def test_it_says_what_was_asked_for(self, measure, tmp_path):
+        """From the first run on; runs of something else are not mixed with it."""
+        measure("one", about={"prompts": 32})
+        assert json.loads((tmp_path / "record.json").read_text())["prompts"] == 32
+        with pytest.raises(SystemExit, match=r"record.json was measured with \{'prompts': 32\}"):
+            measure("one", "two", about={"prompts": 8})
+        assert measure("one", about={"prompts": 8}, again=True)["prompts"] == 8
+
     def test_the_machine_is_described_without_names(self):
         """Hardware and versions are in it; no host, user or path is."""
         found = bench.machine()
         assert {"gpus", "cores", "torch", "unsloth", "transformers"} <= set(found)
         assert "/" not in json.dumps(found).replace("+", "")
+
+
+class TestOptions:
+    """What the benchmarks understand is what their guide says."""
+
+    COMMON = ("--only", "--rounds", "--budget", "--again", "--out")
+
+    @pytest.mark.parametrize("name", ["train", "generate", "startup", "loss"])
+    def test_all_have_the_common_ones(self, name):
+        """The benchmarks on one GPU are called alike."""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert [option for option in self.COMMON if option not in done.stdout] == []
+
+    def test_engines_are_measured_in_rounds(self, tmp_path, monkeypatch, capsys):
+        """Each engine once a round, in a process of its own; the record holds what the tables need."""
+        calls, given = [], ["--model", "M", "--data", "D", "--rounds", "2", "--only", "unsloth,ours", "--budget", "900"]
+        rates = {"unsloth": ("unsloth, one by one", 4, 8.0), "ours": ("ours, steady state", 512, 1240.0)}
+
+        def one(script, name, limit):
+            calls.append((Path(script).name, name))
+            engine, prompts, rate = rates[name]
+            found = [{"name": engine, "arm": "tuned", "prompts": prompts, "tokens_per_s": rate}]
+            return {"results": found, "machine": {"gpus": ["Card"]}, "process_seconds": 1.0}
+
+        monkeypatch.setattr(bench, "run_one", one)
+        monkeypatch.setattr(sys, "argv", ["generate.py", *given, "--out", str(tmp_path / "generate.json")])
+        assert generate.main() == 0
+        assert calls == [("generate.py", "unsloth"), ("generate.py", "ours")] * 2
+        record = json.loads((tmp_path / "generate.json").read_text())
+        assert (record["prompts"], record["new"], record["steady"]) == (32, 64, 512)
+        assert {name: len(runs) for name, runs in record["runs"].items()} == {"unsloth": 2, "ours": 2}
+        assert "| ours, everything counted | 512 | 1,240.0 | 155x |" in capsys.readouterr().out
 
 
 class TestStopwatch:
