@@ -11,11 +11,23 @@ Reference: Dao 2023, FlashAttention-2, arXiv 2307.08691. Found against unsloth 2
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AttentionChoice", "choose_attention", "enable_varlen", "flash_varlen"]
+__all__ = [
+    "AttentionChoice",
+    "choose_attention",
+    "enable_varlen",
+    "flash_varlen",
+    "installed_attention",
+    "loaded_attention",
+]
+
+DISPATCH = "unsloth.utils.attention_dispatch"
+"""The module in which Unsloth chooses a kernel for each batch."""
 
 UNSLOTH_TESTED = "2026.10.9"
 """The only version whose dispatch module is known to work with this; others keep their own attention."""
@@ -85,6 +97,59 @@ def choose_attention(
     return AttentionChoice("varlen (torch kernel)", "torch 2.11 carries the kernel, and Unsloth does not use it there")
 
 
+def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+    """Return what `enable_varlen` will choose, and change nothing.
+
+    Args:
+        capability: The GPU's compute capability.
+        wanted: As `enable_varlen` will be told.
+
+    Returns:
+        The choice; "sdpa" while unsloth is not imported.
+    """
+    dispatch = sys.modules.get(DISPATCH)
+    if dispatch is None:
+        return AttentionChoice("sdpa", "unsloth is not imported yet")
+    import torch
+    import unsloth
+
+    return choose_attention(
+        torch_version=torch.__version__,
+        unsloth_version=unsloth.__version__,
+        capability=capability,
+        flash_attn=bool(dispatch.HAS_FLASH_ATTENTION),
+        xformers=bool(dispatch.HAS_XFORMERS),
+        wanted=wanted,
+    )
+
+
+def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+    """Return what `enable_varlen` is likely to choose with what is installed here, and import none of it.
+
+    Args:
+        capability: The GPU's compute capability.
+        wanted: As `enable_varlen` will be told.
+
+    Returns:
+        The choice; "sdpa" where torch or unsloth is not installed.
+    """
+    from helpers.hardware import xformers_torch
+
+    try:
+        torch_version, unsloth_version = map(importlib.metadata.version, ("torch", "unsloth"))
+    except importlib.metadata.PackageNotFoundError as error:
+        return AttentionChoice("sdpa", f"{error.name} is not installed")
+    built = xformers_torch() or ""
+    return choose_attention(
+        torch_version=torch_version,
+        unsloth_version=unsloth_version,
+        capability=capability,
+        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        xformers=built.split("+")[0] == torch_version.split("+")[0],
+        wanted=wanted,
+    )
+
+
 def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
     """Give Unsloth the kernel of torch 2.11 if this machine is one that gains by it.
 
@@ -101,19 +166,10 @@ def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
     gpu = find_gpu()
     if gpu is None:  # Unsloth's CPU path cannot import its dispatcher: a circle
         return AttentionChoice("sdpa", "there is no GPU")
-    import torch
-    import unsloth
     from unsloth.utils import attention_dispatch
 
     original = getattr(attention_dispatch.select_attention_backend, "wrapped", None)
-    choice = choose_attention(
-        torch_version=torch.__version__,
-        unsloth_version=unsloth.__version__,
-        capability=gpu.capability if gpu else None,
-        flash_attn=bool(attention_dispatch.HAS_FLASH_ATTENTION),
-        xformers=bool(attention_dispatch.HAS_XFORMERS),
-        wanted=wanted,
-    )
+    choice = loaded_attention(gpu.capability, wanted=wanted)
     if choice.name == "varlen (torch kernel)" and original is None:
         _install(attention_dispatch)
     elif choice.name != "varlen (torch kernel)" and original is not None:

@@ -174,7 +174,13 @@ def choose_layout(
 
 
 def plan_layout(
-    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], *, keep: Collection[str] = (), **known: Any
+    config: RunConfig,
+    gpu: Gpu | None,
+    lengths: Sequence[int],
+    *,
+    keep: Collection[str] = (),
+    chosen: str = "sdpa",
+    **known: Any,
 ) -> Layout:
     """Choose the layout of a run.
 
@@ -184,8 +190,9 @@ def plan_layout(
         lengths: Of the rows, in tokens.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
-        **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` is taken from the card when left
-            out.
+        chosen: The name of an `AttentionChoice` of `helpers.attention`; "sdpa" when nothing better is known.
+        **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` follows from the card and from
+            `chosen` when left out.
 
     Returns:
         The layout with its reasons, those of the optimizer and of the loss's memory among them.
@@ -195,6 +202,8 @@ def plan_layout(
         StackError: Nothing fits.
     """
     shape = known.pop("shape", None) or shape_for(config)
+    if gpu:
+        known.setdefault("attention", attention_kind(gpu.capability, chosen))
     layout = _planned(config, gpu, lengths, keep, shape, known)
     reasons = [*layout.reasons, choose_optimizer(config.train.optimizer, gpu).reason]
     if gpu is not None and shape is not None:
@@ -215,7 +224,6 @@ def _planned(
     """Choose the layout where card and shape are known; else take what is configured."""
     train = config.train
     if gpu:
-        known.setdefault("attention", attention_kind(gpu.capability))
         known.setdefault("pass_cost", PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST)
     if gpu is None or shape is None:
         why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"

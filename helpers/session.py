@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from helpers.attention import loaded_attention
 from helpers.checkpoints import step_folders
 from helpers.config import RunConfig, build_config, parameters
 from helpers.config_file import CONFIG, write_config
@@ -128,10 +129,13 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
     processes = place().count
     own = local_config(config, processes)
     gpu = find_gpu()
+    chosen = "sdpa"
     if gpu is not None:  # what this process holds already is part of the prediction
+        chosen = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
     lengths = [len(row.input_ids) for row in rows.tokenized]
-    layout = on_main(lambda: plan_layout(own, gpu, lengths, keep=config.given, processes=processes))
+    known = {"keep": config.given, "chosen": chosen, "processes": processes}
+    layout = on_main(lambda: plan_layout(own, gpu, lengths, **known))
     for reason in layout.reasons:
         report(reason)
     chosen = {

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import re
+import sys
+import types
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import plan_command
+from helpers import attention, hardware, plan_command, session
 from helpers.config import build_config
+from helpers.contract import Contract, TokenizedExample
 from helpers.errors import ConfigError, StackError
 from helpers.hardware import Gpu
 from helpers.layout import Layout, choose_layout, plan_layout
@@ -439,6 +444,76 @@ class TestChooseLayout:
             skip_layers=found.skip_layers,
         )
         assert peak.total() <= 0.92 * gib * GIB
+
+
+class TestAttention:
+    """The kind of attention that a layout is planned with."""
+
+    def load(self, monkeypatch, torch_version, **dispatch):
+        """Let unsloth be imported, with a dispatcher that has found nothing but what is named."""
+        import torch
+
+        found = types.SimpleNamespace(**{"HAS_FLASH_ATTENTION": False, "HAS_XFORMERS": False, **dispatch})
+        monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(__version__=attention.UNSLOTH_TESTED))
+        monkeypatch.setitem(sys.modules, attention.DISPATCH, found)
+        monkeypatch.setattr(torch, "__version__", torch_version)
+        return found
+
+    def install(self, monkeypatch, *, flash_attn=False, **versions):
+        """Let just these distributions be installed."""
+
+        def version(name):
+            if name in versions:
+                return versions[name]
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: flash_attn or None)
+        monkeypatch.setattr(hardware, "xformers_torch", lambda: versions.get("xformers"))
+
+    @pytest.mark.parametrize(
+        ("torch_version", "dispatch", "wanted", "name"),
+        [
+            ("2.11.0+cu128", {}, True, "varlen (torch kernel)"),
+            ("2.11.0+cu128", {}, False, "sdpa"),
+            ("2.13.0", {}, False, "varlen (torch)"),
+            ("2.11.0", {"HAS_FLASH_ATTENTION": True}, True, "flash-attn"),
+            ("2.11.0", {"HAS_XFORMERS": True}, True, "xformers"),
+        ],
+    )
+    def test_the_dispatcher_is_asked_and_left_alone(self, monkeypatch, torch_version, dispatch, wanted, name):
+        """The choice is made from what unsloth found; no function of it is replaced."""
+        found = self.load(monkeypatch, torch_version, **dispatch)
+        before = vars(found).copy()
+        assert attention.loaded_attention((8, 9), wanted=wanted).name == name
+        assert vars(found) == before
+
+    @pytest.mark.parametrize(
+        ("installed", "name"),
+        [
+            ({"torch": "2.11.0+cu128", "unsloth": attention.UNSLOTH_TESTED}, "varlen (torch kernel)"),
+            ({"torch": "2.11.0", "unsloth": "2027.1"}, "sdpa"),
+            ({"torch": "2.12.0", "unsloth": "2027.1", "flash_attn": True}, "flash-attn"),
+            ({"torch": "2.12.0+cpu", "unsloth": "2027.1", "xformers": "2.12.0+cu128"}, "xformers"),
+            ({"torch": "2.12.0", "unsloth": "2027.1", "xformers": "2.10.0+cu128"}, "varlen (torch)"),
+            ({"torch": "2.12.0"}, "sdpa"),
+            ({"unsloth": "2027.1"}, "sdpa"),
+        ],
+    )
+    def test_before_unsloth_is_imported_what_is_installed_counts(self, monkeypatch, installed, name):
+        """Versions are read and nothing is imported."""
+        self.install(monkeypatch, **installed)
+        assert attention.installed_attention((8, 9)).name == name
+
+    def test_a_layout_is_planned_with_it(self, monkeypatch):
+        """On an L4 15 of 32 layers keep their activations of 16 rows, and 17 where attention needs no copies."""
+        rows = Contract((), tuple(TokenizedExample((1,) * n, (1,) * n) for n in LENGTHS), {}, 2048)
+        wanted = config(batch_size=16, gradient_accumulation=1)
+        monkeypatch.setattr(session, "find_gpu", lambda: L4)
+        found = [session.fit_layout(wanted, rows, report=str).train.checkpoint_skip_layers]
+        self.load(monkeypatch, "2.11.0")
+        found.append(session.fit_layout(wanted, rows, report=str).train.checkpoint_skip_layers)
+        assert found == [15, 17]
 
 
 class TestPreflight:
