@@ -37,14 +37,17 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
-    here = take_card()
-    found = check(path) if here.main else None
+    here, path, found = take_card(), path.resolve(), None
+    if here.main:
+        _settle(path)
+        found = check(path)
     if here.count > 1:
         _prepare(here)
         join()
     with losses_explained():
         checked = on_main(lambda: found)
-        _settle(path)
+        if not here.main:
+            _settle(path)
         run = work(checked)
         if here.main:
             from helpers.summary import summarize

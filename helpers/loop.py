@@ -60,6 +60,7 @@ class Training:
     def run(self, checkpoint: Checkpoint | None, trainer: Any, rows: Contract) -> TrainResult:
         """Train to the end, from the start or from a checkpoint."""
         self.result = _read_state(checkpoint) if checkpoint else self._begin(trainer)
+        self.result.mode = dict(trainer.mode)  # who goes on may be another machine, or several processes
         _reset_peak_memory()
         self.counter = TokenCounter(trainer, self.result.tokens, self.result.supervised_tokens)
         watcher = make_callback(self, self.config.train.save_steps)
@@ -108,6 +109,7 @@ class Training:
         self._count()
         wait_for_all()  # each process has written its random numbers' state
         on_main(lambda: self.keeper.keep(written, step, {"inputs": self.inputs, "result": self.result.state()}))
+        self.keeper.sealed = step
 
     def _measure(self, step: int, steps: int) -> None:
         self._pause()

@@ -25,6 +25,7 @@ __all__ = [
     "leave",
     "on_main",
     "place",
+    "same_everywhere",
     "take_card",
     "total",
     "wait_for_all",
@@ -185,6 +186,22 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * here.count
     distributed.all_gather_object(values, value)
     return values
+
+
+def same_everywhere(what: str, value: Any) -> None:
+    """Raise, in every process, unless all have the same.
+
+    Args:
+        what: Its name in the message, such as "number format".
+        value: This process's; one that pickle can write.
+
+    Raises:
+        StackError: They differ, as with GPUs of several kinds.
+    """
+    found = gather(value)
+    if any(each != found[0] for each in found):
+        shown = "; ".join(f"process {rank}: {each}" for rank, each in enumerate(found))
+        raise StackError("processes", f"the same {what} in each", shown, "Launch on GPUs of one kind.")
 
 
 def total(number: int) -> int:

@@ -99,6 +99,8 @@ def track_configuration(trainer: Any, config: RunConfig) -> None:
 
     class Sender(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.is_world_process_zero:  # transformers starts the tracker in the main process only
+                return
             send(trainer, {"task": config.task, **config.flat()})
 
     trainer.add_callback(Sender())

@@ -25,7 +25,7 @@ from helpers.loop import Training, find_checkpoint, training_inputs
 from helpers.model import LoadedModel, import_unsloth
 from helpers.optimizers import choose_optimizer
 from helpers.planner import largest_micro_batch
-from helpers.processes import on_main, place
+from helpers.processes import on_main, place, same_everywhere
 from helpers.results import TrainResult, compare_scores, describe_change
 from helpers.runs import RunDirectory
 from helpers.sealing import sweep
@@ -80,7 +80,8 @@ def build_trainer(
     Raises:
         ConfigError: The rows of a step cannot be shared out evenly among the processes.
         ContractError: The trainer would feed the model other tokens or labels than were checked.
-        StackError: On a GPU, the trainer does not pack although it was asked to.
+        StackError: On a GPU, the trainer does not pack although it was asked to; or the GPUs of several processes are
+            of kinds that train in other ways.
     """
     share = share_out(config.train, place().count)
     import_unsloth()
@@ -103,6 +104,7 @@ def build_trainer(
     on_main(lambda: record_layout(run, config, share))
     trainer.run = run
     trainer.mode = {**_mode(trainer, loaded), "attention": attention.name, "attention_reason": attention.reason}
+    same_everywhere("kind of training", {name: trainer.mode[name] for name in ("optimizer", "precision", "attention")})
     _plan_graphs(trainer, config, rows, share)
     _check_mode(trainer.mode, config, on_gpu=find_gpu() is not None)
     check_trainer_rows(list(trainer.train_dataset), rows)
@@ -233,7 +235,9 @@ def _arguments(config: RunConfig, loaded: LoadedModel, run: RunDirectory, share:
         "save_strategy": "steps",
         "save_steps": train.save_steps,
         "eval_strategy": "no",
-        "dataset_num_proc": 1,  # workers die in small containers (unsloth issues 2693, 4490)
+        # On a GPU unsloth takes None for many workers, which die in small containers (unsloth issues 2693, 4490). On a
+        # CPU it does not, and for 1 datasets starts a worker, which takes a second.
+        "dataset_num_proc": 1 if cuda else None,
         "dataloader_pin_memory": cuda,
         # On by default in trl 1.15, whatever the model says; on a GPU unsloth's trainer asks the model.
         **({} if cuda else {"gradient_checkpointing": train.gradient_checkpointing}),

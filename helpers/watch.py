@@ -117,6 +117,7 @@ class Keeper:
         self.run = run
         self.report = report
         self.good = [resumed.path] if resumed else []
+        self.sealed = resumed.step if resumed else None
         self.persister = Persister(run, persist_folder(persist_dir, run.path.name)) if persist_dir else None
 
     def keep(self, written: Path, step: int, state: dict[str, Any]) -> None:
@@ -135,8 +136,8 @@ class Keeper:
             self._tell(self.persister.close())
 
     def last_step(self) -> int | None:
-        """Return the step of the newest complete checkpoint."""
-        return int(self.good[-1].name.rpartition("-")[2]) if self.good else None
+        """Return the step of the newest complete checkpoint, in every process."""
+        return self.sealed
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:

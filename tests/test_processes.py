@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.errors import StackError
-from helpers.processes import Place, gather, join, on_main, place, total
+from helpers.processes import Place, gather, join, on_main, place, same_everywhere, total
 
 
 @pytest.fixture
@@ -42,6 +42,15 @@ def test_alone_everything_is_done_here(alone):
     assert on_main(lambda: 5) == 5
     assert gather("mine") == ["mine"]
     assert total(7) == 7
+
+
+def test_what_differs_between_processes_is_refused(alone, monkeypatch):
+    """As with GPUs of which one trains in 8 bit and the other does not; alone there is nothing to differ."""
+    same_everywhere("number format", "bf16")
+    monkeypatch.setattr("helpers.processes.gather", lambda value: [value, "fp16"])
+    same_everywhere("number format", "fp16")
+    with pytest.raises(StackError, match="the same number format in each, got 'process 0: bf16; process 1: fp16'"):
+        same_everywhere("number format", "bf16")
 
 
 def test_a_tensor_saved_for_a_second_cpu_is_loaded(monkeypatch, tmp_path):

@@ -54,9 +54,9 @@ class Trainer:
         """Keep a callback."""
         self.callback_handler.callbacks.append(callback)
 
-    def begin(self):
+    def begin(self, *, main=True):
         """Begin training."""
-        self.callback_handler.callbacks[-1].on_train_begin(None, None, None)
+        self.callback_handler.callbacks[-1].on_train_begin(None, SimpleNamespace(is_world_process_zero=main), None)
 
 
 class TestSetting:
@@ -182,6 +182,16 @@ class TestConfiguration:
         assert values["notebook"]["dataset_name"] == "sample"
         assert values["notebook"]["task"] == "alpaca"
         assert values["notebook"]["report_to"] == name
+
+    def test_only_the_main_process_sends_them(self, monkeypatch):
+        """In the others transformers starts no tracker, and wandb refuses to be told of anything then."""
+        sent = []
+        monkeypatch.setitem(tracking._SENDERS, "wandb", lambda trainer, values: sent.append(values["task"]))
+        for main in (False, True):
+            trainer = Trainer()
+            track_configuration(trainer, config("wandb"))
+            trainer.begin(main=main)
+        assert sent == ["alpaca"]
 
     def test_tensorboard_shows_them_as_text(self):
         """The writer that transformers opened gets them."""

@@ -19,7 +19,7 @@ from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.sources import AdapterSource
 from helpers.job import run_job
-from helpers.processes import ElsewhereError, on_main
+from helpers.processes import ElsewhereError, on_main, same_everywhere
 from helpers.runs import RESUME, RunDirectory, read_json
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
@@ -147,6 +147,7 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     training, material, arms = opened.training, opened.material, choose_arms(config)
     asking = plan_asking(config, material, training.data.prompt_style, training.data.system_prompt)
     bench = generate.load_bench(training, opened.source, asking, aa=config.mode == "aa", seed=config.seed)
+    same_everywhere("way of answering", bench.configuration())
     judge(generate.take_readings(bench, material.prompts[0], arms))
     references, left_out = generate.score_references(bench, material.references, arms)
     print("left out:", left_out or "none")
