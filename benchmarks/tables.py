@@ -100,6 +100,10 @@ def training(record: Mapping[str, Any], *, short: bool = False) -> Iterator[str]
     for name, examples, peak, ratio in speeds(record):
         if name not in hidden:
             yield f"| {named[name]} | {examples:.1f} | {peak:.1f} | {times(ratio)} |"
+    if any(run.get("graphs") for runs in record["runs"].values() for run in runs):
+        yield ""
+        yield "Where CUDA graphs are replayed, the peak is all memory that is reserved, since what graphs keep does not"
+        yield "count as allocated; elsewhere, and so for all peers, it is the memory that is allocated, which is less."
 
 
 def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:

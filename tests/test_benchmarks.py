@@ -273,6 +273,15 @@ class TestDocuments:
         assert short.count("the same, packed") == 0
         assert long.count("the same, packed") == 2
 
+    @pytest.mark.parametrize("graphs", [None, "CUDA graphs: 50 of 60 passes replayed."])
+    def test_what_the_peak_is_with_graphs_is_said(self, tmp_path, graphs):
+        """Under the table of a record with CUDA graphs, whose peak is of reserved memory; else not."""
+        run = {"examples_per_second": 30.0, "peak_gib": 12.0, **({"graphs": graphs} if graphs else {})}
+        record = {"machine": {"gpus": ["Card"]}, "runs": {"ours-8": [run]}}
+        (tmp_path / "train_card.json").write_text(json.dumps(record))
+        for lines in (document.document(tmp_path), document.short(tmp_path)):
+            assert ("the peak is all memory that is reserved" in "\n".join(lines)) == bool(graphs)
+
     def test_plain_is_measured_packed_in_three_ways(self):
         """With batch 4, with batch 8, and without checkpointing; all configurations have a name in the tables."""
         found = {name: given for name, (whose, given) in train.CONFIGURATIONS.items() if whose == "plain"}
