@@ -1,21 +1,23 @@
 """Training speed on one GPU and on several: examples a second, loss curves, cost of communication.
 
     python benchmarks/scale.py --model FOLDER --data ROWS.json [--gpus 2,4] [--only NAME,NAME] [--out FILE.json]
+                               [--again] [--checkpointing]
 
 FOLDER holds an NF4 checkpoint of Mistral-7B's shape (`scripts/random_mistral` makes one without a hub), ROWS.json a
 list of Alpaca rows. Each configuration is a launch of its own: plain Python on one GPU, torchrun on several. All train
 the same rows in the same order with LoRA of rank 16, as `python -m helpers train` does:
 
 - one: 8 rows an optimizer step on one GPU,
-- same: the same 8 a step, shared out among the GPUs; its loss curve should lie on that of one,
-- grown: 8 a step and GPU,
-- packed: as many packed sequences of 2048 tokens instead of rows,
-- eager: rows as above, but without CUDA graphs.
+- same-N: the same 8 a step, shared out among N GPUs; its loss curve should lie on that of one,
+- grown-N: 8 a step and GPU,
+- packed-...: each of these with as many packed sequences of 2048 tokens instead of rows,
+- eager-...: each with rows as above, but without CUDA graphs.
 
 Each is broken off in a training of 1,000 steps, for which graphs pay. Speed is taken over the steps after warm-up, in
 three blocks whose median counts, steps in which a graph is recorded left out: rows, or the rows that the packed
 sequences of these steps hold, a second. FILE.json (by default benchmarks/results/scale.json) is written after each
-configuration; what stands in it already is not measured again unless --again is given.
+configuration; what stands in it already is not measured again unless --again is given. What takes longer than 240
+seconds is given up. --checkpointing recomputes activations, for smaller cards.
 
     python benchmarks/scale.py --markdown --out FILE.json     print the table of docs/multi_gpu.md, measuring nothing
 """

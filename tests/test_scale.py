@@ -52,6 +52,21 @@ def test_counted_rows_come_before_estimated_ones(scale):
     assert scale.speed(marks, [9, 4, None], tokens, 8.0, 1, 3, {2}) == {"examples": 2.0, "tokens": 15.0}
 
 
+def test_the_usage_names_each_option_and_kind(scale):
+    """The module's text has what --help lists, the seconds after which it gives up, and each kind of configuration."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^  (--[a-z]+)", shown, re.MULTILINE))
+    assert {"--model", "--gpus", "--again", "--markdown"} <= options
+    assert [option for option in sorted(options) if option not in scale.__doc__] == []
+    assert f"{scale.LIMIT}\nseconds" in scale.__doc__
+    assert {
+        re.sub(r"\d+$", "N", name.removeprefix("packed-").removeprefix("eager-")) for name in scale.configurations([2])
+    } == set(re.findall(r"^- (one|[a-z]+-N):", scale.__doc__, re.MULTILINE))
+    guide = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert f"gives it up after {scale.LIMIT} s" in guide
+
+
 def test_each_is_compared_with_one_gpu_of_its_kind(scale):
     """Packed with packed, eager with eager; the names of one GPU stand for themselves."""
     known = scale.configurations([2, 4])
