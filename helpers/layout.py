@@ -10,11 +10,15 @@ from typing import Any
 
 from helpers.config import RunConfig, check_skip_layers
 from helpers.errors import ConfigError, StackError
+from helpers.graph_rules import choose_graphs, recorded_size
+from helpers.graphs import MOST_TOKENS
 from helpers.hardware import Gpu
+from helpers.lock import installed_versions
 from helpers.memory import CALIBRATION, GIB, ModelShape, format_bytes, loss_rows, predict_peak
 from helpers.optimizers import choose_optimizer
 from helpers.planner import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
 from helpers.shapes import whole
+from helpers.split import split_share
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]
 
@@ -195,7 +199,8 @@ def plan_layout(
             `chosen` when left out.
 
     Returns:
-        The layout with its reasons, those of the optimizer and of the loss's memory among them.
+        The layout with its reasons, those of the optimizer and of the loss's memory among them. Passes that may be
+        recorded are named with what they may take; they are recorded only if that is free, so it does not count.
 
     Raises:
         ConfigError: The model has fewer than `checkpoint_skip_layers` layers.
@@ -209,7 +214,11 @@ def plan_layout(
     if gpu is not None and shape is not None:
         length = config.model.max_seq_length
         rows = _fitting_rows(lengths, length)
-        reasons.append(_why_this_loss(shape, _largest(rows, layout.batch_size, length, packing=layout.packing)))
+        tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
+        reasons.append(_why_this_loss(shape, tokens))
+        if _records(config, gpu, layout, chosen) and not (layout.packing and tokens > MOST_TOKENS):
+            more = _recorded_bytes(config, shape, tokens, known["attention"])
+            reasons.append(f"Recorded passes may take up to {format_bytes(more)} more, if they are free.")
     return dataclasses.replace(layout, reasons=tuple(reasons))
 
 
@@ -252,10 +261,43 @@ def _planned(
         rank=config.adapter.lora_rank,
         four_bit=config.model.load_in_4bit,
         dropout=config.adapter.lora_dropout,
-        dtype_bytes=4 if config.model.precision == "fp32" else 2,
+        dtype_bytes=_activation_bytes(config),
         optimizer=choose_optimizer(train.optimizer, gpu).name,
         **known,
     )
+
+
+def _records(config: RunConfig, gpu: Gpu, layout: Layout, chosen: str) -> bool:
+    """Say whether training passes may be recorded as CUDA graphs."""
+    return choose_graphs(
+        capability=gpu.capability,
+        unsloth_version=installed_versions().get("unsloth", ""),
+        attention=chosen,
+        checkpointing=layout.gradient_checkpointing,
+        dropout=config.adapter.lora_dropout,
+        padding_free=True,
+        cards=gpu.count if split_share() else 1,
+        wanted=config.train.cuda_graphs,
+    ).wanted
+
+
+def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention: str) -> int:
+    """What the activations of the largest recorded pass take, which are kept beside those of other passes."""
+    size = min(recorded_size(tokens, 1)[0], MOST_TOKENS)
+    return predict_peak(
+        shape,
+        rank=config.adapter.lora_rank,
+        batch_size=1,
+        seq_length=size,
+        checkpointing=False,
+        attention=attention,
+        dtype_bytes=_activation_bytes(config),
+    ).activations
+
+
+def _activation_bytes(config: RunConfig) -> int:
+    """Bytes of a value that a layer keeps."""
+    return 4 if config.model.precision == "fp32" else 2
 
 
 def _fitting_rows(lengths: Sequence[int], max_seq_length: int) -> tuple[int, ...]:

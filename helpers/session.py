@@ -115,7 +115,8 @@ def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], Non
     Args:
         config: The checked configuration.
         rows: The training rows, whose lengths decide what fits.
-        report: Gets the reason for each choice and for the optimizer, and what bounds the memory of the loss.
+        report: Gets the reason for each choice and for the optimizer, what bounds the memory of the loss, and what
+            recorded passes may take beside that.
 
     Returns:
         The configuration with `batch_size`, `gradient_accumulation`, `gradient_checkpointing` and

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import attention, hardware, plan_command, session
+from helpers import attention, hardware, layout, plan_command, session
 from helpers.config import build_config
 from helpers.contract import Contract, TokenizedExample
 from helpers.errors import ConfigError, StackError
+from helpers.graph_rules import UNSLOTH_TESTED
 from helpers.hardware import Gpu
 from helpers.layout import Layout, choose_layout, plan_layout
 from helpers.memory import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
@@ -35,6 +36,7 @@ from helpers.planner import (
     preflight_memory,
     shape_for,
 )
+from helpers.split import SPLIT
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
 L4 = Gpu("NVIDIA L4", (8, 9), round(22.1 * GIB), round(21.8 * GIB))
@@ -514,6 +516,58 @@ class TestAttention:
         self.load(monkeypatch, "2.11.0")
         found.append(session.fit_layout(wanted, rows, report=str).train.checkpoint_skip_layers)
         assert found == [15, 17]
+
+
+class TestRecordedPasses:
+    """The memory of recorded passes, which is named and not counted."""
+
+    def last(self, monkeypatch, gpu=H100, chosen="varlen (torch kernel)", unsloth=UNSLOTH_TESTED, **given):
+        """Return the last reason of a layout, and the sentence on checkpointing."""
+        monkeypatch.setattr(layout, "installed_versions", lambda: {"unsloth": unsloth})
+        wanted = config(**given)
+        reasons = plan_layout(wanted, gpu, LENGTHS, keep=wanted.given, chosen=chosen).reasons
+        return reasons[-1], reasons[1]
+
+    def test_it_is_said(self, monkeypatch):
+        """Eight rows are 4,000 tokens: a pass recorded in 4,096 keeps 13.5 GiB, which the peak leaves out."""
+        said, peak = self.last(monkeypatch)
+        assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
+        plain = self.last(monkeypatch, cuda_graphs=False)
+        assert plain[1] == peak
+        assert plain[0].startswith("Loss: ")
+
+    def test_larger_passes_are_not_recorded(self, monkeypatch):
+        """Eight packed sequences of 2,048 tokens are too many, and one is not; 16 rows are sometimes few enough."""
+        assert self.last(monkeypatch, packing=True)[0].startswith("Loss: ")
+        said, _ = self.last(monkeypatch, packing=True, batch_size=1)
+        assert said == "Recorded passes may take up to 6.8 GiB more, if they are free."
+        said, _ = self.last(monkeypatch, batch_size=16)
+        assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
+
+    def test_a_small_pass_needs_less(self, monkeypatch):
+        """The longest row of 620 tokens is filled up to 768."""
+        said, _ = self.last(monkeypatch, batch_size=1, gradient_accumulation=8)
+        assert said == "Recorded passes may take up to 2.5 GiB more, if they are free."
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"gpu": T4, "chosen": "sdpa", "gradient_checkpointing": False, "batch_size": 1},
+            {"chosen": "sdpa"},
+            {"unsloth": "2027.1"},
+            {"gradient_checkpointing": True},
+            {"lora_dropout": 0.1},
+        ],
+    )
+    def test_where_nothing_is_recorded_nothing_is_said(self, monkeypatch, changes):
+        """Card, attention, version, checkpointing or dropout may be against it."""
+        assert self.last(monkeypatch, **changes)[0].startswith("Loss: ")
+
+    def test_a_model_on_two_cards_is_not_recorded(self, monkeypatch):
+        """Its passes go from card to card."""
+        monkeypatch.setenv(SPLIT, "1")
+        two = dataclasses.replace(H100, count=2)
+        assert self.last(monkeypatch, gpu=two)[0].startswith("Loss: ")
 
 
 class TestPreflight:
