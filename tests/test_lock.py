@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -85,6 +88,48 @@ class TestLock:
         declared = {NAME.match(line)[0] for line in [*PYPROJECT["project"]["dependencies"], *extras]}
         assert {*NEEDED, *SMOKE} - declared == {"unsloth-zoo"}
         assert {*NEEDED, *SMOKE} <= {pin.name for pin in read_lock()}
+
+
+class TestUpgrade:
+    """`scripts/lock --upgrade`, with stand-ins for uv, which writes a newer lock, and for Python, which judges it."""
+
+    FILES = ("pyproject.toml", "requirements.txt", "helpers/lock.txt")
+
+    def upgrade(self, folder, *, fits):
+        """Run the script in a copy; return its exit status and output, the files before, and those after."""
+        newer = re.sub(r"(?m)^(trl|unsloth)==\S+", r"\1==9999.1", (ROOT / "requirements.txt").read_text("utf-8"))
+        (folder / "newer.txt").write_text(newer, encoding="utf-8")
+        for name in (*self.FILES, "scripts/lock"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        uv = f'cp "$3" {folder}/tried.toml; until [ "$1" = --output-file ]; do shift; done; cp {folder}/newer.txt "$2"'
+        python = f'[ "$2" = pip ] || exit {0 if fits else 1}'
+        for name, text in (("uv", uv), ("python", python)):
+            (folder / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+            (folder / name).chmod(0o755)
+        before = [(folder / name).read_text("utf-8") for name in self.FILES]
+        tools = {"UV": str(folder / "uv"), "PYTHON": str(folder / "python")}
+        done = subprocess.run(
+            [folder / "scripts/lock", "--upgrade"], env={**os.environ, **tools}, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, before, [(folder / name).read_text("utf-8") for name in self.FILES]
+
+    def test_it_raises_pins_that_the_package_fits(self, tmp_path):
+        """Newer versions than the pinned ones are tried, shown and, if nothing moved, written into all files."""
+        status, shown, before, after = self.upgrade(tmp_path, fits=True)
+        tried = tomllib.loads((tmp_path / "tried.toml").read_text("utf-8"))["project"]["dependencies"]
+        pins = [line for line in PYPROJECT["project"]["dependencies"] if "==" in line]
+        assert [line for line in tried if "==" in line] == []
+        assert {line.replace("==", ">=") for line in pins} <= set(tried)
+        assert (status, "trl==9999.1" in shown) == (0, True)
+        assert after[0] == re.sub(r'"(trl|unsloth)==[^"]+"', r'"\1==9999.1"', before[0])
+        assert "\ntrl==9999.1\n" in after[1]
+        assert "\nunsloth==9999.1\n" in after[2]
+
+    def test_it_changes_nothing_if_something_moved(self, tmp_path):
+        """Where the drift test fails, every file is as it was, and the status is 1."""
+        status, _, before, after = self.upgrade(tmp_path, fits=False)
+        assert (status, after) == (1, before)
 
 
 class TestPlanOnRecordedRuntimes:
