@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -169,7 +170,9 @@ class TestRelease:
 
     def test_this_project_has_one(self):
         """pyproject.toml names the repository and the tag of the badges."""
-        assert read_release(ROOT / "pyproject.toml") == ("mistral-qlora/mistral-qlora-notebooks", "v0.1.0")
+        tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+        repository, tag = read_release(ROOT / "pyproject.toml")
+        assert tools["mistral-qlora-notebooks"] == {"repository": repository, "tag": tag}
 
     def test_both_can_be_overridden(self, tmp_path):
         """What is given wins over the file."""
@@ -218,16 +221,18 @@ class TestTexts:
             shutil.copy(ROOT / name, tmp_path)
         for name in ("notebooks", "templates", "workshop"):
             shutil.copytree(ROOT / name, tmp_path / name)
+        repository, tag = read_release(ROOT / "pyproject.toml")
         texts = release_texts(tmp_path, "some/fork", "next")
         named = {path.relative_to(tmp_path).as_posix(): text for path, text in texts.items()}
-        assert [name for name, text in named.items() if "mistral-qlora/mistral-qlora-notebooks" in text] == []
-        assert [name for name, text in named.items() if re.search(r"(blob/|@)v0\.1\.0", text)] == []
+        assert [name for name, text in named.items() if repository in text] == []
+        assert [name for name, text in named.items() if re.search(rf"(blob/|@){re.escape(tag)}\b", text)] == []
         assert "git clone https://github.com/some/fork\ncd fork\nmake doctor" in named["CONTRIBUTING.md"]
         assert {"colab_badges.md", "notebooks/alpaca_instruction.py", "workshop/sources/1_tokens.py"} <= set(named)
 
     def test_setup_cells_install_what_the_badge_opens(self):
         """Every notebook and every exercise that installs the package takes it from the tag of the badges."""
-        wanted = 'source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"'
+        repository, tag = read_release(ROOT / "pyproject.toml")
+        wanted = f'source = "git+https://github.com/{repository}@{tag}"'
         lessons = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("templates/*.py"), *ROOT.glob("workshop/sources/*.py")]
         assert len(lessons) >= 8
         assert [path.name for path in lessons if wanted not in path.read_text(encoding="utf-8")] == []
