@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from helpers.config import MODELS, PRESETS, build_config, changed_parameters, parameters
+from helpers.config import MODELS, PRESETS, TASK_PRESETS, build_config, changed_parameters, parameters
 from helpers.errors import ConfigError, HelpersError
 
 
@@ -51,6 +51,18 @@ class TestPresets:
         """Each preset can be built for each task, and names only parameters that exist."""
         assert build_config(task, preset=preset).preset == preset
         assert set(PRESETS[preset]) <= set(parameters(task))
+
+    def test_dolly_takes_a_thousand_rows_on_every_card(self):
+        """Preset large-gpu trains on 4,000 rows of Alpaca and on 1,000 of Dolly, unless another number is given."""
+        rows = {task: build_config(task, preset="large-gpu").data.train_rows for task in ("alpaca", "dolly")}
+        assert rows == {"alpaca": 4000, "dolly": 1000}
+        assert build_config("dolly", preset="colab-t4").data.train_rows == 1000
+        assert build_config("dolly", preset="large-gpu", train_rows=4000).data.train_rows == 4000
+
+    def test_what_differs_by_task_exists(self):
+        """Each such entry names a task, a preset and parameters that there are."""
+        for (task, preset), values in TASK_PRESETS.items():
+            assert (preset in PRESETS, set(values) <= set(parameters(task))) == (True, True)
 
     def test_the_run_is_named_after_task_and_preset(self):
         """Without a name the run is called after what it is."""
