@@ -103,8 +103,7 @@ if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
-        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
+    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
 
 # %% [markdown]
 # The parameters are checked before anything is downloaded.
@@ -494,7 +493,8 @@ finish_run(run)
 # ## Your turn
 #
 # 1. Train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to the answers? (With
-#    preset `smoke` set `heldout_rows = 5` too: its rows hold out no more of this category.)
+#    preset `smoke` set `heldout_rows = 5` and `num_epochs = 4` too: of this category it has 16 rows to train on and
+#    5 held out.)
 # 2. Write your own `system_prompt`, for your company. Does the assistant keep to it when a question leads away from it?
 # 3. Set `merge_16bit = False` and compare the size of the run's folder. What does one give up without a merged model?
 # 4. Run `side_by_side_eval` on this adapter, and let a colleague vote without knowing which answer is whose.

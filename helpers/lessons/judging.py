@@ -59,7 +59,7 @@ JUDGING: dict[str, Check] = {
                 (0.9, "this is the share that was won. How often does a coin do that?"),
             ],
         ),
-        "two coins in a hundred would do it, so ten votes can be enough, if they are this clear.",
+        "of a hundred sets of ten tosses about two are so uneven, so ten votes can be enough, if they are this clear.",
     ),
     "wins-needed": Check(
         WHOLE,

@@ -18,7 +18,7 @@ def recorded_run(name: str) -> dict[str, Any]:
     """Return the losses of a run that was recorded with `scripts/record_curves`.
 
     Args:
-        name: Such as "overfitting".
+        name: Such as "run-2".
 
     Returns:
         `learning_rate`, `rows`, `seed`, and `train_loss` and `eval_loss` as lists of [step, loss in nats a token].
