@@ -26,6 +26,7 @@ __all__ = [
     "find_gpu",
     "read_driver",
     "require_gpu",
+    "suitable_preset",
     "torch_cuda",
     "where",
     "xformers_torch",
@@ -142,6 +143,22 @@ def require_gpu(preset: str, gpu: Gpu | None) -> None:
         "On Colab: Runtime, Change runtime type, T4 GPU, Save, then Run all. On Kaggle: Settings, Accelerator, "
         "GPU T4 x2. Without a GPU, use preset 'smoke'.",
     )
+
+
+def suitable_preset(gpu: Gpu) -> str:
+    """Return what preset "auto" stands for on a GPU.
+
+    Args:
+        gpu: Such as `find_gpu` returns.
+
+    Returns:
+        "colab-t4" below 20 GiB of memory or without native bf16, else "large-gpu".
+
+    Example:
+        >>> suitable_preset(Gpu("Tesla V100", (7, 0), 32 * 2**30, 30 * 2**30))
+        'colab-t4'
+    """
+    return "large-gpu" if gpu.total_bytes >= LARGE_GPU_BYTES and gpu.capability >= (8, 0) else "colab-t4"
 
 
 @lru_cache(maxsize=1)

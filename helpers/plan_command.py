@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from helpers.attention import installed_attention
 from helpers.config import PRESETS, RunConfig, build_config
-from helpers.errors import ConfigError
-from helpers.hardware import Gpu, find_gpu
+from helpers.errors import ConfigError, StackError
+from helpers.hardware import Gpu, find_gpu, suitable_preset
+from helpers.layout import plan_layout
 from helpers.memory import ATTENTION, GIB, Prediction, format_bytes
-from helpers.planner import USABLE, advise, attention_kind, predict_config
+from helpers.planner import USABLE, advise, attention_kind, predict_config, smallest_config
 
 __all__ = ["GPUS", "add_command", "parse_gpu", "plan_report", "run_plan"]
 
@@ -24,8 +29,18 @@ GPUS = {
 }
 """What torch reports as the memory of these cards, rounded down, in bytes."""
 
-LARGE_BYTES = 20 * GIB
-"""From this much memory, preset auto is large-gpu here."""
+CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
+"""Compute capability of these cards; one that is named by its size is taken to have 8.0."""
+
+MEAN_LENGTH = 233
+"""Tokens of a row on average where no length is given, as in the measurements behind `helpers.layout`."""
+
+SHORTEST = 0.35
+"""The shortest row where no length is given, as a share of the mean. The rest is spread exponentially, so that the
+largest 8 rows that meet have about twice the tokens of 8 mean ones."""
+
+TYPICAL_ROWS = 1000
+"""Rows that are planned with where no length is given."""
 
 UNITS = {"": 1, "gb": 10**9, "gib": GIB}
 
@@ -56,7 +71,12 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "--gpu", metavar="CARD", help=f"{', '.join(GPUS)}, or bytes, or such as 16GB; default: this machine's"
     )
-    parser.add_argument("--row-length", type=int, metavar="TOKENS", help="of every row (default max_seq_length)")
+    parser.add_argument(
+        "--row-length",
+        type=int,
+        metavar="TOKENS",
+        help=f"of every row (default about {MEAN_LENGTH} on average, some five times as long)",
+    )
     parser.add_argument("--attention", choices=ATTENTION, help="how batches go through it (default by the card)")
     parser.add_argument(
         "-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter"
@@ -76,17 +96,21 @@ def run_plan(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: A parameter is wrong, or the card is not known.
     """
-    gpu = find_gpu() if options.gpu is None else None
-    size = gpu.free_bytes if gpu else parse_gpu(options.gpu) if options.gpu else None
-    total = gpu.total_bytes if gpu else size
+    gpu = find_gpu() if options.gpu is None else _named(options.gpu)
     preset = options.preset
     if preset == "auto":
-        preset = "large-gpu" if size and size >= LARGE_BYTES else "colab-t4"
+        preset = suitable_preset(gpu) if gpu else "colab-t4"
     config = build_config(options.task, preset=preset, **_pairs(options.pairs))
-    known: dict[str, Any] = {"attention": options.attention or _attention(options.gpu, gpu), "total_bytes": total}
-    if options.row_length is not None:
-        known["lengths"] = _equal_rows(options.row_length, config)
-    print(plan_report(config, size, card=options.gpu or (gpu.name if gpu else ""), **known))
+    lengths, rows = _rows(options.row_length, config)
+    chosen, attention = _attention(options.attention, config, gpu)
+    known: dict[str, Any] = {
+        "lengths": lengths,
+        "attention": attention,
+        "total_bytes": gpu.total_bytes if gpu else None,
+    }
+    config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
+    size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
+    print(plan_report(config, size, card=card, reasons=[rows, *reasons], **known))
     return int(bool(size and advise(config, size, **known)))
 
 
@@ -117,13 +141,16 @@ def parse_gpu(text: str) -> int:
     return size
 
 
-def plan_report(config: RunConfig, gpu_bytes: int | None, *, card: str = "", **known: Any) -> str:
-    """Return a table of the parts, the peak, and what to change if it does not fit.
+def plan_report(
+    config: RunConfig, gpu_bytes: int | None, *, card: str = "", reasons: Sequence[str] = (), **known: Any
+) -> str:
+    """Return a table of the parts, the peak, the reasons, and what to change if it does not fit.
 
     Args:
         config: The run.
         gpu_bytes: Free memory of the card, in bytes; None leaves the verdict out.
         card: Its name.
+        reasons: Why the run is laid out so, a sentence each.
         **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.planner.predict_config`. `total_bytes` is
             `gpu_bytes` when left out.
 
@@ -132,7 +159,7 @@ def plan_report(config: RunConfig, gpu_bytes: int | None, *, card: str = "", **k
     """
     known.setdefault("total_bytes", gpu_bytes)
     peak = predict_config(config, **known)
-    lines = [_headline(config, peak), "", *_table(peak)]
+    lines = [_headline(config, peak), "", *_table(peak), *(["", *reasons] if reasons else [])]
     if gpu_bytes is None:
         return "\n".join([*lines, "", "No GPU here: name a card with --gpu to see whether it fits."])
     usable = f"{format_bytes(gpu_bytes * USABLE)} usable of {format_bytes(gpu_bytes)} ({card or 'this card'})"
@@ -164,19 +191,52 @@ def _table(peak: Prediction) -> list[str]:
     return [*lines, f"  {'predicted peak':<32}{peak.total() / GIB:>9.2f}  GiB"]
 
 
-def _attention(name: str | None, gpu: Gpu | None) -> str:
-    """How attention goes on a card; a T4 is the only one in GPUS without a flash kernel."""
-    if gpu:
-        return attention_kind(gpu.capability)
-    return "expanded" if name and name.strip().lower() == "t4" else "rows"
+def _named(text: str) -> Gpu:
+    """The card that the command line names, with nothing on it."""
+    size = parse_gpu(text)
+    return Gpu(text, CAPABILITIES.get(text.strip().lower(), (8, 0)), size, size)
 
 
-def _equal_rows(length: int, config: RunConfig) -> tuple[int, ...]:
-    """As many rows of one length as a micro-batch takes."""
-    if not 1 <= length <= config.model.max_seq_length:
-        expected = f"1 to max_seq_length ({config.model.max_seq_length}) tokens"
-        raise ConfigError("--row-length", expected, length, "Raise max_seq_length, or leave it out.")
-    return (length,) * config.train.batch_size
+def _attention(wanted: str | None, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
+    """The name of training's attention on a card, as far as it is known, and how batches go through it."""
+    if gpu is None or wanted:
+        return "sdpa", wanted or "rows"
+    chosen = installed_attention(gpu.capability, wanted=config.train.varlen_attention).name
+    return chosen, attention_kind(gpu.capability, chosen)
+
+
+def _rows(length: int | None, config: RunConfig) -> tuple[tuple[int, ...], str]:
+    """The lengths of the rows, and a sentence on them: of one length, or of many."""
+    limit, count = config.model.max_seq_length, config.train.rows_per_step()
+    if length is None:
+        quantiles = [(i + 0.5) / TYPICAL_ROWS for i in range(TYPICAL_ROWS)]
+        shortest = SHORTEST * MEAN_LENGTH
+        spread = [round(shortest - (MEAN_LENGTH - shortest) * math.log(1 - q)) for q in quantiles]
+        lengths = tuple(min(n, limit) for n in spread)
+        mean = sum(lengths) / TYPICAL_ROWS
+        said = f"Rows of {mean:.0f} tokens on average and {max(lengths):,} at most are assumed"
+        return lengths, f"{said}; --row-length plans for rows of one length."
+    if not 1 <= length <= limit:
+        remedy = "Raise max_seq_length, or leave it out."
+        raise ConfigError("--row-length", f"1 to max_seq_length ({limit}) tokens", length, remedy)
+    return (length,) * count, f"All rows have {length:,} tokens."
+
+
+def _laid_out(
+    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], **known: str
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run in its layout, with the reasons; where nothing fits, in the layout that needs least."""
+    try:
+        layout = plan_layout(config, gpu, lengths, keep=config.given, **known)
+    except StackError:
+        return smallest_config(config), ()
+    chosen = {
+        "batch_size": layout.batch_size,
+        "gradient_accumulation": layout.gradient_accumulation,
+        "gradient_checkpointing": layout.gradient_checkpointing,
+        "checkpoint_skip_layers": layout.skip_layers,
+    }
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen)), layout.reasons
 
 
 def _pairs(pairs: list[str]) -> dict[str, str]:

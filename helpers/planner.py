@@ -29,6 +29,7 @@ __all__ = [
     "predict_config",
     "preflight_memory",
     "shape_for",
+    "smallest_config",
 ]
 
 USABLE = 0.92
@@ -299,7 +300,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
     known.setdefault("attention", attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"))
     known.setdefault("processes", place().count)
-    least = _smallest(config)
+    least = smallest_config(config)
     known |= {"total_bytes": gpu.total_bytes, "lengths": (1,) * least.train.batch_size}
     peak, limit = predict_config(least, **known).total(), round(gpu.free_bytes * USABLE)
     there = f"{format_bytes(limit)} usable of {format_bytes(gpu.free_bytes)} free on the {gpu.name}"
@@ -313,8 +314,12 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     raise StackError("GPU memory", f"{format_bytes(peak)} for this run's peak{rows}", there, " ".join(steps))
 
 
-def _smallest(config: RunConfig) -> RunConfig:
-    """Return the layout of a run that needs least memory, among those that what the user has set leaves open."""
+def smallest_config(config: RunConfig) -> RunConfig:
+    """Return a run in the layout that needs least memory, among those that what the user has set leaves open.
+
+    Args:
+        config: The run.
+    """
     change: dict[str, Any] = {}
     if "batch_size" not in config.given:
         change |= {"batch_size": 1, "gradient_accumulation": config.train.rows_per_step()}

@@ -14,7 +14,7 @@ from helpers.config import RunConfig, build_config, parameters
 from helpers.config_file import CONFIG, write_config
 from helpers.data import Rows, data_fingerprint
 from helpers.errors import RunError
-from helpers.hardware import LARGE_GPU_BYTES, describe_hardware, find_gpu, require_gpu
+from helpers.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
 from helpers.layout import plan_layout
 from helpers.lock import installed_versions
 from helpers.persist import connect_drive, keep_result, prepare_persist
@@ -77,7 +77,7 @@ def resolve_preset(preset: str) -> str:
     require_gpu(preset, gpu)
     if preset != "auto" or gpu is None:
         return preset
-    return "large-gpu" if gpu.total_bytes >= LARGE_GPU_BYTES and gpu.capability >= (8, 0) else "colab-t4"
+    return suitable_preset(gpu)
 
 
 def configure(task: str, *, preset: str, run_name: str | None = None, **given: Any) -> RunConfig:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import attention, hardware, layout, plan_command, session
+from helpers.attention import choose_attention
 from helpers.config import build_config
 from helpers.contract import Contract, TokenizedExample
 from helpers.errors import ConfigError, StackError
@@ -656,18 +657,74 @@ class TestPreflight:
 class TestCommand:
     """`python -m helpers plan`."""
 
+    @pytest.fixture(autouse=True)
+    def attention(self, monkeypatch):
+        """Attention on cards from 8.0 on is the kernel of torch 2.11, whatever is installed here."""
+        monkeypatch.setattr(plan_command, "installed_attention", self.choose)
+
+    def choose(self, capability, *, wanted=True):
+        """Choose as with torch 2.11 and the unsloth that this project was made for."""
+        versions = {"torch_version": "2.11.0", "unsloth_version": UNSLOTH_TESTED}
+        return choose_attention(**versions, capability=capability, flash_attn=False, xformers=False, wanted=wanted)
+
     def test_a_run_that_fits(self, capsys):
-        """The table, the peak and the verdict are printed, and the status is 0."""
+        """The table, the peak, the layout's reasons and the verdict are printed, and the status is 0."""
         assert command("--preset", "colab-t4", "--gpu", "t4") == 0
         printed = capsys.readouterr().out
+        assert "batch_size 8 x gradient_accumulation 1,\n" in printed
         assert "  weights of the blocks                3.35  GiB\n" in printed
-        assert "  predicted peak                       5.34  GiB\n" in printed
+        assert "  predicted peak                      12.28  GiB\n" in printed
+        assert "\nRows of 233 tokens on average and 1,233 at most are assumed" in printed
+        assert "\nCheckpointing for 18 of 32 layers (checkpoint_skip_layers 14): predicted peak 12.3 GiB" in printed
         assert printed.endswith("Fits: 13.5 GiB usable of 14.7 GiB (t4).\n")
+
+    @pytest.mark.parametrize("card", ["t4", "l4", "a100-40"])
+    @pytest.mark.parametrize(
+        "given", [{}, {"batch_size": 2}, {"gradient_checkpointing": False}, {"checkpoint_skip_layers": 3}]
+    )
+    def test_it_is_the_runs_layout(self, capsys, monkeypatch, card, given):
+        """The layout and the peak are those that a run on that card finds with rows of these lengths."""
+        size = GPUS[card]
+        capability = (7, 5) if card == "t4" else (8, 9)
+        pairs = [part for name, value in given.items() for part in ("-p", f"{name}={str(value).lower()}")]
+        command("--gpu", card, "--row-length", "300", "--preset", "colab-t4", *pairs)
+        printed = capsys.readouterr().out
+        rows = Contract((), (TokenizedExample((1,) * 300, (1,) * 300),) * 80, {}, 2048)
+        monkeypatch.setattr(session, "find_gpu", lambda: Gpu(card, capability, size, size))
+        monkeypatch.setattr(session, "loaded_attention", self.choose)
+        reasons = []
+        found = session.fit_layout(config(**given), rows, report=reasons.append).train
+        layout = f"batch_size {found.batch_size} x gradient_accumulation {found.gradient_accumulation},\n"
+        assert layout in printed
+        assert "\n".join(reasons) in printed
+        said, shown = (
+            re.search(r"predicted peak ([\d.]+)", reasons[1])[1],
+            re.search(r"\n  predicted peak +(\S+)", printed),
+        )
+        assert float(shown[1]) == pytest.approx(float(said), abs=0.06)
+
+    @pytest.mark.parametrize(
+        ("gpu", "preset"),
+        [
+            (Gpu("Tesla V100", (7, 0), 32 * GIB, 31 * GIB), "colab-t4"),
+            (Gpu("NVIDIA L4", (8, 9), 22 * GIB, 9 * GIB), "large-gpu"),
+            (Gpu("RTX 4080", (8, 9), 16 * GIB, 15 * GIB), "colab-t4"),
+        ],
+    )
+    def test_auto_is_the_preset_that_a_notebook_takes(self, capsys, monkeypatch, gpu, preset):
+        """It goes by the card's size and capability, not by what happens to be free."""
+        for module in (plan_command, session):
+            monkeypatch.setattr(module, "find_gpu", lambda: gpu)
+        command()
+        assert capsys.readouterr().out.startswith(f"alpaca, {preset}: ")
+        assert session.resolve_preset("auto") == preset
 
     def test_a_run_that_does_not_fit(self, capsys):
         """What to change is printed, and the status is 1."""
-        assert command("--gpu", "l4", "-p", "gradient_checkpointing=false") == 1
+        given = ("gradient_checkpointing=false", "packing=true", "max_seq_length=8192")
+        assert command("--gpu", "l4", *(part for pair in given for part in ("-p", pair))) == 1
         printed = capsys.readouterr().out
+        assert "batch_size 1 x gradient_accumulation 8,\n" in printed
         assert "Does not fit: 20.3 GiB usable of 22.1 GiB (l4).\n  Set gradient_checkpointing = True" in printed
         assert "large-gpu" in printed
 
