@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.errors import ContractError
 from helpers.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.templates import find_control_text, render
+from helpers.token_cache import KeptRows, read_rows, rows_key, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,19 +123,43 @@ def apply_contract(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
         ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
     """
     _check_tokenizer(tokenizer)
+    key = rows_key(examples, tokenizer, max_seq_length)
+    if key and (kept := read_rows(key)):
+        return _restored(kept, examples, max_seq_length)
+    contract, places = _tokenize_and_check(examples, tokenizer, max_seq_length)
+    if key:
+        prompts = [row.labels.count(IGNORED) for row in contract.tokenized]
+        ids = [row.input_ids for row in contract.tokenized]
+        write_rows(key, KeptRows(places, ids, prompts, contract.left_out))
+    return contract
+
+
+def _restored(kept: KeptRows, examples: Sequence[Example], max_seq_length: int) -> Contract:
+    """Return what was checked before, of the same rows."""
+    pairs = zip(kept.input_ids, kept.prompts, strict=True)
+    rows = tuple(TokenizedExample(ids, (IGNORED,) * prompt + ids[prompt:]) for ids, prompt in pairs)
+    return Contract(tuple(examples[place] for place in kept.places), rows, kept.left_out, max_seq_length)
+
+
+def _tokenize_and_check(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> tuple[Contract, list[int]]:
+    """Do the contract's work; return it with the places of the rows that passed."""
     texts = ["\n".join(m["content"] for m in each.messages()) for each in examples]
     control = dict(find_control_text(texts, tokenizer))
     left_out: Counter[str] = Counter(f"contains {string}" for string in control.values())
     usable = [index for index in range(len(examples)) if index not in control]
-    kept: list[tuple[Example, TokenizedExample]] = []
+    kept: list[tuple[int, TokenizedExample]] = []
     for index, tokenized in zip(usable, _tokenize_all([examples[i] for i in usable], tokenizer), strict=True):
         if len(tokenized.input_ids) > max_seq_length:
             left_out[f"longer than {max_seq_length} tokens"] += 1
             continue
         _check_row(index, examples[index], tokenized, tokenizer)
-        kept.append((examples[index], tokenized))
+        kept.append((index, tokenized))
     _check_lost(left_out, len(examples))
-    return Contract(tuple(e for e, _ in kept), tuple(t for _, t in kept), dict(left_out), max_seq_length)
+    rows = tuple(examples[index] for index, _ in kept)
+    contract = Contract(rows, tuple(row for _, row in kept), dict(left_out), max_seq_length)
+    return contract, [index for index, _ in kept]
 
 
 def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> None:

