@@ -48,8 +48,7 @@ if importlib.util.find_spec("helpers") is None:
     source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    if importlib.util.find_spec("helpers") is None:  # pip prints why, and does not stop the notebook
-        raise RuntimeError("The package could not be fetched. On Kaggle: Settings, Internet on; then run this cell again.")
+    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
 
 # %% [markdown]
 # ## 2. The first idea
