@@ -148,11 +148,12 @@ class TestRelease:
     """One version, everywhere."""
 
     def test_the_version_is_the_same_in_all_files(self):
-        """The package, pyproject.toml, its tag and CITATION.cff agree."""
+        """The package, pyproject.toml, its tag and CITATION.cff agree; a fork may name a branch in place of a tag."""
         version = PROJECT["project"]["version"]
         citation = yaml.safe_load(read("CITATION.cff"))
         assert (version, citation["version"]) == (__version__, __version__)
-        assert PROJECT["tool"]["mistral-qlora-notebooks"]["tag"] == f"v{version}"
+        tag = PROJECT["tool"]["mistral-qlora-notebooks"]["tag"]
+        assert tag == f"v{version}" or not re.match(r"v\d", tag)
 
     def test_the_changelog_begins_with_it(self):
         """The newest heading is this version."""
