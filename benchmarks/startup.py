@@ -3,7 +3,8 @@
     python benchmarks/startup.py --model FOLDER --data ROWS.json [--rounds 3] [--budget SECONDS]
 
 FOLDER and ROWS.json are those of train.py. Each side runs in a fresh process, from before its first import to the end
-of its first optimizer step; starting Python itself is not counted. ROWS.json is repeated to 51,760 rows, the size of
+of its first optimizer step; starting Python itself is not counted, nor is compiling the packages' Python files, which
+pip does when it installs them: a process that imports them goes first. ROWS.json is repeated to 51,760 rows, the size of
 Alpaca-cleaned, in a local file that both sides read.
 
 - ours: the calls of this project's Alpaca notebook, with its own parts named,
@@ -18,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench import add_options, measure_all, median, say
+from bench import add_options, environment, measure_all, median, say
 
 ALL_ROWS, USED_ROWS, HELDOUT = 51_760, 1_000, 8
 
@@ -64,9 +67,18 @@ def main() -> None:
     if options.one:
         say(SIDES[options.one](options))
         os._exit(0)  # its training was broken off in the middle, and some of what runs beside it cannot be ended
+    keep_compiled()
     record = measure_all(__file__, list(SIDES), options)
     for name, runs in record["runs"].items():
         print(f"{name:10}{median(runs, 'total_seconds'):8.1f} s of {len(runs)}  {json.dumps(runs[-1]['parts'])}")
+
+
+def keep_compiled() -> None:
+    """Let Python's compiled files be there, as pip leaves them, also for packages that were installed without."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "startup-pycache")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", "import unsloth, trl"], env=environment(), check=False, **quiet)
 
 
 def rows_file(options: argparse.Namespace) -> Path:
