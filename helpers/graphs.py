@@ -23,7 +23,7 @@ from helpers.graph_rules import STEP, host_lengths, recorded_size
 from helpers.memory import format_bytes
 from helpers.recording import Buffers, GraphRecording, Recording, Weights, activation_bytes
 
-__all__ = ["GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
+__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
 
 MOST_TOKENS = 4096
 """Larger passes keep the card busy by themselves; four packed sequences of 2048 tokens were slower so (H200)."""
