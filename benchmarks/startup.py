@@ -4,8 +4,8 @@
 
 FOLDER and ROWS.json are those of train.py. Each side runs in a fresh process, from before its first import to the end
 of its first optimizer step; starting Python itself is not counted, nor is compiling the packages' Python files, which
-pip does when it installs them: a process that imports them goes first. ROWS.json is repeated to 51,760 rows, the size of
-Alpaca-cleaned, in a local file that both sides read.
+pip does when it installs them: a process that imports them goes first. ROWS.json is repeated to 51,760 rows, the size
+of Alpaca-cleaned, in a local file that both sides read.
 
 - ours: the calls of this project's Alpaca notebook, with its own parts named,
 - official: those of Unsloth's notebook: load, attach, format all 51,760 rows, build the trainer, which tokenizes all of

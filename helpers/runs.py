@@ -24,6 +24,7 @@ from helpers.settings import nearest
 
 __all__ = [
     "MANIFEST",
+    "METRICS",
     "RESUME",
     "RunDirectory",
     "check_run",
