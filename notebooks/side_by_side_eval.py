@@ -306,9 +306,9 @@ print("chrF++:", chrf_signature())
 show_table(answer_table(overview, arms))
 
 # %% [markdown]
-# Look at *Cut off* first: where many answers were cut, the other lines measure how answers begin. *Asked-for-N met* is
-# the share of answers that hold as many items as the prompt asked for. A difference between two columns is not yet a
-# result; that is what comes next.
+# Look at *Cut at the limit* first: where many answers were cut, the other lines measure how answers begin. *Asked-for
+# items met* is the share of answers that hold as many items as the prompt asked for. A difference between two columns
+# is not yet a result; that is what comes next.
 #
 # ## 6. The verdict
 #

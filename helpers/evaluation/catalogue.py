@@ -28,8 +28,8 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "tokens": Metric("Tokens", "Tokens generated, the closing EOS included.", None, "tokens"),
-    "truncated": Metric("Cut off", "Ended at the length limit (finish reason length).", None, "yes/no"),
-    "empty": Metric("Empty", "Shows nothing: no characters but white space and invisible ones.", False, "yes/no"),
+    "truncated": Metric("Cut at the limit", "Ended at the length limit (finish reason length).", None, "yes/no"),
+    "empty": Metric("Empty answers", "Shows nothing: no characters but white space and invisible ones.", False, "yes/no"),
     "words": Metric("Words", "Runs between white space with a letter or digit.", None, "words"),
     "headings": Metric("Headings", "Lines that begin with one to six # and a space.", None, "headings"),
     "bold": Metric("Bold", "Spans in ** or __.", None, "spans"),
@@ -37,8 +37,8 @@ METRICS: dict[str, Metric] = {
     "numbered_items": Metric("Numbered items", "Lines that begin with a number.", None, "items"),
     "bulleted_items": Metric("Bulleted items", "Lines that begin with a bullet.", None, "items"),
     "nested_items": Metric("Nested items", "Items indented against the outermost one.", None, "items"),
-    "items_met": Metric("Asked-for-N met", "As many main list items as the prompt asks for.", True, "yes/no"),
-    "rep_4": Metric("Repetition (rep-4)", "1 - unique / total 4-grams of words.", False, "share"),
+    "items_met": Metric("Asked-for items met", "As many main list items as the prompt asks for.", True, "yes/no"),
+    "rep_4": Metric("Repeated 4-grams", "1 - unique / total 4-grams of words.", False, "share"),
     "prompt_echo": Metric("Prompt echo", "Repeats the prompt, or begins with its first 12 words.", False, "yes/no"),
     "template_leak": Metric("Template leak", "Holds control tokens or headers of a template.", False, "yes/no"),
     "refusal": Metric("Refusal (heuristic)", "Opens with a phrase that refusals use.", None, "yes/no"),
