@@ -29,7 +29,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "tokens": Metric("Tokens", "Tokens generated, the closing EOS included.", None, "tokens"),
     "truncated": Metric("Cut at the limit", "Ended at the length limit (finish reason length).", None, "yes/no"),
-    "empty": Metric("Empty answers", "Shows nothing: no characters but white space and invisible ones.", False, "yes/no"),
+    "empty": Metric("Empty answers", "Shows nothing but white space and invisible characters.", False, "yes/no"),
     "words": Metric("Words", "Runs between white space with a letter or digit.", None, "words"),
     "headings": Metric("Headings", "Lines that begin with one to six # and a space.", None, "headings"),
     "bold": Metric("Bold", "Spans in ** or __.", None, "spans"),
