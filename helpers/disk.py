@@ -18,6 +18,7 @@ __all__ = [
     "file_sha256",
     "folder_bytes",
     "is_disk_full",
+    "replaced_folder",
     "require_space",
     "show_bytes",
     "sync_file",
@@ -138,6 +139,33 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Fill a new folder beside one, which it then replaces; after an error the old one is still there.
+
+    Args:
+        folder: What is replaced; it need not be there yet.
+
+    Yields:
+        Where to write: a path that is free.
+    """
+    beside, old = (folder.with_name(f".{folder.name}-{what}") for what in ("writing", "old"))
+    for each in (beside, old):
+        shutil.rmtree(each, ignore_errors=True)
+    try:
+        yield beside
+        for path in beside.iterdir():
+            sync_file(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(beside, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def show_bytes(count: int) -> str:

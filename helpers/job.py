@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from helpers.config_file import CONFIG
 from helpers.lost import losses_explained
-from helpers.processes import Place, join, leave, on_main, take_card
+from helpers.processes import ElsewhereError, Place, join, leave, on_main, take_card
 from helpers.runs import RunDirectory, read_json
 
-__all__ = ["run_job"]
+__all__ = ["failure_noted", "run_job"]
 
 T = TypeVar("T")
 
@@ -55,6 +56,21 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
             print("\n" + summarize(run))
         leave()
     return 0
+
+
+@contextmanager
+def failure_noted(run: RunDirectory) -> Iterator[None]:
+    """Write into a run's manifest what ends the block, unless it happened in another process, which writes it down.
+
+    Args:
+        run: The run, open.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, ElsewhereError):
+            run.mark_failed(error)
+        raise
 
 
 def _prepare(here: Place) -> None:

@@ -16,9 +16,9 @@ from helpers.contract import Contract, apply_contract
 from helpers.data import Rows, load_rows
 from helpers.errors import RunError
 from helpers.hardware import find_gpu
-from helpers.job import run_job
+from helpers.job import failure_noted, run_job
 from helpers.planner import preflight_memory
-from helpers.processes import ElsewhereError, on_main, place
+from helpers.processes import on_main, place
 from helpers.runs import RESUME, RunDirectory
 from helpers.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
 from helpers.shares import local_config, share_out
@@ -86,16 +86,12 @@ def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
     from helpers.reload import prove_reload
 
     run = on_main(partial(start_run, config, resume=resume))
-    try:
+    with failure_noted(run):
         _check_shared(run)
         config, result, heldout = _train(config, run)
         free_memory()
         print(prove_reload(load_adapter(run.adapter, config), heldout, result))
         on_main(partial(finish_run, run))
-    except BaseException as error:
-        if not isinstance(error, ElsewhereError):  # the process that it came from writes it down
-            run.mark_failed(error)
-        raise
     return run
 
 

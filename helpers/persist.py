@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
 from helpers.config_file import CONFIG
-from helpers.disk import sync_file, sync_folder
+from helpers.disk import replaced_folder, sync_file, sync_folder
 from helpers.errors import RunError
 from helpers.paths import user_folder
 from helpers.runs import MANIFEST, METRICS, RunDirectory, write_text
@@ -124,22 +124,13 @@ def keep_result(run: RunDirectory, persist_dir: str) -> str:
         A sentence on what was done. `adapter_dir` of a comparison takes the folder that it names.
     """
     there = persist_folder(persist_dir, run.path.name)
-    beside, old = there.path / ".adapter-writing", there.path / ".adapter-old"
     try:
-        for folder in (beside, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile)
-        for path in beside.iterdir():
-            sync_file(path)
-        if there.adapter.exists():
-            os.rename(there.adapter, old)
-        os.rename(beside, there.adapter)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced_folder(there.adapter) as beside:
+            shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile)
         for name in (CONFIG, METRICS, MANIFEST):
             if (run.path / name).is_file():
                 write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
     except (OSError, RunError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         return f"persist_dir: the adapter was not copied to {there.path} ({said}). It is in {run.shown('adapter')}."
     return f"The adapter is also in {there.path}."

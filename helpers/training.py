@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ from helpers.config import RunConfig
 from helpers.config_file import record_layout
 from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
 from helpers.curves import judge_curve
-from helpers.disk import sync_file, sync_folder, writing
+from helpers.disk import replaced_folder, writing
 from helpers.errors import ExportError, StackError
 from helpers.graph_rules import choose_graphs
 from helpers.guards import explained, preflight_disk
@@ -182,24 +180,13 @@ def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
         ExportError: A file that a reader needs is missing afterwards.
         RunError: The disk is full; an adapter that was there before is still there.
     """
-    beside, old = run.path / ".adapter-writing", run.path / ".adapter-old"
-    for folder in (beside, old):
-        shutil.rmtree(folder, ignore_errors=True)
     try:
-        with writing("the adapter", run.path):
+        with writing("the adapter", run.path), replaced_folder(run.adapter) as beside:
             loaded.model.save_pretrained(str(beside))
             loaded.tokenizer.save_pretrained(str(beside))
-            for path in beside.iterdir():
-                sync_file(path)
     except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
         run.mark_failed(error)
         raise
-    if run.adapter.exists():
-        os.rename(run.adapter, old)
-    os.rename(beside, run.adapter)
-    sync_folder(run.path)
-    shutil.rmtree(old, ignore_errors=True)
     names = sorted(p.name for p in run.adapter.iterdir())
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"):
         if name not in names:

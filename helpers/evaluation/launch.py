@@ -18,8 +18,8 @@ from helpers.evaluation.config import EvaluationConfig, build_evaluation_config,
 from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.sources import AdapterSource
-from helpers.job import run_job
-from helpers.processes import ElsewhereError, on_main, same_everywhere
+from helpers.job import failure_noted, run_job
+from helpers.processes import on_main, same_everywhere
 from helpers.runs import RESUME, RunDirectory, read_json
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
@@ -110,13 +110,9 @@ def compare_run(config: EvaluationConfig, *, resume: str = "auto") -> RunDirecto
         HelpersError: See the functions that are called here.
     """
     opened = on_main(partial(_open, config, resume))
-    try:
+    with failure_noted(opened.run):
         comparison, shifted = _ask(config, opened)
         on_main(partial(_finish, config, opened, comparison, shifted))
-    except BaseException as error:
-        if not isinstance(error, ElsewhereError):  # the process that it came from writes it down
-            opened.run.mark_failed(error)
-        raise
     return opened.run
 
 
