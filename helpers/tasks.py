@@ -82,14 +82,15 @@ def _evaluation_parameters() -> dict[str, dataclasses.Field]:
 def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any]) -> Plan:
     """Check a comparison's parameters, and that its adapter and prompts are there."""
     from helpers.evaluation.config import build_evaluation_config
-    from helpers.evaluation.first import source_name
+    from helpers.evaluation.first import known_adapter, source_name
     from helpers.evaluation.questions import read_questions
-    from helpers.evaluation.sources import complete_runs, find_adapter, training_config
+    from helpers.evaluation.sources import training_config
 
     config = build_evaluation_config(preset=preset, run_name=run_name, **values)
-    named = source_name(config)
-    if config.adapter_dir is not None or complete_runs():
-        training_config(find_adapter(config.adapter_dir), config)
+    source = known_adapter(config)
+    named = source_name(config, source)
+    if source:
+        training_config(source, config)
     read_questions(config.prompts_file, config.prompt_count)
     return Plan(config.run_name, {**config.identity(), "adapter_dir": named})
 

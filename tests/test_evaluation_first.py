@@ -7,7 +7,7 @@ from test_evaluation_config import build, make_run
 
 from helpers.errors import ConfigError
 from helpers.evaluation import first
-from helpers.evaluation.first import FIRST_RUN, FIRST_STEPS, first_training, provide_adapter, source_name
+from helpers.evaluation.first import FIRST_RUN, FIRST_STEPS, first_training, known_adapter, provide_adapter, source_name
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_name_that_is_wrong_is_no_reason_to_train(trained):
     with pytest.raises(ConfigError, match="adapter_dir"):
         provide_adapter(build(adapter_dir="nope"))
     with pytest.raises(ConfigError, match="adapter_dir"):
-        source_name(build(adapter_dir="nope"))
+        known_adapter(build(adapter_dir="nope"))
     assert trained == []
 
 
@@ -69,10 +69,10 @@ def test_what_is_asked_for_the_comparison_holds_for_the_training(tiny_mistral):
 
 def test_the_run_can_be_named_before_anything_is_trained(trained, runs_folder):
     """`python -m helpers run` must know which run it would go on with."""
-    assert source_name(build()) == f"runs/{FIRST_RUN}"
+    assert source_name(build(), known_adapter(build())) == f"runs/{FIRST_RUN}"
     assert trained == []
     make_run(runs_folder, "mine")
-    assert source_name(build()) == "runs/mine"
+    assert source_name(build(), known_adapter(build())) == "runs/mine"
 
 
 def test_an_adapter_on_google_drive_is_looked_for_there(trained, runs_folder, monkeypatch):

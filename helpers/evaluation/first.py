@@ -9,7 +9,7 @@ from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.sources import AdapterSource, complete_runs, find_adapter
 from helpers.persist import connect_drive
 
-__all__ = ["FIRST_RUN", "FIRST_STEPS", "first_training", "provide_adapter", "source_name"]
+__all__ = ["FIRST_RUN", "FIRST_STEPS", "first_training", "known_adapter", "provide_adapter", "source_name"]
 
 FIRST_RUN, FIRST_STEPS = "first-adapter", 30
 """The run that is made then, and its optimizer steps: 240 rows, enough for a loss that clearly falls."""
@@ -31,19 +31,32 @@ def first_training(config: EvaluationConfig) -> RunConfig:
     )
 
 
-def source_name(config: EvaluationConfig) -> str:
-    """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
+def known_adapter(config: EvaluationConfig) -> AdapterSource | None:
+    """Return the adapter to compare, or None where none is named and no training run is complete.
 
     Args:
         config: The comparison.
 
     Raises:
-        ConfigError: There is no such adapter, or the short training would not work.
+        ConfigError: There is no such adapter.
         EvaluationError: The folder lacks the adapter's weights or settings.
     """
     if config.adapter_dir is None and not complete_runs():
-        return f"runs/{first_training(config).run_name}"
-    return find_adapter(config.adapter_dir).shown()
+        return None
+    return find_adapter(config.adapter_dir)
+
+
+def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
+    """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
+
+    Args:
+        config: The comparison.
+        source: From `known_adapter`.
+
+    Raises:
+        ConfigError: The short training would not work.
+    """
+    return source.shown() if source else f"runs/{first_training(config).run_name}"
 
 
 def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] = print) -> AdapterSource:
@@ -61,7 +74,8 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
     """
     if config.adapter_dir is not None:
         connect_drive(config.adapter_dir, "adapter_dir")
-    elif not complete_runs():
+    source = known_adapter(config)
+    if source is None:
         from helpers.launch import train_run
         from helpers.model import free_memory
 
@@ -69,4 +83,5 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
         report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")
         train_run(training)
         free_memory()
-    return find_adapter(config.adapter_dir)
+        source = find_adapter(None)
+    return source
