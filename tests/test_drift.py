@@ -52,8 +52,12 @@ IMPORTED = {
     "unsloth.FastLanguageModel.for_training": ("unsloth/models/loader.py FastLanguageModel.for_training",),
     "unsloth.FastLanguageModel.from_pretrained": ("unsloth/models/loader.py FastLanguageModel.from_pretrained",),
     "unsloth.FastLanguageModel.get_peft_model": ("unsloth/models/llama.py FastLlamaModel.get_peft_model",),
+    "unsloth.kernels.fast_lora": ("unsloth/kernels/fast_lora.py",),
     "unsloth.utils.attention_dispatch": ("unsloth/utils/attention_dispatch.py",),
     "unsloth.utils.packing": ("unsloth/utils/packing.py",),
+    "unsloth_zoo.gradient_checkpointing.in_gradient_checkpoint_recompute": (
+        "unsloth_zoo/gradient_checkpointing.py in_gradient_checkpoint_recompute",
+    ),
 }
 """Where each thing that the package imports is defined; together the places take all keywords."""
 
@@ -102,6 +106,8 @@ USED = {
     "transformers/training_args.py OptimizerNames.ADAMW_8BIT": (),
     "transformers/training_args.py OptimizerNames.ADAMW_TORCH": (),
     "transformers/training_args.py OptimizerNames.ADAMW_TORCH_FUSED": (),
+    "unsloth/kernels/fast_lora.py LoRA_MLP": (),
+    "unsloth/kernels/utils.py matmul_lora": (),
     "unsloth/models/_utils.py HAS_FLASH_ATTENTION": (),
     "transformers/training_args.py TrainingArguments": ("max_steps", "warmup_steps"),
     "unsloth/models/loader.py FastLanguageModel.from_pretrained": (
