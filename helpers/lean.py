@@ -1,27 +1,29 @@
-"""Optimizer steps without the walks through the model that change nothing.
+"""Optimizer steps without the work that changes nothing.
 
 A QLoRA step on a fast card is limited by the host. transformers 5.17 walks through all modules of the model several
 times a step, about 2,500 of them with an adapter on 32 layers: to clear gradients, to find the parameters to clip, to
 look among them for ones spread over several machines, and to count them. Only the adapter's have gradients, and which
 they are does not change while training. Python's garbage collector, too, need not look again and again at what was
-there before the first step. The numbers computed are the same, bit for bit.
+there before the first step. Recomputed layers need not compute what nothing reads (see `helpers.recompute`). The
+numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from helpers.collector import leave_alone
 from helpers.processes import place
+from helpers.recompute import lean_recompute
 
 __all__ = ["lean_steps"]
 
 
 @contextmanager
 def lean_steps(trainer: Any) -> Iterator[None]:
-    """Train inside the block with fewer walks through the model; afterwards everything is as before.
+    """Train inside the block with less work; afterwards everything is as before.
 
     With parameters spread over several machines nothing is changed but the garbage collector.
 
@@ -33,8 +35,9 @@ def lean_steps(trainer: Any) -> Iterator[None]:
     """
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
-        stack.enter_context(_few_to_collect())
+        stack.enter_context(leave_alone())
         if trained and not any(hasattr(each, "device_mesh") for each in trained):
+            stack.enter_context(lean_recompute(trainer.model))
             stack.enter_context(_replaced(trainer.model, "zero_grad", _clear(trainer.model, trained)))
             stack.enter_context(_replaced(trainer, "_clip_grad_norm", _clip(trainer, trained)))
             stack.enter_context(_replaced(trainer, "floating_point_ops", _count(trainer)))
@@ -102,17 +105,3 @@ def _replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
         delattr(owner, name)
         if kept is not None:
             setattr(owner, name, kept)
-
-
-@contextmanager
-def _few_to_collect() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there now, unless something else does so already."""
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

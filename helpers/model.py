@@ -7,11 +7,12 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.collector import long_lived
 from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
 from helpers.errors import ExportError, HelpersError, StackError
 from helpers.hardware import choose_precision, find_gpu
@@ -97,13 +98,14 @@ def import_unsloth() -> None:
     about an older way to register types with torch 2.13; neither is used here. Unsloth 2026.10.9 warns through a logger
     of transformers each time it saves a tokenizer as it should be saved.
     """
-    import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
+    with nullcontext() if "unsloth" in sys.modules else long_lived():
+        import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
 
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
-    with redirect_stdout(_WithoutNotes(sys.stdout)):
-        import unsloth  # noqa: F401
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
+        with redirect_stdout(_WithoutNotes(sys.stdout)):
+            import unsloth  # noqa: F401
 
 
 class _WithoutNotes:
