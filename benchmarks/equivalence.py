@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ import trainers
 
 from helpers.graphs import graphed_passes
 from helpers.lean import lean_steps
+from helpers.recompute import lean_recompute
 
 STEPS, PLANNED = 20, 1000
 """Optimizer steps that are compared, and those of the training that they begin: graphs pay only in a long one."""
+
+PASSES = 5
+"""Of which the median is taken, where a pass is timed."""
 
 TENSORS = ("adapter", "gradients")
 """What is kept in files of their own; all else is plain numbers."""
@@ -46,6 +52,57 @@ def ours(model: str, rows: list[dict], folder: Path) -> dict[str, Any]:
     kept["steps"] = train(trainer)
     store(folder, kept)
     return found
+
+
+def recompute(model: str, rows: list[dict]) -> dict[str, Any]:
+    """Compare gradients with and without the last product of recomputed layers, kernels made deterministic; time both.
+
+    Returns:
+        Layers concerned, distances of gradients ("repeated" is that of two whole passes), milliseconds of a pass.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    options = {"batch": 4, "packing": cuda, "length": 2048 if cuda else 512, "checkpointing": True}
+    config = trainers.config_of(model, options, STEPS)
+    loaded = trainers.load_ours(config)
+    randomize(loaded.model)
+    trainer = trainers.ours(config, loaded, rows)
+    batch = next(iter(trainer.get_train_dataloader()))
+    first = one_pass(trainer, batch)[1]  # kernels are compiled
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    whole, again = (flat(one_pass(trainer, batch)[1]) for _ in range(2))
+    with lean_recompute(loaded.model) as layers:
+        lean = flat(one_pass(trainer, batch)[1])
+    torch.use_deterministic_algorithms(False)
+    times = {"whole": milliseconds(trainer, batch)}
+    with lean_recompute(loaded.model):
+        times["lean"] = milliseconds(trainer, batch)
+    apart = {
+        "lean": distance(lean, whole),
+        "repeated": distance(again, whole),
+        "otherwise": distance(flat(first), whole),
+    }
+    return {"layers": layers, "mode": trainer.mode, "gradients_apart": apart, "milliseconds": times}
+
+
+def milliseconds(trainer: Any, batch: dict[str, Any]) -> float:
+    """Return the median time of a pass over a batch, forward and backward, the card idle before and after."""
+    import torch
+
+    wait, found = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None, []
+    for _ in range(PASSES):
+        wait()
+        began = time.perf_counter()
+        one_pass(trainer, batch)
+        wait()
+        found.append(1000 * (time.perf_counter() - began))
+    return statistics.median(found)
+
+
+def distance(one: Any, other: Any) -> float:
+    """Return how far apart two vectors are, as a share of the second's length."""
+    return ((one - other).norm() / other.norm()).item()
 
 
 def store(folder: Path, kept: dict[str, Any]) -> None:

@@ -195,6 +195,15 @@ class TestVerdicts:
         assert not script.passed({name: {**shown, "decides": True}})
         assert not script.passed({})
 
+    @pytest.mark.parametrize(
+        ("layers", "lean", "ok"), [(32, 0.0, True), (32, 1e-7, False), (0, 0.0, False)], ids=["same", "apart", "none"]
+    )
+    def test_recomputed_layers_decide(self, script, layers, lean, ok):
+        """No farther from a whole pass than a second whole pass, and some layers must be concerned."""
+        found = {"layers": layers, "gradients_apart": {"lean": lean, "repeated": 0.0}}
+        (judged,) = script.verdicts({"recompute": found}).values()
+        assert judged["ok"] is ok
+
     def test_the_document_says_that_it_was_missed(self):
         """With what the plain side and ours reach against float32."""
         text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
@@ -210,7 +219,7 @@ def found(tiny_mistral, tmp_path_factory):
     folder = tmp_path_factory.mktemp("equivalence")
     rows = [{"input": "", **row} for row in read_sample("alpaca", "train")[:40]]
     (folder / "rows.json").write_text(json.dumps(rows))
-    command = [sys.executable, str(ROOT / "scripts" / "gpu_equivalence"), "--only", "ours,plain"]
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_equivalence"), "--only", "ours,plain,recompute"]
     command += ["--model", str(tiny_mistral), "--data", str(folder / "rows.json")]
     command += ["--out", str(folder / "found.json"), "--scratch", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -240,6 +249,13 @@ class TestTrainer:
         """The steps are steps: the last loss is another than the first."""
         steps = found["plain"]["steps"]
         assert steps[0]["loss"][0] - steps[-1]["loss"][0] > 0.001
+
+    def test_recomputed_passes_are_compared(self, found):
+        """On a CPU no layer is concerned, and two passes give the same gradients; the verdict wants layers."""
+        recompute = found["recompute"]
+        assert recompute["layers"] == 0
+        assert recompute["gradients_apart"]["lean"] == recompute["gradients_apart"]["repeated"] == 0
+        assert all(each > 0 for each in recompute["milliseconds"].values())
 
     def test_what_is_in_use_is_said(self, found):
         """On a CPU nothing is packed, and the record says so."""
