@@ -135,12 +135,18 @@ def parts(results: Path) -> Iterator[str]:
     yield "part ends when the host has launched its kernels."
     yield from ("", *tables.profile(record))
     if "kernels" in record:
-        whole, kernels = record["milliseconds"]["whole step"]["host"], record["kernels"]
-        yield from (
-            "",
-            f"The card's kernels take {kernels:.0f} of the {whole:.0f} ms. The rest is the host, which launches",
-        )
-        yield "them one by one: fewer launches, not faster kernels, would make this step shorter."
+        yield ""
+        yield from textwrap.wrap(share_of_kernels(record), 110)
+
+
+def share_of_kernels(record: dict[str, Any]) -> str:
+    """Say how much of a step the card works, and what that means."""
+    whole, kernels = record["milliseconds"]["whole step"]["host"], record["kernels"]
+    found = f"The card's kernels take {kernels:.0f} of the {whole:.0f} ms."
+    if record["mode"].get("graphs"):
+        return f"{found} The layers' kernels are launched as recorded CUDA graphs, one for each direction."
+    rest = "The rest is the host, which launches them one by one:"
+    return f"{found} {rest} fewer launches, not faster kernels, would make this step shorter."
 
 
 def several(results: Path) -> Iterator[str]:

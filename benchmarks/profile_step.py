@@ -1,8 +1,9 @@
 """Where the time of one optimizer step goes: host and device, part by part.
 
-    python benchmarks/profile_step.py --model FOLDER --data ROWS.json [--set optimizer=adamw_8bit] [--functions]
+    python benchmarks/profile_step.py --model FOLDER --data ROWS.json [--set cuda_graphs=false] [--functions]
 
-The trainer is this project's, 8 rows a step without checkpointing, as `ours-8` of train.py. Each part is timed twice:
+The trainer is this project's, 8 rows a step without checkpointing, as `ours-8` of train.py: the first 60 steps of a
+training of 1,000, over 160 rows, so that passes are recorded as CUDA graphs before the timed steps begin. Each part is timed twice:
 by the host's clock as it runs, and, on a GPU, by the card's from the first of its kernels to the last. "Waits" is what
 the host waited for the card, counted where torch can tell. A step is limited by the host when the card's kernels
 together take much less than the step. --functions adds Python's own profile of the last step, and the kernels.
@@ -36,8 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--warmup", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--warmup", type=int, default=40)
+    parser.add_argument("--planned", type=int, default=1000, help="steps of the training that is broken off")
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
@@ -53,8 +56,9 @@ def main() -> None:
         "checkpointing": options.checkpointing,
         "settings": {name: literal(value) for name, _, value in (each.partition("=") for each in options.set)},
     }
-    trainer = Side("ours", options.model, wanted, options.steps).trainer(read_rows(options.data))
-    parts = Parts()
+    rows = read_rows(options.data)[: options.rows]
+    trainer = Side("ours", options.model, wanted, options.planned).trainer(rows)
+    parts = Parts(options.steps)
     parts.follow(trainer)
     profile = Profile(options.steps - 1) if options.functions else None
     if profile:
@@ -80,12 +84,16 @@ def literal(text: str) -> Any:
 
 
 class Parts:
-    """Times parts of each step, on the host and on the card."""
+    """Times parts of each step, on the host and on the card.
 
-    def __init__(self) -> None:
+    Args:
+        last: The step after which training ends.
+    """
+
+    def __init__(self, last: int) -> None:
         import torch
 
-        self.cuda = torch.cuda.is_available()
+        self.last, self.cuda = last, torch.cuda.is_available()
         self.steps: list[dict[str, list[float]]] = []
         self.now: dict[str, list[Any]] = defaultdict(list)
         self.began = self.collecting = 0.0
@@ -97,8 +105,9 @@ class Parts:
         parts = self
 
         class Borders(TrainerCallback):
-            def on_step_end(self, *_: object, **__: object) -> None:
+            def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
                 parts.step_ends()
+                control.should_training_stop = state.global_step >= parts.last
 
             def on_train_begin(self, *_: object, **__: object) -> None:
                 parts.wrap(trainer.optimizer, "step", "optimizer")
@@ -160,7 +169,7 @@ class Parts:
 
     def medians(self, warmup: int) -> dict[str, dict[str, float]]:
         """Return milliseconds of each part, host and card, in the median timed step."""
-        timed = self.steps[warmup:]
+        timed = self.steps[warmup : self.last]
         names = list(dict.fromkeys(name for step in timed for name in step))
         table = {}
         for name in names:

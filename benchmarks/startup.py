@@ -76,7 +76,7 @@ def main() -> None:
 def keep_compiled() -> None:
     """Let Python's compiled files be there, as pip leaves them, also for packages that were installed without."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "startup-pycache")
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / "startup-pycache"))
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([sys.executable, "-c", "import unsloth, trl"], env=environment(), check=False, **quiet)
 

@@ -19,6 +19,7 @@ LABELS = {
     "plain": "TRL + PEFT + bitsandbytes as shipped (batch 2 x 4)",
     "plain-packed": "the same, packed, batch 4, checkpointing",
     "plain-packed-8": "the same, packed, batch 8, checkpointing",
+    "plain-packed-kept": "the same, packed, batch 2, no checkpointing",
     "plain-packed-large": "the same, packed, batch 8, no checkpointing",
     "ours-8": "ours, the same 8 examples a step",
     "ours-8-eager": "ours, 8 examples a step, without CUDA graphs",
