@@ -3,10 +3,10 @@
     python benchmarks/profile_step.py --model FOLDER --data ROWS.json [--set cuda_graphs=false] [--functions]
 
 The trainer is this project's, 8 rows a step without checkpointing, as `ours-8` of train.py: the first 60 steps of a
-training of 1,000, over 160 rows, so that passes are recorded as CUDA graphs before the timed steps begin. Each part is timed twice:
-by the host's clock as it runs, and, on a GPU, by the card's from the first of its kernels to the last. "Waits" is what
-the host waited for the card, counted where torch can tell. A step is limited by the host when the card's kernels
-together take much less than the step. --functions adds Python's own profile of the last step, and the kernels.
+training of 1,000, over 160 rows, so that passes are recorded as CUDA graphs before the timed steps begin. Each part
+is timed twice: by the host's clock as it runs, and, on a GPU, by the card's from the first of its kernels to the
+last. A step is limited by the host when the card's kernels together take much less than the step. --functions adds
+Python's own profile of the last step, and the kernels.
 """
 
 from __future__ import annotations
