@@ -283,7 +283,7 @@ class TestDocuments:
             assert ("the peak is all memory that is reserved" in "\n".join(lines)) == bool(graphs)
 
     def test_plain_is_measured_packed_in_four_ways(self):
-        """With batch 4 and 8, and with batch 2 and 8 without checkpointing; all configurations have a name in the tables."""
+        """With batch 4 and 8, and 2 and 8 without checkpointing; all configurations have a name in the tables."""
         found = {name: given for name, (whose, given) in train.CONFIGURATIONS.items() if whose == "plain"}
         ways = [(each["batch"], each.get("checkpointing", True)) for each in found.values() if each.get("packing")]
         assert ways == [(4, True), (8, True), (2, False), (8, False)]
