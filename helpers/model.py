@@ -17,6 +17,7 @@ from helpers.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_
 from helpers.errors import ExportError, HelpersError, StackError
 from helpers.hardware import choose_precision, find_gpu
 from helpers.processes import place
+from helpers.sft_alone import sft_alone
 from helpers.split import loader_options
 from helpers.templates import install_template, refuse_control_text, render
 
@@ -104,7 +105,7 @@ def import_unsloth() -> None:
         for name in ("torchao", "torch.utils._pytree"):
             logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
-        with redirect_stdout(_WithoutNotes(sys.stdout)):
+        with redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
             import unsloth  # noqa: F401
 
 
