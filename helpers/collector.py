@@ -14,6 +14,9 @@ from contextlib import contextmanager
 
 __all__ = ["leave_alone", "long_lived"]
 
+FEW = 2_000
+"""Objects that may be frozen without anybody having done so: Python 3.12 begins with some 400."""
+
 _set_aside = [False]
 """Whether what is frozen was frozen here, after an import, rather than by someone else."""
 
@@ -24,7 +27,7 @@ def long_lived() -> Iterator[None]:
 
     Where someone else has frozen objects or switched the collector off, it stays so.
     """
-    others, running = gc.get_freeze_count() > 0, gc.isenabled()
+    others, running = _frozen(), gc.isenabled()
     gc.disable()
     try:
         yield
@@ -42,7 +45,7 @@ def leave_alone() -> Iterator[None]:
 
     Where someone else has frozen objects, nothing is changed.
     """
-    if gc.get_freeze_count() and not _set_aside[0]:
+    if _frozen() and not _set_aside[0]:
         yield
         return
     gc.collect()
@@ -52,3 +55,8 @@ def leave_alone() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _frozen() -> bool:
+    """Say whether objects were frozen, here or by someone else."""
+    return gc.get_freeze_count() > FEW
