@@ -13,7 +13,7 @@ from helpers.errors import ConfigError, StackError
 from helpers.graph_rules import choose_graphs, recorded_size
 from helpers.graphs import MOST_TOKENS
 from helpers.hardware import Gpu
-from helpers.lock import installed_versions
+from helpers.lock import installed_version
 from helpers.memory import CALIBRATION, GIB, ModelShape, format_bytes, loss_rows, predict_peak
 from helpers.optimizers import choose_optimizer
 from helpers.planner import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
@@ -271,7 +271,7 @@ def _records(config: RunConfig, gpu: Gpu, layout: Layout, chosen: str) -> bool:
     """Say whether training passes may be recorded as CUDA graphs."""
     return choose_graphs(
         capability=gpu.capability,
-        unsloth_version=installed_versions().get("unsloth", ""),
+        unsloth_version=installed_version("unsloth"),
         attention=chosen,
         checkpointing=layout.gradient_checkpointing,
         dropout=config.adapter.lora_dropout,

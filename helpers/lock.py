@@ -33,6 +33,7 @@ __all__ = [
     "Waiver",
     "declared_requirements",
     "install_plan",
+    "installed_version",
     "installed_versions",
     "read_lock",
     "read_waivers",
@@ -219,6 +220,14 @@ def installed_versions() -> dict[str, str]:
         if name:  # a folder that a broken uninstall left behind has none
             found.setdefault(_normal(name), distribution.version)
     return found
+
+
+def installed_version(name: str) -> str:
+    """Return a distribution's version, "" if it is not installed; sooner than by reading all of them."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def declared_requirements(name: str, version: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from helpers.errors import ExportError, StackError
 from helpers.graph_rules import choose_graphs
 from helpers.guards import explained, preflight_disk
 from helpers.hardware import find_gpu
-from helpers.lock import installed_versions
+from helpers.lock import installed_version
 from helpers.loop import Training, find_checkpoint, training_inputs
 from helpers.model import LoadedModel, import_unsloth
 from helpers.optimizers import choose_optimizer
@@ -244,7 +244,7 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
     gpu = find_gpu()
     choice = choose_graphs(
         capability=gpu.capability if gpu else None,
-        unsloth_version=installed_versions()["unsloth"],
+        unsloth_version=installed_version("unsloth"),
         attention=trainer.mode["attention"],
         checkpointing=config.train.gradient_checkpointing,
         dropout=config.adapter.lora_dropout,

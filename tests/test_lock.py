@@ -23,6 +23,7 @@ from helpers.lock import (
     Waiver,
     declared_requirements,
     install_plan,
+    installed_version,
     installed_versions,
     read_lock,
     read_waivers,
@@ -237,6 +238,12 @@ class TestPlanOnRecordedRuntimes:
         assert "tyro" not in applied(installed, blind)
         assert after == applied(installed, whole)
         assert known["unsloth"] == after["unsloth"]
+
+    def test_one_version_is_read_as_all_are(self):
+        """Under any spelling of the name; what is not installed has none."""
+        known = installed_versions()
+        assert installed_version("unsloth_zoo") == installed_version("Unsloth-Zoo") == known["unsloth-zoo"]
+        assert installed_version("not-installed-anywhere") == ""
 
     def test_the_smoke_preset_adds_its_two_packages(self):
         """With preset smoke the plan has the small model's weights and gguf as well, and nothing else."""
