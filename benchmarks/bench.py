@@ -123,7 +123,7 @@ def run_one(script: str, name: str, limit: float) -> dict[str, Any] | None:
 
 def say(result: Mapping[str, Any]) -> None:
     """In a configuration's process: hand its figures to the process that started it."""
-    print(MARK + json.dumps({**result, "machine": machine()}), flush=True)
+    print("\n" + MARK + json.dumps({**result, "machine": machine()}), flush=True)  # a progress bar may stand there
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def introduction(record: dict[str, Any]) -> Iterator[str]:
     """Yield what was measured, and on what."""
     yield tables.described(record)
     yield "Mistral-7B's shape in 4 bit, LoRA of rank 16 on all linear layers, Alpaca rows, steps after warm-up, each"
-    yield "configuration in a process of its own" + ("." if "note" in record else ", medians.")
+    yield "configuration in a process of its own, medians."
     yield from notes(record)
 
 

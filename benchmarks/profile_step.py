@@ -221,9 +221,12 @@ class Profile:
         trainer.add_callback(Window())
 
     def kernels(self) -> float:
-        """Return how long the card worked in the step that torch profiled, in milliseconds."""
+        """Return how long the card's kernels ran in the step that torch profiled, in milliseconds."""
+        from torch.autograd import DeviceType
+
         events = self.torch.key_averages() if self.torch else []
-        return sum(each.self_device_time_total for each in events) / 1000
+        own = (each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation)
+        return sum(each.self_device_time_total for each in own) / 1000  # what launched them has their time, too
 
     def show(self) -> None:
         """Print both."""

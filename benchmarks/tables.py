@@ -39,7 +39,7 @@ ARMS = ("tuned", "base")
 
 
 def find(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Return the record of a benchmark; of several machines' the first by name. Until there is one, the first figures.
+    """Return the record of a benchmark; of several machines' the first by name.
 
     Args:
         kind: "train", "generate", "curves", "startup" or "equivalence": the record's name begins so.
@@ -49,12 +49,7 @@ def find(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
         The record, or None if nothing was measured.
     """
     names = sorted([*folder.glob(f"{kind}.json"), *folder.glob(f"{kind}_*.json")])
-    if names:
-        return json.loads(names[0].read_text(encoding="utf-8"))
-    first = folder / "first_h100.json"
-    record = json.loads(first.read_text(encoding="utf-8")) if first.is_file() else {}
-    shared = {name: record[name] for name in ("note", "machine") if name in record}
-    return {**record[kind], **shared} if kind in record else None
+    return json.loads(names[0].read_text(encoding="utf-8")) if names else None
 
 
 def figure(record: Mapping[str, Any], name: str, key: str) -> float:
@@ -109,8 +104,6 @@ def training(record: Mapping[str, Any], *, short: bool = False) -> Iterator[str]
 
 def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return (engine, seconds for both arms) of a generation record."""
-    if "seconds" in record:
-        return list(record["seconds"].items())
     work = record["prompts"] * record["new"]
     found: dict[str, list[float]] = {}
     for name, own in engines(record).items():

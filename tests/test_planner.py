@@ -524,7 +524,7 @@ class TestRecordedPasses:
 
     def last(self, monkeypatch, gpu=H100, chosen="varlen (torch kernel)", unsloth=UNSLOTH_TESTED, **given):
         """Return the last reason of a layout, and the sentence on checkpointing."""
-        monkeypatch.setattr(layout, "installed_versions", lambda: {"unsloth": unsloth})
+        monkeypatch.setattr(layout, "installed_version", lambda name: unsloth)
         wanted = config(**given)
         reasons = plan_layout(wanted, gpu, LENGTHS, keep=wanted.given, chosen=chosen).reasons
         return reasons[-1], reasons[1]
