@@ -339,9 +339,9 @@ class TestDocuments:
             assert "\n".join(table) in "\n".join(lines)
 
     def test_without_a_steady_state_there_is_no_table_of_it(self):
-        """The first figures have none, and nothing is made up for them."""
+        """Without engines there is none, and nothing is made up."""
         assert list(tables.lasting(tables.find("generate", ROOT / "none") or {})) == []
-        assert list(tables.lasting({"prompts": 32, "new": 64, "seconds": {"unsloth, one by one": 198.3}})) == []
+        assert list(tables.lasting({"prompts": 32, "new": 64})) == []
 
     def test_curves_become_tables_and_pictures(self, tmp_path):
         """Each side's points stand in one row, and each curve has its picture."""
