@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
-from sources import module_tree
+from sources import definitions, module_tree
 
 from helpers.model import TARGET_MODULES
 from helpers.recompute import lean_recompute
@@ -209,6 +209,25 @@ class TestProducts:
         assert made.shape == (2, 3, WIDTH)
         assert made.dtype == torch.bfloat16
         assert not made.any()
+
+
+class TestUnsloth:
+    """Unsloth, as installed, still computes the product."""
+
+    def test_its_mlp_does_not_ask_whether_it_is_recomputed(self):
+        """As soon as it does, this module may have nothing left to do."""
+        (found,) = definitions("unsloth/kernels/fast_lora.py LoRA_MLP")
+        assert "recompute" not in ast.unparse(found)
+
+    def test_its_checkpointing_says_when_a_layer_is_recomputed(self):
+        """All three ways of recomputing set the mark."""
+        for name in (
+            "Unsloth_Offloaded_Gradient_Checkpointer",
+            "Unsloth_Gradient_Checkpointer",
+            "UnslothCheckpointFunction",
+        ):
+            (found,) = definitions(f"unsloth_zoo/gradient_checkpointing.py {name}.backward")
+            assert "_gradient_checkpoint_recompute_marker()" in ast.unparse(found)
 
 
 class TestWhere:
