@@ -88,11 +88,13 @@ def beyond(factor: float) -> Callable[[Mapping[str, Any], Path], str]:
         rows = {name: examples for name, examples, _, _ in tables.speeds(record)}
         ours = max((name for name in rows if name.startswith("ours-packed")), key=rows.get)
         plain, run = tables.best_plain(record), record["runs"][ours][-1]
-        if "examples_per_step" not in run:
+        recomputed = [name for name in ("plain-packed", "plain-packed-8") if name in rows]
+        gpus = record["machine"].get("gpus") or [""]
+        if "examples_per_step" not in run or not recomputed or "H100" not in gpus[0]:
             return ""
         tokens = run["options"]["batch"] * PACKED_LENGTH / run["examples_per_step"]
         tera = 4 * MISTRAL_7B.linear_parameters() * tokens / 1e12
-        recomputed = max((name for name in rows if name in ("plain-packed", "plain-packed-8")), key=rows.get)
+        slower = max(recomputed, key=rows.get)
         wanted = factor * rows[plain]
         return (
             f"{factor:g} times `{plain}` ({rows[plain]:.1f} examples/s) would be {wanted:.0f} examples/s. With "
@@ -100,7 +102,7 @@ def beyond(factor: float) -> Callable[[Mapping[str, Any], Path], str]:
             f"products alone would take {wanted * tera:.0f} of the {H100_TERA} TFLOP/s that NVIDIA's data sheet names "
             f"(H100 SXM, bf16, dense). `{ours}` does {rows[ours] * tera:.0f}, attention, the unpacking of 4-bit "
             "weights and the optimizer in the same time. Over the best plain setting that recomputes layers, "
-            f"`{recomputed}`, it is {rows[ours] / rows[recomputed]:.2f}x."
+            f"`{slower}`, it is {rows[ours] / rows[slower]:.2f}x."
         )
 
     return reason

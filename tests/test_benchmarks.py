@@ -230,12 +230,18 @@ class TestTargets:
         """Ten times 30 examples/s of 256 tokens: 2 operations a parameter and token forward, 2 backward."""
         options = {"options": {"batch": 8}, "examples_per_step": 64.0, "peak_gib": 60.0}
         runs = {name: [{"examples_per_second": speed, **options}] for name, speed in PACKED.items()}
-        text = targets.beyond(10)({"runs": runs}, tmp_path)
+        text = targets.beyond(10)({"machine": {"gpus": ["NVIDIA H100"]}, "runs": runs}, tmp_path)
         assert "10 times `plain-packed-kept` (30.0 examples/s) would be 300 examples/s. With 256 tokens each" in text
         taken = 300 * 256 * 4 * MISTRAL_7B.linear_parameters() / 1e12
         assert f"would take {taken:.0f} of the 989 TFLOP/s" in text
         assert f"`ours-packed-large` does {taken / 5:.0f}," in text
         assert "Over the best plain setting that recomputes layers, `plain-packed-8`, it is 4.00x." in text
+        for machine, left_out in (
+            ({"gpus": ["NVIDIA L4"]}, ()),
+            ({"gpus": ["H100"]}, ("plain-packed", "plain-packed-8")),
+        ):
+            fewer = {name: each for name, each in runs.items() if name not in left_out}
+            assert targets.beyond(10)({"machine": machine, "runs": fewer}, tmp_path) == ""
 
     @pytest.mark.parametrize(("graphs", "said"), [(False, True), (True, False)])
     def test_what_stands_in_the_way_is_said_from_a_profile_of_that_step(self, tmp_path, graphs, said):
