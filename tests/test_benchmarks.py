@@ -101,6 +101,13 @@ class TestRecord:
             measure("one", "two", about={"prompts": 8})
         assert measure("one", about={"prompts": 8}, again=True)["prompts"] == 8
 
+    def test_figures_stand_in_a_line_of_their_own(self, capsys):
+        """Behind a progress bar, too, that did not come to its end."""
+        print("  2%|1/60", end="")
+        bench.say({"speed": 3.5})
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(bench.MARK)]
+        assert json.loads(line.removeprefix(bench.MARK))["speed"] == 3.5
+
     def test_the_machine_is_described_without_names(self):
         """Hardware and versions are in it; no host, user or path is."""
         found = bench.machine()
