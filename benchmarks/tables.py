@@ -161,12 +161,14 @@ def answers(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def times(ratio: float) -> str:
-    """Return a factor, such as "7.5x" or "110x".
+    """Return a factor, such as "0.57x", "7.5x" or "110x".
 
     Example:
-        >>> times(1.0), times(7.53), times(110.2)
-        ('1x', '7.5x', '110x')
+        >>> times(0.57), times(1.0), times(7.53), times(110.2)
+        ('0.57x', '1x', '7.5x', '110x')
     """
+    if ratio < 0.995:
+        return f"{ratio:.2f}".rstrip("0") + "x"
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x".replace(".0x", "x")
 
 

@@ -390,7 +390,10 @@ class TestDocuments:
         with pytest.raises(ValueError, match="not one pair"):
             document.put("# A text", "tables")
 
-    @pytest.mark.parametrize(("ratio", "text"), [(1.0, "1x"), (7.53, "7.5x"), (0.6, "0.6x"), (108.96, "109x")])
+    @pytest.mark.parametrize(
+        ("ratio", "text"),
+        [(1.0, "1x"), (7.53, "7.5x"), (0.6, "0.6x"), (0.574, "0.57x"), (0.999, "1x"), (108.96, "109x")],
+    )
     def test_factors_are_short(self, ratio, text):
         """One decimal, none where it would be zero or from a hundred on."""
         assert tables.times(ratio) == text
