@@ -120,7 +120,8 @@ def falling(sides: Mapping[str, Sequence[tuple[float, float]]]) -> Drawing:
     drawing.text(right, bottom + 18, f"{most:g} examples", "dim", size=11.5, anchor="end")
     for number, (side, points) in enumerate(sides.items()):
         role = ("learned", "second", "third", "fourth")[number % 4]
-        drawing.line([place(x, y) for x, y in points], role, thick=2)
+        below = 2 * (len(sides) - 1 - number)  # wider, so that a side on which another lies can be seen
+        drawing.line([place(x, y) for x, y in points], role, thick=2 + below)
         drawing.text(MARGIN, bottom + 36 + 18 * number, side, role, size=12, bold=True)
     return drawing
 

@@ -157,11 +157,17 @@ def several(results: Path) -> Iterator[str]:
 
 def learned(results: Path) -> Iterator[str]:
     """Yield held-out losses after equal examples."""
-    if record := tables.find("loss", results):
-        yield from ("", "## Loss after equal examples", "", tables.described(record))
-        yield "SmolLM2-135M, the same rows, answers alone; held-out loss with the examples seen in brackets."
-        yield "The packed side's learning rate grows with the square root of its examples a step."
-        yield from ("", *tables.learning(record), "", "![Held-out loss](speed_loss.svg)")
+    record = tables.find("loss", results)
+    if not record:
+        return
+    yield from ("", "## Loss after equal examples", "", tables.described(record), *notes(record))
+    yield "SmolLM2-135M, the same rows, answers alone; held-out loss with the examples seen in brackets."
+    if any(runs[-1]["examples_per_step"] != 8 for runs in record["runs"].values()):
+        yield "The learning rate grows with the square root of the examples a step."
+    yield from ("", *tables.learning(record), "")
+    if (apart := tables.losses_apart(record)) is not None:
+        yield from (f"The points of ours-8 and of the official side lie at most {apart:.1g} apart.", "")
+    yield "![Held-out loss](speed_loss.svg)"
 
 
 def memory(results: Path) -> Iterator[str]:

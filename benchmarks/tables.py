@@ -244,6 +244,15 @@ def learning(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {run['examples_per_step']:.0f} | {run['learning_rate']:.1e} | {shown} |"
 
 
+def losses_apart(record: Mapping[str, Any]) -> float | None:
+    """Return how far ours and the official side lie apart where both see 8 examples a step; None if one is missing."""
+    if not {"ours-8", "official"} <= record["runs"].keys():
+        return None
+    sides = [dict(map(tuple, record["runs"][name][-1]["heldout"])) for name in ("ours-8", "official")]
+    common = sides[0].keys() & sides[1].keys()
+    return max((abs(sides[0][at] - sides[1][at]) for at in common), default=None)
+
+
 def described(record: Mapping[str, Any]) -> str:
     """Say what a record was measured on."""
     machine = record["machine"]

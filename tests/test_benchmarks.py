@@ -373,6 +373,21 @@ class TestDocuments:
         text = "\n".join(document.document(tmp_path))
         assert "| ours-8 | 8 | 2.0e-04 | 2.5000 (0) | 2.0000 (80) | 1.7500 (160) |" in text
         assert "ours-8: 2.500 to 1.750." in document.pictures(tmp_path)["loss"].svg()
+        assert "apart" not in text.split("## Loss after equal examples")[1]
+
+    @pytest.mark.parametrize(("steps", "said"), [(8.0, False), (36.0, True)])
+    def test_how_far_the_sides_lie_apart_is_said(self, tmp_path, steps, said):
+        """Of points with the same examples; the rule for the rate is told where a side has other steps."""
+        shared = {"examples_per_step": 8.0, "learning_rate": 2e-4}
+        runs = {
+            "ours-8": [{**shared, "heldout": [[0, 2.5], [80, 2.0], [160, 1.75]]}],
+            "official": [{**shared, "heldout": [[0, 2.5], [80, 2.02], [144, 1.9]]}],
+            "ours-36": [{**shared, "examples_per_step": steps, "heldout": [[0, 2.5], [144, 1.8]]}],
+        }
+        (tmp_path / "loss.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        text = "\n".join(document.document(tmp_path))
+        assert "The points of ours-8 and of the official side lie at most 0.02 apart." in text
+        assert ("grows with the square root" in text) == said
 
     def test_starts_and_checks_become_tables(self, tmp_path):
         """Seconds to the first step with their parts, and what a GPU check found."""
