@@ -72,10 +72,9 @@ def recompute(model: str, rows: list[dict]) -> dict[str, Any]:
     batch = next(iter(trainer.get_train_dataloader()))
     one_pass(trainer, batch)  # kernels are compiled
     whole, again = (flat(one_pass(trainer, batch)[1]) for _ in range(2))
+    times = {"whole": milliseconds(trainer, batch)}
     with lean_recompute(loaded.model) as layers:
         lean = flat(one_pass(trainer, batch)[1])
-    times = {"whole": milliseconds(trainer, batch)}
-    with lean_recompute(loaded.model):
         times["lean"] = milliseconds(trainer, batch)
     apart = {"lean": distance(lean, whole), "repeated": distance(again, whole)}
     return {"layers": layers, "mode": trainer.mode, "gradients_apart": apart, "milliseconds": times}
@@ -96,8 +95,8 @@ def milliseconds(trainer: Any, batch: dict[str, Any]) -> float:
 
 
 def distance(one: Any, other: Any) -> float:
-    """Return how far apart two vectors are, as a share of the second's length."""
-    return ((one - other).norm() / other.norm()).item()
+    """Return how far apart two tensors are, as a share of the second's length."""
+    return ((one.float() - other.float()).norm() / other.float().norm()).item()
 
 
 def store(folder: Path, kept: dict[str, Any]) -> None:

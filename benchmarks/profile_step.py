@@ -169,7 +169,7 @@ class Parts:
 
     def medians(self, warmup: int) -> dict[str, dict[str, float]]:
         """Return milliseconds of each part, host and card, in the median timed step."""
-        timed = self.steps[warmup : self.last]
+        timed = self.steps[warmup:]
         names = list(dict.fromkeys(name for step in timed for name in step))
         table = {}
         for name in names:

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tables
+from trainers import LENGTH
 
 from helpers.shapes import MISTRAL_7B
-
-PACKED_LENGTH = 2048
-"""Tokens of a packed sequence in benchmarks/train.py."""
 
 H100_TERA = 989
 """TFLOP/s of an H100 SXM in dense bf16 products: NVIDIA H100 Tensor Core GPU data sheet."""
@@ -92,7 +90,7 @@ def beyond(factor: float) -> Callable[[Mapping[str, Any], Path], str]:
         gpus = record["machine"].get("gpus") or [""]
         if "examples_per_step" not in run or not recomputed or "H100" not in gpus[0]:
             return ""
-        tokens = run["options"]["batch"] * PACKED_LENGTH / run["examples_per_step"]
+        tokens = run["options"]["batch"] * LENGTH / run["examples_per_step"]
         tera = 4 * MISTRAL_7B.linear_parameters() * tokens / 1e12
         slower = max(recomputed, key=rows.get)
         wanted = factor * rows[plain]

@@ -19,6 +19,9 @@ from typing import Any
 
 SCRATCH = Path(tempfile.gettempdir()) / "benchmark-run"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LENGTH = 2048
+"""Tokens of a row at most, and of a packed sequence, unless the options say otherwise."""
+
 SEED = 3407
 """The official notebook's, and this project's default."""
 
@@ -38,7 +41,7 @@ def config_of(model: str, options: dict[str, Any], steps: int) -> Any:
         batch_size=options["batch"],
         gradient_accumulation=options.get("accumulate", 1),
         packing=options.get("packing", False),
-        max_seq_length=options.get("length", 2048),
+        max_seq_length=options.get("length", LENGTH),
         gradient_checkpointing=options.get("checkpointing", True),
         max_steps=steps,
         save_steps=10 * steps,
@@ -84,7 +87,7 @@ def load_unsloth(model: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
     loaded, tokenizer = FastLanguageModel.from_pretrained(
         model,
-        max_seq_length=options.get("length", 2048),
+        max_seq_length=options.get("length", LENGTH),
         load_in_4bit=options.get("four_bit", torch.cuda.is_available()),
         dtype=_dtype(),
     )
@@ -158,7 +161,7 @@ def settings(options: dict[str, Any], steps: int, *, checkpointing: bool) -> dic
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(SCRATCH),
-        "max_length": options.get("length", 2048),
+        "max_length": options.get("length", LENGTH),
         "packing": options.get("packing", False),
         "per_device_train_batch_size": options["batch"],
         "gradient_accumulation_steps": options.get("accumulate", 1),

@@ -120,11 +120,22 @@ def gradients(model):
     return loss.item(), {name: each.grad.clone() for name, each in model.named_parameters() if each.requires_grad}
 
 
+def lean_gradients(model, kernels):
+    """Return the same, with the last product of recomputed layers left out."""
+    with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
+        return gradients(model)
+
+
+def first_mlp(model):
+    """Return the MLP of the first layer."""
+    return model.base_model.model.model.layers[0].mlp
+
+
 class Counted:
     """Counts the products of one projection that are computed."""
 
-    def __init__(self, kernels, weight, monkeypatch):
-        self.count, self.weight, self.original = 0, weight, kernels.matmul_lora
+    def __init__(self, kernels, projection, monkeypatch):
+        self.count, self.weight, self.original = 0, projection.base_layer.weight, kernels.matmul_lora
         monkeypatch.setattr(kernels, "matmul_lora", self)
 
     def __call__(self, x, weight, *rest, **named):
@@ -166,35 +177,31 @@ class TestProducts:
     def test_each_down_projection_runs_once_instead_of_twice(self, kernels, monkeypatch):
         """Forward, and not again when the layer is recomputed."""
         model = small_mistral(kernels)
-        layer = model.base_model.model.model.layers[1]
-        down = Counted(kernels, layer.mlp.down_proj.base_layer.weight, monkeypatch)
+        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
         gradients(model)
         assert down.count == 2
-        with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
-            gradients(model)
+        lean_gradients(model, kernels)
         assert down.count == 3
 
     def test_other_projections_run_as_before(self, kernels, monkeypatch):
         """What is saved for the gradients is computed again."""
         model = small_mistral(kernels)
-        up = Counted(kernels, model.base_model.model.model.layers[1].mlp.up_proj.base_layer.weight, monkeypatch)
-        with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
-            gradients(model)
+        up = Counted(kernels, first_mlp(model).up_proj, monkeypatch)
+        lean_gradients(model, kernels)
         assert up.count == 2
 
     def test_without_checkpointing_nothing_is_left_out(self, kernels, monkeypatch):
         """A forward pass that counts is whole."""
         model = small_mistral(kernels)
         model.gradient_checkpointing_disable()
-        down = Counted(kernels, model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight, monkeypatch)
-        with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
-            gradients(model)
+        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
+        lean_gradients(model, kernels)
         assert down.count == 1
 
     def test_a_layer_that_is_being_compiled_is_left_as_it_is(self, kernels, monkeypatch):
         """Zeros do not get into a compiled layer."""
         model = small_mistral(kernels)
-        down = Counted(kernels, model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight, monkeypatch)
+        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         with lean_recompute(model, kernels, lambda: True):
             kernels.matmul_lora(torch.ones(2, 64), down.weight, None, None, None, None)
@@ -203,7 +210,7 @@ class TestProducts:
     def test_zeros_have_the_products_shape_and_type(self, kernels):
         """What takes the product's place fits where the product went."""
         model = small_mistral(kernels)
-        weight = model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight
+        weight = first_mlp(model).down_proj.base_layer.weight
         with lean_recompute(model, kernels, lambda: True):
             made = kernels.matmul_lora(torch.ones(2, 3, 64, dtype=torch.bfloat16), weight, None, None, None, None)
         assert made.shape == (2, 3, WIDTH)
