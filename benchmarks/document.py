@@ -13,6 +13,7 @@ import plan
 import tables
 import targets
 from bench import RESULTS, ROOT
+from trainers import LENGTH
 
 from helpers.svg import Drawing
 
@@ -95,6 +96,7 @@ def document(results: Path) -> Iterator[str]:
         yield from ("", "## Training", "", *introduction(train), "", *tables.training(train), "")
         yield "![Examples a second](speed_training.svg)"
     yield from parts(results)
+    yield from packed_parts(results)
     if generate := tables.find("generate", results):
         yield from ("", "## Answers", "", tables.described(generate), *notes(generate), "")
         yield from (*tables.answers(generate), "", "![Seconds for both arms](speed_answers.svg)")
@@ -137,6 +139,26 @@ def parts(results: Path) -> Iterator[str]:
     if "kernels" in record:
         yield ""
         yield from textwrap.wrap(share_of_kernels(record), 110)
+
+
+def packed_parts(results: Path) -> Iterator[str]:
+    """Yield where the time of a packed step's kernels goes."""
+    record = tables.find("packed_step", results)
+    if not record:
+        return
+    whole = record["milliseconds"]["whole step"]["host"]
+    yield from ("", "## Where a packed step goes", "", tables.described(record), *notes(record))
+    yield from textwrap.wrap(
+        f"Ours, {record['batch']} packed sequences of {LENGTH:,} tokens, no checkpointing (`python "
+        "benchmarks/profile_step.py --packing --steps 12 --warmup 5 --functions`): what the card's kernels do.",
+        110,
+    )
+    yield from ("", *tables.kinds(record), "")
+    yield from textwrap.wrap(
+        f"The step takes {whole:.0f} ms, so that the kernels fill {record['kernels'] / whole:.0%} of it. Products with "
+        f"frozen weights run at {record['frozen_tera']:.0f} TFLOP/s.",
+        110,
+    )
 
 
 def share_of_kernels(record: dict[str, Any]) -> str:

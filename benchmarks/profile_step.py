@@ -2,11 +2,14 @@
 
     python benchmarks/profile_step.py --model FOLDER --data ROWS.json [--set cuda_graphs=false] [--functions]
 
+    python benchmarks/profile_step.py --model FOLDER --data ROWS.json --packing --steps 12 --warmup 5 --functions
+
 The trainer is this project's, 8 rows a step without checkpointing, as `ours-8` of train.py: the first 60 steps of a
-training of 1,000, over 160 rows, so that passes are recorded as CUDA graphs before the timed steps begin. Each part
+training of 1,000, over 160 rows, so that passes are recorded as CUDA graphs before the timed steps begin. With
+--packing it is 8 packed sequences, as `ours-packed-large`, whose passes are not recorded. Each part
 is timed twice: by the host's clock as it runs, and, on a GPU, by the card's from the first of its kernels to the
 last. A step is limited by the host when the card's kernels together take much less than the step. --functions adds
-Python's own profile of the last step, and the kernels.
+Python's own profile of the last step, and the kernels, by what they do.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import cProfile
 import gc
 import json
+import math
 import pstats
 import statistics
 import time
@@ -40,7 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--planned", type=int, default=1000, help="steps of the training that is broken off")
-    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--rows", type=int, help="that are trained: 160, or all if they are packed")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
@@ -56,7 +60,7 @@ def main() -> None:
         "checkpointing": options.checkpointing,
         "settings": {name: literal(value) for name, _, value in (each.partition("=") for each in options.set)},
     }
-    rows = read_rows(options.data)[: options.rows]
+    rows = read_rows(options.data)[: options.rows or (None if options.packing else 160)]
     trainer = Side("ours", options.model, wanted, options.planned).trainer(rows)
     parts = Parts(options.steps)
     parts.follow(trainer)
@@ -69,8 +73,11 @@ def main() -> None:
     found = parts.medians(options.warmup)
     print("\n".join(parts.table(found)))
     if options.out:
-        kernels = {"kernels": round(profile.kernels(), 1)} if profile else {}
-        write_record(options.out, {"machine": machine(), "mode": trainer.mode, "milliseconds": found, **kernels})
+        kernels = {"kernels": round(profile.kernels(), 1), **profile.kinds()} if profile else {}
+        asked = {"batch": options.batch, "packing": options.packing}
+        write_record(
+            options.out, {"machine": machine(), "mode": trainer.mode, **asked, "milliseconds": found, **kernels}
+        )
     if profile:
         profile.show()
 
@@ -193,6 +200,45 @@ def elapsed(call: tuple[float, Any, Any]) -> float:
     return first.elapsed_time(last) / 1000 if first is not None else 0.0
 
 
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+"""torch's names of matrix products."""
+
+NARROW = 64
+"""A product with a dimension of at most this is the adapter's, whose rank it is."""
+
+
+def divide(kernels: list[tuple[str, float]], products: list[tuple[list[list[int]], int, float]]) -> dict[str, Any]:
+    """Divide the time of a step's kernels by what they do.
+
+    Args:
+        kernels: Name and milliseconds.
+        products: The inputs' shapes, how often, and milliseconds, of torch's calls of matrix products.
+
+    Returns:
+        kinds: milliseconds by what kernels do; frozen_tera: TFLOP/s of products with frozen weights.
+
+    Example:
+        >>> calls = [([[1024, 4096], [4096, 4096]], 1000, 50.0), ([[1024, 4096], [4096, 16]], 1000, 10.0)]
+        >>> divide([("gemm", 60.0), ("flash_fwd", 20.0), ("_nf4_dequant_kernel", 20.0), ("silu", 5.0)], calls)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        {'kinds': {'products with frozen weights': 50.0, 'products with the adapter': 10.0, 'attention': 20.0,
+        'unpacking of 4-bit weights': 20.0, 'everything else': 5.0}, 'frozen_tera': 687.2}
+    """
+    frozen = adapter = work = 0.0
+    for shapes, count, milliseconds in products:
+        left, right = [shape for shape in shapes if len(shape) > 1][-2:]
+        if min(*left, right[-1]) <= NARROW:
+            adapter += milliseconds
+        else:
+            frozen, work = frozen + milliseconds, work + 2 * math.prod(left) * right[-1] * count
+    named = {"attention": "flash", "unpacking of 4-bit weights": "dequant"}
+    found = {"products with frozen weights": frozen, "products with the adapter": adapter}
+    found |= {kind: sum(time for name, time in kernels if part in name.lower()) for kind, part in named.items()}
+    found["everything else"] = sum(time for _, time in kernels) - sum(found.values())
+    shown = {kind: round(milliseconds, 1) for kind, milliseconds in found.items()}
+    return {"kinds": shown, "frozen_tera": round(work / frozen / 1e9, 1) if frozen else 0.0}
+
+
 class Profile:
     """Python's and torch's profile of one step."""
 
@@ -209,7 +255,7 @@ class Profile:
         class Window(TrainerCallback):
             def on_step_begin(self, args: object, state: Any, control: object, **_: object) -> None:
                 if state.global_step == mine.step - 1:  # the one before, by torch alone
-                    mine.torch = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+                    mine.torch = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True)
                     mine.torch.start()
                 if state.global_step == mine.step:
                     mine.torch.stop()
@@ -222,11 +268,33 @@ class Profile:
 
     def kernels(self) -> float:
         """Return how long the card's kernels ran in the step that torch profiled, in milliseconds."""
+        return sum(time for _, time in self.launched())
+
+    def launched(self) -> list[tuple[str, float]]:
+        """Return each kernel's name and milliseconds."""
         from torch.autograd import DeviceType
 
         events = self.torch.key_averages() if self.torch else []
-        own = (each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation)
-        return sum(each.self_device_time_total for each in own) / 1000  # what launched them has their time, too
+        own = [each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
+        return [(each.key, each.self_device_time_total / 1000) for each in own]  # what launched them has it, too
+
+    def kinds(self) -> dict[str, Any]:
+        """Return the kernels' milliseconds by what they do, and the speed of the products with frozen weights.
+
+        What a replayed CUDA graph launches is not told apart: then nothing is returned.
+        """
+        from torch.autograd import DeviceType
+
+        events = self.torch.key_averages(group_by_input_shape=True) if self.torch else []
+        calls = [
+            (each.input_shapes, each.count, each.self_device_time_total / 1000)
+            for each in events
+            if each.key in PRODUCTS and each.device_type == DeviceType.CPU
+        ]
+        kernels = self.launched()
+        if not calls or any(each.key == "cudaGraphLaunch" for each in events):
+            return {}
+        return divide(kernels, calls)
 
     def show(self) -> None:
         """Print both."""

@@ -171,7 +171,7 @@ def official(options: argparse.Namespace) -> dict[str, Any]:
     table = load_dataset("json", data_files=file, split="train", cache_dir=tempfile.mkdtemp())
     table = table.map(formatting, batched=True)
     clock.part("rows")
-    settings = trainers.settings({"batch": 2, "accumulate": 4}, 60, checkpointing=False) | {"dataset_num_proc": 2}
+    settings = trainers.settings({"batch": 2, "accumulate": 4, "processes": 2}, 60, checkpointing=False)
     trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=table, args=SFTConfig(**settings))
     clock.part("trainer")
     stop_after_first(trainer, clock)

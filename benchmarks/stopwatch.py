@@ -1,7 +1,8 @@
-"""Timing a trainer's optimizer steps: warm-up left out, the timed ones in blocks, whose median counts."""
+"""Timing a trainer's optimizer steps: warm-up left out, then whole epochs of the same batches, whose median counts."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Set
@@ -12,26 +13,67 @@ from typing import Any
 from helpers.graphs import card_peak, graphed_passes
 from helpers.lean import lean_steps
 
-BLOCKS = 3
-"""Parts of the timed steps; the median of their speeds is what is reported."""
+
+def same_batches(trainer: Any) -> None:
+    """Let every epoch consist of the same batches in the same order: the data set's own.
+
+    Args:
+        trainer: Not yet training.
+    """
+    trainer.args.train_sampling_strategy = "sequential"
 
 
-def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: int | None = None) -> dict[str, Any]:
-    """Train, and take speed, memory and losses. Steps in which a pass is recorded as CUDA graphs are not timed.
+def steps_an_epoch(rows: int, batch: int, accumulate: int) -> int:
+    """Return the optimizer steps of an epoch.
+
+    Args:
+        rows: Of the trainer's data set: rows, or packed sequences.
+        batch: Of these in a pass.
+        accumulate: Passes in a step.
+
+    Raises:
+        ValueError: The epoch's last step would have fewer passes, so that passes could not be told apart by their
+            number.
+
+    Example:
+        >>> steps_an_epoch(55, 8, 1), steps_an_epoch(120, 2, 4)
+        (7, 15)
+    """
+    passes = math.ceil(rows / batch)
+    if passes % accumulate:
+        raise ValueError(f"{passes} passes are not a multiple of {accumulate}")
+    return passes // accumulate
+
+
+def time_epochs(
+    trainer: Any, warmup: int, *, epochs: int, rows_per_pass: int | None, steps: int | None = None
+) -> dict[str, Any]:
+    """Train, and take speed, memory and losses over whole epochs of the same batches.
+
+    Rows differ in length by a factor of twenty, packed sequences in their number of rows by more. So each timed part
+    has all of them, which makes sides comparable that see them in another order. Warm-up takes the first batches, the
+    timed parts begin after it, wherever in an epoch that is. Steps in which a pass is recorded as CUDA graphs are not
+    timed. Training ends when all parts are timed, although the trainer may plan for more steps.
 
     Args:
         trainer: Ready to train.
-        warmup: Steps that are not timed.
-        steps: End after so many, although the trainer would take more; by default its own number.
+        warmup: Steps that are not timed, at least one.
+        epochs: Timed parts.
         rows_per_pass: Rows in a batch; None if sequences are packed, whose rows are then counted.
+        steps: Of each part, if not those of an epoch.
 
     Returns:
-        Examples and tokens with a label a second (median of blocks), seconds a step, peak memory, losses of all steps.
+        Examples and tokens with a label a second (median of the parts), seconds a step, peak memory, losses of all
+        steps.
     """
     import torch
 
+    same_batches(trainer)
+    per_step = trainer.args.gradient_accumulation_steps
+    each = steps or steps_an_epoch(len(trainer.train_dataset), trainer.args.per_device_train_batch_size, per_step)
+    last = warmup + epochs * each
     held: list[Any] = []
-    marks, passes, sizes = watch(trainer, rows_per_pass, steps, lambda: held[0].sizes if held and held[0] else 0)
+    marks, passes, sizes = watch(trainer, rows_per_pass, last, lambda: held[0].sizes if held and held[0] else 0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
@@ -40,21 +82,21 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: i
         held.append(graphs)
         trainer.train()
     recording = changes(sizes)
-    per_step = trainer.args.gradient_accumulation_steps
     groups = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
-    blocks = [
-        speed(marks, groups, first, last, recording)
-        for first, last in borders(warmup, len(marks), BLOCKS)  # a step's own time ends at its mark
+    parts = [
+        speed(marks, groups, first, first + each, recording)  # a step's own time ends at its mark
+        for first in range(warmup, last, each)
     ]
     return {
-        "examples_per_second": statistics.median(block["examples"] for block in blocks),
-        "useful_tokens_per_second": statistics.median(block["tokens"] for block in blocks),
-        "blocks_examples_per_second": [block["examples"] for block in blocks],
-        "step_seconds": statistics.mean(durations(marks, warmup, len(marks), recording)),
+        "examples_per_second": statistics.median(part["examples"] for part in parts),
+        "useful_tokens_per_second": statistics.median(part["tokens"] for part in parts),
+        "epochs_examples_per_second": [part["examples"] for part in parts],
+        "step_seconds": statistics.mean(durations(marks, warmup, last, recording)),
         "first_step_seconds": marks[0] - ready,
         "steps": len(marks),
+        "steps_an_epoch": each,
         "warmup_steps": warmup,
-        "examples_per_step": sum(int(rows) for each in groups for rows, _ in each) / len(groups),
+        "examples_per_step": sum(int(rows) for step in groups[warmup:last] for rows, _ in step) / (last - warmup),
         "peak_gib": card_peak(graphs) / 2**30 if torch.cuda.is_available() else None,
         **(
             {"graphs": graphs.describe(), "graphs_shifts": graphs.shifts, "steps_recording": len(recording)}
@@ -66,7 +108,7 @@ def time_steps(trainer: Any, warmup: int, *, rows_per_pass: int | None, steps: i
 
 
 def watch(
-    trainer: Any, rows_per_pass: int | None, steps: int | None, recorded: Callable[[], int]
+    trainer: Any, rows_per_pass: int | None, steps: int, recorded: Callable[[], int]
 ) -> tuple[list[float], list[tuple[Any, Any]], list[int]]:
     """Take the time after each step, the card idle; (rows, tokens with a label) of each pass; what is recorded by then.
 

@@ -192,6 +192,15 @@ def profile(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {each['host']:.1f} |"
 
 
+def kinds(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of what the kernels of a profiled step do."""
+    yield "| what kernels do | ms | of all kernels |"
+    yield "|---|---:|---:|"
+    for name, milliseconds in record["kinds"].items():
+        yield f"| {name} | {milliseconds:.1f} | {milliseconds / record['kernels']:.0%} |"
+    yield f"| all | {record['kernels']:.1f} | 100% |"
+
+
 def curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Return the points of each curve by curve and side."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}

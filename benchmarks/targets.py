@@ -82,7 +82,7 @@ def over_plain(record: Mapping[str, Any]) -> Found | None:
 def beyond(factor: float) -> Callable[[Mapping[str, Any], Path], str]:
     """Return a function that says how near a multiple of the best plain setting comes to what the card can do."""
 
-    def reason(record: Mapping[str, Any], _: Path) -> str:
+    def reason(record: Mapping[str, Any], results: Path) -> str:
         rows = {name: examples for name, examples, _, _ in tables.speeds(record)}
         ours = max((name for name in rows if name.startswith("ours-packed")), key=rows.get)
         plain, run = tables.best_plain(record), record["runs"][ours][-1]
@@ -101,9 +101,21 @@ def beyond(factor: float) -> Callable[[Mapping[str, Any], Path], str]:
             f"(H100 SXM, bf16, dense). `{ours}` does {rows[ours] * tera:.0f}, attention, the unpacking of 4-bit "
             "weights and the optimizer in the same time. Over the best plain setting that recomputes layers, "
             f"`{slower}`, it is {rows[ours] / rows[slower]:.2f}x."
-        )
+        ) + profiled(record["runs"][ours][-1]["examples_per_step"] / wanted, results)
 
     return reason
+
+
+def profiled(seconds: float, results: Path) -> str:
+    """Say beside the seconds that a step may take what a profile of it says; "" without one."""
+    profile = tables.find("packed_step", results)
+    if not profile or "kinds" not in profile:
+        return ""
+    products = profile["kinds"]["products with frozen weights"]
+    return (
+        f" By the profile of such a step, below, its products with frozen weights alone take {products:.0f} ms; "
+        f"the whole step might take {1000 * seconds:.0f} ms."
+    )
 
 
 def answered(record: Mapping[str, Any]) -> Found | None:

@@ -12,12 +12,13 @@ list of Alpaca rows. The peers are
   and 8, plain-packed-kept and plain-packed-large with batch 2 and 8, without checkpointing: the fastest of them is what
   it is at its best,
 
-and "ours" is what `helpers.training.build_trainer` builds. All train the same rows in the same order with LoRA of rank
-16 on all linear layers. Speed is taken over the steps after warm-up, in three blocks whose median counts; with several
-rounds the median of these. "Useful" tokens are those with a label, padding and repeats not counted.
+and "ours" is what `helpers.training.build_trainer` builds. All train the first 288 rows with LoRA of rank 16 on all
+linear layers, in the same batches of 8 rows in the same order, or packed into 32 sequences of 2,048 tokens. Speed is
+taken over whole epochs of them after warm-up, and the median counts; with several rounds the median of these. "Useful"
+tokens are those with a label, padding and repeats not counted.
 
 --curves measures how speed grows: with the batch, with the length of packed sequences, and with the number of rows
-(what comes before the first step). There one process measures a whole curve, in few steps each.
+(what comes before the first step). There one process measures a whole curve.
 """
 
 from __future__ import annotations
@@ -30,42 +31,48 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import trainers
 from bench import add_options, measure_all, median, say
-from stopwatch import time_steps
+from stopwatch import time_epochs
 from unpacked import unpacked_weights
 
 EIGHT_BIT = {"settings": {"optimizer": "adamw_8bit", "cuda_graphs": False}}
-SAME_ROWS = {"rows": 160}
-"""Where each optimizer step has 8 rows, all sides train on the same 20 steps of them."""
+ROWS = 288
+"""That all configurations train: 36 batches of 8, or 32 packed sequences, 99 % full, of 2,048 tokens."""
 
-LONG = {**SAME_ROWS, "planned": 1000, "steps": 60, "warmup": 40}
-"""Broken off in a training of 1,000 steps, for which graphs pay: they are recorded in the first two epochs over these
-rows, and the third is timed."""
+PLANNED = 1000
+"""Steps of the trainings that are broken off."""
+
+RECORDED = {"warmup": 2 * ROWS // 8}
+"""Where passes are recorded as CUDA graphs, they are so in the first two epochs."""
 
 EAGER = {"settings": {"cuda_graphs": False}}
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     # name: (whose, options of `trainers`)
-    "official": ("official", {"batch": 2, "accumulate": 4, **SAME_ROWS}),
-    "ours-8": ("ours", {"batch": 8, "checkpointing": False, **LONG}),
+    "official": ("official", {"batch": 2, "accumulate": 4, "epochs": 1}),
+    "ours-8": ("ours", {"batch": 8, "checkpointing": False, **RECORDED}),
     "ours-packed-small": ("ours", {"batch": 4, "packing": True}),
     "ours-packed-large": ("ours", {"batch": 8, "packing": True, "checkpointing": False}),
     "plain-packed": ("plain", {"batch": 4, "packing": True}),
     "plain-packed-8": ("plain", {"batch": 8, "packing": True}),
     "plain-packed-kept": ("plain", {"batch": 2, "packing": True, "checkpointing": False}),
     "plain-packed-large": ("plain", {"batch": 8, "packing": True, "checkpointing": False}),
-    "plain": ("plain", {"batch": 2, "accumulate": 4, **SAME_ROWS}),
-    "official-8": ("official", {"batch": 8, **SAME_ROWS}),
-    "ours-8-eager": ("ours", {"batch": 8, "checkpointing": False, **SAME_ROWS, **EAGER}),
-    "ours-8-checkpointing": ("ours", {"batch": 8, **SAME_ROWS}),
-    "ours-8-8bit": ("ours", {"batch": 8, "checkpointing": False, **SAME_ROWS, **EIGHT_BIT}),
-    "ours-8-unpacked": ("ours", {"batch": 8, "checkpointing": False, "unpacked": True, **LONG}),
-    "ours-8-sdpa": ("ours", {"batch": 8, "checkpointing": False, **SAME_ROWS, "settings": {"varlen_attention": False}}),
+    "plain": ("plain", {"batch": 2, "accumulate": 4, "epochs": 1}),
+    "official-8": ("official", {"batch": 8, "epochs": 1}),
+    "ours-8-eager": ("ours", {"batch": 8, "checkpointing": False, **EAGER}),
+    "ours-8-checkpointing": ("ours", {"batch": 8}),
+    "ours-8-8bit": ("ours", {"batch": 8, "checkpointing": False, **EIGHT_BIT}),
+    "ours-8-unpacked": ("ours", {"batch": 8, "checkpointing": False, "unpacked": True, **RECORDED}),
+    "ours-8-sdpa": ("ours", {"batch": 8, "checkpointing": False, "settings": {"varlen_attention": False}}),
 }
 
-BATCHES, LENGTHS, ROWS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096), (1_000, 10_000, 51_760)
+BATCHES, LENGTHS, NUMBERS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096), (1_000, 10_000, 51_760)
 TOKENS = 8192
 """In a packed step of the curve over lengths."""
+
+STEPS = 10
+"""Batches that are timed for a point of the curves over batches and over numbers of rows."""
 
 CURVES: dict[str, tuple[str, str]] = {
     f"{curve}-{whose}": (curve, whose) for curve in ("batch", "length", "rows") for whose in ("ours", "official")
@@ -77,8 +84,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed")
+    parser.add_argument("--rows", type=int, default=ROWS, help="that are trained; a multiple of 8")
+    parser.add_argument("--epochs", type=int, default=2, help="that are timed, where a configuration does not say so")
+    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed, where it does not say so")
     parser.add_argument("--curves", action="store_true")
     add_options(parser, "train.json")
     options = parser.parse_args()
@@ -95,12 +103,12 @@ def main() -> None:
 def configuration(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one configuration."""
     whose, wanted = CONFIGURATIONS[name]
-    started, rows = time.perf_counter(), read_rows(options.data)[: wanted.get("rows")]
-    steps, warmup = wanted.get("steps", options.steps), wanted.get("warmup", options.warmup)
-    trainer = Side(whose, options.model, wanted, wanted.get("planned", steps)).trainer(rows)
+    started, rows = time.perf_counter(), read_rows(options.data)[: options.rows]
+    warmup, epochs = wanted.get("warmup", options.warmup), wanted.get("epochs", options.epochs)
+    trainer = Side(whose, options.model, wanted, PLANNED).trainer(rows)
     ready, per_pass = time.perf_counter(), None if wanted.get("packing") else wanted["batch"]
     with unpacked_weights(trainer.model) if wanted.get("unpacked") else nullcontext():
-        found = time_steps(trainer, warmup, rows_per_pass=per_pass, steps=steps)
+        found = time_epochs(trainer, warmup, epochs=epochs, rows_per_pass=per_pass)
     return {"whose": whose, "options": wanted, "seconds_to_trainer": ready - started, **found, "mode": mode(trainer)}
 
 
@@ -115,8 +123,6 @@ class Side:
     """
 
     def __init__(self, whose: str, model: str, options: dict[str, Any], steps: int) -> None:
-        import trainers
-
         self.whose, self.name, self.options, self.steps = whose, model, options, steps
         if whose == "ours":
             self.loaded = trainers.load_ours(trainers.config_of(model, options, steps))
@@ -126,8 +132,6 @@ class Side:
 
     def trainer(self, rows: list[dict], **changes: Any) -> Any:
         """Return a trainer over rows, with some options changed."""
-        import trainers
-
         options = {**self.options, **changes}
         if self.whose == "ours":
             return trainers.ours(trainers.config_of(self.name, options, self.steps), self.loaded, rows)
@@ -138,29 +142,41 @@ def curve(name: str, whose: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure a curve with one loaded model."""
     rows = read_rows(options.data)
     checkpointing = whose != "ours" or name == "length"  # the peer's setting; packed sequences up to 4096 with it
-    base = {"batch": 8, "checkpointing": checkpointing, "length": max(LENGTHS) if name == "length" else 2048}
-    steps = 8
-    side = Side(whose, options.model, base, steps)
-    side.trainer(rows[:64]).train()  # kernels are compiled here, not in the first point
+    base = {"batch": 8, "checkpointing": checkpointing, "length": max(LENGTHS) if name == "length" else trainers.LENGTH}
+    if name == "rows":
+        base |= {"processes": 2}  # for the peer's tokenizer, as its notebook has it
+    side = Side(whose, options.model, base, PLANNED)
+    time_epochs(side.trainer(rows[:64]), 1, epochs=1, rows_per_pass=8, steps=3)  # compiles kernels: no point does
     return {"whose": whose, "curve": name, "points": list(points(name, side, rows))}
 
 
 def points(name: str, side: Side, rows: list[dict]) -> Iterator[dict[str, Any]]:
-    """Measure each point of a curve."""
-    cases: dict[str, list[tuple[int, dict[str, Any]]]] = {
-        "batch": [(size, {"batch": size}) for size in BATCHES],
-        "length": [(size, {"length": size, "batch": TOKENS // size, "packing": True}) for size in LENGTHS],
-        "rows": [(count, {}) for count in ROWS],
+    """Measure each point of a curve: over the same ten batches, or over an epoch of packed sequences."""
+    cases: dict[str, list[tuple[int, list[dict], dict[str, Any]]]] = {
+        "batch": [(size, rows[: STEPS * size], {"batch": size}) for size in BATCHES],
+        "length": [(size, rows[:ROWS], {"length": size, "batch": TOKENS // size, "packing": True}) for size in LENGTHS],
+        "rows": [(number, repeated(rows, number), {}) for number in NUMBERS],
     }
-    for value, changes in cases[name]:
+    warmup = 2 * STEPS if name == "batch" and side.whose == "ours" else 2  # graphs are recorded in two epochs
+    for value, used, changes in cases[name]:
         began = time.perf_counter()
-        used = (rows * (value // len(rows) + 1))[:value] if name == "rows" else rows
         trainer = side.trainer(used, **changes)
         prepared = time.perf_counter() - began
-        packed = bool(changes.get("packing"))
-        found = time_steps(trainer, 2, rows_per_pass=None if packed else changes.get("batch", 8))
+        per_pass = None if changes.get("packing") else changes.get("batch", 8)
+        steps = STEPS if name == "rows" else None  # of the many rows the first ten batches are the same
+        found = time_epochs(trainer, warmup, epochs=1, rows_per_pass=per_pass, steps=steps)
         kept = ("examples_per_second", "useful_tokens_per_second", "step_seconds", "first_step_seconds", "peak_gib")
         yield {"at": value, "seconds_to_trainer": prepared, **{figure: found[figure] for figure in kept}}
+
+
+def repeated(rows: list[dict], number: int) -> list[dict]:
+    """Return so many rows, the given ones over and over.
+
+    Example:
+        >>> repeated([{"a": 1}, {"a": 2}], 3)
+        [{'a': 1}, {'a': 2}, {'a': 1}]
+    """
+    return [rows[at % len(rows)] for at in range(number)]
 
 
 def mode(trainer: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each function takes the rows of ROWS.json and options, and returns a trainer tha
 - batch, accumulate: rows, or packed sequences, in a pass, and passes in an optimizer step,
 - packing, length: whether sequences are filled with rows, and how long one is (2048 tokens),
 - checkpointing: whether layers are recomputed (they are, by default),
+- processes: that tokenize a peer's rows (one),
 - four_bit: whether the model is loaded in 4 bit (it is, on a GPU),
 - same_labels: train the peers on the answers alone, as ours does, so that losses can be compared.
 
@@ -178,7 +179,7 @@ def settings(options: dict[str, Any], steps: int, *, checkpointing: bool) -> dic
         "bf16": cuda,
         "use_cpu": not cuda,
         "save_strategy": "no",
-        "dataset_num_proc": 1,
+        "dataset_num_proc": options.get("processes", 1),
         **({} if options.get("same_labels") else {"dataset_text_field": "text"}),
         **({"gradient_checkpointing": options.get("checkpointing", True)} if checkpointing else {}),
     }

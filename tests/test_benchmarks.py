@@ -8,8 +8,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -19,6 +21,7 @@ import charts  # noqa: E402
 import document  # noqa: E402
 import generate  # noqa: E402
 import plan  # noqa: E402
+import profile_step  # noqa: E402
 import stopwatch  # noqa: E402
 import tables  # noqa: E402
 import targets  # noqa: E402
@@ -170,6 +173,190 @@ class TestStopwatch:
         assert stopwatch.changes([0, 2, 2]) == {1}
         found = stopwatch.speed([10.0, 19.0, 21.0], steps, 1, 3, stopwatch.changes([0, 2, 2]))
         assert found == {"examples": 3.0, "tokens": 25.0}
+
+    def test_an_epoch_has_so_many_steps(self):
+        """An incomplete batch is a pass, too; an incomplete step is refused, since its passes could not be told."""
+        assert stopwatch.steps_an_epoch(288, 2, 4) == 36
+        assert stopwatch.steps_an_epoch(33, 8, 1) == 5
+        with pytest.raises(ValueError, match="9 passes are not a multiple of 4"):
+            stopwatch.steps_an_epoch(18, 2, 4)
+
+    @pytest.mark.parametrize("warmup", [1, 2, 4])
+    def test_each_part_has_all_batches(self, monkeypatch, warmup):
+        """Wherever warm-up ends: 41 rows in 20 seconds, although half of the batches have one row and half 20."""
+        trainer = CountedTrainer(rows=(1, 20, 1, 19), seconds=(7.0, 3.0, 6.0, 4.0))
+        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: trainer.now)
+        found = stopwatch.time_epochs(trainer, warmup, epochs=2, rows_per_pass=None)
+        assert found["examples_per_second"] == 41 / 20
+        assert found["useful_tokens_per_second"] == 10 * 41 / 20
+        assert found["epochs_examples_per_second"] == [41 / 20, 41 / 20]
+        assert (found["steps"], found["steps_an_epoch"]) == (warmup + 8, 4)
+        assert (found["step_seconds"], found["examples_per_step"]) == (5.0, 41 / 4)
+        assert trainer.args.train_sampling_strategy == "sequential"
+
+    def test_parts_may_be_shorter(self, monkeypatch):
+        """Of many rows the same few batches are timed."""
+        trainer = CountedTrainer(rows=(1, 20, 1, 19), seconds=(7.0, 3.0, 6.0, 4.0))
+        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: trainer.now)
+        found = stopwatch.time_epochs(trainer, 1, epochs=1, rows_per_pass=8, steps=2)
+        assert (found["examples_per_second"], found["steps"]) == (16 / 9, 3)
+
+    def test_the_library_knows_that_order(self, tmp_path):
+        """Transformers' sampler then gives every epoch the data set's own order."""
+        from datasets import Dataset
+        from transformers import Trainer, TrainingArguments
+
+        trainer = Trainer(
+            model=torch.nn.Linear(1, 1),
+            args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            train_dataset=Dataset.from_dict({"x": list(range(50))}),
+        )
+        assert list(trainer._get_train_sampler()) != list(range(50))
+        stopwatch.same_batches(trainer)
+        assert [list(trainer._get_train_sampler()) for _ in range(2)] == [list(range(50))] * 2
+
+
+class CountedTrainer:
+    """A stand-in for a peer's trainer: packed batches of so many rows, each of which takes so many seconds."""
+
+    def __init__(self, rows, seconds):
+        self.rows, self.seconds, self.now = rows, seconds, 0.0
+        self.args = SimpleNamespace(gradient_accumulation_steps=1, per_device_train_batch_size=1)
+        self.train_dataset = [None] * len(rows)
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+
+    def add_callback(self, callback):
+        """Keep the clock."""
+        self.clock = callback
+
+    def training_step(self, model, inputs):
+        """Take this batch's time."""
+        self.now += self.seconds[self.state.global_step % len(self.rows)]
+
+    def train(self):
+        """Train until told to stop; a step belongs to the batch that comes next in the data set's order."""
+        control = SimpleNamespace(should_training_stop=False)
+        while not control.should_training_stop:
+            rows = self.rows[self.state.global_step % len(self.rows)]
+            labels = torch.ones(10 * rows, dtype=torch.long)
+            self.training_step(None, {"labels": labels, "packed_seq_lengths": torch.ones(rows)})
+            self.state.global_step += 1
+            self.clock.on_step_end(self.args, self.state, control)
+
+
+class TestCurves:
+    """How speed grows."""
+
+    def test_points_have_the_same_batches(self, monkeypatch):
+        """Ten batches of each size; an epoch of 288 rows for each length; the same ten of each number of rows."""
+        timed = []
+
+        def time_epochs(trainer, warmup, *, epochs, rows_per_pass, steps):
+            timed.append((warmup, epochs, rows_per_pass, steps))
+            return dict.fromkeys(FIGURES, 1.0)
+
+        monkeypatch.setattr(train, "time_epochs", time_epochs)
+        rows = [{"output": str(number)} for number in range(500)]
+        sides, found = {}, {}
+        for name, whose in (("batch", "ours"), ("batch", "official"), ("length", "ours"), ("rows", "official")):
+            side = sides[name, whose] = AskedSide(whose)
+            timed.clear()
+            found[name] = list(train.points(name, side, rows))
+            assert name != "batch" or timed[3] == (20 if whose == "ours" else 2, 1, 8, None)
+        batches, lengths, numbers = (
+            sides[at].asked for at in (("batch", "ours"), ("length", "ours"), ("rows", "official"))
+        )
+        assert [(len(used), changes["batch"]) for used, changes in batches] == [
+            (10 * size, size) for size in (1, 2, 4, 8, 16, 32)
+        ]
+        assert [(len(used), *changes.values()) for used, changes in lengths] == [
+            (288, 512, 16, True), (288, 1024, 8, True), (288, 2048, 4, True), (288, 4096, 2, True)
+        ]  # fmt: skip
+        assert [(len(used), changes) for used, changes in numbers] == [(1000, {}), (10000, {}), (51760, {})]
+        assert all(used[:96] == rows[:96] and used[500:600] == rows[:100] for used, _ in numbers)
+        assert timed == [(2, 1, 8, 10)] * 3
+        assert [point["at"] for point in found["rows"]] == [1000, 10000, 51760]
+        assert found["rows"][0].keys() == {"at", "seconds_to_trainer", *FIGURES}
+
+    def test_all_sides_train_the_same_rows(self):
+        """Whole steps of 8 rows, and graphs recorded in two epochs of them before time is taken."""
+        assert train.ROWS % 8 == 0
+        recorded = {name for name, (_, given) in train.CONFIGURATIONS.items() if given.get("warmup")}
+        assert recorded == {"ours-8", "ours-8-unpacked"}
+        assert train.RECORDED == {"warmup": 72}
+        assert not any("rows" in given for _, given in train.CONFIGURATIONS.values())
+
+
+class AskedSide:
+    """A stand-in for a loaded side, which keeps what trainers it was asked for."""
+
+    def __init__(self, whose):
+        self.whose, self.asked = whose, []
+
+    def trainer(self, rows, **changes):
+        """Keep rows and options."""
+        self.asked.append((rows, changes))
+
+
+FIGURES = (
+    "examples_per_second",
+    "useful_tokens_per_second",
+    "step_seconds",
+    "first_step_seconds",
+    "peak_gib",
+)
+
+
+class TestProfile:
+    """What the kernels of a step do."""
+
+    CALLS = (
+        ([[16384, 4096], [4096, 14336]], 32, 96.0),
+        ([[16384, 14336], [16384, 4096], [4096, 14336], [], []], 32, 100.0),
+        ([[16384, 4096], [4096, 16]], 32, 4.0),
+        ([[16384, 14336], [16384, 16], [16, 14336], [], []], 32, 8.0),
+        ([[16, 16384], [16384, 4096]], 32, 2.0),
+    )
+
+    def test_products_are_told_apart_by_the_rank(self):
+        """Those with a narrow dimension are the adapter's; the rest of the kernels is what remains."""
+        kernels = [("nvjet_gemm", 210.0), ("void pytorch_flash::flash_bwd", 9.0), ("_nf4_dequant_kernel", 12.0)]
+        found = profile_step.divide([*kernels, ("_DWf_DW_dfg_kernel", 20.0)], self.CALLS)
+        assert found["kinds"] == {
+            "products with frozen weights": 196.0,
+            "products with the adapter": 14.0,
+            "attention": 9.0,
+            "unpacking of 4-bit weights": 12.0,
+            "everything else": 20.0,
+        }
+        assert found["frozen_tera"] == round(2 * 2 * 16384 * 4096 * 14336 * 32 / 0.196 / 1e12, 1)
+
+    def test_torch_gives_the_shapes(self):
+        """A profile of products on a CPU has them under the names and with the shapes that are looked for."""
+        left, right, out = torch.ones(96, 128), torch.ones(128, 80), torch.ones(96, 80)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            _ = left @ right
+            out.addmm_(left, right)
+        events = profile.key_averages(group_by_input_shape=True)
+        shapes = {each.key: each.input_shapes for each in events if each.key in profile_step.PRODUCTS}
+        assert shapes["aten::mm"] == [[96, 128], [128, 80]]
+        assert shapes["aten::addmm_"][:3] == [[96, 80], [96, 128], [128, 80]]
+
+    def test_it_stands_in_the_document_and_beside_the_target(self, tmp_path):
+        """Shares of all kernels, the speed of products, and what a step might take."""
+        kinds = {"products with frozen weights": 700.0, "attention": 100.0}
+        record = {"kinds": kinds, "kernels": 800.0, "frozen_tera": 650.0, "batch": 8, "machine": {"gpus": ["H100"]}}
+        record["milliseconds"] = {"whole step": {"host": 1000.0}}
+        (tmp_path / "packed_step_card.json").write_text(json.dumps(record))
+        text = " ".join("\n".join(document.document(tmp_path)).split())
+        assert (
+            "| products with frozen weights | 700.0 | 88% | | attention | 100.0 | 12% | | all | 800.0 | 100% |" in text
+        )
+        assert "The step takes 1000 ms, so that the kernels fill 80% of it." in text
+        assert "Products with frozen weights run at 650 TFLOP/s." in text
+        said = targets.profiled(0.55, tmp_path)
+        assert said.endswith("alone take 700 ms; the whole step might take 550 ms.")
+        assert targets.profiled(0.55, tmp_path / "none") == ""
 
 
 class TestPlan:
