@@ -7,17 +7,21 @@ are a prefix of the whole row's. Rows that control tokens or length make unusabl
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from helpers.columns import IGNORED, columns_of, trainer_columns
 from helpers.errors import ContractError
 from helpers.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.templates import find_control_text, render
 from helpers.token_cache import KeptRows, read_rows, rows_key, write_rows
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -31,8 +35,8 @@ __all__ = [
     "tokenize_example",
 ]
 
-IGNORED = -100
-"""The label that PyTorch's cross-entropy leaves out."""
+MANY_TEXTS = 2_000
+"""Texts from which on the tokenizer's threads are worth their start."""
 
 MAX_LOST_SHARE = 0.1
 """Share of rows that may be left out for control tokens or length before the run is stopped."""
@@ -52,7 +56,7 @@ class TokenizedExample:
 
     def supervised(self) -> int:
         """Return the number of tokens that the loss is taken over."""
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def _tokenize_and_check(
     return contract, [index for index, _ in kept]
 
 
-def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> None:
+def check_trainer_rows(rows: Dataset | Sequence[Mapping[str, Any]], contract: Contract) -> None:
     """Compare what the trainer will feed the model with what the contract allowed.
 
     Packed rows are compared as a whole: the same supervised tokens, no more and no fewer. Other rows are compared
@@ -175,24 +179,25 @@ def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> No
     Raises:
         ContractError: The trainer changed tokens or labels.
     """
-    seen = [TokenizedExample(tuple(row["input_ids"]), _labels(row)) for row in rows]
-    supervised = sum(each.supervised() for each in seen)
-    if supervised != contract.supervised_tokens():
+    seen, checked = trainer_columns(rows), columns_of(contract.tokenized)
+    learned, wanted = seen.learned(), checked.learned()
+    if len(learned) != len(wanted):
         raise ContractError(
             "trainer",
-            f"{contract.supervised_tokens()} supervised tokens",
-            supervised,
+            f"{len(wanted)} supervised tokens",
+            len(learned),
             "The trainer labels other tokens than the answers.",
         )
-    if len(seen) == len(contract.tokenized) and _ids_of(seen) != _ids_of(contract.tokenized):
+    one_by_one = len(seen.lengths) == len(checked.lengths)
+    ours, theirs = (Counter(columns.rows()) if one_by_one else Counter() for columns in (checked, seen))
+    if one_by_one and _ids_of(theirs) != _ids_of(ours):
         raise ContractError(
             "trainer",
             "the token ids that the contract checked",
             "other ids",
             "The trainer tokenizes with another template.",
         )
-    same = Counter(seen) == Counter(contract.tokenized)
-    if not same and (len(seen) == len(contract.tokenized) or _learned(seen) != _learned(contract.tokenized)):
+    if ours != theirs or (learned != wanted).any():
         raise ContractError(
             "trainer",
             "the labels that the contract checked",
@@ -201,25 +206,12 @@ def check_trainer_rows(rows: Sequence[dict[str, Any]], contract: Contract) -> No
         )
 
 
-def _labels(row: dict[str, Any]) -> tuple[int, ...]:
-    """Return a trainer row's labels, given or by its completion mask."""
-    if row.get("labels") is not None:
-        return tuple(row["labels"])
-    if row.get("completion_mask") is None:
-        raise ContractError(
-            "trainer", "rows with labels or a completion mask", sorted(row), "Give the trainer prompts and completions."
-        )
-    return tuple(i if on else IGNORED for i, on in zip(row["input_ids"], row["completion_mask"], strict=True))
-
-
-def _ids_of(rows: Sequence[TokenizedExample]) -> Counter[tuple[int, ...]]:
-    """Count the rows by their token ids."""
-    return Counter(each.input_ids for each in rows)
-
-
-def _learned(rows: Sequence[TokenizedExample]) -> Counter[int]:
-    """Count the labels that the loss is taken over."""
-    return Counter(label for each in rows for label in each.labels if label != IGNORED)
+def _ids_of(rows: Counter[tuple[bytes, bytes]]) -> Counter[bytes]:
+    """Count rows by their token ids."""
+    found: Counter[bytes] = Counter()
+    for (ids, _), count in rows.items():
+        found[ids] += count
+    return found
 
 
 def prove_same_prompt(
@@ -259,9 +251,31 @@ def _tokenize_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     """Tokenize rows in one call of the tokenizer, which is faster than one for each, and label their answers."""
     texts = [render(tokenizer, each.prompt, answer_next=True) for each in examples]
     texts += [render(tokenizer, each.messages(), answer_next=False) for each in examples]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    with _threads(len(texts)):
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     pairs = zip(ids[: len(examples)], ids[len(examples) :], strict=True)
     return [_label(prompt, whole, tokenizer) for prompt, whole in pairs]
+
+
+@contextmanager
+def _threads(texts: int) -> Iterator[None]:
+    """Let the tokenizer work in several threads on many texts.
+
+    `setup_notebook` forbids it with TOKENIZERS_PARALLELISM, since a process that is forked while they work hangs. Here
+    none is, and afterwards it is forbidden again.
+    """
+    if texts < MANY_TEXTS:
+        yield
+        return
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _label(prompt: list[int], whole: list[int], tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:

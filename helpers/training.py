@@ -9,9 +9,10 @@ from typing import Any
 from helpers.attention import enable_varlen
 from helpers.batches import spread_batches
 from helpers.checkpoints import WRITING, Checkpoint
+from helpers.columns import trainer_table
 from helpers.config import RunConfig
 from helpers.config_file import record_layout
-from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
+from helpers.contract import Contract, check_trainer_rows
 from helpers.curves import judge_curve
 from helpers.disk import replaced_folder, writing
 from helpers.errors import ExportError, StackError
@@ -84,15 +85,13 @@ def build_trainer(
     share = share_out(config.train, place().count)
     import_unsloth()
     attention = enable_varlen(wanted=config.train.varlen_attention)
-    from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    table = Dataset.from_list([_trainer_row(each) for each in rows.tokenized])
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
-        train_dataset=table,
+        train_dataset=trainer_table(rows.tokenized),
         args=SFTConfig(**_arguments(config, loaded, run, share)),
     )
     _plan(trainer, config)
@@ -105,7 +104,7 @@ def build_trainer(
     same_everywhere("kind of training", {name: trainer.mode[name] for name in ("optimizer", "precision", "attention")})
     _plan_graphs(trainer, config, rows, share)
     _check_mode(trainer.mode, config, on_gpu=find_gpu() is not None)
-    check_trainer_rows(list(trainer.train_dataset), rows)
+    check_trainer_rows(trainer.train_dataset, rows)
     return trainer
 
 
@@ -258,11 +257,6 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
         packed = share.batch_size * config.model.max_seq_length
         trainer.longest_row = max(lengths)
         trainer.longest_pass = packed if trainer.mode["packing"] else largest_micro_batch(lengths, share.batch_size)
-
-
-def _trainer_row(row: TokenizedExample) -> dict[str, list[int]]:
-    """Return a row as the trainer would have it after tokenizing prompt and answer: it need not do so again."""
-    return {"input_ids": list(row.input_ids), "completion_mask": [int(label != IGNORED) for label in row.labels]}
 
 
 def _process_arguments(cuda: bool) -> dict[str, Any]:

@@ -19,7 +19,8 @@ CONFIG = ("transformers/configuration_utils.py PreTrainedConfig._get_config_dict
 
 IMPORTED = {
     "bitsandbytes.functional.dequantize_4bit": ("bitsandbytes/functional.py dequantize_4bit",),
-    "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
+    "datasets.Dataset": ("datasets/arrow_dataset.py Dataset",),
+    "datasets.Dataset.from_dict": ("datasets/arrow_dataset.py Dataset.from_dict",),
     "datasets.load_dataset": ("datasets/load.py load_dataset",),
     "huggingface_hub.HfApi": ("huggingface_hub/hf_api.py HfApi",),
     "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
@@ -64,6 +65,7 @@ IMPORTED = {
 USED = {
     # what is used of objects that other packages make: (place, keywords)
     "bitsandbytes/functional.py QuantState": ("absmax", "blocksize", "quant_type", "dtype"),
+    "datasets/arrow_dataset.py Dataset.with_format": ("type",),
     "huggingface_hub/hf_api.py HfApi.create_repo": ("private", "exist_ok", "repo_type"),
     "huggingface_hub/hf_api.py HfApi.upload_folder": ("repo_id", "folder_path", "commit_message"),
     "peft/peft_model.py PeftModel.active_adapters": (),

@@ -5,22 +5,9 @@ from __future__ import annotations
 import pytest
 
 from helpers.config import DataConfig, build_config
-from helpers.contract import IGNORED, Contract, TokenizedExample, check_trainer_rows
 from helpers.data import _draw
 from helpers.errors import StackError
-from helpers.training import _check_mode, _trainer_row
-
-ROW = TokenizedExample((1, 5, 6, 2), (IGNORED, IGNORED, 6, 2))
-
-
-def test_rows_are_handed_over_tokenized():
-    """The trainer gets the checked tokens and a mask of the answer; it renders and tokenizes nothing again."""
-    assert _trainer_row(ROW) == {"input_ids": [1, 5, 6, 2], "completion_mask": [0, 0, 1, 1]}
-
-
-def test_what_is_handed_over_passes_the_check():
-    """Such rows are those of the contract, label by label."""
-    check_trainer_rows([_trainer_row(ROW)], Contract((), (ROW,), {}, 8))
+from helpers.training import _check_mode
 
 
 @pytest.mark.parametrize(
