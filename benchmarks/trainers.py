@@ -7,6 +7,7 @@ Each function takes the rows of ROWS.json and options, and returns a trainer tha
 - checkpointing: whether layers are recomputed (they are, by default),
 - processes: that tokenize a peer's rows (one),
 - four_bit: whether the model is loaded in 4 bit (it is, on a GPU),
+- seed: of the adapter's first weights and of the rows' order (the official notebook's),
 - same_labels: train the peers on the answers alone, as ours does, so that losses can be compared.
 
 Loading is apart, so that one model can serve several trainers.
@@ -47,7 +48,7 @@ def config_of(model: str, options: dict[str, Any], steps: int) -> Any:
         max_steps=steps,
         save_steps=10 * steps,
         prompt_style="alpaca",
-        seed=SEED,
+        seed=options.get("seed", SEED),
         **options.get("settings", {}),
     )
 
@@ -100,7 +101,7 @@ def load_unsloth(model: str, options: dict[str, Any]) -> tuple[Any, Any]:
         bias="none",
         target_modules=TARGETS,
         use_gradient_checkpointing="unsloth" if options.get("checkpointing", True) else False,
-        random_state=SEED,
+        random_state=options.get("seed", SEED),
     )
     return loaded, tokenizer
 
@@ -173,8 +174,8 @@ def settings(options: dict[str, Any], steps: int, *, checkpointing: bool) -> dic
         "optim": "adamw_8bit" if cuda else "adamw_torch",
         "weight_decay": 0.001,
         "lr_scheduler_type": "linear",
-        "seed": SEED,
-        "data_seed": SEED,
+        "seed": options.get("seed", SEED),
+        "data_seed": options.get("seed", SEED),
         "report_to": "none",
         "bf16": cuda,
         "use_cpu": not cuda,

@@ -20,6 +20,7 @@ import bench  # noqa: E402  the path comes first
 import charts  # noqa: E402
 import document  # noqa: E402
 import generate  # noqa: E402
+import loss  # noqa: E402
 import plan  # noqa: E402
 import profile_step  # noqa: E402
 import stopwatch  # noqa: E402
@@ -281,9 +282,8 @@ class TestCurves:
     def test_all_sides_train_the_same_rows(self):
         """Whole steps of 8 rows, and graphs recorded in two epochs of them before time is taken."""
         assert train.ROWS % 8 == 0
-        recorded = {name for name, (_, given) in train.CONFIGURATIONS.items() if given.get("warmup")}
-        assert recorded == {"ours-8", "ours-8-unpacked"}
-        assert train.RECORDED == {"warmup": 72}
+        warm = {name: given["warmup"] for name, (_, given) in train.CONFIGURATIONS.items() if "warmup" in given}
+        assert warm == {"ours-8": 72, "ours-8-unpacked": 72, "plain-packed-kept": 16}
         assert not any("rows" in given for _, given in train.CONFIGURATIONS.values())
 
 
@@ -455,6 +455,24 @@ PACKED = {
 }  # fmt: skip
 
 
+def write_losses(path, sides, gpus=("Card",)):
+    """Write a record of held-out losses: examples a step, and the losses by seed, of each side."""
+    runs = {
+        name: [
+            {
+                "seed": seed,
+                "examples_per_step": each,
+                "learning_rate": 2e-4,
+                "losses": [1.0, 1.0, 1.0],
+                "heldout": [[80 * at, value] for at, value in enumerate(values)],
+            }
+            for seed, values in orders.items()
+        ]
+        for name, (each, orders) in sides.items()
+    }
+    path.write_text(json.dumps({"machine": {"gpus": list(gpus)}, "runs": runs}))
+
+
 class TestDocuments:
     """docs/speed.md and the README say what the records say."""
 
@@ -554,27 +572,51 @@ class TestDocuments:
         assert list(document.pictures(tmp_path)) == ["batch"]
 
     def test_losses_stand_beside_the_peers(self, tmp_path):
-        """Each side's held-out loss before, halfway and at the end, with the examples that it had seen."""
-        run = {"examples_per_step": 8.0, "learning_rate": 2e-4, "heldout": [[0, 2.5], [80, 2.0], [160, 1.75]]}
-        (tmp_path / "loss.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": {"ours-8": [run]}}))
+        """Each side's held-out loss before and after; of several orders the mean and the range."""
+        write_losses(
+            tmp_path / "loss.json", {"ours-8": (8, {1: [2.5, 2.0, 1.75]}), "plain": (8, {1: [2.5, 1.5], 2: [2.5, 1.7]})}
+        )
         text = "\n".join(document.document(tmp_path))
-        assert "| ours-8 | 8 | 2.0e-04 | 2.5000 (0) | 2.0000 (80) | 1.7500 (160) |" in text
-        assert "ours-8: 2.500 to 1.750." in document.pictures(tmp_path)["loss"].svg()
+        assert "| ours-8 | 8 | 3 | 2.0e-04 | 1 | 2.5000 | 1.7500 |  |" in text
+        assert "| plain | 8 | 3 | 2.0e-04 | 2 | 2.5000 | 1.6000 | 1.5000 to 1.7000 |" in text
+        assert "ours-8: 2.500 to 1.750; plain: 2.500 to 1.500." in document.pictures(tmp_path)["loss"].svg()
         assert "apart" not in text.split("## Loss after equal examples")[1]
 
-    @pytest.mark.parametrize(("steps", "said"), [(8.0, False), (36.0, True)])
+    @pytest.mark.parametrize(("steps", "said"), [(8, False), (36, True)])
     def test_how_far_the_sides_lie_apart_is_said(self, tmp_path, steps, said):
-        """Of points with the same examples; the rule for the rate is told where a side has other steps."""
-        shared = {"examples_per_step": 8.0, "learning_rate": 2e-4}
-        runs = {
-            "ours-8": [{**shared, "heldout": [[0, 2.5], [80, 2.0], [160, 1.75]]}],
-            "official": [{**shared, "heldout": [[0, 2.5], [80, 2.02], [144, 1.9]]}],
-            "ours-36": [{**shared, "examples_per_step": steps, "heldout": [[0, 2.5], [144, 1.8]]}],
+        """Of points with the same order and the same examples; the rule for the rate where a side has other steps."""
+        sides = {
+            "official": (8, {1: [2.5, 2.02, 1.9], 2: [2.5, 2.0, 1.7]}),
+            "ours-8": (8, {1: [2.5, 2.0, 1.9]}),
+            "ours-36": (steps, {1: [2.5, 1.7]}),
+            "ours-36-sqrt": (steps, {1: [2.5, 1.85]}),
         }
-        (tmp_path / "loss.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
-        text = "\n".join(document.document(tmp_path))
+        write_losses(tmp_path / "loss.json", sides)
+        text = " ".join("\n".join(document.document(tmp_path)).split())
         assert "The points of ours-8 and of the official side lie at most 0.02 apart." in text
-        assert ("grows with the square root" in text) == said
+        assert ("grows with the examples a step" in text) == said
+        beside = "with larger steps: ours-36 0.100 below it, ours-36-sqrt 0.050 above it."
+        assert (beside in text) == said
+
+    def test_a_second_machine_has_its_own_table_and_picture(self, tmp_path):
+        """What was measured on a GPU comes first; sides that only explain are not drawn."""
+        sides = {name: (8, {1: [2.5, 1.9]}) for name in ("official", "plain", "ours-36-sqrt", "ours-8")}
+        write_losses(tmp_path / "loss_cpu.json", sides, gpus=[])
+        write_losses(tmp_path / "loss_h200.json", sides)
+        assert list(tables.find_all("loss", tmp_path)) == ["h200", "cpu"]
+        drawn = document.pictures(tmp_path)
+        assert list(drawn) == ["loss", "loss_cpu"]
+        assert "official: 2.500 to 1.900; ours-8: 2.500 to 1.900." in drawn["loss"].svg()
+        text = "\n".join(document.document(tmp_path))
+        assert text.count("## Loss after equal examples") == 1
+        assert text.index("speed_loss.svg") < text.index("Measured on a CPU") < text.index("speed_loss_cpu.svg")
+
+    def test_the_rate_follows_the_examples(self):
+        """In proportion, or with the root; with 8 examples a step it is the official notebook's."""
+        assert [loss.rate(8, power) for power in (1.0, 0.5)] == [2e-4, 2e-4]
+        assert (loss.rate(40, 1.0), loss.rate(32, 0.5)) == (1e-3, 4e-4)
+        roots = {name for name, (_, given) in loss.SIDES.items() if given.get("power") == 0.5}
+        assert roots == {name for name in loss.SIDES if name.endswith("-sqrt")}
 
     def test_starts_and_checks_become_tables(self, tmp_path):
         """Seconds to the first step with their parts, and what a GPU check found."""
