@@ -72,6 +72,21 @@ class TestColumns:
             check_trainer_rows(shorter, CONTRACT)
         check_trainer_rows(shorter, Contract((), ROWS[:1], {}, 8))
 
+    @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+    def test_what_the_library_packs_is_read(self, strategy):
+        """TRL's packed sequences, in Arrow's types as it leaves them, hold the learned tokens of the rows."""
+        from trl import pack_dataset
+
+        labels = Dataset.from_list([{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in ROWS])
+        packed = pack_dataset(labels, 8, strategy, {})
+        assert len(packed) < len(ROWS)
+        found = trainer_columns(packed)
+        assert found.learned().tolist() == [2, 2, 2, 6, 70000]
+        assert sorted(found.lengths) == sorted(len(row) for row in packed["input_ids"])
+        check_trainer_rows(packed, CONTRACT)
+        with pytest.raises(ContractError, match="5 supervised tokens"):
+            check_trainer_rows(packed.select([0]), CONTRACT)
+
     def test_labels_come_before_a_mask(self):
         """Where a row has both."""
         row = {"input_ids": [1, 5, 2], "labels": [IGNORED, IGNORED, 2], "completion_mask": [1, 1, 1]}
