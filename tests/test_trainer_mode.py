@@ -1,4 +1,4 @@
-"""What the trainer gets, and that it does what was asked for."""
+"""That the trainer does what was asked for, with the rows that are used."""
 
 from __future__ import annotations
 
