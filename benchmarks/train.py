@@ -28,6 +28,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def points(name: str, side: Side, rows: list[dict]) -> Iterator[dict[str, Any]]:
     cases: dict[str, list[tuple[int, list[dict], dict[str, Any]]]] = {
         "batch": [(size, rows[: STEPS * size], {"batch": size}) for size in BATCHES],
         "length": [(size, rows[:ROWS], {"length": size, "batch": TOKENS // size, "packing": True}) for size in LENGTHS],
-        "rows": [(number, repeated(rows, number), {}) for number in NUMBERS],
+        "rows": [(number, list(islice(cycle(rows), number)), {}) for number in NUMBERS],
     }
     warmup = 2 * STEPS if name == "batch" and side.whose == "ours" else 2  # graphs are recorded in two epochs
     for value, used, changes in cases[name]:
@@ -170,16 +171,6 @@ def points(name: str, side: Side, rows: list[dict]) -> Iterator[dict[str, Any]]:
         found = time_epochs(trainer, warmup, epochs=1, rows_per_pass=per_pass, steps=steps)
         kept = ("examples_per_second", "useful_tokens_per_second", "step_seconds", "first_step_seconds", "peak_gib")
         yield {"at": value, "seconds_to_trainer": prepared, **{figure: found[figure] for figure in kept}}
-
-
-def repeated(rows: list[dict], number: int) -> list[dict]:
-    """Return so many rows, the given ones over and over.
-
-    Example:
-        >>> repeated([{"a": 1}, {"a": 2}], 3)
-        [{'a': 1}, {'a': 2}, {'a': 1}]
-    """
-    return [rows[at % len(rows)] for at in range(number)]
 
 
 def mode(trainer: Any) -> dict[str, Any]:

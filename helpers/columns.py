@@ -12,10 +12,11 @@ from helpers.errors import ContractError
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
+    from pyarrow import ChunkedArray
 
     from helpers.contract import TokenizedExample
 
-__all__ = ["IGNORED", "TokenColumns", "columns_of", "trainer_columns", "trainer_table"]
+__all__ = ["IGNORED", "TokenColumns", "columns_of", "joined", "trainer_columns", "trainer_table"]
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -41,6 +42,10 @@ class TokenColumns:
         borders = list(zip((ends - self.lengths).tolist(), ends.tolist(), strict=True))
         return [(self.input_ids[a:b].tobytes(), self.labels[a:b].tobytes()) for a, b in borders]
 
+    def supervised(self) -> int:
+        """Return the number of tokens that the loss is taken over."""
+        return int((self.labels != IGNORED).sum())
+
     def learned(self) -> np.ndarray:
         """Return the labels that the loss is taken over, sorted."""
         import numpy as np
@@ -53,14 +58,21 @@ def columns_of(rows: Sequence[TokenizedExample]) -> TokenColumns:
     import numpy as np
 
     lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-    return TokenColumns(_joined(row.input_ids for row in rows), _joined(row.labels for row in rows), lengths)
+    return TokenColumns(joined(row.input_ids for row in rows), joined(row.labels for row in rows), lengths)
 
 
-def trainer_table(rows: Sequence[TokenizedExample]) -> Dataset:
+def joined(lists: Iterable[Sequence[int]]) -> np.ndarray:
+    """Return lists of numbers as one array, int32, shape (all numbers,)."""
+    import numpy as np
+
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int32)
+
+
+def trainer_table(columns: TokenColumns) -> Dataset:
     """Return a data set as the trainer would have it after tokenizing prompt and answer: it need not do so again.
 
     Args:
-        rows: Tokens and labels.
+        columns: Tokens and labels.
 
     Returns:
         `input_ids`, lists of int32, and `completion_mask`, of int64: the types that datasets gives them, too.
@@ -69,7 +81,6 @@ def trainer_table(rows: Sequence[TokenizedExample]) -> Dataset:
     import pyarrow
     from datasets import Dataset
 
-    columns = columns_of(rows)
     borders = pyarrow.array(np.concatenate([[0], columns.lengths.cumsum()]).astype(np.int32))
     values = {"input_ids": columns.input_ids, "completion_mask": (columns.labels != IGNORED).astype(np.int64)}
     return Dataset.from_dict(
@@ -89,41 +100,29 @@ def trainer_columns(rows: Dataset | Iterable[Mapping[str, Any]]) -> TokenColumns
     import numpy as np
     from datasets import Dataset
 
-    if isinstance(rows, Dataset):
-        table = rows.with_format("arrow")[:]
-        given = {name: table.column(name) for name in table.column_names}
-    else:
-        rows = list(rows)
-        given = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    source = next((name for name in ("labels", "completion_mask") if name in given), None)
-    if "input_ids" not in given or source is None:
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    table = dataset.with_format("arrow")[:]
+    whole = [name for name in table.column_names if not table.column(name).null_count]
+    source = next((name for name in ("labels", "completion_mask") if name in whole), None)
+    if "input_ids" not in whole or source is None:
         raise ContractError(
             "trainer",
             "rows with labels or a completion mask",
-            sorted(given),
+            sorted(whole),
             "Give the trainer prompts and completions.",
         )
-    ids, lengths = _flat(given["input_ids"])
-    values, others = _flat(given[source])
+    ids, lengths = _flat(table.column("input_ids"))
+    values, others = _flat(table.column(source))
     if not np.array_equal(lengths, others):
         raise ContractError("trainer", f"as many {source} as tokens in each row", "other numbers", "Pass whole rows.")
     labels = values if source == "labels" else np.where(values != 0, ids, np.int32(IGNORED))
     return TokenColumns(ids, labels, lengths)
 
 
-def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
+def _flat(column: ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return a column of lists as its values, and the length of each list."""
     import numpy as np
 
-    if isinstance(column, list):
-        return _joined(column), np.array([len(each) for each in column], dtype=np.int64)
     lists = column.combine_chunks()
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     return lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32), lengths
-
-
-def _joined(lists: Iterable[Sequence[int]]) -> np.ndarray:
-    """Return lists of numbers as one array."""
-    import numpy as np
-
-    return np.fromiter(chain.from_iterable(lists), dtype=np.int32)

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from helpers.columns import IGNORED, columns_of, trainer_columns
+from helpers.columns import IGNORED, TokenColumns, columns_of, trainer_columns
 from helpers.errors import ContractError
 from helpers.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.templates import find_control_text, render
@@ -74,6 +75,11 @@ class Contract:
     tokenized: tuple[TokenizedExample, ...]
     left_out: dict[str, int]
     max_seq_length: int
+
+    @cached_property
+    def columns(self) -> TokenColumns:
+        """Tokens and labels as arrays: what the trainer gets, and what its rows are compared with."""
+        return columns_of(self.tokenized)
 
     def supervised_tokens(self) -> int:
         """Return the number of tokens that one epoch's loss is taken over."""
@@ -179,39 +185,33 @@ def check_trainer_rows(rows: Dataset | Sequence[Mapping[str, Any]], contract: Co
     Raises:
         ContractError: The trainer changed tokens or labels.
     """
-    seen, checked = trainer_columns(rows), columns_of(contract.tokenized)
-    learned, wanted = seen.learned(), checked.learned()
-    if len(learned) != len(wanted):
+    seen, checked = trainer_columns(rows), contract.columns
+    if seen.supervised() != checked.supervised():
         raise ContractError(
             "trainer",
-            f"{len(wanted)} supervised tokens",
-            len(learned),
+            f"{checked.supervised()} supervised tokens",
+            seen.supervised(),
             "The trainer labels other tokens than the answers.",
         )
-    one_by_one = len(seen.lengths) == len(checked.lengths)
-    ours, theirs = (Counter(columns.rows()) if one_by_one else Counter() for columns in (checked, seen))
-    if one_by_one and _ids_of(theirs) != _ids_of(ours):
-        raise ContractError(
-            "trainer",
-            "the token ids that the contract checked",
-            "other ids",
-            "The trainer tokenizes with another template.",
-        )
-    if ours != theirs or (learned != wanted).any():
+    if len(seen.lengths) == len(checked.lengths):
+        theirs, ours = seen.rows(), checked.rows()
+        if Counter(ids for ids, _ in theirs) != Counter(ids for ids, _ in ours):
+            raise ContractError(
+                "trainer",
+                "the token ids that the contract checked",
+                "other ids",
+                "The trainer tokenizes with another template.",
+            )
+        same = Counter(theirs) == Counter(ours)
+    else:
+        same = (seen.learned() == checked.learned()).all()
+    if not same:
         raise ContractError(
             "trainer",
             "the labels that the contract checked",
             "other labels",
             "The trainer labels other tokens than the answers.",
         )
-
-
-def _ids_of(rows: Counter[tuple[bytes, bytes]]) -> Counter[bytes]:
-    """Count rows by their token ids."""
-    found: Counter[bytes] = Counter()
-    for (ids, _), count in rows.items():
-        found[ids] += count
-    return found
 
 
 def prove_same_prompt(

@@ -344,8 +344,8 @@ def _reasons(
     rows = f"about {task.rows * task.max_seq_length / task.mean():.0f} rows"
     if task.packing:
         yield (
-            f"Packing, as asked for: a step sees {rows} of {task.mean():.0f} tokens in {task.rows} sequences. The fewer "
-            "steps of an epoch learn as much only if learning_rate grows with the rows a step (docs/speed.md)."
+            f"Packing, as asked for: a step sees {rows} of {task.mean():.0f} tokens in {task.rows} sequences. The "
+            "fewer steps of an epoch learn as much only if learning_rate grows with the rows a step (docs/speed.md)."
         )
     else:
         yield f"No packing, since it was not asked for: a step would see {rows} instead of {task.rows}."

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helpers.columns import joined
 from helpers.paths import cache_root
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def write_rows(key: str, rows: KeptRows) -> None:
         "places": rows.places,
         "lengths": [len(each) for each in rows.input_ids],
         "prompts": rows.prompts,
-        "ids": list(itertools.chain.from_iterable(rows.input_ids)),
+        "ids": joined(rows.input_ids),
     }
     arrays = {name: numpy.array(each, dtype=numpy.int32) for name, each in values.items()}
     content = save(arrays, metadata={"left_out": json.dumps(rows.left_out)})

@@ -91,7 +91,7 @@ def build_trainer(
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
-        train_dataset=trainer_table(rows.tokenized),
+        train_dataset=trainer_table(rows.columns),
         args=SFTConfig(**_arguments(config, loaded, run, share)),
     )
     _plan(trainer, config)

@@ -26,7 +26,7 @@ class TestTable:
 
     def test_rows_are_handed_over_tokenized(self):
         """The trainer gets the checked tokens and a mask of the answer; it renders and tokenizes nothing again."""
-        assert list(trainer_table(ROWS)) == [
+        assert list(trainer_table(CONTRACT.columns)) == [
             {"input_ids": [1, 5, 6, 2], "completion_mask": [0, 0, 1, 1]},
             {"input_ids": [1, 70000, 2], "completion_mask": [0, 1, 1]},
             {"input_ids": [1, 5, 2], "completion_mask": [0, 0, 1]},
@@ -37,16 +37,16 @@ class TestTable:
         plain = Dataset.from_list(
             [{"input_ids": list(row.input_ids), "completion_mask": [0] * len(row.input_ids)} for row in ROWS]
         )
-        assert trainer_table(ROWS).features == plain.features
+        assert trainer_table(CONTRACT.columns).features == plain.features
 
     def test_what_is_handed_over_passes_the_check(self):
         """Such rows are those of the contract, label by label."""
-        check_trainer_rows(trainer_table(ROWS), CONTRACT)
+        check_trainer_rows(trainer_table(CONTRACT.columns), CONTRACT)
 
     def test_masks_need_not_be_a_prefix(self):
         """Labels decide, wherever they stand."""
         row = TokenizedExample((7, 8, 9), (7, IGNORED, 9))
-        assert trainer_table([row])[0]["completion_mask"] == [1, 0, 1]
+        assert trainer_table(columns_of([row]))[0]["completion_mask"] == [1, 0, 1]
 
 
 class TestColumns:
@@ -56,18 +56,23 @@ class TestColumns:
         """With a mask or with labels, as they were handed over."""
         labels = [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in ROWS]
         wanted = columns_of(ROWS)
-        for given in (trainer_table(ROWS), list(trainer_table(ROWS)), labels, Dataset.from_list(labels)):
+        for given in (
+            trainer_table(CONTRACT.columns),
+            list(trainer_table(CONTRACT.columns)),
+            labels,
+            Dataset.from_list(labels),
+        ):
             found = trainer_columns(given)
             for name in ("input_ids", "labels", "lengths"):
                 assert np.array_equal(getattr(found, name), getattr(wanted, name))
 
     def test_rows_that_were_filtered_do_not_count(self):
         """A data set that hides rows, or has another order, gives what is left, in that order."""
-        left = trainer_table(ROWS).select([2, 0])
+        left = trainer_table(CONTRACT.columns).select([2, 0])
         found = trainer_columns(left)
         assert found.input_ids.tolist() == [1, 5, 2, 1, 5, 6, 2]
         assert found.lengths.tolist() == [3, 4]
-        shorter = trainer_table(ROWS).filter(lambda row: len(row["input_ids"]) > 3)
+        shorter = trainer_table(CONTRACT.columns).filter(lambda row: len(row["input_ids"]) > 3)
         with pytest.raises(ContractError, match="5 supervised tokens"):
             check_trainer_rows(shorter, CONTRACT)
         check_trainer_rows(shorter, Contract((), ROWS[:1], {}, 8))
@@ -103,6 +108,20 @@ class TestColumns:
         """A label for each token, or the rows cannot be compared."""
         with pytest.raises(ContractError, match="as many labels as tokens"):
             trainer_columns([{"input_ids": [1, 5, 2], "labels": [IGNORED, 2]}])
+
+    def test_labels_that_a_row_lacks_are_an_error(self):
+        """One row without is enough; where a mask says the same, the mask counts."""
+        rows = [{"input_ids": [1, 5, 2], "labels": [IGNORED, IGNORED, 2]}, {"input_ids": [1, 2], "labels": None}]
+        with pytest.raises(ContractError, match="rows with labels or a completion mask"):
+            trainer_columns(rows)
+        masked = [{**row, "completion_mask": [0] * (len(row["input_ids"]) - 1) + [1]} for row in rows]
+        assert trainer_columns(masked).labels.tolist() == [IGNORED, IGNORED, 2, IGNORED, 2]
+
+    def test_a_contract_makes_them_once(self):
+        """The trainer's table and the check of its rows share them."""
+        contract = Contract((), ROWS, {}, 8)
+        assert contract.columns is contract.columns
+        assert contract.columns.supervised() == contract.supervised_tokens() == 5
 
     def test_no_rows_are_no_columns(self):
         """An empty contract has columns without values."""

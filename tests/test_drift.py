@@ -21,6 +21,7 @@ IMPORTED = {
     "bitsandbytes.functional.dequantize_4bit": ("bitsandbytes/functional.py dequantize_4bit",),
     "datasets.Dataset": ("datasets/arrow_dataset.py Dataset",),
     "datasets.Dataset.from_dict": ("datasets/arrow_dataset.py Dataset.from_dict",),
+    "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
     "datasets.load_dataset": ("datasets/load.py load_dataset",),
     "huggingface_hub.HfApi": ("huggingface_hub/hf_api.py HfApi",),
     "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
