@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tuned import tuned_mistral
 
-from helpers.errors import ConfigError, ExportError, StackError
+from helpers.errors import ConfigError, ExportError
 from helpers.export import folders, space
 from helpers.export.folders import check_weight_files, record_export, refuse_foreign, staged_folder
 from helpers.export.merge import merge_16bit
@@ -49,7 +49,7 @@ def test_merged_folder_has_all_that_a_loader_needs(tuned, tmp_path):
     assert config["use_cache"] is True
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
     assert not any(str(tmp_path) in p.read_text() for p in (tmp_path / "merged").glob("*.json"))
-    assert (result.path, result.dtype, result.tensors, result.merged) == ("plain", "fp16", 21, 14)
+    assert (result.dtype, result.tensors, result.merged) == ("fp16", 21, 14)
 
 
 def test_merge_is_base_plus_scaled_product(tuned, tmp_path):
@@ -213,8 +213,6 @@ def test_models_that_cannot_be_merged_are_refused(tuned, tiny_mistral, tmp_path)
         merge_16bit(other, tmp_path / "merged")
     with pytest.raises(ConfigError, match="fp16 or bf16"):
         merge_16bit(tuned, tmp_path / "merged", dtype="int8")
-    with pytest.raises(ConfigError, match="plain or unsloth"):
-        merge_16bit(tuned, tmp_path / "merged", method="magic")
     assert names(tmp_path) == []
 
 
@@ -246,17 +244,13 @@ for name, parameter in loaded.model.named_parameters():
 reference = measure_reference(loaded, [[{"role": "user", "content": "Hello"}]], max_new_tokens=6)
 plain = merge_16bit(loaded, out / "plain")
 verification = verify_merged(loaded, out / "plain", reference=reference)
-theirs = merge_16bit(loaded, out / "theirs", method="unsloth")
-result = {"lines": verification.lines(), "passed": verification.passed, "path": theirs.path, "dtype": theirs.dtype}
-print("RESULT " + json.dumps(result))
+print("RESULT " + json.dumps({"lines": verification.lines(), "passed": verification.passed, "dtype": plain.dtype}))
 """
 
 
 @pytest.mark.slow
-def test_unsloth_in_memory_and_its_own_merge(tiny_mistral, tmp_path):
-    """With Unsloth's patched model in memory the plain merge passes, and Unsloth's own writes the same numbers."""
-    from safetensors.torch import load_file
-
+def test_a_model_patched_by_unsloth_is_merged_as_any_other(tiny_mistral, tmp_path):
+    """With Unsloth's patched model in memory the merge passes its verification, in fp16 on every processor."""
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", UNSLOTH, str(tiny_mistral), str(tmp_path)],
@@ -268,20 +262,7 @@ def test_unsloth_in_memory_and_its_own_merge(tiny_mistral, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.split("RESULT ")[1])
-    assert result["passed"], result["lines"]
-    assert (result["path"], result["dtype"]) == ("unsloth", "fp16")
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "theirs"))
-    assert ours.keys() == theirs.keys()
-    assert max((ours[n].float() - theirs[n].float()).abs().max().item() for n in ours) < 1e-4
-
-
-def test_unsloth_merge_is_refused_for_nf4(tuned, tmp_path, monkeypatch):
-    """Unsloth would add the adapter to other weights than it was trained on; Unsloth is not even imported to say so."""
-    monkeypatch.setattr(
-        next(base_tensors(tuned.model)).parameter, "quant_state", type("S", (), {"shape": (32768, 64)})(), raising=False
-    )
-    with pytest.raises(StackError, match="16-bit original"):
-        merge_16bit(tuned, tmp_path / "merged", method="unsloth")
+    assert (result["passed"], result["dtype"]) == (True, "fp16"), result["lines"]
 
 
 def test_stage_that_cannot_be_made_is_an_export_error(tmp_path):

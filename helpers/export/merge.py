@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ConfigError, ExportError, StackError
+from helpers.errors import ConfigError, ExportError
 from helpers.export.folders import check_weight_files, record_export, staged_folder
 from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
@@ -19,11 +19,10 @@ __all__ = ["MergeResult", "merge_16bit"]
 SHARD_BYTES = 2 * 2**30
 """Largest weight file: 2 GiB, which also bounds the memory that merging takes."""
 
-PATHS = {
-    "plain": "Each base weight as it is in memory (NF4 weights as the numbers they stand for) plus scaling * B @ A, "
-    "added in float32, written in 16 bit. Nothing is downloaded.",
-    "unsloth": "Unsloth's save_pretrained_merged.",
-}
+REASON = (
+    "Each base weight as it is in memory (NF4 weights as the numbers they stand for) plus scaling * B @ A, "
+    "added in float32, written in 16 bit. Nothing is downloaded."
+)
 
 
 @dataclass(frozen=True)
@@ -32,23 +31,20 @@ class MergeResult:
 
     Args:
         folder: Where it is.
-        path: "plain" or "unsloth".
-        reason: What that path does, and why it was taken.
+        reason: How it was merged.
         dtype: "fp16" or "bf16".
         tensors: Tensors written.
         merged: Of these, matrices that the adapter was added to.
-        kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all, None is
-            not measured.
+        kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all.
         bytes: Of all files.
     """
 
     folder: str
-    path: str
     reason: str
     dtype: str
     tensors: int
     merged: int
-    kept: float | None
+    kept: float
     bytes: int
 
 
@@ -57,14 +53,13 @@ def merge_16bit(
     folder: Path | str,
     *,
     dtype: str = "fp16",
-    method: str = "plain",
     shard_bytes: int = SHARD_BYTES,
 ) -> MergeResult:
     """Write base and adapter as one 16-bit model that plain transformers loads.
 
-    The default is not Unsloth's merge. For a 4-bit base that one adds the adapter to the 16-bit original, downloaded
-    anew: other numbers than the adapter was trained on. On a CPU it refuses 4-bit bases (unsloth 2026.10.9,
-    `merge_and_overwrite_lora` in unsloth_zoo/saving_utils.py).
+    This is not Unsloth's merge. For a 4-bit base that one adds the adapter to the 16-bit original, downloaded anew:
+    other numbers than the adapter was trained on. On a CPU it refuses 4-bit bases, and the type that it writes depends
+    on the processor (unsloth 2026.10.9, `merge_and_overwrite_lora` in unsloth_zoo/saving_utils.py).
 
     fp16 is the default because it has 10 bits of mantissa to bf16's 7: base weights lie on a bf16 grid, and what the
     adapter adds is often less than half a step of that grid, so that rounding to bf16 drops it.
@@ -73,36 +68,30 @@ def merge_16bit(
         loaded: The tuned model. It is not changed.
         folder: Where to: missing, empty, or an earlier export.
         dtype: "fp16" or "bf16": the type that is written.
-        method: "plain", or "unsloth" for a base that is not in 4 bit.
         shard_bytes: Largest weight file, in bytes.
 
     Returns:
         What was written, and how.
 
     Raises:
-        ConfigError: An argument is unknown.
+        ConfigError: `dtype` is unknown.
         ExportError: The folder holds something else, there is no room, or the adapter cannot be merged.
-        StackError: Unsloth's merge was asked for and cannot be had.
     """
-    _check_arguments(dtype, method)
+    if dtype not in ("fp16", "bf16"):
+        raise ConfigError("dtype", "fp16 or bf16", dtype, "Use fp16 if in doubt.")
     folder = Path(folder)
     adapter = refuse_unmergeable(loaded.model)
     preflight(loaded, folder, merged=True, shard_bytes=shard_bytes)
     tensors = list(base_tensors(loaded.model))
     with staged_folder(folder) as staged:
-        kept = (
-            _write_plain(tensors, adapter, staged, dtype, shard_bytes)
-            if method == "plain"
-            else _write_unsloth(loaded, staged)
-        )
-        _write_companions(loaded, staged, dtype if method == "plain" else None)
+        kept = _write_weights(tensors, adapter, staged, dtype, shard_bytes)
+        _write_companions(loaded, staged, dtype)
         check_weight_files(staged, {t.name: t.shape for t in tensors})
         size = sum(p.stat().st_size for p in staged.iterdir())
         result = MergeResult(
             str(folder),
-            method,
-            PATHS[method],
-            _stored_dtype(staged),
+            REASON,
+            dtype,
             len(tensors),
             sum(t.layer is not None for t in tensors),
             kept,
@@ -112,15 +101,7 @@ def merge_16bit(
     return result
 
 
-def _check_arguments(dtype: str, method: str) -> None:
-    """Raise for an unknown type or method."""
-    if dtype not in ("fp16", "bf16"):
-        raise ConfigError("dtype", "fp16 or bf16", dtype, "Use fp16 if in doubt.")
-    if method not in PATHS:
-        raise ConfigError("method", "plain or unsloth", method, "Use plain if in doubt.")
-
-
-def _write_plain(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:
+def _write_weights(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:
     """Write all shards and their index; returns the share of the adapter that rounding kept."""
     from safetensors.torch import save_file
 
@@ -181,29 +162,7 @@ def _write_index(folder: Path, index: dict[str, str], size: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_unsloth(loaded: LoadedModel, folder: Path) -> None:
-    """Let Unsloth merge a base that is not in 4 bit."""
-    from helpers.model import import_unsloth
-
-    if any(getattr(t.parameter, "quant_state", None) is not None for t in base_tensors(loaded.model)):
-        raise StackError(
-            "method",
-            "plain for a base in 4 bit",
-            "unsloth",
-            "Unsloth would download the 16-bit original and add the adapter to other weights than it was trained on.",
-        )
-    import_unsloth()
-    if not hasattr(loaded.model, "save_pretrained_merged"):
-        raise StackError("method", "a model that Unsloth loaded", type(loaded.model).__name__, 'Use method="plain".')
-    try:
-        loaded.model.save_pretrained_merged(str(folder), loaded.tokenizer, save_method="merged_16bit")
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise StackError(
-            "method", "a merge that Unsloth can do here", f"{type(error).__name__}: {error}", 'Use method="plain".'
-        ) from error
-
-
-def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> None:
+def _write_companions(loaded: LoadedModel, folder: Path, dtype: str) -> None:
     """Write tokenizer with template, configuration without quantization, and how to generate."""
     from transformers import GenerationConfig
 
@@ -212,8 +171,6 @@ def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> N
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(folder)
-    if dtype is None:
-        return
     config = json.loads(loaded.model.get_base_model().config.to_json_string())
     for key in [k for k in config if k in ("quantization_config", "_name_or_path") or k.startswith("unsloth")]:
         del config[key]
@@ -223,9 +180,3 @@ def _write_companions(loaded: LoadedModel, folder: Path, dtype: str | None) -> N
         "architectures": [type(loaded.model.get_base_model()).__name__],
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _stored_dtype(folder: Path) -> str:
-    """Return "fp16", "bf16" or "fp32" as `config.json` names it."""
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "")
-    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(name, name)
