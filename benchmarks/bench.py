@@ -152,8 +152,8 @@ def environment() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Describe what the figures were measured on; nothing that tells whose machine it is."""
-    from helpers.hardware import describe_hardware
-    from helpers.lock import installed_versions
+    from helpers.runtime.hardware import describe_hardware
+    from helpers.runtime.lockfile import installed_versions
 
     versions = installed_versions()
     kept = ("cpu", "cores", "ram_bytes", "gpus", "driver", "driver_cuda", "torch_cuda")

@@ -16,9 +16,9 @@ from typing import Any
 
 import trainers
 
-from helpers.graphs import graphed_passes
-from helpers.lean import lean_steps
-from helpers.recompute import lean_recompute
+from helpers.model.patches.cuda_graphs import graphed_passes
+from helpers.model.patches.optimizer_step import lean_steps
+from helpers.model.patches.recompute import lean_recompute
 
 STEPS, PLANNED = 20, 1000
 """Optimizer steps that are compared, and those of the training that they begin: graphs pay only in a long one."""
@@ -239,8 +239,8 @@ def contamination(model: Any, batch: dict[str, Any], filler: int) -> dict[str, f
 
 def labels(trainer: Any, rows: list[dict], loaded: Any, config: Any) -> dict[str, int]:
     """Count the labels that the trainer's rows have, and those of each row by itself."""
-    from helpers.contract import apply_contract
-    from helpers.prompts import build_example
+    from helpers.data.contract import apply_contract
+    from helpers.data.prompts import build_example
 
     examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
     checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
@@ -275,7 +275,7 @@ def train(trainer: Any) -> list[dict[str, Any]]:
 
     trainer.training_step = watched
     trainer.add_callback(Stop())
-    with lean_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.train` does
+    with lean_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.trainer.train` does
         trainer.train()
     trainer.mode["graphs_found"] = graphs.describe() if graphs else trainer.mode["graphs_reason"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

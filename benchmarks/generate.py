@@ -124,9 +124,9 @@ def phases_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the parts: weights of both arms, prefill, capture, and a step, captured or not, for several batches."""
     import torch
 
-    from helpers.decoding.blocks import decoder_math
-    from helpers.decoding.session import DecoderSession
-    from helpers.decoding.weights import DecoderWeights
+    from helpers.model.decoding.blocks import decoder_math
+    from helpers.model.decoding.session import DecoderSession
+    from helpers.model.decoding.weights import DecoderWeights
 
     loaded = _load_ours(options)
     ids = _ids(loaded.tokenizer, options, 128)
@@ -272,10 +272,10 @@ def _decode(
     model: Any, ids: list[list[int]], new: int, rows: int, eos: int | None
 ) -> tuple[dict[str, list[list[int]]], list[int]]:
     """Answer with ours, both arms in one session; returns the tokens and the cache lengths that were captured."""
-    from helpers.decoding.blocks import decoder_math
-    from helpers.decoding.schedule import Schedule, row_length
-    from helpers.decoding.session import DecoderSession
-    from helpers.decoding.weights import DecoderWeights
+    from helpers.model.decoding.blocks import decoder_math
+    from helpers.model.decoding.schedule import Schedule, row_length
+    from helpers.model.decoding.session import DecoderSession
+    from helpers.model.decoding.weights import DecoderWeights
 
     with decoder_math(_device()):
         weights, found = DecoderWeights(model, model.get_base_model().lm_head.weight.dtype), {}
@@ -314,7 +314,7 @@ def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms:
     """Time one call of `fast_generate`, warm-up included."""
     import torch
 
-    from helpers.decoding import DecodePlan, fast_generate
+    from helpers.model.decoding import DecodePlan, fast_generate
 
     questions = list(islice(cycle(_questions(options)), count))
     plan = None if torch.cuda.is_available() else DecodePlan("graphs", 32, "steps that are not captured")
@@ -365,8 +365,8 @@ def _both_arms(model: Any, run: Callable[[], Any]) -> dict[str, Any]:
 
 def _load_ours(options: argparse.Namespace) -> Any:
     """Load the model through Unsloth, as the notebooks do, with a random adapter."""
-    from helpers.config import AdapterConfig, ModelConfig
-    from helpers.model import attach_adapter, load_model
+    from helpers.core.config import AdapterConfig, ModelConfig
+    from helpers.model.load import attach_adapter, load_model
 
     config = ModelConfig(model_name=options.model, load_in_4bit=_device().type == "cuda")
     loaded = load_model(config, style=options.style)
@@ -379,7 +379,7 @@ def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model with transformers and PEFT alone, with a random adapter."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.templates import install_template
+    from helpers.data.chat_templates import install_template
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     install_template(tokenizer, options.style)
@@ -392,7 +392,7 @@ def _adapt(model: Any) -> Any:
     """Put LoRA r=16 on all linear layers, with a random B."""
     from peft import LoraConfig, get_peft_model
 
-    from helpers.model import TARGET_MODULES
+    from helpers.model.load import TARGET_MODULES
 
     wrapped = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGET_MODULES)))
     _randomize(wrapped)
@@ -411,8 +411,8 @@ def _randomize(model: Any) -> None:
 
 def _questions(options: argparse.Namespace) -> list[Any]:
     """Return the rows' prompts as messages."""
-    from helpers.prompts import build_prompt
-    from helpers.readers import read_file
+    from helpers.data.prompts import build_prompt
+    from helpers.data.readers import read_file
 
     rows = read_file(options.data)[: max(options.prompts, options.steady, 128)]
     return [build_prompt(row["instruction"], row.get("input") or "", style=options.style) for row in rows]
@@ -420,7 +420,7 @@ def _questions(options: argparse.Namespace) -> list[Any]:
 
 def _ids(tokenizer: Any, options: argparse.Namespace, count: int) -> list[list[int]]:
     """Return the first prompts' token ids."""
-    from helpers.templates import render
+    from helpers.data.chat_templates import render
 
     texts = [render(tokenizer, each, answer_next=True) for each in islice(cycle(_questions(options)), count)]
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

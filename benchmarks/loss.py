@@ -105,7 +105,7 @@ def rate(per_step: float, power: float) -> float:
 
 def smollm2() -> str:
     """Return the folder of the small model."""
-    from helpers.smollm2 import smollm2_folder
+    from helpers.model.smollm2 import smollm2_folder
 
     return str(smollm2_folder())
 
@@ -114,7 +114,7 @@ def tokenized(rows: list[dict], tokenizer: Any) -> list[Any]:
     """Return rows as tokens and labels, as ours and the peers both see them."""
     from trainers import texts
 
-    from helpers.contract import IGNORED, TokenizedExample
+    from helpers.data.contract import IGNORED, TokenizedExample
 
     found = []
     for row in texts(rows, tokenizer.eos_token, split=True):
@@ -153,7 +153,7 @@ class Heldout:
 
     def measure(self) -> None:
         """Add a point."""
-        from helpers.scoring import mean_loss, score_rows
+        from helpers.model.scoring import mean_loss, score_rows
 
         scores = score_rows(self.trainer.model, self.rows, self.padding)
         self.points.append((self.seen, mean_loss(scores)))

@@ -32,8 +32,8 @@ from bench import machine, write_record
 from train import Side, read_rows
 from unpacked import unpacked_weights
 
-from helpers.graphs import graphed_passes
-from helpers.lean import lean_steps
+from helpers.model.patches.cuda_graphs import graphed_passes
+from helpers.model.patches.optimizer_step import lean_steps
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
-    parser.add_argument("--plain", action="store_true", help="without helpers.lean")
+    parser.add_argument("--plain", action="store_true", help="without helpers.model.patches.optimizer_step")
     parser.add_argument("--unpacked", action="store_true", help="with benchmarks/unpacked.py")
     parser.add_argument("--functions", action="store_true", help="also print functions and kernels")
     parser.add_argument("--out", type=Path, help="JSON file for the parts")

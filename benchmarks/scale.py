@@ -157,8 +157,8 @@ def free_port() -> int:
 
 def machine() -> dict:
     """Describe what the figures were measured on."""
-    from helpers.hardware import describe_hardware
-    from helpers.lock import installed_versions
+    from helpers.runtime.hardware import describe_hardware
+    from helpers.runtime.lockfile import installed_versions
 
     versions = installed_versions()
     names = ("unsloth", "trl", "peft", "transformers", "accelerate", "bitsandbytes")
@@ -223,9 +223,9 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         options: Of `configurations`.
         arguments: The command line's.
     """
-    from helpers.graphs import card_peak, graphed_passes
-    from helpers.lean import lean_steps
-    from helpers.processes import gather, join, largest, leave
+    from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
+    from helpers.model.patches.optimizer_step import lean_steps
+    from helpers.core.processes import gather, join, largest, leave
 
     started = time.perf_counter()
     here = join()
@@ -356,12 +356,12 @@ def speed(
 
 def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
     """Build the trainer as `python -m helpers train` does; return it with the mean labels of a row."""
-    from helpers.config import build_config
-    from helpers.contract import apply_contract
-    from helpers.model import attach_adapter, load_model
-    from helpers.prompts import build_example
-    from helpers.runs import RunDirectory
-    from helpers.training import build_trainer
+    from helpers.core.config import build_config
+    from helpers.data.contract import apply_contract
+    from helpers.model.load import attach_adapter, load_model
+    from helpers.data.prompts import build_example
+    from helpers.core.runs import RunDirectory
+    from helpers.training.trainer import build_trainer
 
     config = build_config(
         "alpaca",

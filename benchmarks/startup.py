@@ -102,7 +102,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     file = str(rows_file(options))
     os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
     clock = Clock()
-    from helpers.session import configure, fit_layout, record_inputs, start_run
+    from helpers.training.session import configure, fit_layout, record_inputs, start_run
 
     given: dict[str, Any] = {"model_name": options.model, "dataset_name": file, "train_rows": options.rows}
     preset = "smoke" if on_cpu() else "large-gpu"
@@ -111,20 +111,20 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     )
     run = start_run(config, resume="never")
     clock.part("configuration")
-    from helpers.data import load_rows
-    from helpers.prompts import build_example
+    from helpers.data.rows import load_rows
+    from helpers.data.prompts import build_example
 
     rows = load_rows(config.data, "alpaca", config.train.seed)
     how = {"style": config.data.prompt_style, "system_prompt": config.data.system_prompt}
     examples = [[build_example(row, "alpaca", **how) for row in part] for part in (rows.train, rows.heldout)]
     clock.part("rows")
-    from helpers.model import attach_adapter, import_unsloth, load_model
+    from helpers.model.load import attach_adapter, import_unsloth, load_model
 
     import_unsloth()
     clock.part("import")
     loaded = load_model(config.model, style=config.data.prompt_style)
     clock.part("load")
-    from helpers.contract import apply_contract
+    from helpers.data.contract import apply_contract
 
     limit = config.model.max_seq_length
     checked = [apply_contract(part, loaded.tokenizer, max_seq_length=limit) for part in examples]
@@ -139,7 +139,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         checkpoint_skip_layers=config.train.checkpoint_skip_layers,
     )
     clock.part("adapter")
-    from helpers.training import build_trainer, train
+    from helpers.training.trainer import build_trainer, train
 
     trainer = build_trainer(config, loaded, checked[0], run)
     clock.part("trainer")
@@ -162,7 +162,7 @@ def official(options: argparse.Namespace) -> dict[str, Any]:
     from datasets import load_dataset
     from trl import SFTConfig, SFTTrainer
 
-    from helpers.prompts import alpaca_block
+    from helpers.data.prompts import alpaca_block
 
     def formatting(rows: dict[str, list[str]]) -> dict[str, list[str]]:
         columns = zip(rows["instruction"], rows["input"], rows["output"], strict=True)
@@ -197,7 +197,7 @@ def stop_after_first(trainer: Any, clock: Clock) -> None:
 
 def on_cpu() -> bool:
     """Say whether there is no GPU, without importing torch."""
-    from helpers.hardware import read_driver
+    from helpers.runtime.hardware import read_driver
 
     return read_driver() is None
 

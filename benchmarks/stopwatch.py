@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
-from helpers.graphs import card_peak, graphed_passes
-from helpers.lean import lean_steps
+from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
+from helpers.model.patches.optimizer_step import lean_steps
 
 
 def same_batches(trainer: Any) -> None:
@@ -77,7 +77,7 @@ def time_epochs(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
-    ours = hasattr(trainer, "mode")  # trains as `helpers.training.train` does
+    ours = hasattr(trainer, "mode")  # trains as `helpers.training.trainer.train` does
     with lean_steps(trainer) if ours else nullcontext(), graphed_passes(trainer) if ours else nullcontext() as graphs:
         held.append(graphs)
         trainer.train()

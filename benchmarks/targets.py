@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tables
 from trainers import LENGTH
 
-from helpers.shapes import MISTRAL_7B
+from helpers.memory.shapes import MISTRAL_7B
 
 H100_TERA = 989
 """TFLOP/s of an H100 SXM in dense bf16 products: NVIDIA H100 Tensor Core GPU data sheet."""

@@ -32,7 +32,7 @@ def config_of(model: str, options: dict[str, Any], steps: int) -> Any:
     """Return this project's configuration for a model folder; what the options leave open is the preset's."""
     import torch
 
-    from helpers.config import build_config
+    from helpers.core.config import build_config
 
     return build_config(
         "alpaca",
@@ -55,7 +55,7 @@ def config_of(model: str, options: dict[str, Any], steps: int) -> Any:
 
 def load_ours(config: Any) -> Any:
     """Load a model and attach the adapter, as a notebook of this project does."""
-    from helpers.model import attach_adapter, load_model
+    from helpers.model.load import attach_adapter, load_model
 
     loaded = load_model(config.model, style="alpaca")
     attach_adapter(
@@ -70,10 +70,10 @@ def load_ours(config: Any) -> Any:
 
 def ours(config: Any, loaded: Any, rows: list[dict]) -> Any:
     """Build this project's trainer: rows to messages, the contract, the trainer."""
-    from helpers.contract import apply_contract
-    from helpers.prompts import build_example
-    from helpers.runs import RunDirectory
-    from helpers.training import build_trainer
+    from helpers.data.contract import apply_contract
+    from helpers.data.prompts import build_example
+    from helpers.core.runs import RunDirectory
+    from helpers.training.trainer import build_trainer
 
     examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
     checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
@@ -144,7 +144,7 @@ def peer(model: Any, tokenizer: Any, rows: list[dict], options: dict[str, Any], 
 
 def texts(rows: list[dict], end: str, *, split: bool) -> list[dict[str, str]]:
     """Return the rows as text, as the official notebook writes them; split, the answer stands apart."""
-    from helpers.prompts import alpaca_block
+    from helpers.data.prompts import alpaca_block
 
     pairs = [(alpaca_block(row["instruction"], row["input"]), row["output"] + end) for row in rows]
     return [{"prompt": a, "completion": b} if split else {"text": a + b} for a, b in pairs]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from helpers.shapes import ModelShape
+from helpers.memory.shapes import ModelShape
 
 UNPACKED_TESTED = "2026.10.9"
 """The only version of unsloth whose kernels are known to ask `fast_dequantize` for every matrix."""
@@ -31,7 +31,7 @@ def unpacked_bytes(shape: ModelShape) -> int:
         shape: The model's.
 
     Example:
-        >>> from helpers.shapes import MISTRAL_7B
+        >>> from helpers.memory.shapes import MISTRAL_7B
         >>> unpacked_bytes(MISTRAL_7B) / 2**30
         13.0
     """

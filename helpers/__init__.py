@@ -4,7 +4,7 @@ Importing this package loads nothing heavy: torch, transformers, trl, datasets a
 functions that need them, unsloth always first.
 """
 
-from helpers.errors import HelpersError
+from helpers.core.errors import HelpersError
 
 __version__ = "0.1.0"
 __all__ = ["HelpersError", "__version__"]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ConfigError, HelpersError
+from helpers.core.errors import ConfigError, HelpersError
 
 __all__ = ["main"]
 
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except HelpersError as error:
-        from helpers.failures import CellError
-        from helpers.processes import ElsewhereError
-        from helpers.redact import redact
+        from helpers.cli.failures import CellError
+        from helpers.core.processes import ElsewhereError
+        from helpers.core.secrets import redact
 
         if isinstance(error, ElsewhereError):
             return 2
@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from helpers import launch, plan_command
+    from helpers.training import launch
+    from helpers.cli import plan as plan_command
     from helpers.evaluation.launch import add_command as add_compare
-    from helpers.run_list import add_commands
+    from helpers.cli.runs import add_commands
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -85,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.notebook is None or options.help:
         return _help(options)
-    from helpers.notebooks import run_notebook
-    from helpers.runs import RunDirectory
-    from helpers.summary import summarize
+    from helpers.cli.notebooks import run_notebook
+    from helpers.core.runs import RunDirectory
+    from helpers.core.summary import summarize
 
     given = _given(options.pairs, options.preset)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended too
@@ -98,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _help(options: argparse.Namespace) -> int:
     """Show how `run` is used, with the notebook's parameters if one is named."""
-    from helpers.notebooks import find_notebook, read_parameters
+    from helpers.cli.notebooks import find_notebook, read_parameters
 
     options.parser.print_help()
     if options.notebook is None:
@@ -126,7 +127,7 @@ def _given(pairs: Sequence[str], preset: str | None) -> dict[str, Any]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from helpers.doctor import doctor
+    from helpers.runtime.doctor import doctor
 
     report = doctor()
     print(report)
@@ -134,8 +135,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _badges(options: argparse.Namespace) -> int:
-    from helpers.badges import read_release, release_texts
-    from helpers.runs import write_text
+    from tools.badges import read_release, release_texts
+    from helpers.core.runs import write_text
 
     release = read_release(CHECKOUT / "pyproject.toml", options.repo, options.tag)
     texts = release_texts(CHECKOUT, *release)
@@ -153,8 +154,8 @@ def _badges(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from helpers.badges import read_facts
-    from helpers.notebooks import list_notebooks
+    from tools.badges import read_facts
+    from helpers.cli.notebooks import list_notebooks
 
     for path in list_notebooks():
         print(f"{path.stem:<24} {read_facts(path).title}")

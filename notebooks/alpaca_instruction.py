@@ -107,8 +107,8 @@ if importlib.util.find_spec("helpers") is None:
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.
 
 # %%
-from helpers.display import show_table
-from helpers.session import configure_notebook
+from helpers.display.tables import show_table
+from helpers.training.session import configure_notebook
 
 config = configure_notebook("alpaca", globals())
 show_table(config.flat())
@@ -120,7 +120,7 @@ show_table(config.flat())
 # only looks. Its last line begins with `ready:`, or says what to do.
 
 # %%
-from helpers.environment import setup_notebook
+from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=config.preset == "smoke")
 
@@ -129,7 +129,7 @@ report = setup_notebook(smoke=config.preset == "smoke")
 # cell refuses rather than mix the two.
 
 # %%
-from helpers.session import start_run
+from helpers.training.session import start_run
 
 run = start_run(config, resume=resume)
 print("this run:", run.shown())
@@ -151,7 +151,7 @@ print("this run:", run.shown())
 # twice, are left out and counted. (Preset `smoke` takes rows of the same form that come with this project.)
 
 # %%
-from helpers.data import load_rows
+from helpers.data.rows import load_rows
 
 rows = load_rows(config.data, "alpaca", config.train.seed)
 print(f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out")
@@ -171,8 +171,8 @@ show_table([without_input, with_input])
 # between them; the output becomes the assistant's.
 
 # %%
-from helpers.display import show_conversation
-from helpers.prompts import build_example
+from helpers.display.tables import show_conversation
+from helpers.data.prompts import build_example
 
 tiny = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}
 show_conversation(build_example(tiny, "alpaca"))
@@ -203,7 +203,7 @@ show_conversation(build_example(without_input, "alpaca", style="alpaca"))
 # *scale*. Each weight is divided by the scale and stored as the number of the nearest level.
 
 # %%
-from helpers.diagrams import draw_nf4
+from helpers.display.diagrams import draw_nf4
 
 draw_nf4()
 
@@ -216,7 +216,7 @@ draw_nf4()
 # second; `fp32` has 32 bit, for the CPU. The template that it names is the subject of the next section.
 
 # %%
-from helpers.model import load_model
+from helpers.model.load import load_model
 
 loaded = load_model(config.model, style=style)
 print(f"{config.model.model_name}: template {loaded.template}, computing in {loaded.precision}")
@@ -234,7 +234,7 @@ print(f"{config.model.model_name}: template {loaded.template}, computing in {loa
 # -100 elsewhere, which the loss leaves out.
 
 # %%
-from helpers.diagrams import draw_mask
+from helpers.display.diagrams import draw_mask
 
 draw_mask()
 
@@ -245,7 +245,7 @@ draw_mask()
 # to learn. Rows that are too long, or that contain a control token spelled out, are left out and counted.
 
 # %%
-from helpers.contract import apply_contract
+from helpers.data.contract import apply_contract
 
 limit = config.model.max_seq_length
 train_checked = apply_contract(train_examples, loaded.tokenizer, max_seq_length=limit)
@@ -260,7 +260,7 @@ show_table([{"part": name, **part.summary()} for name, part in parts.items()])
 # the one that ends the answer.
 
 # %%
-from helpers.display import show_mask
+from helpers.display.tables import show_mask
 
 shortest = min(train_checked.tokenized, key=lambda row: len(row.input_ids))
 show_mask(shortest, loaded.tokenizer)
@@ -269,7 +269,7 @@ show_mask(shortest, loaded.tokenizer)
 # Rows differ in length. Here are all of them, in tokens; none may be longer than `max_seq_length`.
 
 # %%
-from helpers.display import plot_lengths
+from helpers.display.tables import plot_lengths
 
 lengths = [len(row.input_ids) for row in train_checked.tokenized]
 plot_lengths(lengths, limit, run.path / "lengths.png")
@@ -285,7 +285,7 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # them. Recording takes time, too, so that it is done only in a training of about a hundred steps or more.)
 
 # %%
-from helpers.diagrams import draw_packing
+from helpers.display.diagrams import draw_packing
 
 draw_packing()
 
@@ -301,7 +301,7 @@ draw_packing()
 # with the same fingerprints learned from the same tokens.
 
 # %%
-from helpers.session import record_inputs
+from helpers.training.session import record_inputs
 
 record_inputs(run, rows, loaded)
 print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
@@ -320,7 +320,7 @@ print("data fingerprint:", run.manifest()["data_fingerprint"][:16], "…")
 # how much memory the loss takes.
 
 # %%
-from helpers.session import fit_layout
+from helpers.training.session import fit_layout
 
 config = fit_layout(config, train_checked)
 
@@ -330,7 +330,7 @@ config = fit_layout(config, train_checked)
 # thin ones, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$.
 
 # %%
-from helpers.diagrams import draw_lora
+from helpers.display.diagrams import draw_lora
 
 draw_lora()
 
@@ -344,7 +344,7 @@ draw_lora()
 # the parameters of section 1.
 
 # %%
-from helpers.model import attach_adapter, trainable_parameters
+from helpers.model.load import attach_adapter, trainable_parameters
 
 settings = config.train
 attach_adapter(
@@ -378,7 +378,7 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 # After the trainer is built, its own tokens and labels are compared with the ones that were checked above.
 
 # %%
-from helpers.training import build_trainer, planned_steps
+from helpers.training.trainer import build_trainer, planned_steps
 
 trainer = build_trainer(config, loaded, train_checked, run)
 steps = planned_steps(config, len(trainer.train_dataset))
@@ -392,7 +392,7 @@ print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed
 # by default the numbers stay in the run's folder.
 
 # %%
-from helpers.training import train
+from helpers.training.trainer import train
 
 result = train(trainer, config, loaded, train_checked, heldout_checked)
 run.update_metrics(**result.metrics())
@@ -404,7 +404,7 @@ run.update_metrics(**result.metrics())
 # is always measured on the same held-out rows.
 
 # %%
-from helpers.display import plot_losses
+from helpers.display.tables import plot_losses
 
 plot_losses(run.metrics(), run.path / "loss.png")
 
@@ -415,7 +415,7 @@ plot_losses(run.metrics(), run.path / "loss.png")
 # What the curve looks like, in words, by rules that do not depend on how one feels about it.
 
 # %%
-from helpers.curves import judge_curve
+from helpers.training.curves import judge_curve
 
 print(judge_curve(run.metrics()).text)
 
@@ -425,7 +425,7 @@ print(judge_curve(run.metrics()).text)
 # as a whole, the model has become better at rows like these.
 
 # %%
-from helpers.training import describe_change
+from helpers.training.trainer import describe_change
 
 print(describe_change(result))
 
@@ -452,7 +452,7 @@ show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **resu
 # trained with, and a description.
 
 # %%
-from helpers.training import save_adapter
+from helpers.training.trainer import save_adapter
 
 files = save_adapter(loaded, run)
 print(run.shown("adapter") + ":", ", ".join(files))
@@ -462,7 +462,7 @@ print(run.shown("adapter") + ":", ", ".join(files))
 # loaded again as if this were another day, and the saved adapter is put on it.
 
 # %%
-from helpers.model import free_memory, load_adapter
+from helpers.model.load import free_memory, load_adapter
 
 del trainer, loaded
 free_memory()
@@ -473,7 +473,7 @@ loaded = load_adapter(run.adapter, config)
 # and for nothing else; a wrong adapter misses it by far, and the cell would fail.
 
 # %%
-from helpers.reload import prove_reload
+from helpers.training.reload import prove_reload
 
 print(prove_reload(loaded, heldout_checked, result))
 
@@ -506,8 +506,8 @@ questions = [
 # card, and is printed.
 
 # %%
-from helpers.decoding import fast_generate
-from helpers.prompts import build_prompt
+from helpers.model.decoding import fast_generate
+from helpers.data.prompts import build_prompt
 
 prompts = [build_prompt(task, text, **how) for task, text in questions]
 length = config.generation.max_new_tokens
@@ -530,8 +530,8 @@ show_table(columns)
 # The answers are kept with the run, and the run is marked as complete.
 
 # %%
-from helpers.runs import write_json
-from helpers.session import finish_run
+from helpers.core.runs import write_json
+from helpers.training.session import finish_run
 
 kept = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": kept})
@@ -541,7 +541,7 @@ finish_run(run)
 # Now one of your own. The words appear as the model chooses them.
 
 # %%
-from helpers.model import stream
+from helpers.model.load import stream
 
 my_instruction = "Write two sentences that invite a friend to a picnic."
 answer = stream(loaded, build_prompt(my_instruction, **how), max_new_tokens=length)

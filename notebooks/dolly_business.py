@@ -109,8 +109,8 @@ if importlib.util.find_spec("helpers") is None:
 # The parameters are checked before anything is downloaded.
 
 # %%
-from helpers.display import show_table
-from helpers.session import configure_notebook
+from helpers.display.tables import show_table
+from helpers.training.session import configure_notebook
 
 config = configure_notebook("dolly", globals())
 show_table(config.flat())
@@ -119,7 +119,7 @@ show_table(config.flat())
 # The table shows the whole run, the preset's values included. Then the packages, in exact versions.
 
 # %%
-from helpers.environment import setup_notebook
+from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=config.preset == "smoke")
 
@@ -128,7 +128,7 @@ report = setup_notebook(smoke=config.preset == "smoke")
 # again.
 
 # %%
-from helpers.session import start_run
+from helpers.training.session import start_run
 
 run = start_run(config, resume=resume)
 print("this run:", run.shown())
@@ -146,7 +146,7 @@ print("this run:", run.shown())
 # Some are held out. (Preset `smoke` takes 128 rows of the same form that come with this project.)
 
 # %%
-from helpers.data import load_rows
+from helpers.data.rows import load_rows
 
 rows = load_rows(config.data, "dolly", config.train.seed)
 print(f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out")
@@ -158,7 +158,7 @@ print("left out:", rows.left_out or "none")
 # length of its median answer: half of the answers are shorter.
 
 # %%
-from helpers.display import plot_categories
+from helpers.display.tables import plot_categories
 
 plot_categories(rows.train, run.path / "categories.png")
 
@@ -170,7 +170,7 @@ plot_categories(rows.train, run.path / "categories.png")
 # learn to write them. They are removed, and counted.
 
 # %%
-from helpers.selection import clean_rows
+from helpers.data.selection import clean_rows
 
 rows, removed = clean_rows(rows)
 print(removed, "reference marks removed")
@@ -190,8 +190,8 @@ show_table([without_context, with_context])
 # will be the same whenever the assistant is used.
 
 # %%
-from helpers.display import show_conversation
-from helpers.prompts import build_example
+from helpers.display.tables import show_conversation
+from helpers.data.prompts import build_example
 
 style, system_prompt = config.data.prompt_style, config.data.system_prompt
 options = {"style": style, "system_prompt": system_prompt}
@@ -201,7 +201,7 @@ show_conversation(build_example(with_context, "dolly", **options))
 # Now the model, in 4 bit on a GPU. Its template turns the messages into text.
 
 # %%
-from helpers.model import load_model
+from helpers.model.load import load_model
 
 loaded = load_model(config.model, style=style)
 print(f"template {loaded.template}, computing in {loaded.precision}")
@@ -212,7 +212,7 @@ print(f"template {loaded.template}, computing in {loaded.precision}")
 # it. For Mistral this project brings a template of its own, which gives the same tokens as Mistral's own library.
 
 # %%
-from helpers.templates import render
+from helpers.data.chat_templates import render
 
 example = build_example(with_context, "dolly", **options)
 print(render(loaded.tokenizer, example.messages(), answer_next=False))
@@ -221,7 +221,7 @@ print(render(loaded.tokenizer, example.messages(), answer_next=False))
 # All rows as tokens, checked: system prompt inside, answer and its end (EOS) learned, nothing else.
 
 # %%
-from helpers.contract import apply_contract
+from helpers.data.contract import apply_contract
 
 limit = config.model.max_seq_length
 parts = {
@@ -241,7 +241,7 @@ show_table([{"part": name, **part.summary()} for name, part in checked.items()])
 # And one row with its mask: grey is given, underlined blue is learned.
 
 # %%
-from helpers.display import show_mask
+from helpers.display.tables import show_mask
 
 shortest = min(checked["training"].tokenized, key=lambda row: len(row.input_ids))
 show_mask(shortest, loaded.tokenizer)
@@ -250,7 +250,7 @@ show_mask(shortest, loaded.tokenizer)
 # The system prompt is also there when the assistant is asked something. The check compares token by token.
 
 # %%
-from helpers.contract import prove_same_prompt
+from helpers.data.contract import prove_same_prompt
 
 print(prove_same_prompt(with_context, "dolly", loaded.tokenizer, **options))
 
@@ -264,7 +264,7 @@ print(prove_same_prompt(with_context, "dolly", loaded.tokenizer, **options))
 # rows of a step are laid out on this card, and why.
 
 # %%
-from helpers.session import fit_layout
+from helpers.training.session import fit_layout
 
 config = fit_layout(config, checked["training"])
 
@@ -273,7 +273,7 @@ config = fit_layout(config, checked["training"])
 # how much it can hold, *alpha* (`lora_alpha`) how much it counts.
 
 # %%
-from helpers.model import attach_adapter, trainable_parameters
+from helpers.model.load import attach_adapter, trainable_parameters
 
 settings = config.train
 attach_adapter(
@@ -288,8 +288,8 @@ print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2
 # The run's record gets a fingerprint of the rows and of the template; then the trainer is built.
 
 # %%
-from helpers.session import record_inputs
-from helpers.training import build_trainer, planned_steps
+from helpers.training.session import record_inputs
+from helpers.training.trainer import build_trainer, planned_steps
 
 record_inputs(run, rows, loaded)
 trainer = build_trainer(config, loaded, checked["training"], run)
@@ -302,7 +302,7 @@ print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed
 # way, and after the last.
 
 # %%
-from helpers.training import train
+from helpers.training.trainer import train
 
 result = train(trainer, config, loaded, checked["training"], checked["held out"])
 run.update_metrics(**result.metrics())
@@ -312,7 +312,7 @@ run.update_metrics(**result.metrics())
 # one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high.
 
 # %%
-from helpers.display import plot_losses
+from helpers.display.tables import plot_losses
 
 plot_losses(run.metrics(), run.path / "loss.png")
 
@@ -320,8 +320,8 @@ plot_losses(run.metrics(), run.path / "loss.png")
 # The same in words, by rules that do not depend on how one feels about the plot.
 
 # %%
-from helpers.curves import judge_curve
-from helpers.training import describe_change
+from helpers.training.curves import judge_curve
+from helpers.training.trainer import describe_change
 
 print(judge_curve(run.metrics()).text)
 print(describe_change(result))
@@ -350,7 +350,7 @@ print(describe_needs(needs, run.path))
 
 # %%
 from helpers.export import measure_reference
-from helpers.training import save_adapter
+from helpers.training.trainer import save_adapter
 
 files = save_adapter(loaded, run)
 reference = measure_reference(loaded)
@@ -448,7 +448,7 @@ if config.export.push_to:
 # decisions; preset `smoke` takes the first eight. None of them is in the training rows.
 
 # %%
-from helpers.data import read_prompts
+from helpers.data.rows import read_prompts
 
 business_prompts = read_prompts()[: 8 if config.preset == "smoke" else None]
 show_table([{"topic": p["topic"], "prompt": p["prompt"]} for p in business_prompts])
@@ -457,8 +457,8 @@ show_table([{"topic": p["topic"], "prompt": p["prompt"]} for p in business_promp
 # All are answered in one go, with the system prompt that the assistant was trained with.
 
 # %%
-from helpers.decoding import fast_generate
-from helpers.prompts import build_prompt
+from helpers.model.decoding import fast_generate
+from helpers.data.prompts import build_prompt
 
 prompts = [build_prompt(p["prompt"], **options) for p in business_prompts]
 length = config.generation.max_new_tokens
@@ -474,8 +474,8 @@ show_table([{"prompt": question, "answer": text} for question, text in pairs])
 # The answers are kept with the run, and the run is marked as complete.
 
 # %%
-from helpers.runs import write_json
-from helpers.session import finish_run
+from helpers.core.runs import write_json
+from helpers.training.session import finish_run
 
 kept = [{"instruction": question, "answer": text} for question, text in pairs]
 write_json(run.path / "answers.json", {"answers": kept})

@@ -83,7 +83,7 @@ if importlib.util.find_spec("helpers") is None:
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.
 
 # %%
-from helpers.display import show_table
+from helpers.display.tables import show_table
 from helpers.evaluation.lesson import configure_evaluation
 
 config = configure_evaluation(globals())
@@ -95,7 +95,7 @@ show_table(config.flat())
 # Now the packages: exact versions, the same for everyone.
 
 # %%
-from helpers.environment import setup_notebook
+from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=config.preset == "smoke")
 
@@ -188,7 +188,7 @@ show_table(texts, limit=5_000)
 
 # %%
 from helpers.evaluation.generate import take_readings
-from helpers.evaluation.selftests import judge
+from helpers.evaluation.sanity import judge
 
 show_table(judge(take_readings(bench, material.prompts[0], arms)))
 
@@ -229,7 +229,7 @@ show_table(reference_table(references, arms))
 # out again here. That is the best proof that the right adapter sits on the right model.
 
 # %%
-from helpers.evaluation.selftests import reproduces_training
+from helpers.evaluation.sanity import reproduces_training
 from helpers.evaluation.sources import recorded_loss
 
 print(reproduces_training(references, *recorded_loss(adapter, config)))
@@ -251,7 +251,7 @@ print(f"base {mean(base_nll):.2f} ± {stdev(base_nll):.2f}, tuned {mean(tuned_nl
 # outside, chance alone is an unlikely explanation.
 
 # %%
-from helpers.evaluation.statistics import t_interval
+from helpers.evaluation.stats.tests import t_interval
 
 differences = [tuned - base for base, tuned in zip(base_nll, tuned_nll, strict=True)]
 print(f"mean difference {mean(differences):+.2f}, interval {t_interval(differences)}")
@@ -299,7 +299,7 @@ show_pairs(comparison, overview, pick_ids(comparison, 4))
 # names the exact settings of chrF++; scores of other settings cannot be compared with these.
 
 # %%
-from helpers.evaluation.likeness import chrf_signature
+from helpers.evaluation.metrics.reference import chrf_signature
 from helpers.evaluation.show import answer_table
 
 print("chrF++:", chrf_signature())
@@ -386,7 +386,7 @@ show_table(robustness(overview, "rouge_l"))
 
 # %%
 from helpers.evaluation.generate import token_shift
-from helpers.evaluation.shift import describe_shift
+from helpers.evaluation.metrics.token_shift import describe_shift
 
 said = {answer.prompt_id: answer for answer in answers if answer.arm == overview.tuned.name}
 shifts = {q.prompt.id: token_shift(bench, q, said[q.prompt.id]) for q in material.asked()}
@@ -397,7 +397,7 @@ print(shifted)
 # One answer in full. Read the marked words aloud: do they carry meaning, or manner?
 
 # %%
-from helpers.evaluation.heatmap import draw_shift
+from helpers.evaluation.report.heatmap import draw_shift
 
 example = material.prompts[0].prompt
 pictures["token_shift"] = draw_shift(shifts[example.id], example.text)
@@ -416,7 +416,7 @@ show_picture(pictures, "token_shift", run.path)
 # answers are kept, and only the votes are new. `vote_key.json` says who wrote what. Do not hand it out.
 
 # %%
-from helpers.evaluation.voting import prepare_vote
+from helpers.evaluation.votes.voting import prepare_vote
 
 items, key = prepare_vote(run, comparison, overview)
 print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}")
@@ -425,7 +425,7 @@ print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}")
 # Or vote right here. When you are through, run the cells below once more.
 
 # %%
-from helpers.evaluation.vote_widget import vote_widget
+from helpers.evaluation.votes.widget import vote_widget
 
 my_votes = []
 vote_widget(items, my_votes.extend)
@@ -438,7 +438,7 @@ vote_widget(items, my_votes.extend)
 # beyond what chance would give: 0 is no more than chance, 1 is full agreement.
 
 # %%
-from helpers.evaluation.voting import count_votes, describe_votes
+from helpers.evaluation.votes.voting import count_votes, describe_votes
 
 votes = count_votes(config, key, my_votes)
 print(describe_votes(votes))
@@ -487,7 +487,7 @@ show_table(worst_rows(comparison, overview) or {"none": "No question lost by tun
 # `alike` is the share of words and pairs of words that the two have in common; 1 is the same text.
 
 # %%
-from helpers.evaluation.leakage import describe_leakage, nearest_examples
+from helpers.evaluation.metrics.contamination import describe_leakage, nearest_examples
 
 neighbours = nearest_examples([q.prompt for q in material.asked()], material.train_texts())
 print(describe_leakage(neighbours))

@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers.config import AdapterConfig, ModelConfig
-from helpers.model import LoadedModel, attach_adapter, load_model
+from helpers.core.config import AdapterConfig, ModelConfig
+from helpers.model.load import LoadedModel, attach_adapter, load_model
 
 
 def main() -> int:
@@ -122,9 +122,9 @@ def _load_plain(options: argparse.Namespace) -> LoadedModel:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.hardware import choose_precision, find_gpu
-    from helpers.model import TARGET_MODULES
-    from helpers.templates import install_template
+    from helpers.runtime.hardware import choose_precision, find_gpu
+    from helpers.model.load import TARGET_MODULES
+    from helpers.data.chat_templates import install_template
 
     gpu = find_gpu()
     precision = choose_precision(gpu.capability if gpu else None)

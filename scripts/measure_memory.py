@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the peak GPU memory of training beside its prediction, to check and refit `helpers.memory.CALIBRATION`.
+"""Measure the peak GPU memory of training beside its prediction, to check and refit `helpers.memory.predict.CALIBRATION`.
 
     python scripts/measure_memory.py MODEL_DIR [--configurations FILE.json] [--only 0,3] [--steps 4] > measured.jsonl
 
@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers.config import RunConfig, build_config
-from helpers.memory import GIB, ModelShape, predict_peak, shape_of
-from helpers.planner import attention_kind
-from helpers.prompts import Example
+from helpers.core.config import RunConfig, build_config
+from helpers.memory.predict import GIB, ModelShape, predict_peak, shape_of
+from helpers.memory.plan import attention_kind
+from helpers.data.prompts import Example
 
 if TYPE_CHECKING:
-    from helpers.contract import Contract
-    from helpers.model import LoadedModel
+    from helpers.data.contract import Contract
+    from helpers.model.load import LoadedModel
 
 DEFAULTS: dict[str, Any] = {
     "lora_rank": 16,
@@ -103,9 +103,9 @@ def measure_apart(model: Path, configuration: dict[str, Any], steps: int) -> dic
 
 def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train a few steps and compare the peak with its prediction."""
-    from helpers.model import attach_adapter, load_model
-    from helpers.runs import RunDirectory
-    from helpers.training import build_trainer
+    from helpers.model.load import attach_adapter, load_model
+    from helpers.core.runs import RunDirectory
+    from helpers.training.trainer import build_trainer
 
     config = run_config(model, configuration, steps)
     loaded = load_model(config.model)
@@ -171,7 +171,7 @@ def predict(shape: ModelShape, configuration: dict[str, Any], attention: str, ca
 
 def equal_rows(loaded: LoadedModel, config: RunConfig, length: int, steps: int) -> Contract:
     """As many rows as the steps need, each of exactly `length` tokens, all but a short prompt of them answer."""
-    from helpers.contract import apply_contract, tokenize_example
+    from helpers.data.contract import apply_contract, tokenize_example
 
     def example(words: int) -> Example:
         answer = {"role": "assistant", "content": " ".join(["a"] * words)}

@@ -57,8 +57,8 @@ if importlib.util.find_spec("helpers") is None:
 # belongs into the package.
 
 # %%
-from helpers.data import read_sample
-from helpers.display import show_table
+from helpers.data.rows import read_sample
+from helpers.display.tables import show_table
 
 rows = read_sample("alpaca", "heldout")[:row_count]
 show_table(rows)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 
 from helpers.__main__ import main
-from helpers.config import build_config
+from helpers.core.config import build_config
 from helpers.evaluation.config import build_evaluation_config
 from helpers.export.gguf import find_llama_quantize
-from helpers.persist import persist_folder
-from helpers.plan_command import parse_gpu
-from helpers.run_list import read_run
-from helpers.run_lock import hold_lock
-from helpers.runs import check_run, runs_root
-from helpers.smollm2 import smollm2_folder
-from helpers.tasks import find_task
-from helpers.tracking import require_tracker
+from helpers.training.persist import persist_folder
+from helpers.cli.plan import parse_gpu
+from helpers.cli.runs import read_run
+from helpers.core.lock import hold_lock
+from helpers.core.runs import check_run, runs_root
+from helpers.model.smollm2 import smollm2_folder
+from helpers.cli.tasks import find_task
+from helpers.training.tracking import require_tracker
 
 TOKEN = "hf_" + "a" * 34
 

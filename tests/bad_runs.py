@@ -6,21 +6,21 @@ import json
 
 from small_notebooks import write_notebook
 
-from helpers.badges import read_facts
-from helpers.config import build_config
+from tools.badges import read_facts
+from helpers.core.config import build_config
 from helpers.evaluation.compatibility import check_base
 from helpers.evaluation.config import build_evaluation_config
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, find_adapter, training_config
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.export.gguf import export_gguf
 from helpers.export.hub import publish
-from helpers.lock import read_lock
-from helpers.model import load_adapter
-from helpers.notebooks import run_notebook
-from helpers.parameter_cells import read_parameters
-from helpers.persist import prepare_persist
-from helpers.runs import RunDirectory, open_run, runs_root
-from helpers.shapes import shape_of
+from helpers.runtime.lockfile import read_lock
+from helpers.model.load import load_adapter
+from helpers.cli.notebooks import run_notebook
+from helpers.cli.parameters import read_parameters
+from helpers.training.persist import prepare_persist
+from helpers.core.runs import RunDirectory, open_run, runs_root
+from helpers.memory.shapes import shape_of
 
 DEEP = "[" * 200_000
 STATED = {"base_model_name_or_path": "smollm2-135m", "bias": "none", "peft_type": "LORA"}

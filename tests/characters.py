@@ -11,7 +11,7 @@ def character_tokenizer(template: str = ""):
     Args:
         template: A chat template, or "" for Mistral's.
     """
-    from helpers.templates import MISTRAL_V3
+    from helpers.data.chat_templates import MISTRAL_V3
 
     special = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "[INST]": INST, "[/INST]": END_INST}
     return _build(special, template or MISTRAL_V3, bos_token="<s>", eos_token="</s>")
@@ -19,7 +19,7 @@ def character_tokenizer(template: str = ""):
 
 def chatml_tokenizer():
     """Return the same with ChatML's control tokens, and no BOS."""
-    from helpers.templates import CHATML
+    from helpers.data.chat_templates import CHATML
 
     return _build({"<pad>": PAD, "<|im_start|>": BOS, "<|im_end|>": EOS}, CHATML, eos_token="<|im_end|>")
 

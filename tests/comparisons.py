@@ -44,9 +44,9 @@ def make_adapter(run, model, *, scale=0.05):
     """Save a random LoRA adapter as a complete training run, and return its folder."""
     import torch
 
-    from helpers.config import AdapterConfig, ModelConfig
-    from helpers.model import attach_adapter, load_model
-    from helpers.templates import template_sha256
+    from helpers.core.config import AdapterConfig, ModelConfig
+    from helpers.model.load import attach_adapter, load_model
+    from helpers.data.chat_templates import template_sha256
 
     loaded = load_model(ModelConfig(model_name=str(model), max_seq_length=256, load_in_4bit=False))
     attach_adapter(loaded, AdapterConfig(lora_rank=4), seed=1, gradient_checkpointing=False)
@@ -98,7 +98,7 @@ def _questions():
 
 def _checks(bench, arms, material):
     from helpers.evaluation.generate import take_readings
-    from helpers.evaluation.selftests import judge
+    from helpers.evaluation.sanity import judge
 
     readings = take_readings(bench, material.prompts[0], arms)
     return {"rows": judge(readings), "bos": {k: list(v) for k, v in readings.bos.items()}, "change": readings.change,
@@ -188,7 +188,7 @@ def _cache(bench, arms, material, folder):
 
 def _steps(bench, arms):
     """Answer with the ordinary loop, and with the decoder that a GPU with room gets."""
-    from helpers.decoding import DecodePlan
+    from helpers.model.decoding import DecodePlan
     from helpers.evaluation import generate as module
 
     def answered(plan):
@@ -208,7 +208,7 @@ def _steps(bench, arms):
 
 def _memory(bench, arms, material):
     """Run out of memory above one prompt, and then with one prompt too."""
-    from helpers.errors import StackError
+    from helpers.core.errors import StackError
     from helpers.evaluation.generate import answer_all
 
     lines = []
@@ -225,7 +225,7 @@ def _memory(bench, arms, material):
 def _empty(bench, arms, material):
     """Let every arm end at once."""
     from helpers.evaluation.generate import answer_all, token_shift
-    from helpers.model import GeneratedAnswer
+    from helpers.model.load import GeneratedAnswer
 
     with Counter(answer=GeneratedAnswer("", 1, True)):
         answers = answer_all(bench, _questions()[:1], arms[:2], batch_size=4, report=lambda line: None)
@@ -302,7 +302,7 @@ def _draws(bench, material):
 
 def _refused(other, runs, model):
     """Try an adapter on another base, and one that was never trained."""
-    from helpers.errors import EvaluationError
+    from helpers.core.errors import EvaluationError
 
     said = {}
     try:

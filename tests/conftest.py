@@ -31,7 +31,7 @@ def mistral_tokenizer(tiny_mistral):
     """Mistral's v0.3 tokenizer with our template installed. Shared: do not change it."""
     from transformers import AutoTokenizer
 
-    from helpers.templates import install_template
+    from helpers.data.chat_templates import install_template
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mistral)
     install_template(tokenizer, "chat")

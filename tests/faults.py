@@ -36,7 +36,7 @@ def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment
     Returns:
         The adapter's SHA-256, the metrics but for times, what was reported, and the error if there was one.
     """
-    from helpers.errors import HelpersError
+    from helpers.core.errors import HelpersError
 
     os.environ.update({"HELPERS_RUNS_DIR": str(runs), **(environment or {})})
     lines = []
@@ -52,9 +52,9 @@ def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment
 
 
 def _pipeline(model, name, resume, parameters, report):
-    from helpers.config import build_config
-    from helpers.session import finish_run, record_inputs, start_run
-    from helpers.training import build_trainer, save_adapter, train
+    from helpers.core.config import build_config
+    from helpers.training.session import finish_run, record_inputs, start_run
+    from helpers.training.trainer import build_trainer, save_adapter, train
 
     config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **parameters)
     run = start_run(config, resume=resume)
@@ -70,8 +70,8 @@ def _pipeline(model, name, resume, parameters, report):
 
 def warm(*, model):
     """In the nursery itself: do once what is the same in every run, so that children need not."""
-    from helpers import session
-    from helpers.config import build_config
+    from helpers.training import session
+    from helpers.core.config import build_config
 
     session.installed_versions = functools.cache(session.installed_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
@@ -84,10 +84,10 @@ _prepared = {}
 
 def prepared(config):
     """Return rows, model with a fresh adapter, and both contracts; made once a process, or before the fork."""
-    from helpers.contract import apply_contract
-    from helpers.data import load_rows
-    from helpers.model import attach_adapter, load_model
-    from helpers.prompts import build_example
+    from helpers.data.contract import apply_contract
+    from helpers.data.rows import load_rows
+    from helpers.model.load import attach_adapter, load_model
+    from helpers.data.prompts import build_example
 
     key = repr((config.model, config.data, config.adapter, config.train.seed))
     if key not in _prepared:

@@ -8,7 +8,7 @@ import json
 import hypothesis
 from hypothesis import strategies as st
 
-from helpers.errors import HelpersError
+from helpers.core.errors import HelpersError
 
 QUICK = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 """The same examples each time, on slow machines too, and nothing kept on disk."""

@@ -121,7 +121,7 @@ def serve():
     import torch
 
     torch.set_num_threads(1)
-    from helpers.model import import_unsloth
+    from helpers.model.load import import_unsloth
 
     import_unsloth()
     import datasets

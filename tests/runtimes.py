@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from helpers import hardware
-from helpers.lock import read_lock
+from helpers.runtime import hardware
+from helpers.runtime.lockfile import read_lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -13,7 +13,7 @@ import bad_runs
 import pytest
 
 import helpers
-from helpers.errors import HelpersError
+from helpers.core.errors import HelpersError
 
 CATALOGUE = [*bad_parameters.CASES, *bad_files.CASES, *bad_runs.CASES]
 COMMANDS = bad_parameters.COMMANDS

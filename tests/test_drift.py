@@ -182,12 +182,12 @@ def test_an_upgrade_unpacks_what_is_read():
         (
             "processing_class: ",
             "tokenizer: ",
-            ["trl.SFTTrainer does not take processing_class, which helpers/training.py gives"],
+            ["trl.SFTTrainer does not take processing_class, which helpers/training/trainer.py gives"],
         ),
         (
             "class SFTTrainer",
             "class Trainer",
-            ["trl.SFTTrainer, used in helpers/training.py, is not in trl/trainer/sft_trainer.py SFTTrainer"] * 5,
+            ["trl.SFTTrainer, used in helpers/training/trainer.py, is not in trl/trainer/sft_trainer.py SFTTrainer"] * 5,
         ),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import helpers
-from helpers import errors
+from helpers.core import errors
 
 PACKAGE = Path(helpers.__file__).parent
 MODULES = {
@@ -207,7 +207,7 @@ class TestDependencies:
         assert {unit(m) for m in users} <= {"__main__", "notebooks"}
 
     def test_unsloth_is_imported_in_few_places(self):
-        """Only `helpers.model` imports unsloth; three others mend it after that."""
+        """Only `helpers.model.load` imports unsloth; three others mend it after that."""
         importers = {
             module
             for module in MODULES
@@ -215,7 +215,7 @@ class TestDependencies:
             if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "unsloth" for a in node.names))
             or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unsloth")
         }
-        assert importers <= {"helpers.model", "helpers.attention", "helpers.graphs", "helpers.recompute"}
+        assert importers <= {"helpers.model.load", "helpers.model.patches.attention", "helpers.model.patches.cuda_graphs", "helpers.model.patches.recompute"}
 
 
 class TestErrors:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from helpers import __version__
-from helpers.badges import notebook_badges, read_facts, read_release
-from helpers.pairs import build_all
-from helpers.structure import check_notebook
+from tools.badges import notebook_badges, read_facts, read_release
+from tools.pairs import build_all
+from tools.notebook_lint import check_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -182,7 +182,7 @@ class TestTemplate:
     @pytest.mark.slow
     def test_a_copy_runs(self, tmp_path, runs_folder):
         """It can be executed as it is."""
-        from helpers.notebooks import run_notebook
+        from helpers.cli.notebooks import run_notebook
 
         (tmp_path / "new_one.py").write_text(read("templates/notebook.py"), encoding="utf-8")
         build_all(tmp_path)
@@ -247,6 +247,6 @@ def tree_paths(text):
 def test_a_tree_is_read_with_its_folders():
     """Both ways to draw a tree give the paths, comments left out."""
     plain = "```\nhelpers/     the package\n  config.py  settings\nREADME.md LICENSE  texts\ntests/  # tests\n```\n"
-    assert tree_paths(plain) == ["helpers", "helpers/config.py", "README.md", "LICENSE", "tests"]
+    assert tree_paths(plain) == ["helpers", "helpers/core/config.py", "README.md", "LICENSE", "tests"]
     drawn = "```text\n.\n├── helpers/      # the package\n│   ├── errors.py  # errors\n└── Makefile\n```\n"
-    assert tree_paths(drawn) == ["helpers", "helpers/errors.py", "Makefile"]
+    assert tree_paths(drawn) == ["helpers", "helpers/core/errors.py", "Makefile"]

@@ -38,7 +38,7 @@ FAILURES = {
     "printed": "import os\nprint(os.environ['HF_TOKEN'])",
     "on stderr": "import os, sys\nprint(os.environ['HF_TOKEN'], file=sys.stderr)",
     "in an error": "import os\nraise RuntimeError('401 for ' + os.environ['HF_TOKEN'])",
-    "in a helpers error": "import os\nfrom helpers.errors import RunError\n"
+    "in a helpers error": "import os\nfrom helpers.core.errors import RunError\n"
     "raise RunError('hub', 'a token', os.environ['HF_TOKEN'], 'Renew ' + os.environ['HF_TOKEN'])",
     "shown as HTML": "import os\nfrom IPython.display import HTML\ndisplay(HTML(os.environ['HF_TOKEN']))",
     "as a result": "import os\nos.environ['HF_TOKEN']",
@@ -51,9 +51,9 @@ FAILURES = {
 
 LOAD = """
 import pathlib, sys
-from helpers.config import ModelConfig
-from helpers.errors import StackError
-from helpers.model import import_unsloth, load_model
+from helpers.core.config import ModelConfig
+from helpers.core.errors import StackError
+from helpers.model.load import import_unsloth, load_model
 import_unsloth()
 import torch
 good, bad, mark = sys.argv[1:]
@@ -83,7 +83,7 @@ class TestCode:
     def test_every_source_is_looked_at(self):
         """The package, three notebooks, the scripts and the lessons are among the sources."""
         assert len(CODE) > 100
-        assert {"helpers/model.py", "notebooks/dolly_business.py", "scripts/gpu_ci"} <= set(CODE)
+        assert {"helpers/model/load.py", "notebooks/dolly_business.py", "scripts/gpu_ci"} <= set(CODE)
 
     @pytest.mark.parametrize("path", CODE)
     def test_nothing_is_unpickled_and_no_text_is_run(self, path):
@@ -107,9 +107,9 @@ class TestCode:
     def test_pip_installs_in_the_setup_cell_alone(self):
         """In the package only the function behind the setup cell runs pip; in notebooks only a cell that begins so."""
         running = [p for p, text in CODE.items() if re.search(r'"pip",\s*"install"', text)]
-        assert running == ["helpers/environment.py"]
+        assert running == ["helpers/runtime/setup.py"]
         users = [p for p, text in CODE.items() if "_pip_install(" in text or "_install_until_done(" in text]
-        assert users == ["helpers/environment.py"]
+        assert users == ["helpers/runtime/setup.py"]
         magic = {p: re.findall(r"(?m)^.*(?:%pip|!pip|\"pip\", f?\"install).*$", t) for p, t in CODE.items()}
         assert {len(lines) for p, lines in magic.items() if p.startswith("notebooks/")} == {1}
         assert [p for p, lines in magic.items() if lines and p.startswith("helpers/") and p not in running] == []

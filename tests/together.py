@@ -58,8 +58,8 @@ def as_rank(*, rank, count, port, work, given, fault=None):
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})  # fmt: skip
     from faults import strike
 
-    from helpers.lost import losses_explained
-    from helpers.processes import join, leave
+    from helpers.core.lost import losses_explained
+    from helpers.core.processes import join, leave
 
     join()
     with strike(fault), losses_explained():
@@ -73,9 +73,9 @@ _warm = {}
 
 def warm(*, model):
     """In the nursery itself: load the model, and look up what is the same in every run."""
-    from helpers import session
-    from helpers.config import build_config
-    from helpers.model import load_model
+    from helpers.training import session
+    from helpers.core.config import build_config
+    from helpers.model.load import load_model
 
     session.installed_versions = functools.cache(session.installed_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
@@ -86,20 +86,20 @@ def warm(*, model):
 
 def take_warm_model():
     """Train the model that the nursery loaded, and draw no picture of it, nor load the adapter again."""
-    import helpers.display
-    import helpers.model
-    import helpers.reload
+    import helpers.display.tables
+    import helpers.model.load
+    import helpers.training.reload
 
-    helpers.model.load_model = lambda config, style: _warm["model"]
-    helpers.model.load_adapter = lambda folder, config: None
-    helpers.reload.prove_reload = lambda loaded, heldout, result: "not loaded again"
-    helpers.display.plot_losses = lambda metrics, path: None
+    helpers.model.load.load_model = lambda config, style: _warm["model"]
+    helpers.model.load.load_adapter = lambda folder, config: None
+    helpers.training.reload.prove_reload = lambda loaded, heldout, result: "not loaded again"
+    helpers.display.tables.plot_losses = lambda metrics, path: None
 
 
 def train(*, runs, model, name, resume="auto", packed=False, whole=False, **parameters):
     """Train as `python -m helpers train` does, to the end or, unless `whole`, to the saved adapter; return metrics."""
-    from helpers.config import build_config
-    from helpers.launch import train_run
+    from helpers.core.config import build_config
+    from helpers.training.launch import train_run
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
     adjust_trainer(packed)
@@ -118,7 +118,7 @@ def replay_passes():
     import torch
     from test_graphs import Computed, batch, make_layers, walk
 
-    from helpers.processes import place
+    from helpers.core.processes import place
 
     class Stack(torch.nn.Module):
         """Layers behind one forward method, as DistributedDataParallel wants it."""

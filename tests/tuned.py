@@ -43,7 +43,7 @@ class Stranger:
 
     def __call__(self, request, output):
         """Take the place of `helpers.export.verify._run_worker`."""
-        from helpers.errors import ExportError
+        from helpers.core.errors import ExportError
 
         self.process.stdin.write(json.dumps([str(request), str(output)]) + "\n")
         self.process.stdin.flush()
@@ -64,8 +64,8 @@ def tuned_mistral(folder, *, std=0.05, nf4=False):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.model import TARGET_MODULES, LoadedModel
-    from helpers.templates import install_template
+    from helpers.model.load import TARGET_MODULES, LoadedModel
+    from helpers.data.chat_templates import install_template
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     template = install_template(tokenizer, "chat")

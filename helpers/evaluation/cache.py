@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import RunError
-from helpers.processes import place
-from helpers.runs import read_json, write_json
+from helpers.core.errors import RunError
+from helpers.core.processes import place
+from helpers.core.runs import read_json, write_json
 
 __all__ = ["AnswerCache", "CachedAnswer"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import EvaluationError
+from helpers.core.errors import EvaluationError
 from helpers.evaluation.sources import WEIGHTS, AdapterSource
 
 __all__ = ["adapter_shape", "check_base", "same_base_name"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ConfigError
-from helpers.paths import folder_name, is_file
-from helpers.settings import Settings, nearest, setting
+from helpers.core.errors import ConfigError
+from helpers.core.paths import folder_name, is_file
+from helpers.core.settings import Settings, nearest, setting
 
 __all__ = [
     "ARM_NAMES",
@@ -127,7 +127,7 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
     """Check the notebook's parameters and fill in the preset's values.
 
     Args:
-        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.session.resolve_preset`.
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.training.session.resolve_preset`.
         run_name: Folder under `runs/`; by default "side-by-side".
         **given: Any parameter of `EvaluationConfig`. None means "not given".
 

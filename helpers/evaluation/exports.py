@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import EvaluationError
-from helpers.evaluation.cards import headline_arms
+from helpers.core.errors import EvaluationError
+from helpers.evaluation.report.cards import headline_arms
 from helpers.evaluation.formats import write_json
-from helpers.evaluation.gains import clean_rows
+from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.records import Arm, Comparison, Prompt
-from helpers.evaluation.tally import Ballot, Reveal
+from helpers.evaluation.votes.tally import Ballot, Reveal
 
 __all__ = ["write_alpaca_eval", "write_llm_comparator"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from helpers.config import RunConfig, build_config
+from helpers.core.config import RunConfig, build_config
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.sources import AdapterSource, complete_runs, find_adapter
-from helpers.persist import connect_drive
+from helpers.training.persist import connect_drive
 
 __all__ = ["FIRST_RUN", "FIRST_STEPS", "first_training", "known_adapter", "provide_adapter", "source_name"]
 
@@ -70,14 +70,14 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
         The adapter, checked to have its weights.
 
     Raises:
-        HelpersError: See `helpers.evaluation.sources.find_adapter` and `helpers.launch.train_run`.
+        HelpersError: See `helpers.evaluation.sources.find_adapter` and `helpers.training.launch.train_run`.
     """
     if config.adapter_dir is not None:
         connect_drive(config.adapter_dir, "adapter_dir")
     source = known_adapter(config)
     if source is None:
-        from helpers.launch import train_run
-        from helpers.model import free_memory
+        from helpers.training.launch import train_run
+        from helpers.model.load import free_memory
 
         training = first_training(config)
         report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")

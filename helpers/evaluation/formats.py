@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import EvaluationError
-from helpers.evaluation.gains import clean_rows
+from helpers.core.errors import EvaluationError
+from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo, build_record
-from helpers.runs import write_text
+from helpers.core.runs import write_text
 
 __all__ = ["read_comparison", "write_comparison", "write_json", "write_scores"]
 

@@ -12,21 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.config import RunConfig
-from helpers.contract import IGNORED
-from helpers.decoding import choose_plan, encode_prompts, fast_generate
-from helpers.errors import EvaluationError, HelpersError, StackError
+from helpers.core.config import RunConfig
+from helpers.data.contract import IGNORED
+from helpers.model.decoding import choose_plan, encode_prompts, fast_generate
+from helpers.core.errors import EvaluationError, HelpersError, StackError
 from helpers.evaluation.arms import AA_TEMPERATURE, Asking
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
 from helpers.evaluation.compatibility import check_base
 from helpers.evaluation.questions import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
-from helpers.evaluation.selftests import Readings
-from helpers.evaluation.shift import ShiftedToken
+from helpers.evaluation.sanity import Readings
+from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.spread import exchange, own_batch
 from helpers.evaluation.writing import Writer, cut_at_tokens
-from helpers.model import (
+from helpers.model.load import (
     GeneratedAnswer,
     LoadedModel,
     free_memory,
@@ -36,12 +36,12 @@ from helpers.model import (
     model_source,
     without_adapter,
 )
-from helpers.processes import gather, on_main, place
-from helpers.scoring import score_rows
-from helpers.templates import template_sha256
+from helpers.core.processes import gather, on_main, place
+from helpers.model.scoring import score_rows
+from helpers.data.chat_templates import template_sha256
 
 if TYPE_CHECKING:
-    from helpers.prompts import Message
+    from helpers.data.prompts import Message
 
 __all__ = ["Bench", "answer_all", "ask", "load_bench", "score_references", "take_readings", "token_shift"]
 
@@ -144,7 +144,7 @@ def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Read
         arms: The arms that will answer.
 
     Returns:
-        For `helpers.evaluation.selftests.judge`.
+        For `helpers.evaluation.sanity.judge`.
     """
     ids = bench.writer.ids(bench.writer.text(question, _BASE, bench.max_new_tokens))
     on = _logits(bench, ids)

@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.config import RunConfig
-from helpers.errors import ConfigError
+from helpers.core.config import RunConfig
+from helpers.core.errors import ConfigError
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.sources import AdapterSource
-from helpers.job import failure_noted, run_job
-from helpers.processes import on_main, same_everywhere
-from helpers.runs import RESUME, RunDirectory, read_json
+from helpers.training.job import failure_noted, run_job
+from helpers.core.processes import on_main, same_everywhere
+from helpers.core.runs import RESUME, RunDirectory, read_json
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
 
@@ -101,7 +101,7 @@ def compare_run(config: EvaluationConfig, *, resume: str = "auto") -> RunDirecto
 
     Args:
         config: The checked configuration.
-        resume: "auto", "never" or "must"; see `helpers.runs.open_run`.
+        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
 
     Returns:
         The run directory, complete.
@@ -135,9 +135,9 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     from helpers.evaluation import generate
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.cache import AnswerCache
-    from helpers.evaluation.cards import headline_arms
+    from helpers.evaluation.report.cards import headline_arms
     from helpers.evaluation.lesson import compare
-    from helpers.evaluation.selftests import judge, reproduces_training
+    from helpers.evaluation.sanity import judge, reproduces_training
     from helpers.evaluation.sources import recorded_loss
 
     training, material, arms = opened.training, opened.material, choose_arms(config)
@@ -157,7 +157,7 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
 def _shift(bench: Any, opened: _Opened, comparison: Comparison, tuned: Arm) -> str:
     """Say which tokens of the tuned answers the base model would not have chosen."""
     from helpers.evaluation.generate import token_shift
-    from helpers.evaluation.shift import describe_shift
+    from helpers.evaluation.metrics.token_shift import describe_shift
     from helpers.evaluation.spread import do_each
 
     said = {answer.prompt_id: answer for answer in comparison.answers if answer.arm == tuned.name}
@@ -168,10 +168,10 @@ def _shift(bench: Any, opened: _Opened, comparison: Comparison, tuned: Arm) -> s
 def _finish(config: EvaluationConfig, opened: _Opened, comparison: Comparison, shifted: str) -> None:
     """Judge, draw, and write everything that the notebook writes."""
     from helpers.evaluation.gallery import draw_all
-    from helpers.evaluation.leakage import nearest_examples
+    from helpers.evaluation.metrics.contamination import nearest_examples
     from helpers.evaluation.lesson import finish_evaluation, write_files
     from helpers.evaluation.overview import look_over
-    from helpers.evaluation.voting import count_votes, describe_votes, prepare_vote
+    from helpers.evaluation.votes.voting import count_votes, describe_votes, prepare_vote
 
     run, overview = opened.run, look_over(comparison)
     _, key = prepare_vote(run, comparison, overview)

@@ -6,25 +6,25 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from helpers.config import RunConfig
+from helpers.core.config import RunConfig
 from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
-from helpers.evaluation.drawing import Drawing
+from helpers.display.style import Drawing
 from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
 from helpers.evaluation.formats import write_comparison, write_scores
-from helpers.evaluation.leakage import Neighbour, leakage_rows
+from helpers.evaluation.metrics.contamination import Neighbour, leakage_rows
 from helpers.evaluation.material import Material
 from helpers.evaluation.overview import Overview, slice_rows, verdict_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, ReferenceScore, RunInfo
-from helpers.evaluation.report import write_report
+from helpers.evaluation.report.page import write_report
 from helpers.evaluation.show import reference_table
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
-from helpers.evaluation.tally import Reveal
-from helpers.hardware import describe_hardware
-from helpers.lock import installed_versions
-from helpers.run_lock import hold_lock
-from helpers.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
-from helpers.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
+from helpers.evaluation.votes.tally import Reveal
+from helpers.runtime.hardware import describe_hardware
+from helpers.runtime.lockfile import installed_versions
+from helpers.core.lock import hold_lock
+from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
+from helpers.training.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
 
 __all__ = [
     "TASK",
@@ -72,7 +72,7 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     Args:
         config: The checked configuration.
         source: The adapter.
-        resume: "auto", "never" or "must"; see `helpers.runs.open_run`.
+        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
 
     Returns:
         The directory, with `manifest.json` and `config.json` in it.

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.evaluation.cards import headline_arms
-from helpers.evaluation.catalogue import METRICS
-from helpers.evaluation.metrics import PairedDifferences, paired, score_table
+from helpers.evaluation.report.cards import headline_arms
+from helpers.evaluation.metrics.catalogue import METRICS
+from helpers.evaluation.metrics.table import PairedDifferences, paired, score_table
 from helpers.evaluation.records import Arm, Comparison
-from helpers.evaluation.summaries import PairedSummary, slices, summarise
-from helpers.evaluation.tables import number
-from helpers.evaluation.verdicts import Verdict, state_all
+from helpers.evaluation.stats.summaries import PairedSummary, slices, summarise
+from helpers.evaluation.report.tables import number
+from helpers.evaluation.stats.verdicts import Verdict, state_all
 
 __all__ = ["JUDGED", "Overview", "category_summaries", "look_over", "slice_rows", "verdict_rows"]
 
@@ -95,7 +95,7 @@ def _summary(differences: PairedDifferences, seed: int) -> PairedSummary:
 
 
 def verdict_rows(overview: Overview) -> list[dict[str, Any]]:
-    """Return one row a metric, as `helpers.evaluation.report.write_report` takes them.
+    """Return one row a metric, as `helpers.evaluation.report.page.write_report` takes them.
 
     Args:
         overview: From `look_over`.

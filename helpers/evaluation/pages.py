@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import EvaluationError
-from helpers.runs import write_text
+from helpers.core.errors import EvaluationError
+from helpers.core.runs import write_text
 
 __all__ = ["embed_json", "read_part", "render_page", "visible", "write_page"]
 

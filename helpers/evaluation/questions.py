@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import DataError, EvaluationError
+from helpers.core.errors import DataError, EvaluationError
 from helpers.evaluation.records import Prompt
-from helpers.prompts import COLUMNS, user_text
-from helpers.readers import read_file
+from helpers.data.prompts import COLUMNS, user_text
+from helpers.data.readers import read_file
 
 __all__ = ["SAMPLE", "Question", "read_questions", "reference_questions"]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from helpers.display import Shown, show_table
-from helpers.evaluation.cards import prompt_cards
-from helpers.evaluation.catalogue import METRICS
-from helpers.evaluation.gains import tuning_gains
-from helpers.evaluation.likeness import reference_metrics
+from helpers.display.tables import Shown, show_table
+from helpers.evaluation.report.cards import prompt_cards
+from helpers.evaluation.metrics.catalogue import METRICS
+from helpers.evaluation.metrics.gains import tuning_gains
+from helpers.evaluation.metrics.reference import reference_metrics
 from helpers.evaluation.overview import Overview
 from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Arm, Comparison, ReferenceScore

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
-from helpers.errors import ConfigError, EvaluationError, RunError
+from helpers.core.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
+from helpers.core.errors import ConfigError, EvaluationError, RunError
 from helpers.evaluation.config import EvaluationConfig
-from helpers.paths import is_folder
-from helpers.runs import RunDirectory, read_json, runs_root
-from helpers.settings import nearest
+from helpers.core.paths import is_folder
+from helpers.core.runs import RunDirectory, read_json, runs_root
+from helpers.core.settings import nearest
 
 __all__ = [
     "WEIGHTS",
@@ -147,7 +147,7 @@ def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfi
         config: The comparison.
 
     Returns:
-        What `helpers.model.load_adapter` and `helpers.data.load_rows` take.
+        What `helpers.model.load.load_adapter` and `helpers.data.rows.load_rows` take.
 
     Raises:
         ConfigError: The two do not fit together, or nothing says which base model the adapter needs.
@@ -180,7 +180,7 @@ def _alias(base: str) -> str:
 
 def _style(folder: Path) -> str:
     """Tell the prompt style from the template saved with an adapter."""
-    from helpers.templates import ALPACA
+    from helpers.data.chat_templates import ALPACA
 
     path = folder / "chat_template.jinja"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from helpers.processes import gather, place
+from helpers.core.processes import gather, place
 
 __all__ = ["do_each", "exchange", "own_batch"]
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ExportError
-from helpers.runs import write_json
+from helpers.core.errors import ExportError
+from helpers.core.runs import write_json
 
 __all__ = [
     "RECORD",

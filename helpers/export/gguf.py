@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ConfigError, ExportError, StackError
+from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.export.folders import read_settings, record_export, staged_folder
 from helpers.export.gguf_check import check_gguf
 from helpers.export.gguf_tensors import gguf_tensors, read_tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ExportError
+from helpers.core.errors import ExportError
 from helpers.export.gguf_tensors import gguf_tensors, read_tensor
 from helpers.export.gguf_vocab import read_vocabulary
 

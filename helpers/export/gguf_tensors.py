@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.errors import ExportError
+from helpers.core.errors import ExportError
 from helpers.export.folders import open_weights, tensor_files
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import StackError
+from helpers.core.errors import StackError
 
 __all__ = ["GgufVocabulary", "read_vocabulary"]
 

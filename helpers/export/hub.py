@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.config import HUB_ID
-from helpers.environment import read_secret
-from helpers.errors import ConfigError, ExportError
+from helpers.core.config import HUB_ID
+from helpers.runtime.setup import read_secret
+from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import read_settings
 
 __all__ = ["PublishResult", "compare_remote", "publish"]

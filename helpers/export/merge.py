@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ConfigError, ExportError
+from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import check_weight_files, record_export, staged_folder
 from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
-from helpers.model import LoadedModel
+from helpers.model.load import LoadedModel
 
 __all__ = ["MergeResult", "merge_16bit"]
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.errors import ExportError
-from helpers.export.distances import Distance, jitter_activations, measure_distance
-from helpers.model import LoadedModel, without_adapter
-from helpers.templates import refuse_control_text, render, template_sha256
+from helpers.core.errors import ExportError
+from helpers.model.distance import Distance, jitter_activations, measure_distance
+from helpers.model.load import LoadedModel, without_adapter
+from helpers.data.chat_templates import refuse_control_text, render, template_sha256
 
 if TYPE_CHECKING:
-    from helpers.prompts import Message
+    from helpers.data.prompts import Message
 
 __all__ = ["VERIFY_PROMPTS", "Reference", "answer_greedily", "answer_logits", "measure_reference"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import ConfigError, ExportError
+from helpers.core.errors import ConfigError, ExportError
 from helpers.export.tensors import count_parameters
-from helpers.model import LoadedModel
+from helpers.model.load import LoadedModel
 
 __all__ = ["ALLOWANCE", "GGUF_BITS", "SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
 

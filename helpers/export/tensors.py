@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.errors import ExportError
+from helpers.core.errors import ExportError
 
 __all__ = ["BaseTensor", "base_tensors", "count_parameters", "refuse_unmergeable"]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.errors import ExportError
-from helpers.export.distances import Distance
+from helpers.core.errors import ExportError
+from helpers.model.distance import Distance
 from helpers.export.reference import Reference
-from helpers.runs import finite
+from helpers.core.runs import finite
 
 __all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
 

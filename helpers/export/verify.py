@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import ExportError
-from helpers.export.distances import Distance, add_distances, measure_distance
+from helpers.core.errors import ExportError
+from helpers.model.distance import Distance, add_distances, measure_distance
 from helpers.export.folders import RECORD, record_export
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.export.weights import compare_weights
-from helpers.model import LoadedModel, free_memory
+from helpers.model.load import LoadedModel, free_memory
 
 __all__ = ["verify_adapter", "verify_merged"]
 
@@ -32,7 +32,7 @@ def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Refere
 
     Args:
         loaded: The tuned model.
-        folder: What `helpers.training.save_adapter` wrote.
+        folder: What `helpers.training.trainer.save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
 
     Returns:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.export.distances import jitter_weights, measure_distance
+from helpers.model.distance import jitter_weights, measure_distance
 from helpers.export.reference import answer_greedily, answer_logits
 from helpers.export.space import available_memory
 
@@ -110,7 +110,7 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     """Render the prompts with the tokenizer that stands beside the weights."""
     from transformers import AutoTokenizer
 
-    from helpers.templates import template_sha256
+    from helpers.data.chat_templates import template_sha256
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     if not tokenizer.chat_template:

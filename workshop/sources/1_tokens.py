@@ -43,7 +43,7 @@ if importlib.util.find_spec("helpers") is None:
 # elsewhere it only looks.
 
 # %%
-from helpers.environment import setup_notebook
+from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=True)
 
@@ -93,8 +93,8 @@ check("write-template", answer)
 # %%
 from transformers import AutoTokenizer
 
-from helpers.smollm2 import smollm2_folder
-from helpers.templates import install_template, render
+from helpers.model.smollm2 import smollm2_folder
+from helpers.data.chat_templates import install_template, render
 
 tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
 print(install_template(tokenizer, "chat"))
@@ -124,7 +124,7 @@ check("labels", answer)
 # is part of it. Here is a row of Mistral's as a picture, which cuts text up in its own way.
 
 # %%
-from helpers.diagrams import draw_mask
+from helpers.display.diagrams import draw_mask
 
 draw_mask()
 
@@ -238,7 +238,7 @@ check("positions", answer)
 # picture, with four other rows:
 
 # %%
-from helpers.diagrams import draw_packing
+from helpers.display.diagrams import draw_packing
 
 draw_packing()
 

@@ -46,7 +46,7 @@ from helpers.workshop import check
 # outputs, at rank 2. Count the cells: a matrix this small gains next to nothing.
 
 # %%
-from helpers.diagrams import draw_lora
+from helpers.display.diagrams import draw_lora
 
 draw_lora(inputs=6, outputs=4, rank=2)
 
@@ -154,7 +154,7 @@ check("quantize", answer)
 # closer together where weights are many:
 
 # %%
-from helpers.diagrams import draw_nf4
+from helpers.display.diagrams import draw_nf4
 
 draw_nf4()
 
@@ -228,7 +228,7 @@ check("qlora-memory", answer)
 # on the batch and on the length of its rows. The package has a planner that counts them too.
 
 # %%
-from helpers.memory import MISTRAL_7B, format_bytes, predict_peak
+from helpers.memory.predict import MISTRAL_7B, format_bytes, predict_peak
 
 for length in (512, 1024, 2048, 4096):
     peak = predict_peak(MISTRAL_7B, rank=16, batch_size=2, seq_length=length)

@@ -39,7 +39,7 @@ if importlib.util.find_spec("helpers") is None:
 # elsewhere it only looks.
 
 # %%
-from helpers.environment import setup_notebook
+from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=True)
 
@@ -113,11 +113,11 @@ check("perplexity", answer)
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.contract import tokenize_example
-from helpers.display import show_mask
-from helpers.prompts import build_example
-from helpers.smollm2 import smollm2_folder
-from helpers.templates import install_template
+from helpers.data.contract import tokenize_example
+from helpers.display.tables import show_mask
+from helpers.data.prompts import build_example
+from helpers.model.smollm2 import smollm2_folder
+from helpers.data.chat_templates import install_template
 
 tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
 install_template(tokenizer, "chat")
@@ -165,8 +165,8 @@ check("real-loss", answer)
 from pathlib import Path
 from tempfile import mkdtemp
 
-from helpers.display import plot_losses
-from helpers.lessons.learning import recorded_run
+from helpers.display.tables import plot_losses
+from helpers.workshop.checks.learning import recorded_run
 
 folder = Path(mkdtemp())
 runs = {"A": "run-5", "B": "run-6", "C": "run-7"}
@@ -263,4 +263,4 @@ check("stop-early", answer)
 #
 # 1. What perplexity has a model that gives every token of a vocabulary of 32,768 the same probability? What loss?
 # 2. In exercise 3, which of the answer's tokens was the largest surprise? Why that one?
-# 3. `helpers.curves.judge_curve` puts a curve into words. Do you agree with what it says of the four runs?
+# 3. `helpers.training.curves.judge_curve` puts a curve into words. Do you agree with what it says of the four runs?

@@ -1,0 +1,243 @@
+"""Runs one notebook through papermill in a kernel of this interpreter.
+
+papermill lets other engines replace its own (papermill.readthedocs.io, "Extending papermill"); this one differs in
+that
+
+- the kernel runs under `sys.executable`, whatever kernels are installed under the name python3,
+- lines that cells print, and numbered headings, are reported as they come; progress bars are not,
+- the executed copy is written whole or not at all, after each cell, without widget state, local paths and secrets.
+
+Importing this module imports papermill, which takes a second or more; `helpers.cli.notebooks` does so when it must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import zmq
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
+from traitlets import default
+
+from helpers.cli.failures import kernel_died, kernel_missing, stopped
+from helpers.core.secrets import redact
+from helpers.core.runs import write_text
+
+__all__ = ["OwnKernelManager", "execute", "executed_text"]
+
+ENGINE = "mistral-qlora"
+KEPT_METADATA = ("start_time", "end_time", "duration", "exception", "parameters")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET = "(to be used in a running notebook)"
+HEADING = re.compile(r"^(#{1,6})\s+(\d+(?:\.\d+)*\.?\s.*\S)\s*$", re.MULTILINE)
+
+Report = Callable[[str], object]
+
+
+class OwnKernelManager(AsyncKernelManager):
+    """A kernel of the running interpreter, with this package importable in it.
+
+    jupyter_client looks kernels up by name, in the user's folder before the environment's own, and starts whatever
+    interpreter is written there.
+    """
+
+    exit_code: int | None = None
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What to start."""
+        checkout = str(Path(__file__).resolve().parent.parent)
+        paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            metadata=get_kernel_dict().get("metadata", {}),  # says whether this ipykernel can encrypt
+            env={"PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    @default("transport_encryption")
+    def _encrypt_if_possible(self) -> str:
+        """Encrypt what runs between this process and the kernel; ipykernel 7.4 warns of every kernel that does not."""
+        return "auto" if zmq.has("curve") else "disabled"
+
+    async def _async_is_alive(self) -> bool:
+        """Note the exit code, which is gone once the manager has cleaned up."""
+        if self.has_kernel and self.provisioner is not None:
+            self.exit_code = await self.provisioner.poll()
+        return await super()._async_is_alive()
+
+    is_alive = _async_is_alive
+
+
+class _Lines:
+    """A stream that reports whole lines; of a line overwritten with carriage returns, what stood there last."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.rest = ""
+
+    def write(self, text: str) -> None:
+        *lines, rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.report(redact(line.rstrip("\r").rpartition("\r")[2]))
+        self.rest = rest if rest.endswith("\r") else rest.rpartition("\r")[2]
+
+    def flush(self) -> None:
+        """Wait for the line's end; papermill flushes after every message."""
+
+    def end(self) -> None:
+        """Report a last line that has no end."""
+        if self.rest:
+            self.write("\n")
+
+
+class _Manager(NotebookExecutionManager):
+    """Writes the executed copy, and reports headings."""
+
+    def __init__(self, nb: nbformat.NotebookNode, executed_copy: Path, report: Report) -> None:
+        super().__init__(nb, progress_bar=False)
+        self.executed_copy = executed_copy
+        self.report = report
+        self.lines = _Lines(report)
+        self.current = 0
+
+    def save(self, **kwargs: Any) -> None:
+        if "nb" in kwargs:
+            self.nb = kwargs["nb"]
+        write_text(self.executed_copy, executed_text(self.nb))
+        self.last_save_time = self.now()
+
+    def cell_start(self, cell: nbformat.NotebookNode, cell_index: int | None = None, **kwargs: Any) -> None:
+        self.current = cell_index or 0
+        super().cell_start(cell, cell_index, **kwargs)
+        if cell.cell_type == "markdown":
+            for marks, title in HEADING.findall(cell.source):
+                self.report(f"\n{marks} {title}")
+
+    def cell_complete(self, cell: nbformat.NotebookNode, cell_index: int | None = None, **kwargs: Any) -> None:
+        self.lines.end()
+        super().cell_complete(cell, cell_index, **kwargs)
+
+
+class _Client(PapermillNotebookClient):
+    """Remembers its kernel manager, which nbclient forgets when the kernel is gone."""
+
+    started: OwnKernelManager | None = None
+
+    def create_kernel_manager(self) -> OwnKernelManager:
+        self.started = super().create_kernel_manager()
+        return self.started
+
+
+class _StrictEngine(Engine):
+    """papermill's nbclient engine with the manager and the kernel above."""
+
+    @classmethod
+    def execute_notebook(
+        cls, nb: nbformat.NotebookNode, kernel_name: str, *, executed_copy: Path, report: Report, **_: Any
+    ) -> nbformat.NotebookNode:
+        manager = _Manager(nb, executed_copy, report)
+        options = {"kernel_name": kernel_name, "kernel_manager_class": OwnKernelManager, "startup_timeout": 120}
+        client = _Client(manager, timeout=None, stdout_file=manager.lines, **options)
+        client.log.setLevel("CRITICAL")  # it prints "Kernel died", which is said below
+        manager.notebook_start()
+        try:
+            client.execute()
+        except DeadKernelError as error:
+            manager.cell_exception(manager.nb.cells[manager.current], manager.current)
+            raise kernel_died(manager.nb.cells, manager.current, client.started.exit_code) from error
+        except RuntimeError as error:  # what jupyter_client raises when a kernel does not come up
+            raise kernel_missing(str(error)) from error
+        finally:
+            manager.notebook_complete()
+        return manager.nb
+
+
+def execute(notebook: Path, parameters: Mapping[str, Any], executed_copy: Path, report: Report) -> None:
+    """Execute a notebook from its first cell to its last.
+
+    The kernel's working directory is this process's, as with plain papermill: relative paths mean the same here and
+    in the notebook.
+
+    Args:
+        notebook: The .ipynb file; it is not changed.
+        parameters: Checked values by name.
+        executed_copy: Where the executed notebook is written, after each cell.
+        report: Called with each line that is worth showing.
+
+    Raises:
+        CellError: A cell failed, the kernel died, or the notebook ended before its last cell.
+        RunError: The executed copy cannot be written.
+    """
+    papermill_engines.register(ENGINE, _StrictEngine)
+    # What a cell raises is found below, together with sys.exit(0), which papermill takes for success.
+    with contextlib.suppress(papermill.PapermillExecutionError):
+        papermill.execute_notebook(
+            str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths with the parameters
+            None,  # papermill's own copy, which holds local paths and is not written whole
+            dict(parameters),
+            engine_name=ENGINE,
+            kernel_name="python3",
+            language="python",
+            executed_copy=executed_copy,
+            report=report,
+        )
+    cells = nbformat.read(executed_copy, 4).cells
+    for index, cell in enumerate(cells):
+        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
+            raise stopped(cells, index)
+
+
+def executed_text(notebook: nbformat.NotebookNode) -> str:
+    """Return an executed notebook as the text of an .ipynb file fit to be shown to others.
+
+    Widget state is left out (it bloats the file, and GitHub shows "Invalid Notebook": colabtools issue 5255), as are
+    papermill's local paths, and secrets. Progress bars go, and what a cell printed piece by piece becomes one text:
+    nbconvert would put each word of a streamed answer on a line of its own.
+
+    Args:
+        notebook: As papermill holds it; not changed.
+    """
+    clean = copy.deepcopy(notebook)
+    clean.metadata.pop("widgets", None)
+    papermill_facts = clean.metadata.get("papermill", {})
+    clean.metadata["papermill"] = {key: papermill_facts[key] for key in KEPT_METADATA if key in papermill_facts}
+    for cell in clean.cells:
+        facts = cell.metadata.pop("papermill", {})
+        cell.metadata.pop("execution", None)
+        if facts.get("duration") is not None and cell.cell_type == "code":
+            cell.metadata["papermill"] = {"duration": facts["duration"]}
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+        if "outputs" in cell:
+            cell.outputs = _readable(cell.outputs)
+    return redact(nbformat.writes(clean) + "\n")
+
+
+def _readable(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return a cell's outputs without progress bars, widgets replaced by a word, and printed pieces joined."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("data", {}).pop(WIDGET_VIEW, None) is not None:
+            if output.output_type == "display_data":  # a bar, which stands at nothing without its widget
+                continue
+            output.data["text/plain"] = WIDGET
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept

@@ -1,0 +1,124 @@
+"""Reads the one cell of a notebook that declares its parameters, as papermill does.
+
+Each line is `name = literal  # type: int  help, with its unit`. papermill drops a line with a second "=" from its
+inspection without an error, and cuts a default at "#" (papermill/translators.py, PythonTranslator.inspect); here
+both are errors.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.core.errors import RunError
+
+__all__ = ["TYPES", "Parameter", "read_notebook", "read_parameters"]
+
+TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+"""What may stand after `type:`."""
+
+EXPECTED = "lines such as `max_steps = None  # type: int  end after this many steps [steps]`"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a notebook.
+
+    Args:
+        name: The variable.
+        default: Its value if nobody gives one.
+        type: "int", "float", "bool" or "str". One whose default is None takes None as well.
+        help: What it does, with its unit.
+    """
+
+    name: str
+    default: Any
+    type: str
+    help: str
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """Return a notebook's JSON, each source as one text.
+
+    Raises:
+        RunError: The file is not a notebook.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["metadata"].get("kernelspec")
+        for cell in content["cells"]:
+            cell["source"] = "".join(cell["source"])
+            "parameters" in cell["metadata"].get("tags", [])  # noqa: B015 - must not raise later
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        remedy = "Download it again, or build it with scripts/build_notebooks."
+        raise RunError(str(path), "a readable notebook", type(error).__name__, remedy) from error
+    return content
+
+
+def read_parameters(path: Path) -> dict[str, Parameter]:
+    """Read what the cell tagged `parameters` declares, through papermill's own inspection.
+
+    Args:
+        path: An .ipynb file.
+
+    Returns:
+        Parameters by name, in their order; none if no cell has the tag.
+
+    Raises:
+        RunError: There are several such cells, or papermill cannot read one of their lines as a parameter.
+    """
+    cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    if len(cells) > 1:
+        raise RunError(path.name, "one cell tagged parameters", len(cells), "Take the tag off the others.")
+    source = cells[0]["source"] if cells else ""
+    lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    found: dict[str, Parameter] = {}
+    for line in lines:
+        parameter = _read_line(path, line)
+        if parameter.name in found:
+            remedy = "Remove one of the two lines."
+            raise RunError(f"{path.name}, parameters", "each name once", parameter.name, remedy)
+        found[parameter.name] = parameter
+    return found
+
+
+def _read_line(path: Path, line: str) -> Parameter:
+    """Read one line, and make sure that papermill reads it alike."""
+    declared, read = _by_python(line), _by_papermill(line)
+    if declared is None or read is None or declared != (read.name, read.default) or not _fits(read):
+        remedy = "One parameter a line, with one '=', a plain value and no '#' in it, a type and a help text."
+        raise RunError(f"{path.name}, parameters", EXPECTED, line, remedy)
+    return read
+
+
+def _fits(parameter: Parameter) -> bool:
+    """Whether type and default belong together, and there is a help text."""
+    kind, default = TYPES.get(parameter.type), parameter.default
+    whole_for_float = kind is float and type(default) is int
+    return kind is not None and bool(parameter.help) and (default is None or type(default) is kind or whole_for_float)
+
+
+def _by_python(line: str) -> tuple[str, Any] | None:
+    """Return name and value that Python sees in a line, or None."""
+    try:
+        (statement,) = ast.parse(line).body
+        (target,) = statement.targets  # type: ignore[attr-defined]
+        return target.id, ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+    except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
+        return None  # the last two: ast on brackets that are nested too deeply
+
+
+def _by_papermill(line: str) -> Parameter | None:
+    """Return what papermill sees in a line, or None."""
+    from papermill.translators import PythonTranslator
+
+    if line.count("=") != 1:
+        return None
+    try:
+        (read,) = PythonTranslator.inspect({"source": line})
+        return Parameter(read.name, ast.literal_eval(read.default), read.inferred_type_name, read.help)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None

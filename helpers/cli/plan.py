@@ -1,0 +1,250 @@
+"""The command `python -m helpers plan`: does a run fit into a card's memory, and what to change if not."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from helpers.model.patches.attention import installed_attention
+from helpers.core.config import PRESETS, RunConfig, build_config
+from helpers.core.errors import ConfigError, StackError
+from helpers.runtime.hardware import Gpu, find_gpu, suitable_preset
+from helpers.memory.layout import plan_layout
+from helpers.memory.predict import ATTENTION, GIB, Prediction, format_bytes
+from helpers.memory.plan import USABLE, advise, attention_kind, predict_config, smallest_config
+
+__all__ = ["GPUS", "add_command", "parse_gpu", "plan_report", "run_plan"]
+
+GPUS = {
+    "t4": round(14.7 * GIB),
+    "l4": round(22.1 * GIB),
+    "24gb": round(23.5 * GIB),
+    "a100-40": round(39.5 * GIB),
+    "a100-80": round(79.1 * GIB),
+    "h100": round(79.1 * GIB),
+}
+"""What torch reports as the memory of these cards, rounded down, in bytes."""
+
+CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
+"""Compute capability of these cards; one that is named by its size is taken to have 8.0."""
+
+MEAN_LENGTH = 233
+"""Tokens of a row on average where no length is given, as in the measurements behind `helpers.memory.layout`."""
+
+SHORTEST = 0.35
+"""The shortest row where no length is given, as a share of the mean. The rest is spread exponentially, so that the
+largest 8 rows that meet have about twice the tokens of 8 mean ones."""
+
+TYPICAL_ROWS = 1000
+"""Rows that are planned with where no length is given."""
+
+UNITS = {"": 1, "gb": 10**9, "gib": GIB}
+
+LABELS = {
+    "weights": "weights of the blocks",
+    "embeddings": "embeddings, output head, norms",
+    "adapter": "LoRA weights (float32)",
+    "gradients": "their gradients (float32)",
+    "optimizer": "optimizer states",
+    "workspace": "workspace",
+    "activations": "activations kept",
+    "temporary": "backward pass of one layer",
+    "cross_entropy": "cross-entropy",
+}
+
+
+def add_command(subparsers: Any) -> None:
+    """Add `plan` to the command line.
+
+    Args:
+        subparsers: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = subparsers.add_parser(
+        "plan", help="predict a run's peak memory, and say what to change if it does not fit"
+    )
+    parser.add_argument("--task", choices=("alpaca", "dolly"), default="alpaca", help="which notebook (default alpaca)")
+    parser.add_argument("--preset", choices=("auto", *PRESETS), default="auto", help="which preset (default auto)")
+    parser.add_argument(
+        "--gpu", metavar="CARD", help=f"{', '.join(GPUS)}, or bytes, or such as 16GB; default: this machine's"
+    )
+    parser.add_argument(
+        "--row-length",
+        type=int,
+        metavar="TOKENS",
+        help=f"of every row (default about {MEAN_LENGTH} on average, some five times as long)",
+    )
+    parser.add_argument("--attention", choices=ATTENTION, help="how batches go through it (default by the card)")
+    parser.add_argument(
+        "-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter"
+    )
+    parser.set_defaults(command=run_plan)
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the report that the command line asks for.
+
+    Args:
+        options: Parsed by the parser that `add_command` made.
+
+    Returns:
+        The exit status: 0 if the run fits or no card is known, 1 if it does not fit.
+
+    Raises:
+        ConfigError: A parameter is wrong, or the card is not known.
+    """
+    gpu = find_gpu() if options.gpu is None else _named(options.gpu)
+    preset = options.preset
+    if preset == "auto":
+        preset = suitable_preset(gpu) if gpu else "colab-t4"
+    config = build_config(options.task, preset=preset, **_pairs(options.pairs))
+    lengths, rows = _rows(options.row_length, config)
+    chosen, attention = _attention(options.attention, config, gpu)
+    known: dict[str, Any] = {
+        "lengths": lengths,
+        "attention": attention,
+        "total_bytes": gpu.total_bytes if gpu else None,
+    }
+    config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
+    size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
+    print(plan_report(config, size, card=card, reasons=[rows, *reasons], **known))
+    return int(bool(size and advise(config, size, **known)))
+
+
+def parse_gpu(text: str) -> int:
+    """Return a card's memory in bytes.
+
+    Args:
+        text: A name of GPUS, a number of bytes, or a number with GB or GiB.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigError: It is none of these.
+
+    Example:
+        >>> parse_gpu("16GB")
+        16000000000
+    """
+    name = text.strip().lower()
+    if name in GPUS:
+        return GPUS[name]
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(gb|gib|)", name)
+    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        remedy = "Leave it out for this machine's card."
+        raise ConfigError("--gpu", f"one of {', '.join(GPUS)}, or bytes, or such as 16GB", text, remedy)
+    return size
+
+
+def plan_report(
+    config: RunConfig, gpu_bytes: int | None, *, card: str = "", reasons: Sequence[str] = (), **known: Any
+) -> str:
+    """Return a table of the parts, the peak, the reasons, and what to change if it does not fit.
+
+    Args:
+        config: The run.
+        gpu_bytes: Free memory of the card, in bytes; None leaves the verdict out.
+        card: Its name.
+        reasons: Why the run is laid out so, a sentence each.
+        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.memory.plan.predict_config`. `total_bytes` is
+            `gpu_bytes` when left out.
+
+    Returns:
+        Lines of text.
+    """
+    known.setdefault("total_bytes", gpu_bytes)
+    peak = predict_config(config, **known)
+    lines = [_headline(config, peak), "", *_table(peak), *(["", *reasons] if reasons else [])]
+    if gpu_bytes is None:
+        return "\n".join([*lines, "", "No GPU here: name a card with --gpu to see whether it fits."])
+    usable = f"{format_bytes(gpu_bytes * USABLE)} usable of {format_bytes(gpu_bytes)} ({card or 'this card'})"
+    changes = advise(config, gpu_bytes, **known)
+    if not changes:
+        return "\n".join([*lines, "", f"Fits: {usable}."])
+    return "\n".join([*lines, "", f"Does not fit: {usable}.", *(f"  {change}" for change in changes)])
+
+
+def _headline(config: RunConfig, peak: Prediction) -> str:
+    """What is predicted, in a line or two."""
+    train = config.train
+    on = {True: "on", False: "off"}
+    return (
+        f"{config.task}, {config.preset}: {config.model.model_name}, lora_rank {config.adapter.lora_rank}, "
+        f"batch_size {train.batch_size} x gradient_accumulation {train.gradient_accumulation},\n"
+        f"packing {on[train.packing]}, gradient_checkpointing {on[train.gradient_checkpointing]}, "
+        f"{peak.tokens:,} tokens in the largest micro-batch"
+    )
+
+
+def _table(peak: Prediction) -> list[str]:
+    """The parts; of the last two only the larger counts, and the other stands in brackets."""
+    lines = []
+    smaller = "temporary" if peak.temporary < peak.cross_entropy else "cross_entropy"
+    for name, label in LABELS.items():
+        value = f"{getattr(peak, name) / GIB:.2f}"
+        lines.append(f"  {label:<32}{f'({value})' if name == smaller else value + ' ':>10} GiB")
+    return [*lines, f"  {'predicted peak':<32}{peak.total() / GIB:>9.2f}  GiB"]
+
+
+def _named(text: str) -> Gpu:
+    """The card that the command line names, with nothing on it."""
+    size = parse_gpu(text)
+    return Gpu(text, CAPABILITIES.get(text.strip().lower(), (8, 0)), size, size)
+
+
+def _attention(wanted: str | None, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
+    """The name of training's attention on a card, as far as it is known, and how batches go through it."""
+    if gpu is None or wanted:
+        return "sdpa", wanted or "rows"
+    chosen = installed_attention(gpu.capability, wanted=config.train.varlen_attention).name
+    return chosen, attention_kind(gpu.capability, chosen)
+
+
+def _rows(length: int | None, config: RunConfig) -> tuple[tuple[int, ...], str]:
+    """The lengths of the rows, and a sentence on them: of one length, or of many."""
+    limit, count = config.model.max_seq_length, config.train.rows_per_step()
+    if length is None:
+        quantiles = [(i + 0.5) / TYPICAL_ROWS for i in range(TYPICAL_ROWS)]
+        shortest = SHORTEST * MEAN_LENGTH
+        spread = [round(shortest - (MEAN_LENGTH - shortest) * math.log(1 - q)) for q in quantiles]
+        lengths = tuple(min(n, limit) for n in spread)
+        mean = sum(lengths) / TYPICAL_ROWS
+        said = f"Rows of {mean:.0f} tokens on average and {max(lengths):,} at most are assumed"
+        return lengths, f"{said}; --row-length plans for rows of one length."
+    if not 1 <= length <= limit:
+        remedy = "Raise max_seq_length, or leave it out."
+        raise ConfigError("--row-length", f"1 to max_seq_length ({limit}) tokens", length, remedy)
+    return (length,) * count, f"All rows have {length:,} tokens."
+
+
+def _laid_out(
+    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], **known: str
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """The run in its layout, with the reasons; where nothing fits, in the layout that needs least."""
+    try:
+        layout = plan_layout(config, gpu, lengths, keep=config.given, **known)
+    except StackError:
+        return smallest_config(config), ()
+    chosen = {
+        "batch_size": layout.batch_size,
+        "gradient_accumulation": layout.gradient_accumulation,
+        "gradient_checkpointing": layout.gradient_checkpointing,
+        "checkpoint_skip_layers": layout.skip_layers,
+    }
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen)), layout.reasons
+
+
+def _pairs(pairs: list[str]) -> dict[str, str]:
+    """The parameters that were typed."""
+    given = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError("-p", "PARAMETER=VALUE, such as batch_size=4", pair, "Write no spaces around the =.")
+        given[name] = value
+    return given

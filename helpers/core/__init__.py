@@ -1,0 +1,1 @@
+"""What everything stands on: errors, settings, configuration, the run directory, files, processes."""

@@ -1,0 +1,97 @@
+"""A run's checked configuration as a file, `config.json`: written by each training run, read by `helpers train`.
+
+It holds every parameter with its value, which of them the user gave, the folder that relative paths begin at, the
+revision of a hub data set, and, once the rows are known, how they are laid out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from helpers.core.config import DATASETS, RunConfig, build_config, parameters
+from helpers.core.errors import ConfigError
+from helpers.data.readers import READERS
+from helpers.core.runs import RunDirectory, read_json, write_json
+from helpers.core.shares import Share
+
+__all__ = ["CONFIG", "FORMAT", "read_config", "record_layout", "write_config"]
+
+CONFIG = "config.json"
+"""The file's name in a run directory."""
+
+FORMAT = 1
+"""Goes up when a reader must know more."""
+
+NOTES = ("data", "folder", "format", "given", "layout", "task")
+"""What stands in the file beside the parameters."""
+
+
+def write_config(run: RunDirectory, config: RunConfig) -> None:
+    """Write a run's configuration into its directory.
+
+    Args:
+        run: The run.
+        config: Its checked configuration.
+    """
+    name = config.data.dataset_name
+    local = Path(name).suffix.lower() in READERS or Path(name).exists()
+    data = {
+        "path": str(Path(name).resolve()) if local else None,
+        "revision": None if local else config.data.dataset_revision or DATASETS.get(name),
+    }
+    notes = {"data": data, "folder": os.getcwd(), "format": FORMAT, "given": sorted(config.given)}
+    write_json(run.path / CONFIG, {"task": config.task, **config.flat(), **notes})
+
+
+def record_layout(run: RunDirectory, config: RunConfig, share: Share) -> None:
+    """Add to a run's configuration how its rows are laid out on the hardware; not where none was written.
+
+    Args:
+        run: The run.
+        config: With the layout chosen.
+        share: How an optimizer step is shared out.
+    """
+    if (run.path / CONFIG).is_file():
+        chosen = ("gradient_checkpointing", "checkpoint_skip_layers")
+        layout = {**dataclasses.asdict(share), **{name: getattr(config.train, name) for name in chosen}}
+        write_json(run.path / CONFIG, {**read_json(run.path / CONFIG), "layout": layout})
+
+
+def read_config(path: Path | str) -> RunConfig:
+    """Read a run's configuration back, checked again.
+
+    Args:
+        path: `config.json`, or the run directory that holds it.
+
+    Returns:
+        The configuration that was written.
+
+    Raises:
+        ConfigError: A parameter is missing, unknown or wrong, or the file is of a later version of the package.
+        RunError: The file cannot be read.
+    """
+    path = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    values = read_json(path)
+    _check_format(values, path)
+    task = values["task"]
+    chosen = {name: value for name, value in values.items() if name not in (*NOTES, "preset", "run_name")}
+    config = build_config(task, preset=values["preset"], run_name=values["run_name"], **chosen)
+    if missing := [name for name in parameters(task) if name not in chosen]:
+        raise ConfigError(str(path), f"the parameter {missing[0]}", sorted(chosen), "Run the notebook's cells again.")
+    return dataclasses.replace(config, given=frozenset(values["given"]))
+
+
+def _check_format(values: dict[str, Any], path: Path) -> None:
+    """Raise unless the file says what it is."""
+    remedy = "Run the notebook's cells up to start_run again: they write it."
+    for name in ("task", "preset", "run_name"):
+        if not isinstance(values.get(name), str):
+            raise ConfigError(str(path), f"a run's configuration with a {name}", values.get(name), remedy)
+    if values.get("format") != FORMAT:
+        raise ConfigError(str(path), f"format {FORMAT}", values.get("format"), remedy)
+    given = values.get("given")
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(str(path), "a list of the parameters that were given", given, remedy)

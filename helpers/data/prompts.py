@@ -1,0 +1,207 @@
+"""Rows of the two data sets as messages: plain data in, plain data out.
+
+A row becomes an `Example`: the messages that the model is given, and the one it should answer with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from helpers.core.errors import ConfigError
+
+__all__ = [
+    "ALPACA_PREAMBLE",
+    "ALPACA_PREAMBLE_INPUT",
+    "COLUMNS",
+    "Columns",
+    "Example",
+    "Message",
+    "alpaca_block",
+    "build_example",
+    "build_prompt",
+    "clean_references",
+    "user_text",
+]
+
+Message = dict[str, str]
+"""One message: {"role": "system" | "user" | "assistant", "content": text}."""
+
+ALPACA_PREAMBLE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+ALPACA_PREAMBLE_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+"""Stanford's two preambles: https://github.com/tatsu-lab/stanford_alpaca#data-release. The first stands alone, the
+second goes with an input; using one for both is a common mistake."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a data set are called.
+
+    Args:
+        instruction: The column with the task.
+        context: The column with the text that the task is about; it may be empty or missing.
+        answer: The column with the answer to learn.
+        optional: Further columns that are read if present.
+    """
+
+    instruction: str
+    context: str
+    answer: str
+    optional: tuple[str, ...] = ()
+
+    def required(self) -> tuple[str, ...]:
+        """Return the columns that make a prompt and its answer."""
+        return (self.instruction, self.context, self.answer)
+
+
+COLUMNS = {
+    "alpaca": Columns("instruction", "input", "output"),
+    "dolly": Columns("instruction", "context", "response", optional=("category",)),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example.
+
+    Args:
+        prompt: The system message, if any, and the user's: what the model is given.
+        completion: The assistant's message: what the model learns to say.
+    """
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+
+    def messages(self) -> list[Message]:
+        """Return prompt and completion as one conversation."""
+        return [*self.prompt, *self.completion]
+
+
+def user_text(instruction: str, context: str = "") -> str:
+    """Join an instruction and its optional context with a blank line, as a person would type them."""
+    return f"{instruction.strip()}\n\n{context.strip()}".strip()
+
+
+def alpaca_block(instruction: str, context: str = "") -> str:
+    """Write the classic Alpaca prompt, up to and including the line break after `### Response:`.
+
+    Args:
+        instruction: The task.
+        context: The input it refers to, or "".
+
+    Returns:
+        Stanford's text with the preamble that fits.
+
+    Example:
+        >>> alpaca_block("Name a prime.").splitlines()[-1]
+        '### Response:'
+    """
+    if context.strip():
+        middle = f"### Instruction:\n{instruction.strip()}\n\n### Input:\n{context.strip()}"
+        return f"{ALPACA_PREAMBLE_INPUT}\n\n{middle}\n\n### Response:\n"
+    return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction.strip()}\n\n### Response:\n"
+
+
+def build_prompt(
+    instruction: str, context: str = "", *, style: str = "chat", system_prompt: str = ""
+) -> tuple[Message, ...]:
+    """Return the messages that ask for an answer, exactly as training rows have them.
+
+    Args:
+        instruction: The task.
+        context: The text it refers to, or "".
+        style: "chat" or "alpaca".
+        system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
+
+    Returns:
+        One or two messages.
+
+    Raises:
+        ConfigError: The style is unknown, or has no place for the system prompt.
+    """
+    if style not in ("chat", "alpaca"):
+        raise ConfigError(
+            "prompt_style",
+            "one of chat, alpaca",
+            style,
+            "Use chat unless the model was trained on Alpaca's text block.",
+        )
+    if system_prompt and style == "alpaca":
+        raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', system_prompt, 'Use prompt_style "chat".')
+    content = alpaca_block(instruction, context) if style == "alpaca" else user_text(instruction, context)
+    system = ({"role": "system", "content": system_prompt},) if system_prompt else ()
+    return (*system, {"role": "user", "content": content})
+
+
+def build_example(row: Mapping[str, str], task: str, *, style: str = "chat", system_prompt: str = "") -> Example:
+    r"""Turn one row into the messages that the model is trained on.
+
+    Args:
+        row: A row of the data set, with the columns of `COLUMNS[task]`.
+        task: "alpaca" or "dolly".
+        style: "chat" or "alpaca".
+        system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
+
+    Returns:
+        The example; surrounding white space of each text is dropped.
+
+    Example:
+        >>> build_example({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca").prompt
+        ({'role': 'user', 'content': 'Add.\n\n1 + 1'},)
+    """
+    names = COLUMNS[task]
+    context = row.get(names.context) or ""
+    prompt = build_prompt(row[names.instruction], context, style=style, system_prompt=system_prompt)
+    return Example(prompt, ({"role": "assistant", "content": row[names.answer].strip()},))
+
+
+_REFERENCE_MARKS = re.compile(
+    r"""((?<=[\w.,;:!?)"'”’])|(?<=[.!?"”’])[ ])"""
+    r"(\[[1-9]\d{0,2}\])+(?!\()"
+)
+
+
+def clean_references(text: str) -> tuple[str, int]:
+    """Remove the reference marks that encyclopaedia text leaves behind, such as the "[1]" after a sentence.
+
+    Only a number from 1 in square brackets counts, directly after a word or its punctuation, or one space after the
+    end of a sentence. List items such as "[1] Anna" at the start of a line, code such as `x = [1]` or `items[1]` in
+    backticks, and links such as "[1](url)" stay.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text without the marks, and how many were removed.
+
+    Example:
+        >>> clean_references("Founded in 1901.[2]")
+        ('Founded in 1901.', 1)
+    """
+    kept: list[str] = []
+    removed = last = 0
+    for match in _REFERENCE_MARKS.finditer(text):
+        if _is_code(text, match.start(), match.end()):
+            continue
+        kept.append(text[last : match.start()])
+        last, removed = match.end(), removed + match.group().count("[")
+    return "".join(kept) + text[last:], removed
+
+
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Say whether the brackets from `start` to `end` index a name, as in `items[1]`, rather than citing a source."""
+    before = text[:start]
+    if before.count("`") % 2:
+        return True
+    word = re.search(r"[A-Za-z_]\w*$", before)
+    line = before.rpartition("\n")[2] + text[end:].partition("\n")[0]
+    follows = text[end : end + 2].lstrip()[:1]
+    return bool(word) and (
+        "_" in word.group() or follows in tuple("=([+-*/") or bool(re.search(r"[={}]|\(\)|;$", line))
+    )

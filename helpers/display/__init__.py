@@ -1,0 +1,1 @@
+"""One style for tables, masks, plots and drawings."""

@@ -1,0 +1,136 @@
+"""What all pictures of the evaluation share: house style, vector output for the report, PNG for the notebook."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.display.tables import Picture
+from helpers.core.runs import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["BASE", "BETTER", "INK", "SOFT", "WORSE", "Drawing", "new_figure", "plain_text"]
+
+# Okabe and Ito's colours, told apart with any kind of colour vision (https://jfly.uni-koeln.de/color/).
+BETTER, WORSE, BASE = "#0072B2", "#D55E00", "#8a8a8a"
+"""Blue for better, vermilion for worse, grey for neither; shapes differ too."""
+
+INK, SOFT = "#1c1c1c", "#5f5f5f"
+"""Text and axes. The report inverts pictures in dark mode, so that these become light."""
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "svg.fonttype": "path",  # letters as shapes: a picture inside a page has no fonts of its own
+    "svg.hashsalt": "side-by-side",  # the same picture gives the same file
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture with the words that belong to it.
+
+    Args:
+        name: A short name for its file, such as "differences".
+        title: What it shows.
+        caption: How to read it, and what it says here.
+        figure: matplotlib's figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """Return the picture as SVG, without a background."""
+        import matplotlib
+
+        stream = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            metadata = {"Date": None, "Creator": None}
+            self.figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata=metadata)
+        return stream.getvalue().decode("utf-8")
+
+    def save(self, folder: Path) -> Picture:
+        """Write the picture as PNG on white, which is readable in a dark notebook too.
+
+        Args:
+            folder: Where to.
+
+        Returns:
+            The picture, which a notebook shows.
+
+        Raises:
+            RunError: The disk refuses.
+        """
+        import matplotlib
+
+        content = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            self.figure.savefig(content, format="png", dpi=150, facecolor="white", bbox_inches="tight")
+        path = folder / f"{self.name}.png"
+        write_bytes(path, content.getvalue())
+        return Picture(path)
+
+    def row(self) -> dict[str, Any]:
+        """Return the picture as `helpers.evaluation.report.page.write_report` takes it."""
+        return {"title": self.title, "caption": self.caption, "svg": self.svg()}
+
+
+def new_figure(height: float, *, width: float = 4.4, grid: str = "x") -> tuple[Figure, Axes]:
+    """Return a figure in the house style that pyplot does not know of.
+
+    Args:
+        height: In inches.
+        width: In inches; 4.4 leaves letters readable when a phone scales the picture down.
+        grid: Which axis has grid lines: "x", "y", "both" or "".
+
+    Returns:
+        The figure and its axes.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    if grid:
+        axes.grid(axis=grid, color="#8884", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, axes
+
+
+def plain_text(text: str, limit: int = 0) -> str:
+    """Make a text that matplotlib can draw: one line, no formulas, only characters that its font has.
+
+    Args:
+        text: Any text.
+        limit: Characters after which it is cut; 0 for none.
+
+    Returns:
+        The text; a character that the font lacks becomes "□".
+    """
+    known = _characters()
+    line = "".join(c if ord(c) in known else "□" for c in " ".join(text.split())).replace("$", r"\$")
+    return line if not limit or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def _characters() -> frozenset[int]:
+    """Return the characters of the house font."""
+    from matplotlib import font_manager, ft2font
+
+    path = font_manager.findfont("DejaVu Sans Mono")
+    return frozenset(ft2font.FT2Font(path).get_charmap())

@@ -1,0 +1,261 @@
+"""What notebooks show: escaped tables, token masks and plots, each also as plain text for a log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.core.runs import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from helpers.data.prompts import Example
+
+__all__ = [
+    "Picture",
+    "Shown",
+    "plot_categories",
+    "plot_lengths",
+    "plot_losses",
+    "show_conversation",
+    "show_mask",
+    "show_table",
+]
+
+BLUE, ORANGE, GREY, TEXT = "#0072B2", "#D55E00", "#8a8a8a", "#595959"
+"""Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
+
+_CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
+_BLOCK = "padding:.2em .8em;margin:.5em 0;white-space:pre-wrap"
+_SCROLL = "overflow-x:auto;max-width:100%"
+
+
+class Shown:
+    """Something to look at: HTML in a notebook, plain text anywhere else.
+
+    Args:
+        html: Escaped HTML.
+        text: The same for a terminal.
+    """
+
+    def __init__(self, html: str, text: str) -> None:
+        self.html = html
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Picture:
+    """A picture file to look at: itself in a notebook, its name anywhere else.
+
+    A figure that pyplot does not know of shows as text in a notebook, and importing pyplot would choose a backend.
+
+    Args:
+        path: A PNG file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+    def __repr__(self) -> str:
+        return f"picture: {self.path.name}"
+
+
+def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: int = 600) -> Shown:
+    """Show rows as a table, or one mapping as two columns.
+
+    Args:
+        rows: Each with the same keys; or one mapping of names to values.
+        limit: Characters after which a cell is cut.
+
+    Returns:
+        The table; every value is escaped.
+    """
+    if isinstance(rows, Mapping):
+        lines = [[str(k), _cell(v, limit)] for k, v in rows.items()]
+        head: list[str] = []
+    else:
+        head = list(rows[0]) if rows else []
+        lines = [[_cell(row.get(name, ""), limit, group=1_000) for name in head] for row in rows]
+    html_head = "".join(f'<th style="{_CELL}">{escape(h)}</th>' for h in head)
+    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
+    html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
+    return Shown(html, _plain_table(head, lines))
+
+
+def show_conversation(example: Example) -> Shown:
+    """Show an example's messages, the one to be learned marked.
+
+    Args:
+        example: Prompt and answer.
+
+    Returns:
+        One block a message.
+    """
+    blocks, lines = [], []
+    for message in example.messages():
+        learned = message["role"] == "assistant"
+        note = "learned" if learned else "given"
+        style = f"border-left:4px solid {BLUE if learned else GREY};{_BLOCK}"
+        head = f"<b>{escape(message['role'])}</b> <small>({note})</small>"
+        blocks.append(f'<div style="{style}">{head}\n{escape(message["content"])}</div>')
+        lines.append(f"[{message['role']}, {note}]\n{message['content']}")
+    return Shown("".join(blocks), "\n\n".join(lines))
+
+
+def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
+    """Show a row token by token, what the loss is taken over underlined and coloured.
+
+    Args:
+        row: Token ids and labels.
+        tokenizer: Turns ids into text.
+
+    Returns:
+        The tokens in order; a line break shows as ⏎.
+    """
+    pieces, given, learned = [], [], []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        text = tokenizer.decode([token]).replace("\n", "⏎")
+        on = label != IGNORED
+        (learned if on else given).append(text)
+        style = f"background:{BLUE};color:#fff;text-decoration:underline" if on else "background:#8883"
+        pieces.append(
+            f'<span style="{style};border-radius:3px;padding:0 .15em;margin:1px;display:inline-block;'
+            f'white-space:pre" title="id {token}">{escape(text)}</span>'
+        )
+    key = (
+        f"<p><b>{len(learned)} of {len(row.input_ids)} tokens are learned</b> (underlined, blue); "
+        "the grey ones are given.</p>"
+    )
+    html = f'{key}<div style="line-height:1.9;font-family:monospace;overflow-wrap:anywhere">{"".join(pieces)}</div>'
+    text = f"given ({len(given)}): {'|'.join(given)}\nlearned ({len(learned)}): {'|'.join(learned)}"
+    return Shown(html, text)
+
+
+def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
+    """Plot training and held-out loss over the optimizer steps, and save the picture.
+
+    Args:
+        metrics: With `train_loss` and `eval_loss`, lists of [step, loss in nats a token].
+        path: Where the PNG goes.
+
+    Returns:
+        The picture, which a notebook shows.
+    """
+    figure, axes = _figure(3.2)
+    steps, losses = zip(*metrics["train_loss"], strict=True)
+    axes.plot(steps, losses, color=GREY, linewidth=1.2, label="training rows, one step each")
+    held_steps, held = zip(*metrics["eval_loss"], strict=True)
+    axes.plot(held_steps, held, color=BLUE, marker="o", linewidth=2, label="held-out rows")
+    for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
+        place = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # the grey line may pass here
+        axes.annotate(f"{loss:.3f}", (step, loss), **place, color=BLUE, bbox=paper)
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(frameon=False)
+    axes.margins(y=0.18)
+    return _save(figure, path)
+
+
+def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Picture:
+    """Plot how many rows each category has, and how long their answers are.
+
+    Args:
+        rows: Dolly's rows; without a `category` they count as "(none)".
+        path: Where the PNG goes.
+
+    Returns:
+        The picture.
+    """
+    words: dict[str, list[int]] = {}
+    for row in rows:
+        words.setdefault(row.get("category") or "(none)", []).append(len(row["response"].split()))
+    names = sorted(words, key=lambda name: len(words[name]))
+    figure, axes = _figure(0.8 + 0.3 * len(names), grid="x")
+    bars = axes.barh(names, [len(words[name]) for name in names], color=BLUE)
+    medians = [sorted(words[name])[len(words[name]) // 2] for name in names]
+    axes.bar_label(bars, [f"median {m} words" for m in medians], padding=4, color=TEXT, fontsize=8)
+    axes.set_xlabel("rows")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(x=0.5)
+    return _save(figure, path)
+
+
+def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Picture:
+    """Plot how long the rows are.
+
+    Args:
+        lengths: Tokens of each row.
+        limit: The length that no row may exceed, in tokens.
+        path: Where the PNG goes.
+
+    Returns:
+        The picture, which a notebook shows.
+    """
+    figure, axes = _figure(2.4)
+    axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
+    if max(lengths) > 0.6 * limit:
+        axes.axvline(limit, color=ORANGE, linestyle="--", label=f"max_seq_length = {limit}")
+        axes.legend(frameon=False)
+    axes.set_xlabel("tokens in a row")
+    axes.set_ylabel("rows")
+    return _save(figure, path)
+
+
+def _cell(value: Any, limit: int, *, group: int = 10_000) -> str:
+    """Return a value as text, floats with four figures, numbers from `group` on grouped, long text cut.
+
+    A column groups from a thousand on, so that its numbers look alike; a parameter such as the seed 3407 does not.
+    """
+    long_number = type(value) is int and value >= group
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if long_number else str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for a terminal; cells with line breaks keep their first line."""
+    short = [[(c.splitlines() or [""])[0][:70] for c in line] for line in ([head] if head else []) + list(lines)]
+    if not short:
+        return "(empty)"
+    widths = [max(len(line[i]) for line in short) for i in range(len(short[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in short)
+
+
+def _figure(height: float, *, grid: str = "y") -> tuple[Figure, Axes]:
+    """Return a figure with the house style, narrow enough to be read on a phone; pyplot's global state is not touched.
+
+    Args:
+        height: In inches.
+        grid: The axis whose values have lines.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, height), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path | str) -> Picture:
+    """Write the picture."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes(Path(path), content.getvalue())
+    return Picture(path)

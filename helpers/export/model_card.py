@@ -1,0 +1,257 @@
+"""Model cards: what was trained from what, how it did, what was verified, and how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from helpers.core.config import RunConfig
+from helpers.core.errors import ConfigError
+from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
+from helpers.export.markdown import fence, table
+from helpers.export.verdict import Verification
+from helpers.runtime.lockfile import installed_versions
+from helpers.model.load import model_source
+from helpers.core.runs import RunDirectory, write_text
+
+__all__ = ["model_card", "write_card"]
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+LOAD = {
+    "adapter": """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoPeftModelForCausalLM.from_pretrained("{name}", device_map="auto")
+messages = [{{"role": "user", "content": "Hello"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
+    "merged": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
+messages = [{{"role": "user", "content": "Hello"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
+}
+
+
+def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **options: Any) -> Path:
+    """Write `README.md` beside the weights.
+
+    Args:
+        folder: The adapter or the merged model; which of them is seen from its files.
+        run: The run, with manifest and metrics.
+        config: The run's configuration.
+        **options: `verification`, `name`, `licence`, as for `model_card`.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    path = Path(folder) / "README.md"
+    kind = "adapter" if (Path(folder) / "adapter_config.json").is_file() else "merged"
+    write_text(path, model_card(run, config, kind=kind, **options))
+    return path
+
+
+def model_card(
+    run: RunDirectory,
+    config: RunConfig,
+    *,
+    kind: str,
+    verification: Verification | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Return the text of a model card, with YAML metadata that the Hub reads.
+
+    Args:
+        run: The run, with manifest and metrics.
+        config: The run's configuration.
+        kind: "adapter" or "merged".
+        verification: Of this export.
+        name: The repository's name on the Hub, for the lines that load it; by default the run's name.
+        licence: Licence of the result, as the Hub writes it; by default the base model's if it is known here.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ConfigError: `kind` is unknown.
+    """
+    if kind not in LOAD:
+        raise ConfigError("kind", "adapter or merged", kind, "Correct the name.")
+    licence = licence or BASE_LICENCES.get(config.model.model_name)
+    parts = [
+        f"# {run.path.name}",
+        _opening(config, kind),
+        "## How to load",
+        fence(LOAD[kind].format(name=name or run.path.name), "python"),
+        "## Data",
+        _data(config),
+        "## Training",
+        table(_parameters(config)),
+        _losses(run.metrics()),
+        "## Verification",
+        _verified(verification),
+        "## Intended use and limits",
+        _limits(config),
+        "## Made with",
+        table(_versions(run.manifest())),
+    ]
+    return f"---\n{_front_matter(config, kind, licence)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
+    """Return the metadata that the Hub reads; what it would not know is left out."""
+    from huggingface_hub import ModelCardData
+
+    data = config.data.dataset_name
+    alias = HUB_NAMES.get(config.model.model_name)
+    base = alias or model_source(config.model)[0]
+    known = bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
+    values = {
+        "base_model": base if known else None,
+        "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if known else None,
+        "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None,
+        "language": "en",
+        "license": licence,
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [
+            *(
+                ["lora", "qlora"]
+                if kind == "adapter" and config.model.load_in_4bit
+                else ["lora"]
+                if kind == "adapter"
+                else []
+            ),
+            "sft",
+            "trl",
+            "unsloth",
+        ],
+    }
+    return ModelCardData(**{k: v for k, v in values.items() if v is not None}).to_yaml().strip()
+
+
+def _opening(config: RunConfig, kind: str) -> str:
+    """Say what this is."""
+    what = "A LoRA adapter for" if kind == "adapter" else "A 16-bit model, merged from a LoRA adapter and its base,"
+    held = "in 4 bit (NF4)" if config.model.load_in_4bit else "without quantization"
+    verb = "" if kind == "adapter" else " from"
+    model, data = _shown(config.model.model_name), _shown(config.data.dataset_name)
+    return f"{what}{verb} `{model}`, trained on `{data}` with the base held {held}."
+
+
+def _data(config: RunConfig) -> str:
+    """Name the data set and its licence, and how rows became messages."""
+    data = config.data
+    licence, note = DATA_LICENCES.get(
+        data.dataset_name, ("not known to the notebook", "Check it before you pass the model on.")
+    )
+    lines = [f"`{_shown(data.dataset_name)}`, licence: {licence}. {note}"]
+    style = "the model's own chat template" if data.prompt_style == "chat" else "Stanford's Alpaca text block"
+    lines.append(f"Rows were written with {style}; only the answers were learned.")
+    if data.system_prompt:
+        lines.append("Every row began with this system prompt:\n\n" + fence(data.system_prompt, "text"))
+    return "\n\n".join(lines)
+
+
+def _parameters(config: RunConfig) -> dict[str, Any]:
+    """Return the parameters that others need to repeat the run."""
+    names = (
+        "max_seq_length",
+        "load_in_4bit",
+        "train_rows",
+        "heldout_rows",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "learning_rate",
+        "num_epochs",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation",
+        "warmup_steps",
+        "weight_decay",
+        "packing",
+        "seed",
+    )
+    flat = config.flat()
+    return {"preset": config.preset, **{name: flat[name] for name in names if flat[name] is not None}}
+
+
+def _losses(metrics: Mapping[str, Any]) -> str:
+    """Say what the held-out loss did, with its interval."""
+    change = metrics.get("eval_loss_change") or {}
+    if "eval_loss_before" not in metrics:
+        return "No held-out loss was measured."
+    text = (
+        f"Held-out loss (nats a token, answers only): {metrics['eval_loss_before']:.4f} before, "
+        f"{metrics['eval_loss_after']:.4f} after "
+        f"training on {metrics.get('supervised_tokens', 0):,} answer tokens."
+    )
+    if change:
+        text += (
+            f" Mean change a row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} "
+            f"(paired t, "
+            f"{change['rows']} rows)."
+        )
+        text += (
+            ""
+            if change["high"] < 0
+            else " The interval includes no improvement."
+            if change["low"] <= 0
+            else " The loss rose."
+        )
+    return text
+
+
+def _verified(verification: Verification | None) -> str:
+    """Say whether the export was proven to be the tuned model."""
+    if verification is None:
+        return "This export was not verified."
+    rows = {check.name: f"{'pass' if check.passed else 'FAIL'}. {check.detail}" for check in verification.checks}
+    head = (
+        "PASS: reloaded in a fresh process, without Unsloth, it is the tuned model."
+        if verification.passed
+        else "FAIL: this export is not proven to be the tuned model. Do not use it."
+    )
+    return f"{head}\n\n{table(rows, ('check', 'result'))}"
+
+
+def _limits(config: RunConfig) -> str:
+    """Say what it is for and what not."""
+    purpose = (
+        "drafts and ideas in product development, business decisions and AI in companies"
+        if config.task == "dolly"
+        else "following short, general instructions"
+    )
+    return (
+        f"Meant for study, and for {purpose}, in English, with a person who checks the answers. It knows no more facts "
+        "than its base model, can state false ones with confidence, and repeats biases of its base and its data. It "
+        "was not tested for safety, and is "
+        "not for decisions about people, nor for medical, legal or financial advice. "
+        f"Prompts and answers beyond {config.model.max_seq_length:,} tokens were not trained."
+    )
+
+
+def _versions(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions of what trained it."""
+    versions = manifest.get("versions") or {
+        k: v for k, v in installed_versions().items() if k in ("peft", "torch", "transformers", "trl", "unsloth")
+    }
+    gpus = (manifest.get("hardware") or {}).get("gpus") or ["none"]
+    return {**versions, "GPU": ", ".join(gpus)}
+
+
+def _shown(name: str) -> str:
+    """Return a hub id as it is, and of a local path only its last part."""
+    plain = name.replace("`", "'").replace("\n", " ")
+    return plain if HUB_ID.fullmatch(plain) and not Path(plain).exists() else Path(plain).name

@@ -1,0 +1,1 @@
+"""Will it fit: shapes, predicted peaks, layouts, disk."""

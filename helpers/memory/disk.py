@@ -1,0 +1,80 @@
+"""Does the disk hold what a run will write? Told from the model's shape, before anything is downloaded.
+
+`helpers.training.failures.preflight_disk` and `helpers.export.preflight` look again, at the model in memory, before they write.
+"""
+
+from __future__ import annotations
+
+from helpers.core.config import RunConfig
+from helpers.core.files import folder_bytes, require_space, show_bytes
+from helpers.export.space import ALLOWANCE, GGUF_BITS
+from helpers.training.failures import SMALL_FILES
+from helpers.memory.plan import shape_for
+from helpers.core.runs import RunDirectory
+from helpers.training.sealing import KEPT
+from helpers.memory.shapes import ModelShape
+
+__all__ = ["disk_needs", "preflight_room"]
+
+TRAINED_BYTES = 12
+"""Of a trained number in a checkpoint, at most: itself and AdamW's two moments in float32."""
+
+
+def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    """Return what a run writes, at most, in bytes by name.
+
+    Args:
+        config: The run.
+        shape: Of its model.
+
+    Returns:
+        Checkpoints and adapter, and for the Dolly notebook what is made of the adapter.
+
+    Example:
+        >>> from helpers.core.config import build_config
+        >>> from helpers.memory.shapes import MISTRAL_7B
+        >>> needs = disk_needs(build_config("dolly", preset="colab-t4"), MISTRAL_7B)
+        >>> {name: round(size / 2**30, 1) for name, size in needs.items()}
+        {'3 checkpoints': 1.5, 'the adapter': 0.4, 'the merged model': 13.5}
+    """
+    trained, weights = sum(shape.lora_tensors(config.adapter.lora_rank)), _weights(shape)
+    needs = {
+        f"{KEPT + 1} checkpoints": (KEPT + 1) * (TRAINED_BYTES * trained + SMALL_FILES),
+        "the adapter": 2 * (4 * trained + SMALL_FILES),
+    }
+    if config.task != "dolly" or not config.export.merge_16bit:
+        return needs
+    needs["the merged model"] = 2 * weights + ALLOWANCE
+    if kind := config.export.gguf_quantization:
+        between = 0 if kind in ("f16", "bf16", "q8_0") else 2 * weights  # llama-quantize reads a 16-bit file
+        needs[f"GGUF, {kind}"] = int(weights * GGUF_BITS[kind] / 8) + between + ALLOWANCE
+    return needs
+
+
+def preflight_room(run: RunDirectory, config: RunConfig) -> str:
+    """Stop before the first download if the run's disk cannot hold what the run will write.
+
+    Args:
+        run: Its directory, which need not exist; what is in it will be replaced, and counts as free.
+        config: The run.
+
+    Returns:
+        A sentence on what is needed, or why nothing was predicted.
+
+    Raises:
+        RunError: Too little is free.
+    """
+    shape = shape_for(config)
+    if shape is None:
+        return f"The shape of {config.model.model_name} is not known yet, so its files are not predicted."
+    needs = disk_needs(config, shape)
+    names = [*needs][:-1]
+    what = f"{', '.join(names)} and {[*needs][-1]}"
+    total = sum(needs.values())
+    require_space(run.path, total - folder_bytes(run.path), what)
+    return f"The run's disk has room for {what}: {show_bytes(total)} at most."
+
+
+def _weights(shape: ModelShape) -> int:
+    """Return the number of the model's weights, each counted once."""
+    return shape.linear_parameters() + shape.other_parameters()

@@ -1,0 +1,1 @@
+"""What the machine and the versions ask of the loader; scoring, decoding, and repairs of the libraries."""

@@ -1,0 +1,444 @@
+"""Models: load, attach LoRA, toggle the adapter, answer. The only module that imports unsloth."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.model.patches.collector import long_lived
+from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
+from helpers.core.errors import ExportError, HelpersError, StackError
+from helpers.runtime.hardware import choose_precision, find_gpu
+from helpers.core.processes import place
+from helpers.model.patches.sft_trainer import sft_alone
+from helpers.runtime.device_map import loader_options
+from helpers.data.chat_templates import install_template, refuse_control_text, render
+
+if TYPE_CHECKING:
+    from helpers.data.prompts import Message
+
+__all__ = [
+    "TARGET_MODULES",
+    "GeneratedAnswer",
+    "LoadedModel",
+    "attach_adapter",
+    "free_memory",
+    "generate",
+    "import_unsloth",
+    "load_adapter",
+    "load_model",
+    "model_source",
+    "stream",
+    "trainable_parameters",
+    "without_adapter",
+]
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers of a Mistral or Llama block."""
+
+_CPU_NOTES = re.compile(r"Unsloth [\w.]+: no GPU found|Unsloth \(CPU\): \w+ on \d+ CPU threads")
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer and template.
+
+    Args:
+        model: The transformers model, or PEFT's wrapper once an adapter is attached.
+        tokenizer: With the template installed and a PAD that is not EOS.
+        template: "mistral-v3", "chatml" or "alpaca".
+        source: Where the base weights came from.
+        precision: "bf16", "fp16" or "fp32": the type of activations and adapter gradients.
+        max_seq_length: In tokens.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: str
+    source: str
+    precision: str
+    max_seq_length: int
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """One generated answer.
+
+    Args:
+        text: Special tokens removed, surrounding white space dropped.
+        tokens: Tokens generated, EOS included, padding not.
+        finished: Whether the model ended it with EOS, rather than reaching the limit.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def model_source(config: ModelConfig) -> tuple[str, str | None]:
+    """Return the hub id or folder behind a model name, and the revision to load."""
+    if config.model_name == "smollm2-135m":
+        from helpers.model.smollm2 import smollm2_folder
+
+        return str(smollm2_folder()), None
+    name, revision = MODELS.get(config.model_name, (config.model_name, None))
+    return name, config.model_revision or revision
+
+
+def import_unsloth() -> None:
+    """Import unsloth, which patches transformers, peft and trl and so must come before them.
+
+    torchao 0.18, which it imports, warns about each of its CUDA extensions on a machine that cannot load them, and
+    about an older way to register types with torch 2.13; neither is used here. Unsloth 2026.10.9 warns through a logger
+    of transformers each time it saves a tokenizer as it should be saved.
+    """
+    with nullcontext() if "unsloth" in sys.modules else long_lived():
+        import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
+
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
+        with redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
+            import unsloth  # noqa: F401
+
+
+class _WithoutNotes:
+    """Standard output without what Unsloth says of itself on a machine that has no GPU, which the setup has said.
+
+    Args:
+        stream: Where all else goes, at once.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.dropped = False
+
+    def write(self, text: str) -> int:
+        # print() writes its text and its line's end one after the other.
+        end = self.dropped and text == "\n"
+        self.dropped = bool(_CPU_NOTES.match(text))
+        if not (self.dropped or end):
+            self.stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of the log tells a user anything; the same function again is not added to a logger."""
+    return "Restored added_tokens_decoder metadata" not in str(record.msg)
+
+
+def load_model(config: ModelConfig, *, style: str = "chat", precision: str | None = None) -> LoadedModel:
+    """Load a base model through Unsloth and install its chat template.
+
+    Args:
+        config: Which model, its length limit, and whether in 4 bit.
+        style: "chat" or "alpaca": the template to install.
+        precision: "bf16", "fp16" or "fp32"; by default the configuration's.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        StackError: The model cannot be loaded.
+        TemplateError: The tokenizer is not what the template was made for.
+    """
+    import_unsloth()
+    source, revision = model_source(config)
+    model, tokenizer, precision = _from_pretrained(source, revision, config, precision)
+    template = install_template(tokenizer, style)
+    _set_padding(tokenizer)
+    model.generation_config.max_length = (
+        None  # saved with the checkpoint; beside max_new_tokens it only causes warnings
+    )
+    return LoadedModel(model, tokenizer, template, source, precision, config.max_seq_length)
+
+
+def attach_adapter(
+    loaded: LoadedModel,
+    config: AdapterConfig,
+    *,
+    seed: int,
+    gradient_checkpointing: bool,
+    checkpoint_skip_layers: int = 0,
+) -> None:
+    """Attach a fresh LoRA adapter to all linear layers, in place.
+
+    Args:
+        loaded: A base model.
+        config: Rank, scale and dropout.
+        seed: Seed of the adapter's random half; the other half starts at zero.
+        gradient_checkpointing: Recompute activations in the backward pass (Unsloth's variant).
+        checkpoint_skip_layers: Layers that keep their activations all the same, spread evenly over the model, the last
+            one among them. On a CPU it has no effect: Unsloth recomputes all layers there, or none.
+
+    Raises:
+        ConfigError: There are fewer layers.
+    """
+    from unsloth import FastLanguageModel
+
+    if checkpoint_skip_layers:
+        check_skip_layers(checkpoint_skip_layers, loaded.model.config.num_hidden_layers)
+    skip = {"checkpoint_skip_layers": checkpoint_skip_layers} if checkpoint_skip_layers and find_gpu() else {}
+    loaded.model = FastLanguageModel.get_peft_model(
+        loaded.model,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        bias="none",  # a trained bias would stay on when the adapter is switched off (peft issue 741)
+        target_modules=list(TARGET_MODULES),
+        use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+        random_state=seed,
+        **skip,  # unsloth_zoo 2026.10.9 hands names that it does not know to PEFT on a CPU, which refuses them
+    )
+
+
+def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
+    """Load a base model afresh and put a saved adapter on it.
+
+    Args:
+        folder: What `helpers.training.trainer.save_adapter` wrote.
+        config: Names the base model.
+
+    Returns:
+        The tuned model, with the tokenizer and template saved beside the adapter.
+
+    Raises:
+        ExportError: The folder holds no adapter, or one that does not fit this model.
+    """
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            remedy = "Save or copy the adapter again; weights in a .bin file are a pickle and are not loaded."
+            raise ExportError("adapter_dir", f"a folder with {name}", str(folder), remedy)
+    import_unsloth()
+    from peft import PeftModel
+
+    loaded = load_model(config.model, style=config.data.prompt_style)
+    loaded.tokenizer = _load_tokenizer(folder)
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except Exception as error:  # PEFT, safetensors and torch each raise their own types
+        remedy = "Train again, or name the base model that the adapter was made for."
+        raise ExportError("adapter_dir", "an adapter of this base model", _said(error), remedy) from error
+    return loaded
+
+
+def trainable_parameters(model: Any) -> tuple[int, int]:
+    """Return (trainable, all) parameters; 4-bit weights count as the parameters they stand for."""
+    return model.get_nb_trainable_parameters()
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Switch the adapter off: inside the block the model answers as its base.
+
+    Inputs must not mix rows with and without adapter; Unsloth's decoding bypasses PEFT's per-row adapters.
+    """
+    with model.disable_adapter():
+        yield
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[GeneratedAnswer]:
+    """Answer prompts, in batches of similar length; greedily unless a temperature is given.
+
+    Args:
+        loaded: The model.
+        prompts: Conversations that end with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Prompts in one batch.
+        temperature: 0 for the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
+        seed: Of the draw; not used with temperature 0.
+
+    Returns:
+        One answer a prompt, in the order given.
+
+    Raises:
+        TemplateError: A prompt contains control tokens.
+        StackError: A prompt leaves no room for its answer.
+    """
+    tokenizer = loaded.tokenizer
+    refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompt")
+    texts = [render(tokenizer, p, answer_next=True) for p in prompts]
+    lengths = [len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+    _check_room(loaded, max(lengths, default=0), max_new_tokens)
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    answers: dict[int, GeneratedAnswer] = {}
+    sampling = _sampling(temperature, seed)
+    with _inference(loaded.model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            found = _generate_batch(loaded, [texts[i] for i in batch], max_new_tokens, sampling=sampling)
+            answers |= dict(zip(batch, found, strict=True))
+    return [answers[i] for i in range(len(texts))]
+
+
+def stream(loaded: LoadedModel, prompt: Sequence[Message], *, max_new_tokens: int) -> str:
+    """Answer one prompt and print the words as they come.
+
+    Args:
+        loaded: The model.
+        prompt: A conversation that ends with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+
+    Returns:
+        The answer.
+    """
+    from transformers import TextStreamer
+
+    tokenizer = loaded.tokenizer
+    refuse_control_text([m["content"] for m in prompt], tokenizer, "prompt")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with _inference(loaded.model):
+        answers = _generate_batch(loaded, [render(tokenizer, prompt, answer_next=True)], max_new_tokens, streamer)
+    return answers[0].text
+
+
+def free_memory() -> None:
+    """Return the memory of deleted models to the system and the card."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _from_pretrained(
+    source: str, revision: str | None, config: ModelConfig, precision: str | None
+) -> tuple[Any, Any, str]:
+    """Call Unsloth's loader with the type that the hardware computes in."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    gpu = find_gpu()
+    if precision is None:
+        native = choose_precision(gpu.capability if gpu else None)
+        precision = native if config.precision == "auto" else config.precision
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
+    options["use_safetensors"] = True  # pytorch_model.bin is a pickle
+    if place().count > 1:  # a whole model for each process, on its own GPU
+        options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
+    options |= loader_options()
+    try:
+        with redirect_stdout(_WithoutNotes(sys.stdout)):
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
+            )
+    except HelpersError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise StackError("model_name", "a model that can be loaded", source, _said(error)) from error
+    return model, tokenizer, precision
+
+
+def _said(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}"
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer that was saved with an adapter."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # transformers and tokenizers raise a dozen unrelated types
+        raise ExportError("adapter_dir", "a tokenizer beside the adapter", _said(error), "Save it again.") from error
+    if not tokenizer.chat_template:
+        raise ExportError("adapter_dir", "a tokenizer with its chat template", str(folder), "Save the adapter again.")
+    return tokenizer
+
+
+def _set_padding(tokenizer: Any) -> None:
+    """Make sure that PAD is a token of its own."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.padding_side = "right"
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Put a model into Unsloth's inference mode, and back into the mode it was in."""
+    from unsloth import FastLanguageModel
+
+    training = model.training
+    FastLanguageModel.for_inference(model)
+    try:
+        yield
+    finally:
+        if training:
+            FastLanguageModel.for_training(model)
+
+
+def _sampling(temperature: float, seed: int) -> dict[str, Any]:
+    """Return generate()'s options for drawing tokens; the seed is set once, before the first batch."""
+    if not temperature:
+        return {"do_sample": False}
+    import torch
+
+    torch.manual_seed(seed)
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+
+
+def _generate_batch(
+    loaded: LoadedModel,
+    texts: list[str],
+    max_new_tokens: int,
+    streamer: Any = None,
+    sampling: dict[str, Any] | None = None,
+) -> list[GeneratedAnswer]:
+    """Generate for one left-padded batch."""
+    import torch
+
+    tokenizer = loaded.tokenizer
+    tokenizer.padding_side = "left"  # generate() can flip it back (unsloth issue 3283)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
+    with torch.inference_mode():
+        output = loaded.model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            streamer=streamer,
+            **(sampling or {"do_sample": False}),
+        )
+    tokenizer.padding_side = "right"
+    return [_read_answer(ids, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def _read_answer(ids: list[int], tokenizer: Any) -> GeneratedAnswer:
+    """Cut an answer at its EOS and decode it."""
+    finished = tokenizer.eos_token_id in ids
+    ids = ids[: ids.index(tokenizer.eos_token_id) + 1] if finished else ids
+    return GeneratedAnswer(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), finished)
+
+
+def _check_room(loaded: LoadedModel, longest: int, max_new_tokens: int) -> None:
+    """Raise when a prompt and its answer do not fit."""
+    limit = min(loaded.max_seq_length, loaded.model.config.max_position_embeddings)
+    if longest + max_new_tokens > limit:
+        raise StackError(
+            "prompt",
+            f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer",
+            longest,
+            "Shorten the prompt, lower max_new_tokens or raise max_seq_length.",
+        )

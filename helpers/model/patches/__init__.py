@@ -1,0 +1,1 @@
+"""Changes to the libraries' speed or quirks, each guarded by versions."""

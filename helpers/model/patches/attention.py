@@ -1,0 +1,252 @@
+"""Variable-length attention on torch 2.11, where the stack lacks it.
+
+Unsloth trains on batches without padding: the rows stand one after the other, and attention must not look across their
+borders. From torch 2.12 on Unsloth uses torch's own `varlen_attn` for that. On torch 2.11 (Colab's version in August
+2026), without flash-attn and without an xformers that loads, it launches one attention call for each row, layer and
+pass, and the host becomes the limit. torch 2.11 carries the kernel all the same: `aten::_flash_attention_forward`
+takes the rows' borders (`cu_seqlens`), does all rows in one launch, and is differentiable.
+
+Reference: Dao 2023, FlashAttention-2, arXiv 2307.08691. Found against unsloth 2026.10.9.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "AttentionChoice",
+    "choose_attention",
+    "enable_varlen",
+    "flash_varlen",
+    "installed_attention",
+    "loaded_attention",
+]
+
+DISPATCH = "unsloth.utils.attention_dispatch"
+"""The module in which Unsloth chooses a kernel for each batch."""
+
+UNSLOTH_TESTED = "2026.10.9"
+"""The only version whose dispatch module is known to work with this; others keep their own attention."""
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """Which attention packed and padding-free training uses.
+
+    Args:
+        name: "varlen (torch kernel)" for this module's, else what Unsloth picks by itself.
+        reason: Why, in a sentence.
+    """
+
+    name: str
+    reason: str
+
+
+def choose_attention(
+    *,
+    torch_version: str,
+    unsloth_version: str,
+    capability: tuple[int, int] | None,
+    flash_attn: bool,
+    xformers: bool,
+    wanted: bool = True,
+) -> AttentionChoice:
+    """Decide whether the kernel of torch 2.11 is to be used.
+
+    Args:
+        torch_version: Such as "2.11.0+cu128".
+        unsloth_version: Such as "2026.10.9".
+        capability: The GPU's compute capability, or None without a GPU.
+        flash_attn: Whether flash-attn can be used.
+        xformers: Whether xformers loads.
+        wanted: False leaves everything as it is.
+
+    Returns:
+        The choice, with its reason.
+
+    Example:
+        >>> choose_attention(torch_version="2.11.0", unsloth_version="2026.10.9", capability=(7, 5),
+        ...                  flash_attn=False, xformers=False).name
+        'sdpa'
+    """
+    minor = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])
+    if capability is None:
+        return AttentionChoice("sdpa", "there is no GPU")
+    if flash_attn:
+        return AttentionChoice("flash-attn", "flash-attn is installed, and Unsloth prefers it")
+    if xformers:
+        return AttentionChoice("xformers", "xformers loads, and Unsloth uses it")
+    if capability < (8, 0):
+        return AttentionChoice(
+            "sdpa", f"compute capability {capability[0]}.{capability[1]} has no flash kernel; 8.0 has"
+        )
+    if minor >= (2, 12):
+        return AttentionChoice("varlen (torch)", "Unsloth uses torch's own varlen_attn from torch 2.12 on")
+    if not wanted:
+        return AttentionChoice("sdpa", "varlen_attention is off")
+    if minor != (2, 11) or unsloth_version != UNSLOTH_TESTED:
+        return AttentionChoice(
+            "sdpa",
+            f"tried with torch 2.11 and unsloth {UNSLOTH_TESTED} only, "
+            f"not with torch {torch_version} and unsloth {unsloth_version}",
+        )
+    return AttentionChoice("varlen (torch kernel)", "torch 2.11 carries the kernel, and Unsloth does not use it there")
+
+
+def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+    """Return what `enable_varlen` will choose, and change nothing.
+
+    Args:
+        capability: The GPU's compute capability.
+        wanted: As `enable_varlen` will be told.
+
+    Returns:
+        The choice; "sdpa" while unsloth is not imported.
+    """
+    dispatch = sys.modules.get(DISPATCH)
+    if dispatch is None:
+        return AttentionChoice("sdpa", "unsloth is not imported yet")
+    import torch
+    import unsloth
+
+    return choose_attention(
+        torch_version=torch.__version__,
+        unsloth_version=unsloth.__version__,
+        capability=capability,
+        flash_attn=bool(dispatch.HAS_FLASH_ATTENTION),
+        xformers=bool(dispatch.HAS_XFORMERS),
+        wanted=wanted,
+    )
+
+
+def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+    """Return what `enable_varlen` is likely to choose with what is installed here, and import none of it.
+
+    Args:
+        capability: The GPU's compute capability.
+        wanted: As `enable_varlen` will be told.
+
+    Returns:
+        The choice; "sdpa" where torch or unsloth is not installed.
+    """
+    from helpers.runtime.hardware import xformers_torch
+
+    try:
+        torch_version, unsloth_version = map(importlib.metadata.version, ("torch", "unsloth"))
+    except importlib.metadata.PackageNotFoundError as error:
+        return AttentionChoice("sdpa", f"{error.name} is not installed")
+    built = xformers_torch() or ""
+    return choose_attention(
+        torch_version=torch_version,
+        unsloth_version=unsloth_version,
+        capability=capability,
+        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        xformers=built.split("+")[0] == torch_version.split("+")[0],
+        wanted=wanted,
+    )
+
+
+def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
+    """Give Unsloth the kernel of torch 2.11 if this machine is one that gains by it.
+
+    Call it after unsloth is imported and before the trainer is built. Calling it again changes nothing.
+
+    Args:
+        wanted: False leaves everything as it is, and undoes an earlier call.
+
+    Returns:
+        What training will use, with the reason.
+    """
+    from helpers.runtime.hardware import find_gpu
+
+    gpu = find_gpu()
+    if gpu is None:  # Unsloth's CPU path cannot import its dispatcher: a circle
+        return AttentionChoice("sdpa", "there is no GPU")
+    from unsloth.utils import attention_dispatch
+
+    original = getattr(attention_dispatch.select_attention_backend, "wrapped", None)
+    choice = loaded_attention(gpu.capability, wanted=wanted)
+    if choice.name == "varlen (torch kernel)" and original is None:
+        _install(attention_dispatch)
+    elif choice.name != "varlen (torch kernel)" and original is not None:
+        _replace_everywhere(attention_dispatch.select_attention_backend, original)
+    return choice
+
+
+def flash_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    **unused: Any,
+) -> Any:
+    """Attend within each of several rows that stand one after the other, in one kernel launch.
+
+    The signature is flash-attn's `flash_attn_varlen_func`, which Unsloth's dispatcher calls.
+
+    Args:
+        q: Queries, (tokens, heads, head size), fp16 or bf16 on a card of compute capability 8.0 or more.
+        k: Keys, (tokens, key heads, head size); key heads divide heads.
+        v: Values, as `k`.
+        cu_seqlens_q: Borders of the rows, int32, (rows + 1,), beginning with 0.
+        cu_seqlens_k: The same for keys.
+        max_seqlen_q: Longest row, in tokens.
+        max_seqlen_k: The same for keys.
+        dropout_p: Share of attention weights dropped.
+        softmax_scale: Factor on q·k; None takes 1 / sqrt(head size).
+        causal: Whether a token sees only those before it.
+        **unused: Window and other options that Mistral v0.3 does not use.
+
+    Returns:
+        (tokens, heads, head size), differentiable.
+
+    Raises:
+        NotImplementedError: An attention window is asked for.
+    """
+    import torch
+
+    if tuple(unused.get("window_size") or (-1, -1)) not in ((-1, -1), (None, None)):
+        raise NotImplementedError("flash_varlen has no attention window")
+    output = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        int(max_seqlen_q),
+        int(max_seqlen_k),
+        dropout_p,
+        causal,
+        False,
+        scale=softmax_scale,
+    )
+    return output[0]
+
+
+def _install(dispatch: Any) -> None:
+    """Make the dispatcher choose its flash-attn path for rows without padding, with this kernel behind it."""
+    original = dispatch.select_attention_backend
+    dispatch.flash_attn_varlen_func = flash_varlen
+
+    def select(use_varlen: bool = False, dropout_p: float = 0.0) -> Any:
+        return dispatch.FLASH_VARLEN if use_varlen else original(use_varlen, dropout_p)
+
+    select.wrapped = original  # type: ignore[attr-defined]
+    _replace_everywhere(original, select)
+
+
+def _replace_everywhere(old: Any, new: Any) -> None:
+    """Replace the dispatcher in every module that imported it by name."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "select_attention_backend", None) is old:
+            module.select_attention_backend = new  # type: ignore[attr-defined]

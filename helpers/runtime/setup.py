@@ -1,0 +1,165 @@
+"""What a notebook's setup cell does, and where its tokens come from.
+
+`helpers.runtime.lockfile` says what to install and `helpers.runtime.doctor` what is wrong; `setup_notebook` is the only function of the
+three modules that changes anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from helpers.runtime import hardware
+from helpers.runtime.doctor import SUPPORTED_PYTHON, Report, doctor, python_findings
+from helpers.core.errors import StackError
+from helpers.runtime.lockfile import NEEDED, SMOKE, install_plan, installed_versions, read_lock, read_waivers
+
+__all__ = ["read_secret", "setup_notebook"]
+
+
+def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
+    """Make a notebook's kernel ready, or say what to do: the whole of a setup cell.
+
+    On Colab and Kaggle it installs what `install_plan` says; elsewhere it installs nothing. It prints what it found
+    and ends with one line that begins with "ready:".
+
+    Args:
+        smoke: Preset smoke is going to be used, so its small model is needed too.
+        multi_gpu: Leave all GPUs visible. By default a process sees the first one only.
+
+    Returns:
+        The doctor's report, without problems.
+
+    Raises:
+        StackError: Python is not supported, the kernel holds an old torch, numpy or pyarrow, an installation failed,
+            the kernel must be restarted after one, or the doctor found a problem.
+    """
+    _prepare_process(multi_gpu)
+    _refuse_python()
+    _refuse_stale()
+    needed = (*NEEDED, *(SMOKE if smoke else ()))
+    if hardware.where() != "local":
+        _install_until_done(needed)
+    report = doctor(needed=needed)
+    print(report)
+    if not report.ok:
+        remedy = report.problems[0].remedy or "See the report above"
+        raise StackError("environment", "no problems", report.verdict(), f"First: {remedy}.")
+    return report
+
+
+def _prepare_process(multi_gpu: bool) -> None:
+    """Set what must be set before torch and unsloth are imported; what the user has set stays.
+
+    Unsloth trains on one GPU unless told otherwise and fails in odd ways on Kaggle's two T4
+    (unslothai/unsloth#431, #2467).
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
+    driver = hardware.read_driver()
+    if driver and len(driver.names) > 1 and not multi_gpu:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+
+def _refuse_python() -> None:
+    for finding in python_findings():
+        raise StackError("Python", f"one of {', '.join(SUPPORTED_PYTHON)}", platform.python_version(), finding.remedy)
+
+
+def _refuse_stale(names: Sequence[str] = ("torch", "numpy", "pyarrow")) -> None:
+    """Stop when a module in memory is not the one on disk: extension modules of both would be mixed.
+
+    pyarrow is among them for a kernel that was told to restart and was not: with pyarrow 18 in memory and 26 on disk,
+    `import datasets` fails with "pyarrow.lib.IpcReadOptions size changed".
+    """
+    from packaging.version import Version
+
+    for name in names:
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        try:
+            disk = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if loaded and Version(str(loaded)).public != Version(disk).public:
+            raise StackError(name, f"the running kernel to hold {disk}, which is installed", str(loaded), _restart())
+
+
+def _restart() -> str:
+    return {
+        "colab": "Click Runtime, Restart session, then Runtime, Run all.",
+        "kaggle": "Click Run, Restart & clear cell outputs, then Run All.",
+        "local": "Restart the kernel and run the notebook from the top.",
+    }[hardware.where()]
+
+
+def _install_until_done(needed: Sequence[str]) -> None:
+    """Plan and install until nothing is left: new wheels bring requirements that were not known before."""
+    lock, waivers = read_lock(), read_waivers()
+    half_imported: set[str] = set()
+    for _ in range(5):
+        plan = install_plan(installed_versions(), lock, needed=needed, waivers=waivers)
+        if not plan.install:
+            break
+        half_imported |= {name for name in plan.replaced if _imported(name)}
+        _pip_install(plan.install)
+    if half_imported:
+        names = ", ".join(sorted(half_imported))
+        raise StackError("kernel", "nothing imported that had to be replaced", names, _restart())
+
+
+def _imported(name: str) -> bool:
+    """Whether the running kernel has imported a distribution's top-level module."""
+    if name == "protobuf":  # shares the module google with everything of Google's
+        return "google.protobuf" in sys.modules
+    top_level = importlib.metadata.distribution(name).read_text("top_level.txt") or name.replace("-", "_")
+    return any(module in sys.modules for module in top_level.split())
+
+
+def _pip_install(requirements: Sequence[str]) -> None:
+    print(f"installing {len(requirements)} packages: {', '.join(requirements)}", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
+    importlib.invalidate_caches()
+    if done.returncode:
+        said = (done.stderr or done.stdout or "").strip().splitlines()
+        on_kaggle = hardware.where() == "kaggle"
+        remedy = "Turn the Internet on in the notebook's settings." if on_kaggle else "Run the cell again."
+        raise StackError("pip", "an installation that succeeds", said[-1] if said else done.returncode, remedy)
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+
+def read_secret(name: str) -> str | None:
+    """A token, from where tokens belong; never printed, and never a notebook parameter.
+
+    Args:
+        name: Such as "HF_TOKEN".
+
+    Returns:
+        The environment variable of that name, else on a Colab page the secret of that name, else None. Colab's
+        `userdata.get` waits ten seconds for a page that is not there (huggingface/huggingface_hub#2686), so a kernel
+        that is not Colab's own never asks.
+    """
+    value = os.environ.get(name, "").strip()
+    if value or not _on_colab_page():
+        return value or None
+    from google.colab import errors, userdata
+
+    try:
+        return (userdata.get(name) or "").strip() or None
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError, errors.Error):
+        return None
+
+
+def _on_colab_page() -> bool:
+    """Whether the shell is Colab's own; Colab Enterprise has no secrets for notebooks."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__module__.startswith("google.colab") and os.environ.get("VERTEX_PRODUCT") != "COLAB_ENTERPRISE"

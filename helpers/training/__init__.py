@@ -1,0 +1,1 @@
+"""What stands around the trainer: checkpoints, callbacks, sessions, results."""

@@ -1,0 +1,248 @@
+"""A second place for checkpoints and the adapter: a folder, such as one on Google Drive, that outlives the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+from helpers.training.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
+from helpers.core.config_file import CONFIG
+from helpers.core.files import replaced_folder, sync_file, sync_folder
+from helpers.core.errors import RunError
+from helpers.core.paths import user_folder
+from helpers.core.runs import MANIFEST, METRICS, RunDirectory, write_text
+from helpers.training.sealing import KEPT
+
+__all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
+
+DRIVE = Path("/content/drive")
+"""Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""
+
+
+def persist_folder(persist_dir: str, name: str) -> RunDirectory:
+    """Return the second place of one run, as a directory laid out like the run's own.
+
+    Args:
+        persist_dir: As the user gave it.
+        name: The run's name.
+
+    Raises:
+        ConfigError: It is no path.
+    """
+    return RunDirectory(user_folder("persist_dir", persist_dir) / name)
+
+
+def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
+    """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet.
+
+    Args:
+        folder: As the user gave it.
+        parameter: Which parameter that was.
+    """
+    path = user_folder(parameter, folder)
+    if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
+        from google.colab import drive  # type: ignore[import-not-found]
+
+        drive.mount(str(DRIVE))
+
+
+def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list[str]:
+    """Make the second place ready before training: check it, clear it for a new start, or restore from it.
+
+    Args:
+        run: The run, locked by this process.
+        persist_dir: As the user gave it.
+        resume: "never" removes what an earlier run of this name left there; otherwise it is restored from.
+
+    Returns:
+        Sentences on what was done.
+
+    Raises:
+        RunError: The folder does not exist, is the runs folder itself, holds another run of this name, or cannot be
+            read or written.
+    """
+    there = persist_folder(persist_dir, run.path.name)
+    try:
+        return _prepare(run, there, persist_dir, resume)
+    except OSError as error:
+        remedy = "Check its permissions and that it is still mounted, or leave persist_dir out."
+        raise RunError("persist_dir", "a folder that can be used", error.strerror or str(error), remedy) from error
+
+
+def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: str) -> list[str]:
+    """Check, clear or restore the second place."""
+    _check_place(run, there, persist_dir)
+    if resume == "never":
+        for folder in (there.checkpoints, there.adapter):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        for name in (CONFIG, METRICS, MANIFEST):
+            (there.path / name).unlink(missing_ok=True)
+        return []
+    if run.manifest() and there.manifest() and run.run_id() != there.run_id():
+        raise RunError(
+            "persist_dir",
+            f"a folder without another run named {run.path.name}",
+            str(there.path),
+            'Choose another run_name, or resume="never" to start over and replace it.',
+        )
+    return restore(run, there)
+
+
+def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
+    """Copy the newest complete checkpoint back, if the run has none of its own.
+
+    Args:
+        run: The run.
+        there: Its second place.
+
+    Returns:
+        Sentences on what was done.
+    """
+    if not there.manifest() or (run.manifest() and last_complete(run).found):
+        return []
+    search = last_complete(there)
+    if not run.manifest():
+        write_text(run.path / MANIFEST, (there.path / MANIFEST).read_text(encoding="utf-8"))
+    if search.found is None:
+        return search.describe()
+    _copy(search.found, run.checkpoints)
+    return [*search.describe(), f"restored the checkpoint of step {search.found.step} from {there.path}"]
+
+
+def keep_result(run: RunDirectory, persist_dir: str) -> str:
+    """Copy a finished run's adapter and what is known of it to the second place; a failure is told and stops nothing.
+
+    Args:
+        run: The run, complete.
+        persist_dir: As the user gave it.
+
+    Returns:
+        A sentence on what was done. `adapter_dir` of a comparison takes the folder that it names.
+    """
+    there = persist_folder(persist_dir, run.path.name)
+    try:
+        with replaced_folder(there.adapter) as beside:
+            shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile)
+        for name in (CONFIG, METRICS, MANIFEST):
+            if (run.path / name).is_file():
+                write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
+    except (OSError, RunError) as error:
+        said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        return f"persist_dir: the adapter was not copied to {there.path} ({said}). It is in {run.shown('adapter')}."
+    return f"The adapter is also in {there.path}."
+
+
+class Persister:
+    """Copies complete checkpoints in the background, the newest first; a failure is told and stops nothing.
+
+    Args:
+        run: The run.
+        there: Its second place.
+
+    Example:
+        `persister.offer(checkpoint)` returns at once; `persister.close()` waits for the last copy.
+    """
+
+    def __init__(self, run: RunDirectory, there: RunDirectory) -> None:
+        self.run = run
+        self.there = there
+        self.busy: Path | None = None
+        self._news: list[str] = []
+        self._next: Checkpoint | None = None
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def offer(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint, in place of one that still waits."""
+        with self._change:
+            self._next = checkpoint
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="persist", daemon=True)
+                self._thread.start()
+
+    def news(self) -> list[str]:
+        """Return, once, sentences on what went wrong."""
+        with self._change:
+            told, self._news = self._news, []
+        return told
+
+    def close(self) -> list[str]:
+        """Wait until the newest checkpoint is copied; return what went wrong."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        return self.news()
+
+    def _work(self) -> None:
+        """Copy until nothing waits."""
+        while True:
+            with self._change:
+                checkpoint, self._next = self._next, None
+                self.busy = checkpoint.path if checkpoint else None
+                if checkpoint is None:
+                    self._thread = None
+                    return
+            try:
+                self._persist(checkpoint)
+            except (OSError, RunError) as error:
+                said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                with self._change:
+                    self._news.append(
+                        f"persist_dir: the checkpoint of step {checkpoint.step} was not copied to "
+                        f"{self.there.path} ({said}). Training goes on."
+                    )
+
+    def _persist(self, checkpoint: Checkpoint) -> None:
+        """Copy one, then remove those before the newest few."""
+        write_text(self.there.path / MANIFEST, (self.run.path / MANIFEST).read_text(encoding="utf-8"))
+        _copy(checkpoint, self.there.checkpoints)
+        for path in step_folders(self.there.checkpoints)[KEPT:]:
+            shutil.rmtree(path)
+
+
+def _copy(checkpoint: Checkpoint, target: Path) -> None:
+    """Copy a checkpoint's listed files beside and rename; the marker comes last."""
+    final, beside = target / checkpoint.path.name, target / f"{WRITING}-{checkpoint.path.name}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for name in (*checkpoint.files, MARKER):
+            shutil.copyfile(checkpoint.path / name, beside / name)
+            sync_file(beside / name)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(beside, final)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync_folder(target)
+
+
+def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> None:
+    """Raise unless the second place can be used."""
+    if there.path == run.path.resolve() or run.path.resolve() in there.path.parents:
+        remedy = "A copy beside the run is lost with it: choose a folder on another disk."
+        raise RunError("persist_dir", "a folder outside the run's own", persist_dir, remedy)
+    place = there.path.parent
+    if not place.is_dir() and (place.exists() or not place.parent.is_dir()):
+        raise RunError(
+            "persist_dir",
+            "a folder that exists",
+            persist_dir,
+            "On Colab, mount Google Drive first: from google.colab import drive; drive.mount('/content/drive')",
+        )
+    if there.path.is_symlink() or (there.path.exists() and not there.path.is_dir()):
+        remedy = "A link or a file is left alone: choose another folder or run_name."
+        raise RunError("persist_dir", f"a folder in which {run.path.name} is a folder or free", persist_dir, remedy)
+    left = [p.name for p in there.path.iterdir() if not p.name.startswith(".")] if there.path.is_dir() else []
+    if left and MANIFEST not in left:
+        raise RunError(
+            "persist_dir",
+            f"a folder in which {run.path.name} is a run's or free",
+            str(there.path),
+            "It has no manifest.json, so it is left alone. Choose another folder or run_name.",
+        )

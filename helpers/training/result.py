@@ -1,0 +1,116 @@
+"""What a training did, as numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from helpers.model.scoring import RowScore
+
+__all__ = ["TrainResult", "compare_scores", "describe_change"]
+
+
+@dataclass
+class TrainResult:
+    """What training did.
+
+    Args:
+        train_loss: (step, mean loss a token) of each optimizer step.
+        eval_loss: (step, mean held-out loss a token); the first is from before training.
+        heldout_before: Score of each held-out row before training.
+        heldout_after: The same after it.
+        train_seconds: Time in optimizer steps, measurements of the held-out loss left out.
+        rows: Rows seen, repeats counted.
+        tokens: Tokens seen, padding not counted.
+        supervised_tokens: Tokens that the loss was taken over.
+        peak_memory_bytes: Highest memory in use: on the card, or of the process on a CPU.
+        mode: What the trainer did: packing, padding-free, precision, optimizer.
+    """
+
+    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    eval_loss: list[tuple[int, float]] = field(default_factory=list)
+    heldout_before: list[RowScore] = field(default_factory=list)
+    heldout_after: list[RowScore] = field(default_factory=list)
+    train_seconds: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    peak_memory_bytes: int = 0
+    mode: dict[str, Any] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as JSON, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> TrainResult:
+        """Return the result as it was when `state` was called.
+
+        Args:
+            state: What `state` returned, also after JSON.
+        """
+        losses = {name: [(step, loss) for step, loss in state[name]] for name in ("train_loss", "eval_loss")}
+        scores = {name: [RowScore(**row) for row in state[name]] for name in ("heldout_before", "heldout_after")}
+        return cls(**{**state, **losses, **scores})
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the figures that `metrics.json` keeps."""
+        seconds = max(self.train_seconds, 1e-9)
+        return {
+            "train_loss": [[step, loss] for step, loss in self.train_loss],
+            "eval_loss": [[step, loss] for step, loss in self.eval_loss],
+            "eval_loss_before": self.eval_loss[0][1],
+            "eval_loss_after": self.eval_loss[-1][1],
+            "eval_loss_change": compare_scores(self.heldout_before, self.heldout_after),
+            "supervised_tokens": self.supervised_tokens,
+            "tokens": self.tokens,
+            "rows_seen": self.rows,
+            "examples_per_second": self.rows / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "train_seconds": self.train_seconds,
+            "mode": self.mode,
+        }
+
+
+def compare_scores(before: list[RowScore], after: list[RowScore]) -> dict[str, float]:
+    """Return the mean change of the rows' losses with its 95 % interval (paired t).
+
+    Args:
+        before: One score a row.
+        after: The same rows later.
+
+    Returns:
+        `mean`, `low`, `high` in nats a token (negative is better), and `rows`.
+    """
+    from scipy import stats
+
+    differences = [b.mean() - a.mean() for a, b in zip(before, after, strict=True)]
+    mean = sum(differences) / len(differences)
+    error = stats.sem(differences)
+    reach = float(stats.t.ppf(0.975, len(differences) - 1) * error)
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "rows": len(differences)}
+
+
+def describe_change(result: TrainResult) -> str:
+    """Say in words whether the held-out loss fell, with its interval.
+
+    Args:
+        result: A finished training.
+
+    Returns:
+        Two sentences.
+    """
+    change = compare_scores(result.heldout_before, result.heldout_after)
+    before, after = result.eval_loss[0][1], result.eval_loss[-1][1]
+    verdict = (
+        "That is an improvement beyond chance."
+        if change["high"] < 0
+        else "That is worse beyond chance."
+        if change["low"] > 0
+        else "The interval contains zero: from these rows one cannot say whether training helped."
+    )
+    return (
+        f"Held-out loss {before:.3f} before, {after:.3f} after. Mean change of {change['rows']} rows: "
+        f"{change['mean']:+.3f} nats a token (95 % interval {change['low']:+.3f} to {change['high']:+.3f}). {verdict}"
+    )

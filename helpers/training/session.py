@@ -1,0 +1,292 @@
+"""The first cells of every training notebook: from parameters to a checked configuration and an open run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from helpers.model.patches.attention import loaded_attention
+from helpers.training.checkpoints import step_folders
+from helpers.core.config import RunConfig, build_config, parameters
+from helpers.core.config_file import CONFIG, write_config
+from helpers.data.rows import Rows, data_fingerprint
+from helpers.core.errors import RunError
+from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
+from helpers.memory.layout import plan_layout
+from helpers.runtime.lockfile import installed_versions
+from helpers.training.persist import connect_drive, keep_result, prepare_persist
+from helpers.memory.plan import check_layers, preflight_memory
+from helpers.core.processes import on_main, place
+from helpers.memory.disk import preflight_room
+from helpers.core.lock import hold_lock
+from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, read_json, runs_root
+from helpers.core.shares import local_config, share_out
+from helpers.runtime.device_map import held_bytes
+from helpers.data.chat_templates import template_sha256
+from helpers.training.tracking import require_tracker
+
+if TYPE_CHECKING:
+    from helpers.data.contract import Contract
+    from helpers.model.load import LoadedModel
+
+__all__ = [
+    "SHOWN_VERSIONS",
+    "configure",
+    "configure_notebook",
+    "finish_run",
+    "fit_layout",
+    "now",
+    "record_inputs",
+    "resolve_preset",
+    "start_run",
+    "watch_cells",
+]
+
+SHOWN_VERSIONS = (
+    "unsloth",
+    "unsloth-zoo",
+    "trl",
+    "peft",
+    "transformers",
+    "datasets",
+    "torch",
+    "bitsandbytes",
+    "accelerate",
+    "numpy",
+    "mistral-qlora-notebooks",
+)
+"""Packages whose versions a run's manifest states."""
+
+
+def resolve_preset(preset: str) -> str:
+    """Turn "auto" into the preset for this machine's GPU; leave any other name as it is.
+
+    Args:
+        preset: As the user gave it.
+
+    Returns:
+        "colab-t4" below 20 GiB of GPU memory or without native bf16, else "large-gpu".
+
+    Raises:
+        StackError: There is no GPU, and the preset needs one.
+    """
+    gpu = find_gpu()
+    require_gpu(preset, gpu)
+    if preset != "auto" or gpu is None:
+        return preset
+    return suitable_preset(gpu)
+
+
+def configure(task: str, *, preset: str, run_name: str | None = None, **given: Any) -> RunConfig:
+    """Check a notebook's parameters against each other and against this machine.
+
+    Args:
+        task: "alpaca" or "dolly".
+        preset: "auto", "smoke", "colab-t4" or "large-gpu".
+        run_name: Folder under `runs/`.
+        **given: The notebook's other parameters; None means the preset's value.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: A parameter is wrong.
+        StackError: The preset needs a GPU and there is none.
+    """
+    build_config(task, preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)
+    config = build_config(task, preset=resolve_preset(preset), run_name=run_name, **given)
+    require_tracker(config.train.report_to)
+    check_layers(config)
+    preflight_memory(config, find_gpu())
+    return config
+
+
+def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], None] = print) -> RunConfig:
+    """Choose how the rows of an optimizer step are laid out on this machine's GPU: the fastest way that fits.
+
+    The rows of a step stay as many as asked for, and what the user has set stays as it is. Where not all layers can
+    keep their activations, as many do as fit, unless the user has set gradient_checkpointing or checkpoint_skip_layers.
+    Without a GPU nothing changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen
+    for all.
+
+    Args:
+        config: The checked configuration.
+        rows: The training rows, whose lengths decide what fits.
+        report: Gets the reason for each choice and for the optimizer, what bounds the memory of the loss, and what
+            recorded passes may take beside that.
+
+    Returns:
+        The configuration with `batch_size`, `gradient_accumulation`, `gradient_checkpointing` and
+        `checkpoint_skip_layers` chosen: rows in one forward pass of one process, and passes of all processes together.
+
+    Raises:
+        ConfigError: The rows of a step cannot be shared out evenly among the processes, or the model has fewer than
+            `checkpoint_skip_layers` layers.
+        StackError: Nothing fits.
+    """
+    processes = place().count
+    own = local_config(config, processes)
+    gpu = find_gpu()
+    chosen = "sdpa"
+    if gpu is not None:  # what this process holds already is part of the prediction
+        chosen = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
+        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
+    lengths = [len(row.input_ids) for row in rows.tokenized]
+    known = {"keep": config.given, "chosen": chosen, "processes": processes}
+    layout = on_main(lambda: plan_layout(own, gpu, lengths, **known))
+    for reason in layout.reasons:
+        report(reason)
+    chosen = {
+        "batch_size": layout.batch_size,
+        "gradient_accumulation": layout.gradient_accumulation * processes,
+        "gradient_checkpointing": layout.gradient_checkpointing,
+        "checkpoint_skip_layers": layout.skip_layers,
+    }
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
+    if processes > 1:
+        report(share_out(config.train, processes).describe())
+    return config
+
+
+def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
+    """Lock and open the run's directory, and write down what is known before training.
+
+    In a notebook, a cell that fails from now on marks the run as failed.
+
+    Args:
+        config: The checked configuration.
+        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
+
+    Returns:
+        The directory, with `manifest.json` and `config.json` in it.
+
+    Raises:
+        RunError: The directory belongs to something else, to a run with other parameters, or to another process, or its
+            disk cannot hold what the run will write.
+    """
+    parameters = config.flat()
+    if config.train.persist_dir:
+        connect_drive(config.train.persist_dir)
+    continued = check_run(config.run_name, parameters, resume=resume)
+    run = RunDirectory(runs_root() / config.run_name)
+    preflight_room(run, config)
+    hold_lock(run.path)
+    if config.train.persist_dir:
+        for line in prepare_persist(run, config.train.persist_dir, resume=resume):
+            print(line)
+    run = open_run(config.run_name, parameters, resume=resume)
+    earlier = run.manifest() if continued else {}
+    versions = installed_versions()
+    run.update_manifest(
+        task=config.task,
+        seed=config.train.seed,
+        versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
+        hardware=describe_hardware(),
+        git_commit=git_commit(),
+        started=earlier.get("started") or now(),
+        resumed=[*_earlier_starts(earlier), now()] if continued else [],
+        resume=resume,
+        state="running",
+        failure=None,
+    )
+    write_config(run, config)
+    watch_cells(run)
+    return run
+
+
+def _earlier_starts(manifest: Mapping[str, Any]) -> list[Any]:
+    """Return when a run was resumed before."""
+    times = manifest.get("resumed")
+    return times if isinstance(times, list) else []
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
+    """Check the parameters that stand in a notebook's variables.
+
+    Args:
+        task: "alpaca" or "dolly".
+        namespace: The notebook's `globals()`; of it, the names of parameters are read and nothing else.
+
+    Returns:
+        The checked configuration; see `configure`.
+    """
+    given = {name: namespace[name] for name in parameters(task) if name in namespace}
+    return configure(task, preset=namespace["preset"], run_name=namespace.get("run_name"), **given)
+
+
+def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
+    """Write into the manifest what exactly the run learns from.
+
+    Args:
+        run: The run.
+        rows: Its training and held-out rows.
+        loaded: The base model with its template.
+
+    Raises:
+        RunError: The run has checkpoints of other rows or another template.
+    """
+    prints = {"data_fingerprint": data_fingerprint(rows), "template_sha256": template_sha256(loaded.tokenizer)}
+    earlier = run.manifest()
+    changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
+    if changed and step_folders(run.checkpoints):
+        raise RunError(
+            "run_name",
+            "the rows and the template of the earlier run, which left checkpoints",
+            "; ".join(f"{k}: {str(old)[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
+            'The data changed under its name. Choose another run_name, or resume="never" to start over.',
+        )
+    run.update_manifest(
+        base_model=loaded.source,
+        data_source=rows.source,
+        rows={"train": len(rows.train), "heldout": len(rows.heldout), "left_out": rows.left_out},
+        template=loaded.template,
+        **prints,
+    )
+
+
+def finish_run(run: RunDirectory) -> None:
+    """Write into the manifest that everything asked for was done; copy the adapter to `persist_dir`, if that is set.
+
+    Args:
+        run: The run, with its adapter saved.
+    """
+    run.update_manifest(state="complete", finished=now())
+    path = run.path / CONFIG
+    persist_dir = read_json(path).get("persist_dir") if path.is_file() else None
+    if persist_dir:
+        print(keep_result(run, persist_dir))
+
+
+def watch_cells(run: RunDirectory) -> None:
+    """In a notebook, mark the run as failed when a later cell fails.
+
+    Args:
+        run: The run, open.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+    for each in shell.events.callbacks["post_run_cell"][:]:
+        if isinstance(each, _CellWatch):
+            shell.events.unregister("post_run_cell", each)
+    shell.events.register("post_run_cell", _CellWatch(run))
+
+
+class _CellWatch:
+    """What IPython calls after each cell."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def __call__(self, result: Any) -> None:
+        error = result.error_in_exec or result.error_before_exec
+        if error is not None:
+            self.run.mark_failed(error)

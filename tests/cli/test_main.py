@@ -1,0 +1,192 @@
+"""The command line: what it shows, and its exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from small_notebooks import write_notebook
+
+from helpers import __main__ as command_line
+from tools import badges
+from helpers.runtime import doctor
+from helpers.cli import notebooks
+from helpers.__main__ import main
+from helpers.core.runs import RunDirectory, write_json
+from helpers.core.summary import summarize
+
+METRICS = {
+    "eval_loss_before": 2.4985,
+    "eval_loss_after": 2.4501,
+    "eval_loss_change": {"mean": -0.0509, "low": -0.0744, "high": -0.0273, "rows": 8},
+    "examples_per_second": 0.6756,
+    "peak_memory_bytes": 2120847360,
+}
+
+WRITES = """\
+import json, os, pathlib
+folder = pathlib.Path(os.environ["HELPERS_RUNS_DIR"]) / run_name
+(folder / "metrics.json").write_text(json.dumps({"eval_loss_before": 2.0, "eval_loss_after": 1.5}))
+print("count is", count)"""
+
+PARAMETERS = """\
+run_name = None  # type: str  folder
+preset = "auto"  # type: str  which
+count = 2  # type: int  how many [lines]"""
+
+
+class TestRun:
+    """`python -m helpers run`."""
+
+    def test_a_run_ends_with_its_summary(self, tmp_path, runs_folder, capfd):
+        """What cells print is shown, then what the run found and made; the status is 0."""
+        path = write_notebook(tmp_path / "a.ipynb", "# T\n\n## 1. Go", WRITES, parameters=PARAMETERS)
+        assert main(["run", str(path), "--preset", "smoke", "--name", "mine", "-p", "count=7"]) == 0
+        shown = capfd.readouterr()
+        assert "## 1. Go\ncount is 7\n" in shown.out
+        assert "held-out loss  2.000 -> 1.500 nats a token\n" in shown.out
+        assert "mine/notebook.ipynb  the notebook, executed\n" in shown.out
+        assert shown.err == ""
+
+    def test_a_failing_cell_gives_status_1(self, tmp_path, runs_folder, capfd):
+        """The cell is shown, and standard error has one line."""
+        path = write_notebook(tmp_path / "a.ipynb", "# T\n\n## 1. Go", "1 / 0")
+        assert main(["run", str(path)]) == 1
+        shown = capfd.readouterr()
+        assert "    1 / 0\n" in shown.out
+        assert "ZeroDivisionError: division by zero" in shown.out
+        last = shown.err.splitlines(keepends=True)[-1]  # a busy ipykernel may print a line of its own before
+        assert (
+            last == "error: cell 3 of 3, In [2], under \"1. Go\": expected a cell that runs, got 'ZeroDivisionError'.\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["-p", "cuont=3"], "error: cuont: expected the name of a parameter of a, got '3'. Did you mean count?\n"),
+            (["-p", "count"], "error: -p: expected PARAMETER=VALUE, such as max_steps=60, got 'count'. Write no "),
+            (["-p", "count=x"], "error: count: expected a whole number, got 'x'. Correct it, or leave it out"),
+            (
+                ["-p", "count=1", "-p", "count=2"],
+                "error: count: expected one value, got '1 and 2'. Leave one of the two away.\n",
+            ),
+            (["--name", "../a"], "error: run_name: expected at most 100 letters, digits"),
+        ],
+    )
+    def test_a_mistake_gives_status_2_and_one_line(self, tmp_path, runs_folder, capsys, arguments, message):
+        """No traceback is shown, and no run directory is made."""
+        path = write_notebook(tmp_path / "a.ipynb", "print(count)")
+        assert main(["run", str(path), *arguments]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith(message)
+        assert shown.err.count("\n") == 1
+        assert not runs_folder.exists()
+
+    def test_help_lists_the_parameters(self, tmp_path, capsys):
+        """Each has its type, default, help and unit."""
+        path = write_notebook(tmp_path / "a.ipynb", "print(count)")
+        assert main(["run", str(path), "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "--resume" in shown
+        assert "  limit                    int    None     end after this many [steps]\n" in shown
+        assert "  name                     str    'Ann'    whom to greet\n" in shown
+
+    def test_a_notebook_must_be_named(self, capsys):
+        """`run` alone says how it is used, and fails."""
+        assert main(["run"]) == 2
+        assert "name a notebook" in capsys.readouterr().err
+
+    def test_an_interrupt_is_no_traceback(self, tmp_path, monkeypatch, capsys):
+        """Ctrl-C ends with the status that shells expect."""
+        path = write_notebook(tmp_path / "a.ipynb", "print(count)")
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(notebooks, "run_notebook", interrupt)
+        assert main(["run", str(path)]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+
+class TestOthers:
+    """The other commands."""
+
+    @pytest.mark.parametrize(("level", "status"), [("note", 0), ("problem", 1)])
+    def test_doctor_fails_when_there_is_a_problem(self, monkeypatch, capsys, level, status):
+        """The report is printed, and the status tells scripts."""
+        report = doctor.Report((doctor.Finding(level, "torch", "is old", "Update it."),), "facts")
+        monkeypatch.setattr(doctor, "doctor", lambda: report)
+        assert main(["doctor"]) == status
+        assert "torch: is old" in capsys.readouterr().out
+
+    def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
+        """`--check` fails until the files are written, and writes nothing; `--repo` and `--tag` win over the file."""
+        table = tmp_path / "colab_badges.md"
+        monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
+        monkeypatch.setattr(badges, "release_texts", lambda root, repository, tag: {table: f"{repository} {tag}\n"})
+        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
+        assert main(["badges", "--check"]) == 1
+        assert not table.exists()
+        assert main(["badges", "--repo", "c/d", "--tag", "v2"]) == 0
+        assert table.read_text() == "c/d v2\n"
+        assert main(["badges", "--check", "--repo", "c/d", "--tag", "v2"]) == 0
+        assert main(["badges", "--check"]) == 1
+        assert "colab_badges.md is out of date" in capsys.readouterr().err
+
+    def test_list_shows_names_and_titles(self, tmp_path, monkeypatch, capsys):
+        """Each notebook has a line."""
+        facts = {"teaches": "Much", "gpu": "T4", "minutes_t4": 1, "download_gb": 1}
+        path = write_notebook(tmp_path / "a.ipynb", "# The title", mistral_qlora=facts)
+        monkeypatch.setattr(notebooks, "list_notebooks", lambda: [path])
+        assert main(["list"]) == 0
+        assert capsys.readouterr().out == "a                        The title\n"
+
+    def test_it_starts_fast(self):
+        """`python -m helpers list` imports none of the packages that take long."""
+        code = (
+            "import sys; from helpers.__main__ import main; main(['list']); "
+            "print(sorted({'torch', 'papermill', 'nbformat', 'numpy', 'transformers'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+    def test_an_unknown_command_is_refused(self, capsys):
+        """Argparse names the commands that there are."""
+        with pytest.raises(SystemExit) as caught:
+            main(["teach"])
+        assert caught.value.code == 2
+        assert "badges" in capsys.readouterr().err
+
+
+class TestSummary:
+    """What is shown of a run when it is done."""
+
+    def test_numbers_answers_and_paths(self, tmp_path):
+        """Loss with its interval, speed, memory, three answers, and what was made."""
+        run = RunDirectory(tmp_path)
+        run.update_metrics(**METRICS)
+        answers = [{"instruction": f"Say\n {i}.", "answer": f"It is {i}."} for i in range(5)]
+        write_json(tmp_path / "answers.json", {"answers": answers})
+        (tmp_path / "adapter").mkdir()
+        assert summarize(run) == (
+            "held-out loss  2.498 -> 2.450 nats a token\n"
+            "mean change    -0.051 (95 % interval -0.074 to -0.027, 8 rows, paired)\n"
+            "speed          0.68 examples/s\n"
+            "peak memory    1.98 GiB\n\n"
+            "Q: Say 0.\nA: It is 0.\nQ: Say 1.\nA: It is 1.\nQ: Say 2.\nA: It is 2.\n\n"
+            f"{run.shown('adapter')}       the LoRA adapter with its tokenizer\n"
+            f"{run.shown('metrics.json')}  losses, speed, memory"
+        )
+
+    def test_long_answers_are_cut(self, tmp_path):
+        """An answer takes three lines, a question one."""
+        write_json(tmp_path / "answers.json", {"answers": [{"instruction": "why " * 50, "answer": "because " * 100}]})
+        lines = summarize(RunDirectory(tmp_path)).splitlines()
+        assert [line.endswith(" ...") for line in lines] == [True, False, False, True]
+        assert max(map(len, lines)) <= 103
+
+    def test_a_run_without_metrics_has_paths_alone(self, tmp_path):
+        """What is not there is not mentioned."""
+        (tmp_path / "notebook.ipynb").write_text("{}")
+        assert summarize(RunDirectory(tmp_path)).count("\n") == 0

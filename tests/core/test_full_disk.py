@@ -1,0 +1,168 @@
+"""A disk that really is full, at each write that is no checkpoint: the error says so, and the older file is whole.
+
+Checkpoints, manifests and metrics are in test_checkpoints, the trainer's own writes in test_resume, merged models in
+test_export_merge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+import nbformat
+import pytest
+from hostile import plain_comparison
+from test_checkpoints import PARAMETERS, write_checkpoint
+
+from helpers.training.checkpoints import last_complete
+from helpers.core.config import build_config
+from helpers.display.tables import plot_categories, plot_lengths, plot_losses
+from helpers.core.errors import HelpersError, RunError, StackError
+from helpers.evaluation.votes.ballots import Vote, write_votes
+from helpers.evaluation.cache import AnswerCache, CachedAnswer
+from helpers.display.style import Drawing, new_figure
+from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
+from helpers.evaluation.formats import write_comparison, write_scores
+from helpers.evaluation.report.page import write_report
+from helpers.evaluation.votes.votes import blind_items, write_key, write_vote_page
+from helpers.cli.execution import _Manager
+from helpers.export.model_card import write_card
+from helpers.export.folders import record_export, staged_folder
+from helpers.training.persist import Persister, persist_folder, prepare_persist
+from helpers.core.runs import RunDirectory, open_run, write_json
+from helpers.model.smollm2 import smollm2_folder
+
+CURVE = {"train_loss": [[1, 2.0], [2, 1.9]], "eval_loss": [[0, 2.0], [2, 1.8]]}
+COMPARISON = plain_comparison()
+ROWS = [{"instruction": "x", "response": "y", "category": "a"}]
+
+
+def save_drawing(path):
+    """Write one of the evaluation's pictures."""
+    figure, axes = new_figure(2.0)
+    axes.plot([0, 1])
+    Drawing(path.stem, "t", "c", figure).save(path.parent)
+
+
+def save_notebook(path):
+    """Write an executed notebook, as after each cell."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x" * 20_000)])
+    _Manager(notebook, path, print).save()
+
+
+def save_card(path):
+    """Write a model card beside an adapter."""
+    run = RunDirectory(path.parent)
+    config = build_config("alpaca", preset="smoke")
+    (path.parent / "adapter_config.json").touch()
+    write_card(path.parent, run, config)
+
+
+WRITES = {
+    "loss.png": lambda path: plot_losses(CURVE, path),
+    "lengths.png": lambda path: plot_lengths([3, 4], 9, path),
+    "categories.png": lambda path: plot_categories(ROWS, path),
+    "differences.png": save_drawing,
+    "report.html": lambda path: write_report(path, COMPARISON, headline="x"),
+    "vote.html": lambda path: write_vote_page(path, blind_items(COMPARISON, 1)[0], "x"),
+    "vote_key.json": lambda path: write_key(path, blind_items(plain_comparison(200), 1)[1]),
+    "votes.csv": lambda path: write_votes(path, [Vote("i1", "left", voter="A" * 20_000)]),
+    "comparison.json": lambda path: write_comparison(path, plain_comparison(200)),
+    "scores.csv": lambda path: write_scores(path, plain_comparison(200)),
+    "llm_comparator.json": lambda path: write_llm_comparator(path, plain_comparison(200)),
+    "model_outputs.json": lambda path: write_alpaca_eval(path.parent, plain_comparison(200)),
+    "answers_cache.json": lambda path: AnswerCache(path, {}).add({"k": CachedAnswer("x" * 20_000, 1, "eos")}),
+    "notebook.ipynb": save_notebook,
+    "config.json": lambda path: write_json(path, {"x": "x" * 20_000}),
+    "README.md": save_card,
+}
+"""What writes each file that a run or a comparison leaves, with more content than the last block on the disk takes."""
+
+
+def fill(disk):
+    """Leave no room at all."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**12))
+
+
+class TestFiles:
+    """One file at a time."""
+
+    @pytest.mark.parametrize("name", WRITES)
+    def test_the_error_is_clear_and_the_older_file_is_whole(self, small_disk, name):
+        """The disk's own words are shown with the file's name; nothing half-written is left beside."""
+        folder = small_disk / "run"
+        folder.mkdir()
+        (folder / name).write_text("as it was")
+        kept = sorted(os.listdir(folder))
+        fill(small_disk)
+        with pytest.raises(HelpersError, match="No space left on device") as caught:
+            WRITES[name](folder / name)
+        assert caught.value.remedy == "Free space or check permissions; what was there before is untouched."
+        assert (folder / name).read_text() == "as it was"
+        assert sorted(set(os.listdir(folder)) - {"adapter_config.json"}) == kept
+
+    def test_with_room_each_is_written(self, tmp_path):
+        """The same calls on a disk with room write their files."""
+        for name, write in WRITES.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            write(folder / name)
+            assert (folder / name).stat().st_size > 0
+
+
+class TestFolders:
+    """Exports, the second place of checkpoints, and the small model's cache."""
+
+    def test_an_export_leaves_the_earlier_one(self, small_disk):
+        """What was exported before stays whole, and the stage is gone."""
+        with staged_folder(small_disk / "out") as staged:
+            (staged / "weights").write_bytes(b"first")
+            record_export(staged, kind="adapter")
+        fill(small_disk)
+        expected = pytest.raises(HelpersError, match=r"^disk: expected room for the export")
+        with expected, staged_folder(small_disk / "out") as staged:
+            (staged / "weights").write_bytes(bytes(2**20))
+        assert sorted(os.listdir(small_disk)) == ["filler", "out"]
+        assert (small_disk / "out" / "weights").read_bytes() == b"first"
+
+    def test_a_second_place_without_room_stops_nothing(self, small_disk, tmp_path, monkeypatch):
+        """Training goes on, and says which checkpoint was not copied."""
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
+        run = open_run("run", PARAMETERS)
+        write_checkpoint(run, 20, size=5000)
+        persister = Persister(run, persist_folder(str(small_disk), "run"))
+        fill(small_disk)
+        persister.offer(last_complete(run).found)
+        (said,) = persister.close()
+        assert said.startswith("persist_dir: the checkpoint of step 20 was not copied to ")
+        assert "No space left on device" in said
+        assert said.endswith("Training goes on.")
+        assert not list(small_disk.rglob("step-*"))
+
+    def test_a_restore_without_room_is_a_clear_error(self, small_disk, tmp_path):
+        """The run's own disk is full when its checkpoint should come back; the second place stays whole."""
+        run = open_run("run", PARAMETERS)
+        write_checkpoint(run, 20, size=5000)
+        there = persist_folder(str(tmp_path), "run")
+        persister = Persister(run, there)
+        persister.offer(last_complete(run).found)
+        assert persister.close() == []
+        for path in sorted(run.checkpoints.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        fill(small_disk)
+        with pytest.raises(RunError, match=r"^persist_dir: .*No space left on device"):
+            prepare_persist(run, str(tmp_path), resume="auto")
+        assert last_complete(there).found.step == 20
+        assert json.loads((run.path / "manifest.json").read_text())["parameters"] == PARAMETERS
+
+    def test_the_small_model_s_cache_names_its_variable(self, small_disk, monkeypatch):
+        """The weights take 269 MB; the error says which variable moves them, and nothing half-written is left."""
+        monkeypatch.setenv("HELPERS_CACHE_DIR", str(small_disk))
+        monkeypatch.setattr("helpers.model.smollm2._gguf_folder", lambda: small_disk)
+        monkeypatch.setattr("helpers.model.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23)))
+        with pytest.raises(StackError, match=r"^HELPERS_CACHE_DIR: .*No space left on device.*269 MB"):
+            smollm2_folder()
+        assert os.listdir(small_disk) == []

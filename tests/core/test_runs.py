@@ -1,0 +1,328 @@
+"""Run directories: written whole or not at all, continued, replaced or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from helpers.core import runs
+from helpers.core.errors import HelpersError, RunError
+from helpers.core.runs import (
+    RunDirectory,
+    check_run,
+    finite,
+    git_commit,
+    open_run,
+    read_json,
+    runs_root,
+    write_json,
+    write_text,
+)
+
+PARAMETERS = {"preset": "smoke", "max_steps": 4, "learning_rate": 2e-4, "system_prompt": "ü"}
+
+
+def error_of(call, *arguments, **named) -> RunError:
+    """Return the RunError that a call raises."""
+    with pytest.raises(RunError) as caught:
+        call(*arguments, **named)
+    return caught.value
+
+
+class TestWriting:
+    """Files that are whole or the old ones."""
+
+    def test_json_is_readable_text(self, tmp_path):
+        """Two spaces of indent, letters as they are, a line break at the end."""
+        write_json(tmp_path / "a.json", {"a": "ü", "b": [1, None]})
+        assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "a": "ü",\n  "b": [\n    1,\n    null\n  ]\n}\n'
+        assert read_json(tmp_path / "a.json") == {"a": "ü", "b": [1, None]}
+
+    def test_folders_are_made(self, tmp_path):
+        """The folder of a file need not exist."""
+        write_text(tmp_path / "x" / "y" / "a.txt", "a")
+        assert (tmp_path / "x" / "y" / "a.txt").read_text() == "a"
+
+    def test_others_may_read_it(self, tmp_path):
+        """A file is readable by all, as if it had been written directly."""
+        write_text(tmp_path / "a.txt", "a")
+        assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+    @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+    @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_a_failure_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, step, failure):
+        """When the disk is full or the user interrupts before the rename, the old file stays and no other is left."""
+        path = tmp_path / "a.json"
+        write_json(path, {"old": 1})
+
+        def fail(*_):
+            raise failure
+
+        monkeypatch.setattr(runs.os, step, fail)
+        with pytest.raises((RunError, KeyboardInterrupt)):
+            write_json(path, {"new": 2})
+        assert read_json(path) == {"old": 1}
+        assert os.listdir(tmp_path) == ["a.json"]
+
+    def test_a_full_disk_is_a_readable_error(self, tmp_path, monkeypatch):
+        """The error names the file, the reason and the remedy."""
+
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(runs.os, "fsync", fail)
+        error = error_of(write_text, tmp_path / "a.txt", "a")
+        assert (error.field, error.got) == (str(tmp_path / "a.txt"), "No space left on device")
+        assert error.remedy == "Free space or check permissions; what was there before is untouched."
+
+    def test_half_a_character_is_written_as_an_escape(self, tmp_path):
+        """UTF-8 cannot hold it; JSON reads the escape back, so that a strange answer stops no run."""
+        write_json(tmp_path / "a.json", {"said": "a \ud800"})
+        assert (tmp_path / "a.json").read_bytes() == b'{\n  "said": "a \\ud800"\n}\n'
+        assert read_json(tmp_path / "a.json") == {"said": "a \ud800"}
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, {"a": float("-inf")}]])
+    def test_nan_and_infinity_are_refused(self, tmp_path, value):
+        """JSON has neither, and nothing is written in their place."""
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "a.json", {"loss": value})
+        assert os.listdir(tmp_path) == []
+
+    def test_finite_makes_them_none(self):
+        """A number stays, NaN and infinity become None."""
+        assert [finite(x) for x in (1.5, 0, None, float("nan"), float("inf"))] == [1.5, 0, None, None, None]
+
+
+class TestReading:
+    """Files that something happened to."""
+
+    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{", b"[" * 100_000, b"9" * 5000])
+    def test_a_damaged_file_is_an_error(self, tmp_path, content):
+        """The error names the file and says what to do."""
+        (tmp_path / "a.json").write_bytes(content)
+        error = error_of(read_json, tmp_path / "a.json")
+        assert (error.field, error.expected) == (str(tmp_path / "a.json"), "a readable JSON file")
+
+    def test_a_missing_file_is_an_error(self, tmp_path):
+        """So does the error about a file that is not there."""
+        assert error_of(read_json, tmp_path / "a.json").got == "FileNotFoundError"
+
+    def test_what_is_no_object_is_an_error(self, tmp_path):
+        """A list is no manifest."""
+        (tmp_path / "a.json").write_text("[]")
+        assert (error_of(read_json, tmp_path / "a.json").expected) == "a JSON object"
+
+
+class TestRoot:
+    """Where runs are kept."""
+
+    def test_the_environment_decides(self, runs_folder):
+        """HELPERS_RUNS_DIR names the folder."""
+        assert runs_root() == runs_folder
+
+    def test_a_checkout_keeps_them_beside_the_package(self, monkeypatch, tmp_path):
+        """In a checkout it is `runs/` at its root, whatever the working directory."""
+        monkeypatch.delenv("HELPERS_RUNS_DIR", raising=False)
+        monkeypatch.chdir(tmp_path)
+        root = runs_root()
+        assert root.name == "runs"
+        assert (root.parent / "helpers" / "runs.py").is_file()
+
+    def test_an_installed_package_uses_the_working_directory(self, monkeypatch, tmp_path):
+        """Without a checkout it is `runs/` in the working directory."""
+        monkeypatch.delenv("HELPERS_RUNS_DIR", raising=False)
+        monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "helpers" / "runs.py"))
+        monkeypatch.chdir(tmp_path)
+        assert runs_root() == tmp_path / "runs"
+
+
+class TestDirectory:
+    """One run's folder."""
+
+    def test_its_places(self, tmp_path):
+        """Adapter and checkpoints have folders of their own."""
+        run = RunDirectory(tmp_path / "x")
+        assert (run.adapter, run.checkpoints) == (tmp_path / "x" / "adapter", tmp_path / "x" / "checkpoints")
+
+    def test_manifest_and_metrics_grow(self, tmp_path):
+        """Entries are added, and replaced by later ones of the same name."""
+        run = RunDirectory(tmp_path / "x")
+        assert (run.manifest(), run.metrics()) == ({}, {})
+        run.update_manifest(seed=1, state="running")
+        run.update_manifest(state="complete")
+        run.update_metrics(eval_loss_before=2.5)
+        assert run.manifest() == {"seed": 1, "state": "complete"}
+        assert run.metrics() == {"eval_loss_before": 2.5}
+
+    def test_paths_are_shown_as_people_type_them(self, tmp_path, monkeypatch):
+        """A path below the working directory is shown relative to it."""
+        run = RunDirectory(tmp_path / "runs" / "x")
+        monkeypatch.chdir(tmp_path)
+        assert run.shown("loss.png") == os.path.join("runs", "x", "loss.png")
+        assert run.shown() == os.path.join("runs", "x")
+
+
+class TestOpening:
+    """New runs, earlier ones, and folders that are neither."""
+
+    def test_a_new_run(self, runs_folder):
+        """The folder is made, with the parameters in its manifest."""
+        run = open_run("x", PARAMETERS)
+        assert run.path == runs_folder / "x"
+        assert run.manifest()["parameters"] == PARAMETERS
+
+    def test_a_run_has_an_id_of_its_own(self, runs_folder):
+        """The id stays when a run is continued, and changes when it is started over."""
+        first = open_run("x", PARAMETERS).manifest()["run_id"]
+        assert open_run("x", PARAMETERS).manifest()["run_id"] == first
+        assert open_run("x", PARAMETERS, resume="never").manifest()["run_id"] != first
+
+    def test_auto_continues_an_equal_run(self, runs_folder):
+        """What the earlier run left is kept."""
+        open_run("x", PARAMETERS).update_metrics(step=3)
+        assert open_run("x", PARAMETERS).metrics() == {"step": 3}
+
+    def test_never_starts_over(self, runs_folder):
+        """What the earlier run left is removed, but for the notebook that is being executed into it."""
+        run = open_run("x", PARAMETERS)
+        run.update_metrics(step=3)
+        (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+        (run.path / "notebook.ipynb").write_text("{}")
+        open_run("x", {**PARAMETERS, "max_steps": 9}, resume="never")
+        assert sorted(os.listdir(run.path)) == ["manifest.json", "notebook.ipynb"]
+        assert run.manifest()["parameters"]["max_steps"] == 9
+
+    def test_never_does_not_follow_links(self, runs_folder, tmp_path):
+        """A link in the folder is removed, and what it leads to stays."""
+        run = open_run("x", PARAMETERS)
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "file").write_text("a")
+        (run.path / "link").symlink_to(tmp_path / "precious")
+        open_run("x", PARAMETERS, resume="never")
+        assert (tmp_path / "precious" / "file").exists()
+        assert not (run.path / "link").is_symlink()
+
+    def test_must_insists_on_an_earlier_run(self, runs_folder):
+        """Without one it is an error, with one it goes on."""
+        error = error_of(open_run, "x", PARAMETERS, resume="must")
+        assert error.expected == "the name of an earlier run, because resume is must"
+        assert not (runs_folder / "x").exists()
+        open_run("x", PARAMETERS)
+        assert open_run("x", PARAMETERS, resume="must").path == runs_folder / "x"
+
+    @pytest.mark.parametrize("resume", ["alway", "", None, True])
+    def test_another_word_is_an_error(self, runs_folder, resume):
+        """`resume` takes three words, and nothing is made for another."""
+        with pytest.raises(HelpersError, match="resume: expected one of auto, never, must"):
+            open_run("x", PARAMETERS, resume=resume)
+        assert not (runs_folder / "x").exists()
+
+    @pytest.mark.parametrize("resume", ["auto", "must"])
+    def test_changed_parameters_are_named(self, runs_folder, resume):
+        """A run with other parameters is not continued; the error lists old and new values."""
+        open_run("x", PARAMETERS)
+        error = error_of(open_run, "x", {**PARAMETERS, "max_steps": 8, "preset": "colab-t4"}, resume=resume)
+        assert error.got == "max_steps: 4 -> 8; preset: 'smoke' -> 'colab-t4'"
+        assert error.remedy == 'Choose another run_name, or resume="never" to start over.'
+
+    @pytest.mark.parametrize("resume", ["auto", "never", "must"])
+    def test_a_foreign_folder_is_left_alone(self, runs_folder, resume):
+        """A folder with files and no manifest is refused, and nothing in it is touched."""
+        (runs_folder / "x").mkdir(parents=True)
+        (runs_folder / "x" / "thesis.txt").write_text("a")
+        error = error_of(open_run, "x", PARAMETERS, resume=resume)
+        assert "thesis.txt" in error.got
+        assert os.listdir(runs_folder / "x") == ["thesis.txt"]
+
+    def test_a_folder_with_only_the_notebook_is_new(self, runs_folder):
+        """The runner puts the executed copy there first."""
+        (runs_folder / "x").mkdir(parents=True)
+        (runs_folder / "x" / "notebook.ipynb").write_text("{}")
+        assert open_run("x", PARAMETERS).manifest()["parameters"] == PARAMETERS
+
+    @pytest.mark.parametrize("resume", ["auto", "never"])
+    def test_a_link_is_refused(self, runs_folder, tmp_path, resume):
+        """A run's folder that leads elsewhere is not written to."""
+        (tmp_path / "elsewhere").mkdir()
+        runs_folder.mkdir()
+        (runs_folder / "x").symlink_to(tmp_path / "elsewhere")
+        assert error_of(open_run, "x", PARAMETERS, resume=resume).expected == "the name of a folder"
+        assert os.listdir(tmp_path / "elsewhere") == []
+
+    def test_a_file_is_refused(self, runs_folder):
+        """A file of the run's name is not replaced."""
+        runs_folder.mkdir()
+        (runs_folder / "x").write_text("a")
+        assert error_of(open_run, "x", PARAMETERS).expected == "the name of a folder"
+
+    @pytest.mark.parametrize("content", ["{", "[]", "", '{"parameters": [1]}', '{"parameters": "x"}'])
+    @pytest.mark.parametrize("resume", ["auto", "never"])
+    def test_a_damaged_manifest_is_an_error(self, runs_folder, content, resume):
+        """What an earlier run was cannot be read, so its folder is left alone."""
+        run = open_run("x", PARAMETERS)
+        (run.path / "manifest.json").write_text(content)
+        (run.path / "metrics.json").write_text("{}")
+        assert error_of(open_run, "x", PARAMETERS, resume=resume).field == str(run.path / "manifest.json")
+        assert sorted(os.listdir(run.path)) == ["manifest.json", "metrics.json"]
+
+    def test_checking_only_reads(self, runs_folder):
+        """Whether a run would be continued can be asked without making anything."""
+        assert check_run("x", PARAMETERS) is False
+        assert not runs_folder.exists()
+        open_run("x", PARAMETERS)
+        assert check_run("x", PARAMETERS) is True
+        assert check_run("x", PARAMETERS, resume="never") is False
+        assert error_of(check_run, "x", {}).field == "run_name"
+
+
+class TestCommit:
+    """Which state of the project made a run."""
+
+    @staticmethod
+    def git(monkeypatch, answers):
+        """Replace git by a list of (exit status, output)."""
+        queue = iter(answers)
+
+        def run(command, **_):
+            status, text = next(queue)
+            return subprocess.CompletedProcess(command, status, text, "")
+
+        monkeypatch.setattr(runs.subprocess, "run", run)
+
+    @pytest.fixture(autouse=True)
+    def checkout(self, monkeypatch, tmp_path):
+        """A package inside a checkout."""
+        (tmp_path / ".git").mkdir()
+        monkeypatch.setattr(runs, "__file__", str(tmp_path / "helpers" / "runs.py"))
+
+    @pytest.mark.parametrize(
+        ("answers", "commit"),
+        [
+            ([(0, "abc123\n"), (0, "")], "abc123"),
+            ([(0, "abc123\n"), (0, " M README.md\n")], "abc123+changes"),
+            ([(128, ""), (128, "")], None),
+        ],
+    )
+    def test_it_is_the_checkout_s(self, monkeypatch, answers, commit):
+        """The commit has a mark when files differ from it, and there is none in a broken checkout."""
+        self.git(monkeypatch, answers)
+        assert git_commit() == commit
+
+    def test_without_git_there_is_none(self, monkeypatch):
+        """A machine without git is no error."""
+        monkeypatch.setenv("PATH", "")
+        assert git_commit() is None
+
+    def test_outside_a_checkout_there_is_none(self, monkeypatch, tmp_path):
+        """An installed package has no commit, even inside someone else's repository."""
+        (tmp_path / ".git").rmdir()
+        assert git_commit() is None
+
+
+def test_manifests_are_plain_json(runs_folder):
+    """Any JSON reader can read what a run leaves."""
+    run = open_run("x", PARAMETERS)
+    assert json.loads((run.path / "manifest.json").read_text("utf-8")) == run.manifest()

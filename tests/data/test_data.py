@@ -1,0 +1,431 @@
+"""Rows: the bundled ones, every file format, what is refused, and the draw."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from helpers.core.config import DataConfig
+from helpers.data.rows import Rows, data_fingerprint, load_rows, read_sample, row_problem
+from helpers.core.errors import DataError
+from helpers.data.readers import read_file
+
+ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
+TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]
+
+CONTROL = re.compile(r"\[/?INST\]|</?s>|<unk>|<\|\w+\|>|\[/?\w*TOOL\w*\]|\[control_\d+\]")
+
+
+def write_json(path, rows, encoding="utf-8"):
+    """Write a file of rows by the end of its name."""
+    if path.suffix == ".jsonl":
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
+    else:
+        text = json.dumps(rows, ensure_ascii=False)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def write_csv(path, rows, encoding="utf-8"):
+    """Write rows as CSV."""
+    import csv
+
+    with path.open("w", encoding=encoding, newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path, rows):
+    """Write rows as Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def load(path, task="alpaca", seed=1, **given):
+    """Load rows from a file, four of them held out unless told otherwise."""
+    return load_rows(DataConfig(dataset_name=str(path), **{"train_rows": 0, "heldout_rows": 4, **given}), task, seed)
+
+
+def error_of(call, *arguments, **named) -> DataError:
+    """Return the DataError that a call raises."""
+    with pytest.raises(DataError) as caught:
+        call(*arguments, **named)
+    return caught.value
+
+
+class TestBundledRows:
+    """What the project brings along."""
+
+    @pytest.mark.parametrize(
+        ("task", "context", "answer"), [("alpaca", "input", "output"), ("dolly", "context", "response")]
+    )
+    def test_they_are_sound(self, task, context, answer):
+        """Every row is text, has an instruction and an answer, and no space around either."""
+        for row in [*read_sample(task, "train"), *read_sample(task, "heldout")]:
+            assert row_problem(row, task) is None
+            assert all(row[name] == row[name].strip() for name in ("instruction", context, answer)), row
+
+    @pytest.mark.parametrize("task", ["alpaca", "dolly"])
+    def test_they_contain_no_control_text(self, task):
+        """No row spells a control token of Mistral or ChatML."""
+        rows = [*read_sample(task, "train"), *read_sample(task, "heldout")]
+        assert [row for row in rows if CONTROL.search("\n".join(row.values()))] == []
+
+    @pytest.mark.parametrize("task", ["alpaca", "dolly"])
+    def test_each_is_asked_once(self, task):
+        """No instruction with its text stands twice, neither in one part nor in both."""
+        rows = [*read_sample(task, "train"), *read_sample(task, "heldout")]
+        asked = Counter(
+            tuple(value for key, value in sorted(row.items()) if key in ("instruction", "input", "context"))
+            for row in rows
+        )
+        assert [key for key, count in asked.items() if count > 1] == []
+
+    def test_alpaca_s_form_and_number(self):
+        """At least 120 rows have exactly Alpaca's columns, and at least a third of them an input."""
+        train, heldout = read_sample("alpaca", "train"), read_sample("alpaca", "heldout")
+        assert (len(train), len(heldout)) == (128, 40)
+        assert {tuple(row) for row in train + heldout} == {("instruction", "input", "output")}
+        assert sum(bool(row["input"]) for row in train + heldout) >= 56
+
+    def test_dolly_s_categories(self):
+        """Both parts have Dolly's eight categories, as many rows of each."""
+        for part, each in (("train", 16), ("heldout", 5)):
+            assert Counter(row["category"] for row in read_sample("dolly", part)) == {
+                "brainstorming": each, "classification": each, "closed_qa": each, "creative_writing": each,
+                "general_qa": each, "information_extraction": each, "open_qa": each, "summarization": each,
+            }  # fmt: skip
+
+    def test_their_parts_are_fixed(self):
+        """Another seed reorders the training rows, and never moves a row between the parts."""
+        one = load("sample", seed=1, heldout_rows=40)
+        two = load("sample", seed=2, heldout_rows=40)
+        assert one.heldout == two.heldout == read_sample("alpaca", "heldout")
+        assert one.train != two.train
+        assert sorted(one.train, key=str) == sorted(two.train, key=str)
+        assert (one.total, one.source, one.left_out) == (168, "bundled sample rows", {})
+
+    def test_fewer_can_be_asked_for(self):
+        """The first held-out rows and a seeded draw of the training rows are taken."""
+        rows = load("sample", train_rows=7, heldout_rows=5)
+        assert len(rows.train) == 7
+        assert rows.heldout == read_sample("alpaca", "heldout")[:5]
+
+    def test_more_than_there_are_is_an_error(self):
+        """The error says how many there are."""
+        assert str(error_of(load, "sample", heldout_rows=41)).startswith("heldout_rows: expected at most 40")
+        assert str(error_of(load, "sample", train_rows=129)).startswith("train_rows: expected at most 128")
+
+
+class TestFiles:
+    """Local files of four kinds."""
+
+    @pytest.mark.parametrize(
+        ("name", "write"),
+        [
+            ("a.json", write_json),
+            ("a.jsonl", write_json),
+            ("a.csv", write_csv),
+            ("a.parquet", write_parquet),
+            ("A.JSON", write_json),
+        ],
+    )
+    def test_every_format_gives_the_same_rows(self, tmp_path, name, write):
+        """Line breaks, commas, quotes and Unicode survive each format."""
+        assert read_file(write(tmp_path / name, TWO)) == TWO
+
+    @pytest.mark.parametrize(("name", "write"), [("a.json", write_json), ("a.jsonl", write_json), ("a.csv", write_csv)])
+    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path, name, write):
+        """A file that begins with a byte order mark reads like one without."""
+        assert read_file(write(tmp_path / name, TWO, "utf-8-sig")) == TWO
+
+    @pytest.mark.parametrize(("name", "write"), [("a.json", write_json), ("a.jsonl", write_json), ("a.csv", write_csv)])
+    def test_another_encoding_is_an_error(self, tmp_path, name, write):
+        """The error names the first byte that is not UTF-8, where it stands, and the remedy."""
+        path = write(tmp_path / name, [{"instruction": "ü", "input": "", "output": "x"}], "latin-1")
+        error = error_of(read_file, path)
+        assert error.expected == "a file in UTF-8"
+        assert f"byte 0xfc at {path.read_bytes().index(0xFC)}" in error.got
+        assert error.remedy == "Save the file again with encoding UTF-8."
+
+    def test_utf_16_is_an_error(self, tmp_path):
+        """A file as Windows editors save "Unicode" is named as such."""
+        (tmp_path / "a.json").write_bytes('[{"instruction": "a"}]'.encode("utf-16"))
+        assert "byte 0xff at 0" in error_of(read_file, tmp_path / "a.json").got
+
+    @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+    @pytest.mark.parametrize("content", ["", "\n", "\ufeff"])
+    def test_an_empty_file_is_an_error(self, tmp_path, name, content):
+        """A file without rows is called that."""
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert error_of(read_file, tmp_path / name).expected == "a file with at least one row"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            ("a.json", '{"instruction": "a"}', "a JSON list of rows"),
+            ("a.json", '"text"', "a JSON list of rows"),
+            ("a.json", "[1, 2", "valid JSON"),
+            ("a.json", "[" * 100_000, "valid JSON"),
+            ("a.json", f"[{'9' * 5000}]", "valid JSON"),
+            ("a.jsonl", '{"a": 1}\n{"a": ', "one JSON object a line"),
+            ("a.csv", "a,b\n1,2\n1,2,3\n", "as many fields in each row as in the header"),
+            ("a.csv", "a,b\n1,2\n1\n", "as many fields in each row as in the header"),
+            ("a.csv", 'a,b\n"1,2\n', "valid CSV with a header line"),
+            ("a.parquet", "no parquet", "a Parquet file"),
+            ("a.parquet", "", "a Parquet file"),
+        ],
+    )
+    def test_what_is_not_what_its_name_says_is_an_error(self, tmp_path, name, content, expected):
+        """The error says what the file should have been, and names it."""
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        error = error_of(read_file, tmp_path / name)
+        assert (error.field, error.expected) == ("dataset_name", expected)
+        assert name in error.got
+
+    def test_the_bad_line_is_named(self, tmp_path):
+        """Lines of JSON count from 1, rows of CSV from 0."""
+        (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+        assert error_of(read_file, tmp_path / "a.jsonl").got.endswith("a.jsonl, line 3")
+        (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2,3\n")
+        assert error_of(read_file, tmp_path / "a.csv").got.endswith("a.csv, row 1")
+
+    def test_line_separators_inside_a_value_end_no_line(self, tmp_path):
+        """Unicode's own line separators are part of the text."""
+        rows = [{"instruction": "a\u2028b\x85c", "input": "", "output": "d\x0ce"}]
+        assert read_file(write_json(tmp_path / "a.jsonl", rows)) == rows
+
+    def test_a_missing_file_is_an_error(self, tmp_path):
+        """A path that leads nowhere is not taken for a hub id."""
+        assert error_of(load, tmp_path / "missing.json").expected == "an existing file"
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.json.gz", "folder"])
+    def test_other_files_are_an_error(self, tmp_path, name):
+        """The error lists the formats."""
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "a.txt").write_text("x")
+        (tmp_path / "a.json.gz").write_text("x")
+        assert error_of(load, tmp_path / name).expected == "a file that ends in .json, .jsonl, .csv, .parquet"
+
+
+class TestHub:
+    """Data sets of the hub."""
+
+    def test_known_ones_are_read_at_their_pinned_revision(self, monkeypatch):
+        """The pinned revision is asked for, and stands in the source."""
+        import datasets
+
+        asked = {}
+
+        def load_dataset(name, **named):
+            asked.update(named, name=name)
+            return datasets.Dataset.from_list(ROWS)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        rows = load("yahma/alpaca-cleaned")
+        assert asked == {
+            "name": "yahma/alpaca-cleaned",
+            "revision": "12567cabf869d7c92e573c7c783905fc160e9639",
+            "split": "train",
+        }
+        assert rows.source == "yahma/alpaca-cleaned at 12567cabf869d7c92e573c7c783905fc160e9639"
+        assert (rows.total, len(rows.train)) == (40, 36)
+
+    def test_what_cannot_be_loaded_is_an_error(self, monkeypatch):
+        """The hub client's error becomes one that says what to do."""
+        import datasets
+
+        def load_dataset(*_, **__):
+            raise ConnectionError("no route\nto host")
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        error = error_of(load, "org/name")
+        assert error.got == "org/name"
+        assert error.remedy == (
+            'ConnectionError: no route Check the name and the connection, or use a local file or "sample".'
+        )
+
+
+class TestRows:
+    """Single rows and columns."""
+
+    @pytest.mark.parametrize(
+        ("row", "problem"),
+        [
+            ({"instruction": "a", "input": "", "output": "b"}, None),
+            ({"instruction": "a", "input": None, "output": "b"}, None),
+            ({"instruction": "a", "output": "b", "text": 5}, None),
+            ({"instruction": "a", "input": "", "output": ""}, "empty output"),
+            ({"instruction": "a", "input": "", "output": " \n"}, "empty output"),
+            ({"instruction": "a", "input": "", "output": None}, "empty output"),
+            ({"instruction": "a", "input": ""}, "empty output"),
+            ({"instruction": "", "input": "c", "output": "b"}, "empty instruction"),
+            ({"instruction": "a", "input": "", "output": 5}, "output is not text"),
+            ({"instruction": "a", "input": ["c"], "output": "b"}, "input is not text"),
+            ({"instruction": "a", "input": "", "output": "\ud800"}, "output is not valid Unicode"),
+            (["a", "", "b"], "not an object with columns"),
+            (None, "not an object with columns"),
+        ],
+    )
+    def test_the_problem_with_a_row(self, row, problem):
+        """A row has one problem, named by its column, or none."""
+        assert row_problem(row, "alpaca") == problem
+
+    def test_missing_columns_are_an_error(self, tmp_path):
+        """The error names the columns expected, found and missing."""
+        path = write_json(tmp_path / "a.json", [{"prompt": "a", "input": "", "completion": "b"}])
+        error = error_of(load, path)
+        assert error.expected == "the columns instruction, input, output"
+        assert error.got == ["completion", "input", "prompt"]
+        assert error.remedy.endswith("lacks instruction, output. Rename its columns.")
+
+    def test_rows_without_columns_are_an_error(self, tmp_path):
+        """A list of texts is no data set."""
+        error = error_of(load, write_json(tmp_path / "a.json", ["a", "b"]))
+        assert error.expected == "rows with the columns instruction, input, output"
+
+    @pytest.mark.parametrize(("value", "reason"), [("", "empty output"), (7, "output is not text")])
+    def test_one_bad_row_in_forty_is_an_error(self, tmp_path, value, reason):
+        """The error names the row, the share, the reason and the file."""
+        rows = [*ROWS[:5], {**ROWS[5], "output": value}, *ROWS[6:]]
+        error = error_of(load, write_json(tmp_path / "a.json", rows))
+        assert (error.field, error.expected) == ("row 5", "at most 1% unusable rows")
+        assert error.got == f"1 of 40: {reason}"
+        assert error.remedy.endswith("a.json; the number counts from 0.") or "a.json (40 rows)" in error.remedy
+
+    def test_few_bad_rows_among_many_are_left_out_and_counted(self, tmp_path):
+        """Up to one row in a hundred is left out, with the number and the reason."""
+        rows = [{**ROWS[0], "instruction": f"Task {n}", "output": "" if n == 150 else "x"} for n in range(300)]
+        loaded = load(write_json(tmp_path / "a.json", rows))
+        assert loaded.left_out == {"empty output": 1}
+        assert len(loaded.train) + len(loaded.heldout) == 299
+
+    def test_a_small_draw_from_a_large_data_set_may_meet_a_bad_row(self, tmp_path):
+        """One bad row among eleven drawn of a thousand is left out, because the thousand are sound."""
+        good = {"instruction": "a", "input": "", "output": "b"}
+        drawn = load(
+            write_json(tmp_path / "a.json", [{**good, "instruction": str(n)} for n in range(1000)]), train_rows=6
+        )
+        first = int(drawn.heldout[0]["instruction"])
+        rows = [{**good, "instruction": str(n), "output": "" if n == first else "b"} for n in range(1000)]
+        loaded = load(write_json(tmp_path / "a.json", rows), train_rows=6)
+        assert loaded.left_out == {"empty output": 1}
+        assert len(loaded.train) == 6
+
+    def test_a_rotten_large_data_set_is_an_error_in_a_small_draw_too(self, tmp_path):
+        """Where every second row is bad, ten rows cannot be had."""
+        rows = [{"instruction": str(n), "input": "", "output": "b" if n % 2 else ""} for n in range(2000)]
+        error = error_of(load, write_json(tmp_path / "a.json", rows), train_rows=20)
+        assert error.expected == "at most 1% unusable rows"
+
+    def test_unused_columns_are_dropped(self, tmp_path):
+        """Only the task's columns are kept, and a missing input becomes an empty one."""
+        rows = [{"instruction": str(n), "output": "b", "text": "c", "id": n} for n in range(10)]
+        loaded = load(write_json(tmp_path / "a.json", rows))
+        assert {tuple(row) for row in loaded.train + loaded.heldout} == {("instruction", "input", "output")}
+
+    def test_dolly_keeps_its_category(self, tmp_path):
+        """The category is read where it is text."""
+        rows = [{"instruction": str(n), "context": "", "response": "b", "category": "open_qa"} for n in range(10)]
+        assert load(write_json(tmp_path / "a.json", rows), "dolly").train[0]["category"] == "open_qa"
+
+
+class TestDraw:
+    """Which rows are taken."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        """Forty sound rows."""
+        return write_json(tmp_path / "rows.json", ROWS)
+
+    def test_the_same_seed_draws_the_same_rows(self, path):
+        """A draw can be repeated, and another seed gives another."""
+        assert load(path, seed=1) == load(path, seed=1)
+        assert load(path, seed=1).heldout != load(path, seed=2).heldout
+
+    def test_all_rows_are_used_once(self, path):
+        """With train_rows 0 every row is in exactly one part."""
+        rows = load(path)
+        assert (len(rows.train), len(rows.heldout), rows.total) == (36, 4, 40)
+        assert sorted(rows.train + rows.heldout, key=str) == sorted(ROWS, key=str)
+
+    def test_as_many_as_asked_for(self, path):
+        """The numbers asked for are the numbers drawn."""
+        rows = load(path, train_rows=10, heldout_rows=6)
+        assert (len(rows.train), len(rows.heldout)) == (10, 6)
+
+    def test_the_heldout_rows_do_not_depend_on_the_training_rows(self, path):
+        """Training on more rows is measured on the same ones."""
+        assert load(path, train_rows=4).heldout == load(path, train_rows=30).heldout
+
+    def test_nothing_is_asked_in_both_parts(self, tmp_path):
+        """A training row that asks the same as a held-out row is left out and counted."""
+        rows = [{**row, "output": f"{row['output']} {copy}"} for row in ROWS for copy in range(2)]
+        loaded = load(write_json(tmp_path / "a.json", rows), heldout_rows=10)
+        asked = [{(row["instruction"], row["input"]) for row in part} for part in (loaded.train, loaded.heldout)]
+        assert asked[0].isdisjoint(asked[1])
+        assert loaded.left_out["asks the same as a held-out row"] == 80 - 10 - len(loaded.train) > 0
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (
+                {"train_rows": 37},
+                (
+                    "train_rows: expected at most 36, what is left beside 4 held-out rows, got 37. "
+                    "Lower train_rows or heldout_rows, use 0 for all rows, or use a larger data set."
+                ),
+            ),
+            (
+                {"heldout_rows": 40},
+                (
+                    "heldout_rows: expected fewer than the 40 usable rows there are, got 40. "
+                    "Lower heldout_rows, or use a larger data set."
+                ),
+            ),
+            (
+                {"heldout_rows": 100, "train_rows": 1000},
+                (
+                    "heldout_rows: expected fewer than the 40 usable rows there are, got 100. "
+                    "Lower heldout_rows, or use a larger data set."
+                ),
+            ),
+        ],
+    )
+    def test_more_than_there_are_is_an_error(self, path, given, message):
+        """The error says how many rows there are."""
+        assert str(error_of(load, path, **given)) == message
+
+
+class TestFingerprint:
+    """The hash over what a run learns from."""
+
+    def test_it_is_the_same_for_the_same_rows(self):
+        """The order of columns does not matter, and the value is fixed for all time."""
+        one = Rows([{"instruction": "a", "output": "b"}], [], "x", 1)
+        two = Rows([{"output": "b", "instruction": "a"}], [], "y", 2)
+        assert data_fingerprint(one) == data_fingerprint(two)
+        assert data_fingerprint(one) == "541033bfd08c7b0e3e64674928f3f787e575bceb7dbfe95469732cafd3f1078c"
+
+    @pytest.mark.parametrize(
+        ("train", "heldout"),
+        [
+            ([{"instruction": "a", "output": "c"}], [{"instruction": "d", "output": "e"}]),
+            ([], [{"instruction": "a", "output": "b"}, {"instruction": "d", "output": "e"}]),
+            ([{"instruction": "a", "output": "b"}, {"instruction": "d", "output": "e"}], []),
+            ([{"instruction": "d", "output": "e"}], [{"instruction": "a", "output": "b"}]),
+            ([{"instruction": "a", "output": "b"}], []),
+        ],
+    )
+    def test_it_changes_with_a_row(self, train, heldout):
+        """Another text, order, part or number of rows gives another hash."""
+        rows = Rows([{"instruction": "a", "output": "b"}], [{"instruction": "d", "output": "e"}], "x", 2)
+        assert data_fingerprint(Rows(train, heldout, "x", 2)) != data_fingerprint(rows)

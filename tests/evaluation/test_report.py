@@ -1,0 +1,394 @@
+"""The report is one safe, self-contained page that says what there is to say."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+
+import pytest
+from browser import Page, needs_chromium, run_in_page
+from hostile import HOSTILE, RUN, hostile_comparison, plain_comparison, run_info
+
+from helpers.core.errors import EvaluationError
+from helpers.evaluation.report.cards import badges, headline_arms, prompt_cards
+from helpers.evaluation.report.diffs import Span, word_diff
+from helpers.evaluation.metrics.gains import clean_rows, tuning_gains
+from helpers.evaluation.pages import embed_json, visible
+from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore
+from helpers.evaluation.report.page import write_report
+from helpers.evaluation.report.tables import ladder, number, slice_row, verdict_row
+
+SVG = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><script>parent.pwned=1</script><circle r='4'/></svg>"
+VERDICT = {"metric": "rouge_l", "label": "ROUGE-L", "base": 0.2, "tuned": 0.25, "difference": 0.05}
+VERDICT |= {"low": 0.01, "high": 0.09, "p": 0.02, "p_holm": 0.04, "n": 12, "text": "A gain.", "direction": "better"}
+
+
+def hostile_page(tmp_path):
+    """Write a report in which every text that can be hostile is."""
+    comparison, text = hostile_comparison(), HOSTILE["closed-script"] + HOSTILE["handlers"]
+    scores = [{"prompt_id": answer.prompt_id, "arm": answer.arm, "rep4": 0.5} for answer in comparison.answers]
+    path = write_report(
+        tmp_path / "report.html",
+        comparison,
+        headline=text,
+        scores=scores,
+        verdicts=[VERDICT | {"label": text, "text": HOSTILE["unbroken"], "direction": text}],
+        slices=[{"category": HOSTILE["unbroken"], "metric": text, "n": 3, "text": text}],
+        figures=[{"title": text, "caption": HOSTILE["unbroken"], "svg": SVG}],
+        leakage=[{"prompt_id": prompt.id, "text": text, "score": 0.5} for prompt in comparison.prompts],
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def example(**changes):
+    """Make six prompts: p1 is truncated, p2 equal, p3 much longer, and tuning hurts p4 and p5."""
+    comparison = plain_comparison(6)
+    answers = {(answer.prompt_id, answer.arm): answer for answer in comparison.answers}
+    answers["p1", "base"] = replace(answers["p1", "base"], finish_reason="length")
+    answers["p2", "tuned"] = replace(answers["p2", "tuned"], text=answers["p2", "base"].text)
+    answers["p3", "tuned"] = replace(answers["p3", "tuned"], text="word " * 900)
+    gains = {"p0": 2.0, "p1": 5.0, "p3": 1.0, "p4": -1.0, "p5": -3.0}
+    references = [ReferenceScore(name, "base", 50.0, 0.1, 10, 40) for name in gains]
+    references += [ReferenceScore(name, "tuned", 50.0 - gain, 0.1, 10, 40) for name, gain in gains.items()]
+    return replace(comparison, answers=tuple(answers.values()), references=tuple(references), **changes)
+
+
+def test_hostile_texts_stay_text(tmp_path):
+    """Every hostile answer is in the page letter by letter, as text and nothing else."""
+    page = Page(hostile_page(tmp_path))
+    for name, text in HOSTILE.items():
+        if text.strip():
+            assert visible(text) in page.said, name
+
+
+def test_hostile_texts_add_no_elements_or_attributes(tmp_path):
+    """A hostile comparison has the elements and attribute names of a harmless one, so no text became markup."""
+    hostile = Page(hostile_page(tmp_path))
+    handlers = {name for _, attrs in hostile.elements for name in attrs if name.startswith("on")}
+    assert handlers == set()
+    assert {tag for tag, _ in hostile.elements}.isdisjoint({"iframe", "object", "embed", "base", "link", "plaintext"})
+    assert [attrs["src"][:26] for attrs in hostile.tags("img")] == ["data:image/svg+xml;base64,"]
+    assert all(attrs["href"].startswith("#") for attrs in hostile.tags("a"))
+    assert len(hostile.tags("script")) == 1
+    assert len(hostile.tags("style")) == 1
+
+
+def test_policy_lets_in_the_one_script(tmp_path):
+    """The policy forbids everything but embedded pictures, inline styles and the script whose hash it names."""
+    text = hostile_page(tmp_path)
+    policy = next(a["content"] for a in Page(text).tags("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_page_names_no_address(tmp_path):
+    """A report of harmless texts holds no address of any host: fonts, styles and scripts are its own."""
+    page = write_report(tmp_path / "r.html", plain_comparison(), headline="Inconclusive.").read_text(encoding="utf-8")
+    assert re.findall(r"(?:https?:|url\(|@import|//[a-z])", page) == []
+
+
+def test_reads_without_script(tmp_path):
+    """Without JavaScript all answers are visible; what is hidden is the toolbar and the theme button, which need it."""
+    page = Page(write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8"))
+    assert [attrs["id"] for _, attrs in page.elements if "hidden" in attrs] == ["theme", "tools"]
+    assert "plan a route before noon and check it p3" in page.said
+
+
+def test_every_control_has_a_name(tmp_path):
+    """Inputs and selects stand inside labels, and buttons have text, so a screen reader can name them."""
+    text = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
+    labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
+    assert len(labels) == len(re.findall(r"<(?:input|select)", text)) == 7
+    assert re.findall(r"<button[^>]*>(.*?)</button>", text) == ["Dark mode", "Reset"]
+
+
+def test_verdict_comes_first(tmp_path):
+    """The headline stands before the first table, the first table before the first answer."""
+    text = write_report(tmp_path / "r.html", plain_comparison(), headline="Tuning hurt.", verdicts=[VERDICT]).read_text(
+        encoding="utf-8"
+    )
+    places = [text.index(mark) for mark in ("<h1>", "Tuning hurt.", "<table", 'class="card"')]
+    assert places == sorted(places)
+
+
+def test_report_of_two_arms_has_no_ladder(tmp_path):
+    """Sections without content are left out."""
+    text = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
+    ids = re.findall(r'<h2 id="(\w+)"', text)
+    assert ids == ["verdict", "prompts", "about"]
+
+
+def test_report_of_everything_has_all_sections(tmp_path):
+    """Each argument adds its section, in the order a reader needs them."""
+    text = hostile_page(tmp_path)
+    ids = re.findall(r'<h2 id="(\w+)"', text)
+    assert ids == ["verdict", "summary", "ladder", "slices", "figures", "hurt", "prompts", "about"]
+
+
+def test_report_without_answers_says_so(tmp_path):
+    """A comparison that was scored but not generated gives a report with no cards."""
+    comparison = replace(example(), answers=())
+    text = write_report(tmp_path / "r.html", comparison, headline="None.").read_text(encoding="utf-8")
+    assert "No prompt has an answer yet." in text
+    assert "0 answered, 5 scored against a reference" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"scores": [{"arm": "base"}]}, "scores[0]"),
+        ({"verdicts": [{"metric": "x"}]}, "verdicts[0]"),
+        ({"figures": [{"title": "x"}]}, "figures"),
+        ({"leakage": [{"text": "x"}]}, "leakage[0]"),
+    ],
+)
+def test_rows_without_what_names_them_are_refused(tmp_path, changes, field):
+    """The error names the argument and the row."""
+    with pytest.raises(EvaluationError) as caught:
+        write_report(tmp_path / "r.html", plain_comparison(), headline="None.", **changes)
+    assert caught.value.field == field
+
+
+def test_folder_as_path_is_refused(tmp_path):
+    """A folder where a file name belongs gives advice, not an IsADirectoryError."""
+    with pytest.raises(EvaluationError, match=r"report\.html"):
+        write_report(tmp_path, plain_comparison(), headline="None.")
+
+
+def test_png_is_embedded(tmp_path):
+    """A PNG goes in as base64."""
+    figures = [{"title": "t", "caption": "c", "png": b"\x89PNG"}]
+    text = write_report(tmp_path / "r.html", plain_comparison(), headline="N", figures=figures).read_text("utf-8")
+    assert 'src="data:image/png;base64,iVBORw=="' in text
+
+
+def test_headline_arms_of_an_a_a_run_are_the_first_two():
+    """Base against base with another seed: no arm has an adapter, so the first two are compared."""
+    arms = (Arm("base", "Base", adapter=False), Arm("again", "Base, seed 2", adapter=False))
+    assert headline_arms(Comparison(run_info(), (), arms, ())) == arms
+
+
+def test_one_arm_cannot_be_compared():
+    """The error says what to do."""
+    with pytest.raises(EvaluationError, match="two arms"):
+        headline_arms(Comparison(run_info(), (), (Arm("base", "Base", adapter=False),), ()))
+
+
+def test_gains_prefer_reference_scores():
+    """NLL gains are base minus tuned, per token, for the prompts both arms scored."""
+    comparison = example()
+    gains = tuning_gains(comparison, [], headline_arms(comparison))
+    assert gains.values == pytest.approx({"p0": 0.2, "p1": 0.5, "p3": 0.1, "p4": -0.1, "p5": -0.3})
+    assert gains.worst() == ["p5", "p4"]
+
+
+def test_gains_fall_back_on_rouge():
+    """Without reference scores the gain is tuned minus base ROUGE-L; without either there is none."""
+    comparison = plain_comparison(1)
+    rows = [{"prompt_id": "p0", "arm": arm, "rouge_l": value} for arm, value in (("base", 0.5), ("tuned", 0.25))]
+    pair = headline_arms(comparison)
+    assert tuning_gains(comparison, rows, pair).values == {"p0": -0.25}
+    assert tuning_gains(comparison, [], pair) is None
+
+
+def test_unknown_scores_are_left_out():
+    """None and NaN are dropped, shorter names of three metrics understood, zero and False kept."""
+    row = {"prompt_id": "p", "arm": "base", "words": None, "nll": float("nan"), "rep4": 0.0, "asked_met": False}
+    assert clean_rows([row]) == [{"prompt_id": "p", "arm": "base", "rep_4": 0.0, "items_met": False}]
+
+
+def test_badges_name_what_is_good_and_what_is_not():
+    """A badge carries its meaning in words, not in colour alone."""
+    answer = Answer("p", "base", "a b c", 3, "length")
+    row = {"words": 3, "list_items": 2, "asked_for": 3, "asked_met": False, "rep4": 0.34, "template_leak": True}
+    assert [(badge["kind"], badge["text"]) for badge in badges(answer, clean_rows([row])[0])] == [
+        ("plain", "3 words"),
+        ("plain", "2 list items"),
+        ("warn", "asked for 3: not met"),
+        ("warn", "cut at the length limit"),
+        ("warn", "repeats itself (34 % of 4-grams)"),
+        ("warn", "template marks in the answer"),
+    ]
+
+
+def test_badges_need_no_scores():
+    """Words, emptiness and truncation come from the answer itself."""
+    found = badges(Answer("p", "base", "", 1, "eos"), {})
+    assert [badge["text"] for badge in found] == ["0 words", "empty answer"]
+
+
+def test_cards_flag_what_the_filters_ask_for():
+    """Flags of the example: p1 truncated, p2 equal, p3 of unlike length."""
+    comparison = example()
+    cards = prompt_cards(comparison, pair=headline_arms(comparison), scores=[], gains=None)
+    flags = {card["id"]: card["differs"] + card["truncated"] + card["matched"] for card in cards}
+    assert flags == {"p0": "100", "p1": "110", "p2": "001", "p3": "100", "p4": "100", "p5": "100"}
+
+
+def test_length_match_allows_a_fifth():
+    """8 against 10 words match, 7 against 10 do not."""
+    prompt, arms = Prompt("p", "?"), plain_comparison().arms
+    for words, matched in ((8, "1"), (7, "0")):
+        answers = (Answer("p", "base", "w " * words, 9, "eos"), Answer("p", "tuned", "w " * 10, 9, "eos"))
+        comparison = Comparison(run_info(), (prompt,), arms, answers)
+        assert prompt_cards(comparison, pair=arms, scores=[], gains=None)[0]["matched"] == matched
+
+
+def test_differences_are_words():
+    """Words only one side has are marked; white space is marked only between two of them."""
+    diff = word_diff("plan the long route now", "plan a route\nnow")
+    assert diff.left == (Span("plan ", only=False), Span("the long", only=True), Span(" route now", only=False))
+    assert diff.right == (Span("plan ", only=False), Span("a", only=True), Span(" route\nnow", only=False))
+    assert diff.shared == pytest.approx(0.6)
+
+
+def test_differences_join_to_the_answers():
+    """The pieces of an answer are the answer, whatever it holds."""
+    for text in HOSTILE.values():
+        diff = word_diff(text, f"plan {text} now")
+        assert "".join(span.text for span in diff.left) == text
+        assert "".join(span.text for span in diff.right) == f"plan {text} now"
+
+
+def test_differences_give_up_on_what_is_too_alike_or_too_unlike():
+    """Answers with little in common, and long repetitive ones, are left unmarked."""
+    assert not word_diff("one two three four five six", "seven one eight nine ten eleven").marked
+    repetitive = word_diff("a b " * 1000, "b a c " * 900)
+    assert (repetitive.marked, repetitive.shared) == (False, None)
+
+
+def test_numbers_are_readable():
+    """Two or three figures, a true minus sign, a dash for nothing."""
+    written = [number(value) for value in (1234.5, 12.34, 0.254, -0.0184, 0, None, float("nan"), True)]
+    assert written == ["1,234", "12.3", "0.254", "\u22120.018", "0", "\u2014", "\u2014", "1"]
+    assert number(0.5, sign=True) == "+0.500"
+    assert number(0.125, share=True) == "12 %"
+
+
+def test_interval_picture_is_centred_on_zero():
+    """The widest end lies at 44 of 50; a row without an interval shows its mean alone."""
+    assert verdict_row(VERDICT)["plot"] == {"middle": 74.44, "low": 54.89, "high": 94.0}
+    assert slice_row({"difference": -1.0, "low": None, "high": None})["plot"] == {
+        "middle": 6.0,
+        "low": None,
+        "high": None,
+    }
+    assert slice_row({})["plot"] is None
+
+
+def test_verdict_row_writes_the_adjusted_p():
+    """The table shows Holm's p-value, and marks the outcome by a sign beside the word."""
+    row = verdict_row(VERDICT | {"p_holm": 0.0004})
+    assert (row["p"], row["state"], row["mark"], row["interval"]) == ("< 0.001", "better", "▲ ", "+0.010 to +0.090")
+
+
+def test_ladder_orders_arms_by_prompting():
+    """Bare, template, few-shot, then the adapter; each cell is a mean over the prompts that have the metric."""
+    arms = [Arm("tuned", "T", adapter=True), Arm("base", "B", adapter=False)]
+    arms += [Arm(f"base_{name}", name, adapter=False, prompting=name) for name in ("few_shot", "bare")]
+    scores = [{"prompt_id": str(n), "arm": arm.name, "words": n * 10} for n in (1, 2) for arm in arms]
+    scores += [
+        {"prompt_id": "1", "arm": "tuned", "asked_met": True},
+        {"prompt_id": "2", "arm": "tuned", "asked_met": None},
+    ]
+    found = ladder(Comparison(run_info(), (), tuple(arms), ()), scores, (arms[1], arms[0]))
+    assert found["columns"] == ["Asked-for items met", "Words"]
+    assert [row["label"] for row in found["rows"]] == ["bare", "B", "few_shot", "T"]
+    assert [cell["text"] for cell in found["rows"][3]["cells"]] == ["100 %", "15"]
+
+
+def test_json_cannot_end_its_element():
+    """JSON inside a script element holds neither "<" nor ">", nor a line separator."""
+    text = embed_json({"a": "</script><!--\u2028&"})
+    assert text == '{"a":"\\u003c/script\\u003e\\u003c!--\\u2028\\u0026"}'
+
+
+MEASURE = """
+function wide(e) { return e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.unseen, thead'); }
+function outside(e) { return e.name.slice(0, 5) !== 'data:'; }
+return {pwned: window.pwned || null, title: document.title, scroll: document.documentElement.scrollWidth,
+  inner: innerWidth, cards: document.querySelectorAll('.card').length,
+  loaded: performance.getEntriesByType('resource').filter(outside).length,
+  wide: [].filter.call(document.querySelectorAll('body *'), wide).length};
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_runs_and_nothing_overflows(tmp_path, width):
+    """In Chromium, even without the policy, no payload runs or loads, and no element is wider than the window."""
+    found = run_in_page(hostile_page(tmp_path), MEASURE, tmp_path, width=width)
+    assert found.pop("title") == visible(hostile_comparison().info.title)
+    assert found == {"pwned": None, "scroll": width, "inner": width, "cards": len(HOSTILE), "loaded": 0, "wide": 0}
+
+
+@needs_chromium
+def test_policy_stops_what_escaping_would_miss(tmp_path):
+    """A payload planted past the escaping does not run, while the page's own script does its work."""
+    page = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
+    payload = f'<script>{RUN}</script><img src="data:," onerror="{RUN}"><a id="a" href="javascript:{RUN}">x</a>'
+    page = page.replace("<main>", f"<main>{payload}", 1)
+    script = "var find = document.getElementById.bind(document); find('a').click();"
+    script += "return [window.pwned || null, find('count').textContent];"
+    assert run_in_page(page, script, tmp_path, keep_policy=True) == [None, "4 of 4 prompts shown"]
+
+
+BEHAVE = """
+var find = document.getElementById.bind(document), found = {};
+function all(selector) { return [].slice.call(document.querySelectorAll(selector)); }
+function shown() {
+  return all('.card').filter(function (card) { return !card.hidden; })
+    .map(function (card) { return card.querySelector('.place span').textContent; }).join(' ');
+}
+function set(id, value) {
+  var control = find(id);
+  if (typeof value === 'boolean') { control.checked = value; } else { control.value = value; }
+  control.dispatchEvent(new Event('input', {bubbles: true}));
+  return shown();
+}
+found.all = shown();
+found.search = set('search', 'QUESTION 4?'); found.count = find('count').textContent; set('search', '');
+found.category = set('category', 'odd'); set('category', '');
+['differing', 'whole', 'matched'].forEach(function (id) { found[id] = set(id, true); set(id, false); });
+['gain', 'hurt', 'length'].forEach(function (order) { found[order] = set('sort', order); });
+set('marks', false); found.marks = find('cards').className; set('marks', true);
+var more = all('.more'), text = more[0].previousSibling, low = text.offsetHeight;
+more[0].click();
+found.more = [more.length, text.offsetHeight > low, more[0].getAttribute('aria-expanded')];
+found.lines = ['base', 'tuned'].map(function (side) {
+  return getComputedStyle(document.querySelector('.side.' + side + ' mark')).textDecorationStyle;
+});
+var light = getComputedStyle(document.body).backgroundColor;
+find('theme').click();
+found.theme = [document.documentElement.getAttribute('data-theme'),
+  getComputedStyle(document.body).backgroundColor !== light];
+return found;
+"""
+
+
+@needs_chromium
+def test_filters_orders_and_theme_work(tmp_path):
+    """Each control does what its label says; marks differ in line style, not in colour alone."""
+    page = write_report(tmp_path / "r.html", example(), headline="None.").read_text(encoding="utf-8")
+    assert run_in_page(page, BEHAVE, tmp_path, keep_policy=True, width=1280) == {
+        "all": "p0 p1 p2 p3 p4 p5",
+        "search": "p4",
+        "count": "1 of 6 prompts shown",
+        "category": "p1 p3 p5",
+        "differing": "p0 p1 p3 p4 p5",
+        "whole": "p0 p2 p3 p4 p5",
+        "matched": "p2",
+        "gain": "p1 p0 p3 p4 p5 p2",
+        "hurt": "p5 p4 p0 p1 p2 p3",
+        "length": "p3 p0 p1 p4 p5 p2",
+        "marks": "",
+        "more": [1, True, "true"],
+        "lines": ["dotted", "solid"],
+        "theme": ["dark", True],
+    }

@@ -1,0 +1,84 @@
+"""A comparison's work shared out among processes, and its configuration read back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.core.errors import ConfigError
+from helpers.evaluation import launch
+from helpers.evaluation.config import build_evaluation_config
+from helpers.evaluation.launch import read_evaluation
+from helpers.evaluation.spread import do_each, exchange, own_batch
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """The environment of the second of three processes."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+
+
+def test_a_round_gives_each_process_a_batch(second):
+    """The second process takes the second batch; where there are fewer batches than processes, it has none."""
+    assert own_batch("abcdefgh", 3) == ["d", "e", "f"]
+    assert own_batch("abcd", 3) == ["d"]
+    assert own_batch("abc", 3) == []
+
+
+def test_alone_a_process_does_everything(monkeypatch):
+    """The first batch is its own, and values come in the items' order."""
+    monkeypatch.delenv("RANK", raising=False)
+    assert own_batch([4, 5, 6], 2) == [4, 5]
+    assert do_each(["a", "bb"], len) == [1, 2]
+    assert exchange({1: "x"}) == {1: "x"}
+
+
+def test_values_of_several_processes_come_in_order(second, monkeypatch):
+    """The second of three does items 1 and 4, and gets the others' values from them."""
+    asked = []
+    others = [{0: "zero", 3: "three"}, None, {2: "two"}]
+    monkeypatch.setattr(
+        "helpers.evaluation.spread.gather", lambda own: [own if part is None else part for part in others]
+    )
+    assert do_each(range(5), lambda item: asked.append(item) or f"own {item}") == [
+        "zero", "own 1", "two", "three", "own 4",
+    ]  # fmt: skip
+    assert asked == [1, 4]
+
+
+def test_a_comparisons_configuration_is_read_back(tmp_path):
+    """Every parameter comes out as it went in, from the file or from its folder."""
+    config = build_evaluation_config(preset="smoke", run_name="mine", arms="base,tuned", max_new_tokens=7)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"kind": "side_by_side", "folder": "/", **config.flat()}))
+    assert read_evaluation(path) == read_evaluation(tmp_path) == config
+
+
+@pytest.mark.parametrize("values", [{"kind": None}, {"run_name": None}, {"preset": 3}])
+def test_a_trainings_configuration_is_refused(tmp_path, values):
+    """The message says what would be right, and which command takes the other kind."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"kind": "side_by_side", "preset": "smoke", "run_name": "mine", **values}))
+    with pytest.raises(ConfigError, match=r"expected a comparison's config\.json.*For a training, use train"):
+        read_evaluation(path)
+
+
+def test_the_file_is_found_from_where_it_was_named(tmp_path, monkeypatch):
+    """Although the paths within it begin at the folder where it was written."""
+    config = build_evaluation_config(preset="smoke", run_name="c")
+    written, run = tmp_path / "written", tmp_path / "runs" / "c"
+    for folder in (written, run):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"kind": "side_by_side", "folder": str(written), **config.flat()}))
+    began = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("HELPERS_RUNS_DIR", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "compare_run", lambda found, *, resume: began.append((found, Path.cwd(), resume)))
+    monkeypatch.setattr("helpers.core.summary.summarize", lambda made: "")
+    assert launch.run_compare(argparse.Namespace(config=Path("runs/c/config.json"), resume="auto")) == 0
+    assert began == [(config, written, "auto")]

@@ -1,0 +1,121 @@
+"""Model cards: valid metadata, every section, nothing private."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from helpers.core.config import build_config
+from helpers.core.errors import ConfigError
+from helpers.export.model_card import model_card, write_card
+from helpers.export.verdict import Check, Verification
+from helpers.core.runs import RunDirectory
+
+METRICS = {
+    "eval_loss_before": 2.5,
+    "eval_loss_after": 1.75,
+    "supervised_tokens": 12345,
+    "eval_loss_change": {"mean": -0.75, "low": -0.9, "high": -0.6, "rows": 24},
+}
+PASSED = Verification("adapter", (Check("greedy answers", True, "6 of 6 | equal."),))
+FAILED = Verification("adapter", (Check("greedy answers", False, "0 of 6."),))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with metrics and a manifest."""
+    directory = RunDirectory(tmp_path / "dolly-test")
+    directory.update_metrics(**METRICS)
+    directory.update_manifest(versions={"trl": "1.15.0"}, hardware={"gpus": ["Tesla T4"]})
+    return directory
+
+
+def parts(card):
+    """The metadata and the text."""
+    _, front, text = card.split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_adapter_card_has_valid_metadata(run):
+    """The keys that the Hub reads, with the names it knows."""
+    meta, _ = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=PASSED))
+    assert meta == {
+        "base_model": "unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+        "base_model_relation": "adapter",
+        "datasets": ["databricks/databricks-dolly-15k"],
+        "language": "en",
+        "license": "apache-2.0",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "qlora", "sft", "trl", "unsloth"],
+    }
+
+
+def test_merged_card_belongs_to_transformers(run):
+    """A merged model is a fine-tune, loaded by transformers."""
+    meta, text = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="merged", name="ada/tuned"))
+    assert (meta["library_name"], meta["base_model_relation"]) == ("transformers", "finetune")
+    assert 'AutoModelForCausalLM.from_pretrained("ada/tuned"' in text
+    assert "This export was not verified." in text
+
+
+def test_card_states_losses_licence_and_verdict(run):
+    """Losses with their interval, the data's licence, parameters, hardware, verdict."""
+    _, text = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=PASSED))
+    assert "2.5000 before, 1.7500 after" in text
+    assert "-0.7500, 95 % interval -0.9000 to -0.6000 (paired t, 24 rows)" in text
+    assert "cc-by-sa-3.0" in text
+    assert "| lora_rank | 16 |" in text
+    assert "| GPU | Tesla T4 |" in text
+    assert "PASS: reloaded in a fresh process" in text
+    assert "6 of 6 \\| equal." in text
+
+
+def test_failed_verification_is_written_in_large_letters(run):
+    """A card never hides a failure."""
+    assert "FAIL: this export is not proven" in model_card(
+        run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=FAILED
+    )
+
+
+def test_loss_that_did_not_fall_is_said(run):
+    """An interval that reaches zero is not sold as an improvement."""
+    run.update_metrics(eval_loss_change={"mean": -0.1, "low": -0.3, "high": 0.1, "rows": 24})
+    assert "includes no improvement" in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
+    run.update_metrics(eval_loss_change={"mean": 0.2, "low": 0.1, "high": 0.3, "rows": 24})
+    assert "The loss rose." in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
+
+
+def test_system_prompt_cannot_break_out_of_its_fence(run):
+    """A prompt with code fences, tags and YAML in it stays text."""
+    prompt = "```\n---\nlicense: mit\n---\n<script>alert(1)</script>\n````"
+    meta, text = parts(model_card(run, build_config("dolly", preset="colab-t4", system_prompt=prompt), kind="adapter"))
+    assert meta["license"] == "apache-2.0"
+    assert f"`````text\n{prompt}\n`````" in text
+
+
+def test_local_names_are_not_given_away(run, tmp_path):
+    """Of a local model and a local file only the last part is shown, and the metadata names neither."""
+    model, data = tmp_path / "secret" / "base", tmp_path / "secret" / "rows.jsonl"
+    model.mkdir(parents=True)
+    data.write_text("{}")
+    config = build_config("dolly", preset="colab-t4", model_name=str(model), dataset_name=str(data))
+    meta, text = parts(model_card(run, config, kind="adapter"))
+    assert not {"base_model", "datasets", "license"} & meta.keys()
+    assert "secret" not in text
+    assert "`rows.jsonl`, licence: not known" in text
+
+
+def test_write_card_sees_what_it_describes(run, tmp_path):
+    """A folder with adapter_config.json gets an adapter's card, another a merged model's."""
+    for name, library in (("adapter", "peft"), ("merged", "transformers")):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "adapter":
+            (folder / "adapter_config.json").write_text(json.dumps({}))
+        path = write_card(folder, run, build_config("dolly", preset="smoke"))
+        assert parts(path.read_text())[0]["library_name"] == library
+    with pytest.raises(ConfigError, match="adapter or merged"):
+        model_card(run, build_config("dolly", preset="smoke"), kind="gguf")

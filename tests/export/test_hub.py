@@ -1,0 +1,160 @@
+"""Publishing: against a local server that speaks the Hub client's protocol, in a process whose HF_ENDPOINT names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import COMMIT, HubServer
+
+from helpers.core.errors import ConfigError, ExportError
+from helpers.export.hub import compare_remote, publish
+
+TOKEN = "hf_verysecret"
+SCRIPT = """
+import json, sys
+from helpers.core.errors import HelpersError
+from helpers.export.hub import publish
+try:
+    result = publish(sys.argv[1], "ada/tuned", **json.loads(sys.argv[2]))
+    print(json.dumps({name: getattr(result, name) for name in ("files", "private", "commit", "bytes")}))
+except HelpersError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small merged model: regular files, an index and two LFS files in a subfolder's company."""
+    place = tmp_path / "merged"
+    (place / "extra").mkdir(parents=True)
+    (place / "config.json").write_text('{"model_type": "mistral"}')
+    (place / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Card\n")
+    (place / "model-00001-of-00002.safetensors").write_bytes(b"\x01" * 3000)
+    (place / "model-00002-of-00002.safetensors").write_bytes(b"\x02" * 2000)
+    (place / "extra" / "notes.txt").write_text("ünï")
+    return place
+
+
+def push(hub, folder, token=TOKEN, **options):
+    """Publish in a fresh process; returns what it printed as JSON, and everything it wrote."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HOME": str(folder.parent / "home"),
+        "HF_TOKEN": token,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(options)],
+        env=environment,
+        cwd=os.getcwd(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+def test_publish_sends_every_file_and_compares_it(folder):
+    """All files arrive byte for byte, large ones through LFS, in a private repository."""
+    with HubServer(token=TOKEN) as hub:
+        result, _ = push(hub, folder)
+    assert result == {"files": 5, "private": True, "commit": COMMIT, "bytes": 5065}
+    assert hub.created["visibility"] == "private"
+    assert hub.files["extra/notes.txt"].decode() == "ünï"
+    assert hub.files["model-00002-of-00002.safetensors"] == b"\x02" * 2000
+    assert hub.lfs == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model-00002-of-00002.safetensors"])
+def test_publish_fails_when_a_file_did_not_arrive(folder, lost):
+    """A file that the remote list lacks is an error that names it."""
+    with HubServer(token=TOKEN, lose=[lost]) as hub:
+        result, _ = push(hub, folder)
+    assert f"{lost} is missing" in result["error"]
+
+
+def test_publish_fails_when_a_file_differs(folder):
+    """A remote hash other than the local file's is an error, also at equal size."""
+    with HubServer(token=TOKEN, spoil=["config.json", "model-00001-of-00002.safetensors"]) as hub:
+        result, _ = push(hub, folder)
+    assert "config.json differs" in result["error"]
+    assert "model-00001-of-00002.safetensors differs" in result["error"]
+
+
+def test_publish_fails_when_old_weights_were_left_behind(folder):
+    """Weights of an earlier push, which a loader might read, are an error; a .gitattributes is not."""
+    with HubServer(token=TOKEN, leftovers={"model.safetensors": b"old", ".gitattributes": b"* text"}) as hub:
+        result, _ = push(hub, folder)
+    assert "model.safetensors is from an earlier push" in result["error"]
+    assert ".gitattributes" not in result["error"]
+
+
+def test_wrong_token_is_explained_and_not_shown(folder):
+    """A refused token gives advice; the token itself appears nowhere."""
+    with HubServer(token="another") as hub:
+        result, output = push(hub, folder)
+    assert "401" in result["error"]
+    assert "make a new one" in result["error"]
+    assert TOKEN not in output
+
+
+def test_server_error_on_commit_is_an_export_error(folder):
+    """A failing commit ends in one readable error, and nothing is listed."""
+    with HubServer(token=TOKEN, fail=("POST", "/commit/", 500)) as hub:
+        result, output = push(hub, folder)
+    assert "500" in result["error"]
+    assert hub.files == {}
+    assert TOKEN not in output
+
+
+def test_public_repository_is_refused_before_anything_is_sent(folder):
+    """An existing public repository is not pushed to when a private one was asked for."""
+    with HubServer(token=TOKEN, public=True) as hub:
+        result, _ = push(hub, folder)
+    assert "public" in result["error"]
+    assert not any("preupload" in path for _, path in hub.requests)
+
+
+def test_public_repository_is_used_when_asked_for(folder):
+    """private=False allows it."""
+    with HubServer(token=TOKEN, public=True) as hub:
+        result, _ = push(hub, folder, private=False)
+    assert result["private"] is False
+
+
+def test_publish_needs_a_token(folder, monkeypatch):
+    """Without a token nothing is tried, and the message says where it belongs."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ExportError, match="Colab's secrets"):
+        publish(folder, "ada/tuned")
+
+
+@pytest.mark.parametrize("name", ["tuned", "ada/../x/y", "https://huggingface.co/ada/tuned", "ada/", "ada/tu ned"])
+def test_publish_refuses_names_that_are_none(folder, name):
+    """Only owner/name is a repository."""
+    with pytest.raises(ConfigError, match="hub_repo"):
+        publish(folder, name, token=TOKEN)
+
+
+def test_adapter_of_a_local_base_is_not_published(tmp_path):
+    """Nobody else could load it; the local path is not shown whole."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/ada/models/base"}))
+    with pytest.raises(ExportError, match="merged model instead") as caught:
+        publish(tmp_path, "ada/tuned", token=TOKEN)
+    assert "/home/ada" not in str(caught.value)
+
+
+def test_compare_remote_counts_sizes(folder):
+    """A size that differs is found without a hash."""
+    remote = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size} for p in folder.rglob("*") if p.is_file()}
+    assert sum(compare_remote(folder, remote).values()) == 5065
+    remote["config.json"]["size"] = 1
+    with pytest.raises(ExportError, match=r"config\.json differs"):
+        compare_remote(folder, remote)

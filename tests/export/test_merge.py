@@ -1,0 +1,272 @@
+"""Merging and export folders: whole or not at all, and never over something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tuned import tuned_mistral
+
+from helpers.core.errors import ConfigError, ExportError
+from helpers.export import folders, space
+from helpers.export.folders import check_weight_files, record_export, refuse_foreign, staged_folder
+from helpers.export.merge import merge_16bit
+from helpers.export.space import describe_needs, estimate_needs, preflight
+from helpers.export.tensors import base_tensors, count_parameters
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_mistral):
+    """A tiny Mistral with an adapter: 4,268,352 base weights."""
+    return tuned_mistral(tiny_mistral)
+
+
+def names(folder):
+    """All names in a folder, hidden ones too."""
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_merged_folder_has_all_that_a_loader_needs(tuned, tmp_path):
+    """Weights, configuration, generation settings, tokenizer and template; no trace of local paths."""
+    result = merge_16bit(tuned, tmp_path / "merged")
+    assert names(tmp_path / "merged") == [
+        "chat_template.jinja",
+        "config.json",
+        "export.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    assert config["use_cache"] is True
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert not any(str(tmp_path) in p.read_text() for p in (tmp_path / "merged").glob("*.json"))
+    assert (result.dtype, result.tensors, result.merged) == ("fp16", 21, 14)
+
+
+def test_merge_is_base_plus_scaled_product(tuned, tmp_path):
+    """One matrix, computed by hand: W + alpha / r * B @ A, with alpha 16 and r 8."""
+    from safetensors.torch import load_file
+
+    merge_16bit(tuned, tmp_path / "merged")
+    layer = tuned.model.get_base_model().model.layers[1].mlp.down_proj
+    by_hand = layer.base_layer.weight + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    found = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    assert (found.float() - by_hand).abs().max() < 1e-4
+
+
+def test_shards_and_index_agree(tuned, tmp_path):
+    """Small shards give several files, an index with every tensor once, and a model that loads."""
+    from transformers import AutoModelForCausalLM
+
+    merge_16bit(tuned, tmp_path / "merged", shard_bytes=2**20)
+    index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
+    assert len(index["weight_map"]) == 21
+    assert set(index["weight_map"].values()) == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
+    assert index["metadata"]["total_size"] == 2 * 4_268_352
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert sum(p.numel() for p in model.parameters()) == 4_268_352
+
+
+def test_missing_shard_is_found(tuned, tmp_path):
+    """The check after saving notices a shard that the index names and nobody wrote."""
+    merge_16bit(tuned, tmp_path / "merged", shard_bytes=2**20)
+    shapes = {t.name: t.shape for t in base_tensors(tuned.model)}
+    check_weight_files(tmp_path / "merged", shapes)
+    (tmp_path / "merged" / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ExportError, match="model-00002-of-00003"):
+        check_weight_files(tmp_path / "merged", shapes)
+
+
+def test_folder_with_something_else_is_refused(tuned, tmp_path):
+    """A folder with a user's file is left exactly as it was."""
+    place = tmp_path / "merged"
+    place.mkdir()
+    (place / "thesis.docx").write_text("years of work")
+    with pytest.raises(ExportError, match=r"thesis\.docx"):
+        merge_16bit(tuned, place)
+    assert names(tmp_path) == ["merged"]
+    assert (place / "thesis.docx").read_text() == "years of work"
+
+
+def test_foreign_file_in_an_earlier_export_is_refused(tuned, tmp_path):
+    """An earlier export is replaced, but not once a user has put something into it."""
+    merge_16bit(tuned, tmp_path / "merged")
+    assert merge_16bit(tuned, tmp_path / "merged", dtype="bf16").dtype == "bf16"
+    (tmp_path / "merged" / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"notes\.txt"):
+        merge_16bit(tuned, tmp_path / "merged")
+    assert names(tmp_path) == ["merged"]
+
+
+def test_a_model_of_somebody_else_is_refused(tmp_path):
+    """Files of a model without our record are not ours to replace; links and files are no folders."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    for name in ("model", "link", "file"):
+        with pytest.raises(ExportError):
+            refuse_foreign(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": ["a"]}', "\ufffd{"])
+def test_damaged_record_counts_as_none(tmp_path, content):
+    """With a damaged export.json nothing is known to be ours."""
+    (tmp_path / "export.json").write_text(content)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ExportError, match=r"model\.safetensors"):
+        refuse_foreign(tmp_path)
+
+
+def write_and_fail(folder, error):
+    """Begin an export and be interrupted."""
+    with staged_folder(folder) as staged:
+        (staged / "a").write_text("second")
+        raise error
+
+
+def test_interrupted_export_leaves_nothing(tmp_path):
+    """Neither an error nor Ctrl-C leaves a half-written folder; an earlier export stays."""
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "a").write_text("first")
+        record_export(staged)
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            write_and_fail(tmp_path / "out", error)
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "first"
+
+
+def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
+    """On a file system that is really full, the merge ends in a clear error and leaves nothing behind."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("only root can mount a small file system")
+    try:
+        monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
+        with pytest.raises(ExportError, match="Nothing half-written was left"):
+            merge_16bit(tuned, place / "merged")
+        assert names(place) == []
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk_reported_by_safetensors_is_understood(tuned, tmp_path, monkeypatch):
+    """Safetensors reports a full disk in a type of its own; the message is ours and nothing stays."""
+    import safetensors.torch
+
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(ExportError, match="room for the export"):
+        merge_16bit(tuned, tmp_path / "merged")
+    assert names(tmp_path) == []
+
+
+def test_preflight_refuses_with_numbers(tuned, tmp_path, monkeypatch):
+    """Too little disk or memory is refused before anything is written: needed, free, where."""
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**8, 0, 10_000_000))
+    with pytest.raises(ExportError, match=r"75\.7 MB free at .* got '10\.0 MB'") as caught:
+        merge_16bit(tuned, tmp_path / "deep" / "merged")
+    assert caught.value.field == "disk"
+    monkeypatch.undo()
+    monkeypatch.setattr(space, "available_memory", lambda: 1000)
+    with pytest.raises(ExportError, match="memory"):
+        preflight(tuned, tmp_path, merged=True)
+    assert names(tmp_path) == []
+
+
+def test_needs_are_those_of_the_model(tuned, tmp_path):
+    """2 bytes a weight for the merged model, 34 bytes for each 32 weights in Q8_0, 32 MiB for what goes with them."""
+    assert count_parameters(tuned.model) == (4_268_352, 32768 * 64)
+    needs = estimate_needs(tuned, merged=True, gguf="q8_0")
+    assert [n.disk_bytes - 2**25 for n in needs] == [4 * 16_384, 2 * 4_268_352, 4_268_352 * 34 // 32]
+    assert "merged model, 16 bit: 42.1 MB on disk" in describe_needs(needs, tmp_path)
+    with pytest.raises(ConfigError, match="q8_0"):
+        estimate_needs(tuned, gguf="q9")
+
+
+def test_models_that_cannot_be_merged_are_refused(tuned, tiny_mistral, tmp_path):
+    """No adapter, an adapter merged in already, and unknown arguments each say what is wrong."""
+    with pytest.raises(ExportError, match="LoRA adapter"):
+        merge_16bit(replace(tuned, model=tuned.model.get_base_model()), tmp_path / "merged")
+    other = tuned_mistral(tiny_mistral)
+    other.model.merge_adapter()
+    with pytest.raises(ExportError, match="not merged yet"):
+        merge_16bit(other, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="fp16 or bf16"):
+        merge_16bit(tuned, tmp_path / "merged", dtype="int8")
+    assert names(tmp_path) == []
+
+
+def test_overflow_in_fp16_is_refused(tiny_mistral, tmp_path):
+    """Weights beyond fp16's range stop the merge and point to bf16, which takes them."""
+    loaded = tuned_mistral(tiny_mistral)
+    loaded.model.get_base_model().model.norm.weight.data[0] = 1e5
+    with pytest.raises(ExportError, match="bf16"):
+        merge_16bit(loaded, tmp_path / "merged")
+    assert names(tmp_path) == []
+    assert merge_16bit(loaded, tmp_path / "merged", dtype="bf16").dtype == "bf16"
+
+
+UNSLOTH = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from pathlib import Path
+from helpers.core.config import AdapterConfig, ModelConfig
+from helpers.model.load import attach_adapter, load_model
+from helpers.export import measure_reference, merge_16bit, verify_merged
+base, out = sys.argv[1], Path(sys.argv[2])
+loaded = load_model(ModelConfig(model_name=base, load_in_4bit=False, max_seq_length=512))
+attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=False)
+torch.manual_seed(0)
+for name, parameter in loaded.model.named_parameters():
+    if "lora_B" in name:
+        torch.nn.init.normal_(parameter, std=0.05)
+reference = measure_reference(loaded, [[{"role": "user", "content": "Hello"}]], max_new_tokens=6)
+plain = merge_16bit(loaded, out / "plain")
+verification = verify_merged(loaded, out / "plain", reference=reference)
+print("RESULT " + json.dumps({"lines": verification.lines(), "passed": verification.passed, "dtype": plain.dtype}))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_patched_by_unsloth_is_merged_as_any_other(tiny_mistral, tmp_path):
+    """With Unsloth's patched model in memory the merge passes its verification, in fp16 on every processor."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", UNSLOTH, str(tiny_mistral), str(tmp_path)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.split("RESULT ")[1])
+    assert (result["passed"], result["dtype"]) == (True, "fp16"), result["lines"]
+
+
+def test_stage_that_cannot_be_made_is_an_export_error(tmp_path):
+    """A parent that is a file is reported as such."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="written"), folders.staged_folder(tmp_path / "file" / "out"):
+        pass

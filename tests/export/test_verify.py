@@ -1,0 +1,284 @@
+"""Verification: a correct export passes, every planted fault fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from tuned import Stranger, quantize_nf4, rewrite, save_adapter, tuned_mistral
+
+from helpers.core.errors import ExportError
+from helpers.export import verify
+from helpers.model.distance import Distance
+from helpers.export.merge import merge_16bit
+from helpers.export.reference import measure_reference
+from helpers.export.tensors import base_tensors
+from helpers.export.verdict import Check, Verification, judge_distance
+from helpers.export.verify import verify_adapter, verify_merged
+
+PROMPTS = (
+    ({"role": "user", "content": "Hello"},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three risks."}),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny models are slowed down by threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stranger():
+    """A process without Unsloth, shared by these tests."""
+    process = Stranger()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def shared_process(stranger, monkeypatch):
+    """Let verification ask the shared process instead of starting one each time."""
+    monkeypatch.setattr(verify, "_run_worker", stranger)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_mistral):
+    """A tiny Mistral with an adapter."""
+    return tuned_mistral(tiny_mistral)
+
+
+@pytest.fixture(scope="module")
+def reference(tuned):
+    """What it says."""
+    return measure_reference(tuned, PROMPTS, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def merged(tuned, tmp_path_factory):
+    """Its merged model in fp16. Shared: do not change it."""
+    folder = tmp_path_factory.mktemp("exports") / "merged"
+    merge_16bit(tuned, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned_nf4(tiny_mistral, tmp_path_factory):
+    """The same adapter on the NF4 form of the tiny Mistral."""
+    return tuned_mistral(quantize_nf4(tiny_mistral, tmp_path_factory.mktemp("models") / "nf4"))
+
+
+@pytest.fixture(scope="module")
+def deltas(tuned):
+    """What the adapter adds, by tensor name."""
+    return {t.name: t.delta("default") for t in base_tensors(tuned.model) if t.layer is not None}
+
+
+def failed(verification):
+    """The names of the checks that failed."""
+    return {check.name for check in verification.checks if not check.passed}
+
+
+def test_adapter_passes(tuned, reference, tmp_path, shared_process):
+    """A saved adapter is the tuned model to the last bit in float32."""
+    verification = verify_adapter(tuned, save_adapter(tuned, tmp_path / "adapter"), reference=reference)
+    assert failed(verification) == set()
+    assert verification.passed
+    assert verification.require() is verification
+    assert verification.numbers["ratio"] < 1e-4
+    assert verification.numbers["tuned_to_base_rms"] > 0.05
+
+
+def test_merged_passes(tuned, reference, merged, shared_process):
+    """A merged model in fp16 is within rounding of the tuned one, and its verdict is kept beside it."""
+    verification = verify_merged(tuned, merged, reference=reference)
+    assert failed(verification) == set()
+    assert verification.numbers["weights_worst_steps"] == 0
+    assert verification.numbers["ratio"] < verification.thresholds["largest_ratio"]
+    assert json.loads((merged / "export.json").read_text())["verification"]["passed"] is True
+
+
+@pytest.mark.parametrize("share", [1.0, -1.0, -0.5, 1.0 / 8])
+def test_wrong_share_of_the_adapter_fails(tuned, reference, merged, deltas, share, tmp_path, shared_process):
+    """Merged twice, not at all, at half its alpha, or an eighth too strong: fails by logits and by weights."""
+    broken = rewrite(
+        merged, tmp_path / "broken", lambda n, t: (t.float() + share * deltas[n]).half() if n in deltas else t
+    )
+    verification = verify_merged(tuned, broken, reference=reference)
+    assert {"close to the tuned model", "weights in the files"} <= failed(verification)
+    assert f"{1 + share:.2f} times the adapter's change" in verification.explanation
+    with pytest.raises(ExportError, match="times the adapter's change"):
+        verification.require()
+
+
+def test_one_layer_left_out_fails(tuned, reference, merged, deltas, tmp_path, shared_process):
+    """A single layer without its adapter is found, and named."""
+    broken = rewrite(
+        merged,
+        tmp_path / "broken",
+        lambda n, t: (t.float() - deltas[n]).half() if ".layers.1." in n and n in deltas else t,
+    )
+    verification = verify_merged(tuned, broken, reference=reference)
+    assert {"close to the tuned model", "weights in the files"} <= failed(verification)
+    assert verification.numbers["weights_wrong"] == 7
+    assert "layers.1." in verification.explanation
+
+
+def test_swapped_embeddings_fail(tuned, reference, merged, tmp_path, shared_process):
+    """Two swapped rows of the embedding are found in the file, also when no prompt uses them."""
+
+    def swap(name, tensor):
+        if name == "model.embed_tokens.weight":
+            tensor[[30001, 30002]] = tensor[[30002, 30001]]
+        return tensor
+
+    verification = verify_merged(tuned, rewrite(merged, tmp_path / "broken", swap), reference=reference)
+    assert failed(verification) == {"weights in the files"}
+    assert "model.embed_tokens.weight is not the base model's" in verification.explanation
+
+
+def test_missing_template_fails(tuned, reference, merged, tmp_path, shared_process):
+    """A tokenizer without its chat template fails, though all weights are right."""
+    broken = tmp_path / "broken"
+    shutil.copytree(merged, broken)
+    (broken / "chat_template.jinja").unlink()
+    verification = verify_merged(tuned, broken, reference=reference)
+    assert failed(verification) == {"tokenizer"}
+    assert "no chat template" in verification.explanation
+
+
+def test_other_template_fails(tuned, reference, merged, tmp_path, shared_process):
+    """A template that renders other tokens fails."""
+    broken = tmp_path / "broken"
+    shutil.copytree(merged, broken)
+    template = (broken / "chat_template.jinja").read_text()
+    (broken / "chat_template.jinja").write_text(template.replace("'[INST] '", "'[INST]'"))
+    assert failed(verify_merged(tuned, broken, reference=reference)) == {"tokenizer"}
+
+
+def test_adapter_with_wrong_alpha_fails(tuned, reference, tmp_path, shared_process):
+    """An adapter whose configuration names another alpha is not the tuned model."""
+    folder = save_adapter(tuned, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+    assert "close to the tuned model" in failed(verify_adapter(tuned, folder, reference=reference))
+
+
+def test_invisible_adapter_cannot_be_told(tiny_mistral, tmp_path, shared_process):
+    """An adapter without effect fails: nothing shows that it is there."""
+    loaded = tuned_mistral(tiny_mistral, std=0.0)
+    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
+    verification = verify_adapter(loaded, save_adapter(loaded, tmp_path / "adapter"), reference=reference)
+    assert "effect of the adapter" in failed(verification)
+    assert "cannot be told from its base" in verification.explanation
+
+
+def test_faint_adapter_cannot_be_told_after_rounding(tiny_mistral, tmp_path, shared_process):
+    """An effect below the rounding of bf16 fails for the merged model: a merge without it would look the same."""
+    loaded = tuned_mistral(tiny_mistral, std=2e-5)
+    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
+    merge_16bit(loaded, tmp_path / "merged", dtype="bf16")
+    verification = verify_merged(loaded, tmp_path / "merged", reference=reference)
+    assert "effect of the adapter" in failed(verification)
+    assert "weights in the files" not in failed(verification)
+
+
+def test_rounding_drops_more_of_a_faint_adapter_in_bf16(tiny_mistral, tmp_path, shared_process):
+    """On a base whose weights lie on bf16's grid, bf16 drops much of a faint adapter; fp16 hardly any, and passes."""
+    loaded = tuned_mistral(tiny_mistral, std=1e-4)
+    for tensor in base_tensors(loaded.model):
+        tensor.parameter.data = tensor.parameter.data.bfloat16().float()
+    assert merge_16bit(loaded, tmp_path / "bf16", dtype="bf16").kept < 0.85
+    assert merge_16bit(loaded, tmp_path / "fp16").kept > 0.99
+    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
+    assert failed(verify_merged(loaded, tmp_path / "fp16", reference=reference)) == set()
+
+
+def test_change_that_rounding_drops_is_allowed_for():
+    """The figures of a real SmolLM2 after 4 steps, merged in fp16: close only if the dropped change is counted."""
+    near, far, noise = Distance(0.025, 0.021, 0.12, 0.0, 1.0), Distance(0.558, 0.471, 2.67, 0.005, 0.96), (0.0053, 0.04)
+    checks, limits = judge_distance(near, far, replace(far, rms=0.53), noise, lost=0.148)
+    assert all(check.passed for check in checks)
+    assert round(limits["largest_ratio"], 3) == 0.149
+    checks, limits = judge_distance(near, far, replace(far, rms=0.53), noise)
+    assert [check.passed for check in checks] == [True, False, True]
+    assert round(limits["largest_ratio"], 3) == 0.02
+
+
+def test_half_the_effect_is_never_close():
+    """However coarse the rounding, an adapter at half its scale does not pass."""
+    half, far = Distance(0.25, 0.2, 1.0, 0.0, 1.0), Distance(0.5, 0.4, 2.0, 0.0, 1.0)
+    checks, limits = judge_distance(half, far, half, (0.1, 0.5), lost=0.9)
+    assert limits["largest_ratio"] == 0.4
+    assert not checks[1].passed
+
+
+@pytest.mark.slow
+def test_nf4_base_in_really_fresh_processes(tuned_nf4, tmp_path):
+    """Adapter and merged model of an NF4 base pass: dequantized weights are the same numbers."""
+    loaded = tuned_nf4
+    reference = measure_reference(loaded, PROMPTS, max_new_tokens=8)
+    adapter = verify_adapter(loaded, save_adapter(loaded, tmp_path / "adapter"), reference=reference)
+    assert failed(adapter) == set()
+    result = merge_16bit(loaded, tmp_path / "merged")
+    assert result.kept > 0.99
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    merged = verify_merged(loaded, tmp_path / "merged", reference=reference)
+    assert failed(merged) == set()
+    assert merged.numbers["ratio"] < 0.01
+
+
+def test_merged_onto_the_unquantized_base_fails(tuned_nf4, merged, tmp_path, shared_process):
+    """The adapter of an NF4 base merged onto the 16-bit original is another model, and is told so."""
+    shutil.copytree(merged, tmp_path / "merged")
+    reference = measure_reference(tuned_nf4, PROMPTS, max_new_tokens=4)
+    verification = verify_merged(tuned_nf4, tmp_path / "merged", reference=reference)
+    assert {"close to the tuned model", "weights in the files"} <= failed(verification)
+
+
+def test_damaged_file_is_an_export_error(tuned, reference, merged, tmp_path, shared_process):
+    """Weights cut short are reported, not crashed on."""
+    broken = tmp_path / "broken"
+    shutil.copytree(merged, broken)
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ExportError, match="a whole file model"):
+        verify_merged(tuned, broken, reference=reference)
+
+
+def test_dead_worker_is_an_export_error(tuned, reference, merged, monkeypatch):
+    """A process that ends without an answer gives an error with its last line."""
+    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    with pytest.raises(ExportError, match="exit status 1"):
+        verify_merged(tuned, merged, reference=reference)
+
+
+def test_folders_without_an_export_are_refused(tuned, tmp_path):
+    """Verification of an empty folder says what is missing."""
+    with pytest.raises(ExportError, match=r"adapter_config\.json"):
+        verify_adapter(tuned, tmp_path)
+    with pytest.raises(ExportError, match=r"config\.json"):
+        verify_merged(tuned, tmp_path)
+
+
+def test_reference_needs_an_adapter(tuned):
+    """A model without adapter has no effect to verify."""
+    with pytest.raises(ExportError, match="LoRA adapter"):
+        measure_reference(replace(tuned, model=tuned.model.get_base_model()), PROMPTS)
+
+
+def test_verification_holds_no_numbers_that_json_lacks():
+    """NaN and infinity become None, and the lines name the failed check."""
+    verification = Verification(
+        "merged", (Check("a", True, "fine."), Check("b", False, "bad.")), {"ratio": float("inf")}
+    )
+    assert verification.as_dict()["numbers"] == {"ratio": None}
+    assert verification.explanation == "bad."
+    assert verification.lines().splitlines() == ["FAIL: merged", "  ok   a: fine.", "  FAIL b: bad."]

@@ -1,0 +1,190 @@
+"""A model split over the cards of one machine: what is asked of Unsloth, and what is refused. No card is needed."""
+
+from __future__ import annotations
+
+import argparse
+import types
+
+import pytest
+from sources import package_root
+
+from helpers.training import failures as guards
+from helpers.runtime import hardware
+from helpers.memory import plan as planner
+from helpers.training import session
+from helpers.core.config import build_config
+from helpers.data.contract import Contract, TokenizedExample
+from helpers.model.decoding.shapes import unsupported
+from helpers.core.errors import ConfigError, StackError
+from helpers.runtime.hardware import Gpu
+from helpers.memory.predict import ModelShape
+from helpers.runtime.device_map import SPLIT, add_options, held_bytes, loader_options, own_cards, split_share, take_options
+
+GIB = 2**30
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    """A machine with two cards of 80 GiB, of which 70 and 30 are free; returns the limits that were set."""
+    import torch
+
+    limits = {}
+    for name in ("RANK", "WORLD_SIZE", SPLIT):
+        monkeypatch.delenv(name, raising=False)
+    cuda = {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 0,
+        "mem_get_info": lambda card=0: ([70, 30][card] * GIB, 80 * GIB),
+        "get_device_name": lambda card: "NVIDIA H100",
+        "get_device_capability": lambda card: (9, 0),
+        "set_per_process_memory_fraction": lambda share, card: limits.__setitem__(card, share),
+    }
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    return limits
+
+
+def test_nothing_is_split_unless_asked_for(two_cards):
+    """The loader gets no options, and the first card counts alone."""
+    assert split_share() is None
+    assert loader_options() == {}
+    assert own_cards() == [0]
+    assert hardware.find_gpu() == Gpu("NVIDIA H100", (9, 0), 80 * GIB, 70 * GIB, 2)
+    assert two_cards == {}
+
+
+def test_all_cards_count_as_one(two_cards, monkeypatch):
+    """Unsloth gets each card's memory, and the plan of memory their sum."""
+    monkeypatch.setenv(SPLIT, "1")
+    assert loader_options() == {
+        "device_map": "unsloth",
+        "device_map_planner_kwargs": {"max_memory": {0: 80 * GIB, 1: 80 * GIB}},
+    }
+    assert hardware.find_gpu() == Gpu("NVIDIA H100", (9, 0), 160 * GIB, 100 * GIB, 2)
+    assert own_cards() == [0, 1]
+    assert two_cards == {}
+
+
+def test_large_cards_act_as_small_ones(two_cards, monkeypatch):
+    """A twentieth of 80 GiB is 4 GiB a card: torch is limited to it, and the plan too."""
+    monkeypatch.setenv(SPLIT, "0.05")
+    options = loader_options()
+    assert options["device_map_planner_kwargs"]["max_memory"] == {0: 4 * GIB, 1: 4 * GIB}
+    assert two_cards == {0: 0.05, 1: 0.05}
+    assert hardware.find_gpu().free_bytes == 8 * GIB
+
+
+def hold(monkeypatch, total, *cards):
+    """Let each card have this much memory, of which (held, free) are this process's and nobody's, in GiB."""
+    import torch
+
+    cuda = {
+        "is_initialized": lambda: True,
+        "mem_get_info": lambda card=0: (round(cards[card][1] * GIB), round(total * GIB)),
+        "memory_reserved": lambda card=0: round(cards[card][0] * GIB),
+    }
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+
+
+def usable():
+    """Return the memory that a layout is planned with, in GiB."""
+    return (hardware.find_gpu().free_bytes + held_bytes()) / GIB
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "cards", "expected"),
+    [
+        ("", 80, [(5, 70), (20, 30)], 75),
+        ("1", 23.5, [(18.5, 4.5), (18.5, 4.5)], 46),
+        ("0.5", 80, [(30, 50), (5, 10)], 55),
+        ("0.03", 139.8, [(1.2, 138), (1.2, 138)], 8.39),
+    ],
+)
+def test_what_is_held_counts_on_each_card(two_cards, monkeypatch, share, total, cards, expected):
+    """Weights that lie on the cards already are part of the plan, and a card never has more than its share."""
+    monkeypatch.setenv(SPLIT, share)
+    hold(monkeypatch, total, *cards)
+    assert usable() == pytest.approx(expected, abs=0.01)
+
+
+def test_nothing_is_held_before_a_card_is_opened():
+    """No card is asked, which would open it."""
+    assert held_bytes() == 0
+
+
+def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch):
+    """37 GiB of weights lie on two cards of 23.5 GiB: a layout is found in what both have."""
+    sizes = ModelShape(8192, 28672, 80, 64, 8, 32000)
+    monkeypatch.setenv(SPLIT, "1")
+    monkeypatch.setattr("helpers.memory.layout.shape_for", lambda config: sizes)
+    hold(monkeypatch, 23.5, (18.5, 4.6), (18.5, 4.6))
+    rows = Contract((), (TokenizedExample((1,) * 219, (1,) * 219),) * 80, {}, 2048)
+    wanted = build_config("alpaca", preset="colab-t4")
+    lines = []
+    found = session.fit_layout(wanted, rows, report=lines.append)
+    assert found.train.rows_per_step() == 8
+    assert "of 42.5 GiB" in lines[1]
+
+
+def test_memory_that_ran_out_was_that_of_all_cards(two_cards, monkeypatch):
+    """Advice is for the cards that the model lies on, or for this process's own one."""
+    asked = []
+    monkeypatch.setattr(planner, "advise", lambda config, size, **known: asked.append(size) or [])
+    for share in ("", "1"):
+        monkeypatch.setenv(SPLIT, share)
+        guards._memory_advice(build_config("alpaca", preset="colab-t4"))
+    assert asked == [80 * GIB, 160 * GIB]
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "1.5", "nan"])
+def test_a_share_is_a_number_from_0_to_1(monkeypatch, text):
+    """The message shows what was given."""
+    monkeypatch.setenv(SPLIT, text)
+    with pytest.raises(ConfigError, match=f"HELPERS_SPLIT: expected a share of each card's memory.*got '{text}'"):
+        split_share()
+
+
+def test_the_command_line_switches_it_on(monkeypatch):
+    """Without a share all of each card is used; without --split nothing changes."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    monkeypatch.setenv(SPLIT, "")
+    found = []
+    for line in ([], ["--split"], ["--split", "--card-share", "0.25"]):
+        take_options(parser.parse_args(line))
+        found.append(split_share())
+    assert found == [None, 1.0, 0.25]
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """Each of them would take all cards."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), (SPLIT, "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StackError, match="expected one process with HELPERS_SPLIT, got 2"):
+        split_share()
+
+
+def test_one_card_is_refused(two_cards, monkeypatch):
+    """There is nothing to split over."""
+    import torch
+
+    monkeypatch.setenv(SPLIT, "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StackError, match="expected two or more with HELPERS_SPLIT, got 1"):
+        loader_options()
+
+
+def test_sharding_over_processes_still_cannot_load_such_a_model():
+    """Its FSDP2 wants a whole 4-bit model on each card; once it does not, docs/multi_gpu.md can say better."""
+    folder = package_root("unsloth") / "unsloth" / "models"
+    assert "got a 4-bit model on the CPU" in (folder / "fsdp2_native.py").read_text(encoding="utf-8")
+    said = "still loads the full quantized model on every rank"
+    assert said in (folder / "fsdp2_load.py").read_text(encoding="utf-8")
+
+
+def test_a_split_model_is_not_decoded_with_captured_steps():
+    """A captured step belongs to one card."""
+    split = types.SimpleNamespace(hf_device_map={"model.layers.0": 0, "model.layers.1": 1})
+    assert unsupported(split) == "its layers lie on several cards"

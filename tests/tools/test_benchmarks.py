@@ -1,0 +1,656 @@
+"""The benchmarks' records: written after each configuration, gone on with, within a time; and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench  # noqa: E402  the path comes first
+import charts  # noqa: E402
+import document  # noqa: E402
+import generate  # noqa: E402
+import loss  # noqa: E402
+import plan  # noqa: E402
+import profile_step  # noqa: E402
+import stopwatch  # noqa: E402
+import tables  # noqa: E402
+import targets  # noqa: E402
+import train  # noqa: E402
+
+from helpers.memory.shapes import MISTRAL_7B  # noqa: E402
+
+SCRIPT = """
+import json, sys, time
+name = sys.argv[sys.argv.index("--one") + 1]
+if name == "broken":
+    sys.exit("no figures")
+if name == "slow":
+    time.sleep(30)
+print("noise")
+print("RESULT " + json.dumps({"speed": 3.5, "machine": {"gpus": ["Card"]}}))
+"""
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Measure configurations of a small script; return the record."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    def run(*names, about=None, **given):
+        settings = {"only": None, "rounds": 1, "budget": None, "limit": 20, "again": False}
+        options = argparse.Namespace(**settings | given, out=tmp_path / "record.json")
+        return bench.measure_all(str(tmp_path / "script.py"), names, options, about=about)
+
+    return run
+
+
+class TestRecord:
+    """One process a configuration, and a record that survives a cut."""
+
+    def test_it_holds_machine_and_runs(self, measure, tmp_path):
+        """The file has the machine once, and each configuration's runs."""
+        measure("one", "two", rounds=2)
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert record["machine"] == {"gpus": ["Card"]}
+        assert [run["speed"] for run in record["runs"]["two"]] == [3.5, 3.5]
+
+    def test_it_is_gone_on_with(self, measure, capsys):
+        """What the record has is not measured again unless asked for."""
+        measure("one")
+        capsys.readouterr()
+        measure("one", "two")
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["two"]
+        measure("one", "two", again=True, only="one")
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one"]
+
+    def test_a_failure_costs_only_itself(self, measure, capsys):
+        """The others are measured, and the end of its output is shown."""
+        assert list(measure("broken", "two")["runs"]) == ["two"]
+        assert "no figures" in capsys.readouterr().out
+
+    def test_what_takes_too_long_is_given_up(self, measure, capsys):
+        """After the limit a configuration is ended."""
+        assert measure("slow", limit=1)["runs"] == {}
+        assert "given up after 1 s" in capsys.readouterr().out
+
+    def test_a_budget_leaves_out_what_would_not_end(self, measure, tmp_path, capsys):
+        """A configuration that took 50 s before is not started with 10 s left; another unknown one is the same."""
+        record = {"machine": None, "runs": {"one": [{"process_seconds": 50.0}]}}
+        (tmp_path / "record.json").write_text(json.dumps(record))
+        assert list(measure("one", "two", rounds=2, budget=10)["runs"]) == ["one"]
+        assert capsys.readouterr().out.count("left out, 10 s are left") == 3
+
+    def test_unknown_names_are_refused(self, measure):
+        """A typing mistake is no empty measurement."""
+        with pytest.raises(SystemExit, match="unknown: ten; known are one, two"):
+            measure("one", "two", only="ten")
+
+    def test_it_says_what_was_asked_for(self, measure, tmp_path):
+        """From the first run on; runs of something else are not mixed with it."""
+        measure("one", about={"prompts": 32})
+        assert json.loads((tmp_path / "record.json").read_text())["prompts"] == 32
+        with pytest.raises(SystemExit, match=r"record.json was measured with \{'prompts': 32\}"):
+            measure("one", "two", about={"prompts": 8})
+        assert measure("one", about={"prompts": 8}, again=True)["prompts"] == 8
+
+    def test_figures_stand_in_a_line_of_their_own(self, capsys):
+        """Behind a progress bar, too, that did not come to its end."""
+        print("  2%|1/60", end="")
+        bench.say({"speed": 3.5})
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(bench.MARK)]
+        assert json.loads(line.removeprefix(bench.MARK))["speed"] == 3.5
+
+    def test_the_machine_is_described_without_names(self):
+        """Hardware and versions are in it; no host, user or path is."""
+        found = bench.machine()
+        assert {"gpus", "cores", "torch", "unsloth", "transformers"} <= set(found)
+        assert "/" not in json.dumps(found).replace("+", "")
+
+
+class TestOptions:
+    """What the benchmarks understand is what their guide says."""
+
+    COMMON = ("--only", "--rounds", "--budget", "--again", "--out")
+
+    @pytest.mark.parametrize("name", ["train", "generate", "startup", "loss"])
+    def test_all_have_the_common_ones(self, name):
+        """The benchmarks on one GPU are called alike."""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert [option for option in self.COMMON if option not in done.stdout] == []
+
+    def test_engines_are_measured_in_rounds(self, tmp_path, monkeypatch, capsys):
+        """Each engine once a round, in a process of its own; the record holds what the tables need."""
+        calls, given = [], ["--model", "M", "--data", "D", "--rounds", "2", "--only", "unsloth,ours", "--budget", "900"]
+        rates = {"unsloth": ("unsloth, one by one", 4, 8.0), "ours": ("ours, steady state", 512, 1240.0)}
+
+        def one(script, name, limit):
+            calls.append((Path(script).name, name))
+            engine, prompts, rate = rates[name]
+            found = [{"name": engine, "arm": "tuned", "prompts": prompts, "tokens_per_s": rate}]
+            return {"results": found, "machine": {"gpus": ["Card"]}, "process_seconds": 1.0}
+
+        monkeypatch.setattr(bench, "run_one", one)
+        monkeypatch.setattr(sys, "argv", ["generate.py", *given, "--out", str(tmp_path / "generate.json")])
+        assert generate.main() == 0
+        assert calls == [("generate.py", "unsloth"), ("generate.py", "ours")] * 2
+        record = json.loads((tmp_path / "generate.json").read_text())
+        assert (record["prompts"], record["new"], record["steady"]) == (32, 64, 512)
+        assert {name: len(runs) for name, runs in record["runs"].items()} == {"unsloth": 2, "ours": 2}
+        assert "| ours, everything counted | 512 | 1,240.0 | 155x |" in capsys.readouterr().out
+
+
+class TestStopwatch:
+    """Speeds in blocks."""
+
+    def test_steps_are_cut_into_blocks(self):
+        """Fifteen timed steps are three blocks of five, seven are blocks of two, two and three."""
+        assert stopwatch.borders(5, 20, 3) == [(5, 10), (10, 15), (15, 20)]
+        assert stopwatch.borders(1, 8, 3) == [(1, 3), (3, 5), (5, 8)]
+
+    def test_warm_up_is_left_out(self):
+        """Two steps of 8 rows and 100 labels in 4 seconds, after a first one of 10 seconds."""
+        steps = [[(8, 100)], [(8, 100)], [(8, 100)]]
+        assert stopwatch.speed([10.0, 12.0, 14.0], steps, 1, 3) == {"examples": 4.0, "tokens": 50.0}
+        assert stopwatch.speed([10.0, 12.0, 14.0], steps, 1, 3, {2}) == {"examples": 4.0, "tokens": 50.0}
+
+    def test_a_step_that_records_takes_neither_time_nor_rows(self):
+        """Its seconds come once, and would not come again in the steps that are not timed."""
+        steps = [[(8, 100)], [(8, 100)], [(6, 50)]]
+        assert stopwatch.changes([0, 2, 2]) == {1}
+        found = stopwatch.speed([10.0, 19.0, 21.0], steps, 1, 3, stopwatch.changes([0, 2, 2]))
+        assert found == {"examples": 3.0, "tokens": 25.0}
+
+    def test_an_epoch_has_so_many_steps(self):
+        """An incomplete batch is a pass, too; an incomplete step is refused, since its passes could not be told."""
+        assert stopwatch.steps_an_epoch(288, 2, 4) == 36
+        assert stopwatch.steps_an_epoch(33, 8, 1) == 5
+        with pytest.raises(ValueError, match="9 passes are not a multiple of 4"):
+            stopwatch.steps_an_epoch(18, 2, 4)
+
+    @pytest.mark.parametrize("warmup", [1, 2, 4])
+    def test_each_part_has_all_batches(self, monkeypatch, warmup):
+        """Wherever warm-up ends: 41 rows in 20 seconds, although half of the batches have one row and half 20."""
+        trainer = CountedTrainer(rows=(1, 20, 1, 19), seconds=(7.0, 3.0, 6.0, 4.0))
+        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: trainer.now)
+        found = stopwatch.time_epochs(trainer, warmup, epochs=2, rows_per_pass=None)
+        assert found["examples_per_second"] == 41 / 20
+        assert found["useful_tokens_per_second"] == 10 * 41 / 20
+        assert found["epochs_examples_per_second"] == [41 / 20, 41 / 20]
+        assert (found["steps"], found["steps_an_epoch"]) == (warmup + 8, 4)
+        assert (found["step_seconds"], found["examples_per_step"]) == (5.0, 41 / 4)
+        assert trainer.args.train_sampling_strategy == "sequential"
+
+    def test_parts_may_be_shorter(self, monkeypatch):
+        """Of many rows the same few batches are timed."""
+        trainer = CountedTrainer(rows=(1, 20, 1, 19), seconds=(7.0, 3.0, 6.0, 4.0))
+        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: trainer.now)
+        found = stopwatch.time_epochs(trainer, 1, epochs=1, rows_per_pass=8, steps=2)
+        assert (found["examples_per_second"], found["steps"]) == (16 / 9, 3)
+
+    def test_the_library_knows_that_order(self, tmp_path):
+        """Transformers' sampler then gives every epoch the data set's own order."""
+        from datasets import Dataset
+        from transformers import Trainer, TrainingArguments
+
+        trainer = Trainer(
+            model=torch.nn.Linear(1, 1),
+            args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            train_dataset=Dataset.from_dict({"x": list(range(50))}),
+        )
+        assert list(trainer._get_train_sampler()) != list(range(50))
+        stopwatch.same_batches(trainer)
+        assert [list(trainer._get_train_sampler()) for _ in range(2)] == [list(range(50))] * 2
+
+
+class CountedTrainer:
+    """A stand-in for a peer's trainer: packed batches of so many rows, each of which takes so many seconds."""
+
+    def __init__(self, rows, seconds):
+        self.rows, self.seconds, self.now = rows, seconds, 0.0
+        self.args = SimpleNamespace(gradient_accumulation_steps=1, per_device_train_batch_size=1)
+        self.train_dataset = [None] * len(rows)
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+
+    def add_callback(self, callback):
+        """Keep the clock."""
+        self.clock = callback
+
+    def training_step(self, model, inputs):
+        """Take this batch's time."""
+        self.now += self.seconds[self.state.global_step % len(self.rows)]
+
+    def train(self):
+        """Train until told to stop; a step belongs to the batch that comes next in the data set's order."""
+        control = SimpleNamespace(should_training_stop=False)
+        while not control.should_training_stop:
+            rows = self.rows[self.state.global_step % len(self.rows)]
+            labels = torch.ones(10 * rows, dtype=torch.long)
+            self.training_step(None, {"labels": labels, "packed_seq_lengths": torch.ones(rows)})
+            self.state.global_step += 1
+            self.clock.on_step_end(self.args, self.state, control)
+
+
+class TestCurves:
+    """How speed grows."""
+
+    def test_points_have_the_same_batches(self, monkeypatch):
+        """Ten batches of each size; an epoch of 288 rows for each length; the same ten of each number of rows."""
+        timed = []
+
+        def time_epochs(trainer, warmup, *, epochs, rows_per_pass, steps):
+            timed.append((warmup, epochs, rows_per_pass, steps))
+            return dict.fromkeys(FIGURES, 1.0)
+
+        monkeypatch.setattr(train, "time_epochs", time_epochs)
+        rows = [{"output": str(number)} for number in range(500)]
+        sides, found = {}, {}
+        for name, whose in (("batch", "ours"), ("batch", "official"), ("length", "ours"), ("rows", "official")):
+            side = sides[name, whose] = AskedSide(whose)
+            timed.clear()
+            found[name] = list(train.points(name, side, rows))
+            assert name != "batch" or timed[3] == (20 if whose == "ours" else 2, 1, 8, None)
+        batches, lengths, numbers = (
+            sides[at].asked for at in (("batch", "ours"), ("length", "ours"), ("rows", "official"))
+        )
+        assert [(len(used), changes["batch"]) for used, changes in batches] == [
+            (10 * size, size) for size in (1, 2, 4, 8, 16, 32)
+        ]
+        assert [(len(used), *changes.values()) for used, changes in lengths] == [
+            (288, 512, 16, True), (288, 1024, 8, True), (288, 2048, 4, True), (288, 4096, 2, True)
+        ]  # fmt: skip
+        assert [(len(used), changes) for used, changes in numbers] == [(1000, {}), (10000, {}), (51760, {})]
+        assert all(used[:96] == rows[:96] and used[500:600] == rows[:100] for used, _ in numbers)
+        assert timed == [(2, 1, 8, 10)] * 3
+        assert [point["at"] for point in found["rows"]] == [1000, 10000, 51760]
+        assert found["rows"][0].keys() == {"at", "seconds_to_trainer", *FIGURES}
+
+    def test_all_sides_train_the_same_rows(self):
+        """Whole steps of 8 rows, and graphs recorded in two epochs of them before time is taken."""
+        assert train.ROWS % 8 == 0
+        warm = {name: given["warmup"] for name, (_, given) in train.CONFIGURATIONS.items() if "warmup" in given}
+        assert warm == {"ours-8": 72, "ours-8-unpacked": 72, "plain-packed-kept": 16}
+        assert not any("rows" in given for _, given in train.CONFIGURATIONS.values())
+
+
+class AskedSide:
+    """A stand-in for a loaded side, which keeps what trainers it was asked for."""
+
+    def __init__(self, whose):
+        self.whose, self.asked = whose, []
+
+    def trainer(self, rows, **changes):
+        """Keep rows and options."""
+        self.asked.append((rows, changes))
+
+
+FIGURES = (
+    "examples_per_second",
+    "useful_tokens_per_second",
+    "step_seconds",
+    "first_step_seconds",
+    "peak_gib",
+)
+
+
+class TestProfile:
+    """What the kernels of a step do."""
+
+    CALLS = (
+        ([[16384, 4096], [4096, 14336]], 32, 96.0),
+        ([[16384, 14336], [16384, 4096], [4096, 14336], [], []], 32, 100.0),
+        ([[16384, 4096], [4096, 16]], 32, 4.0),
+        ([[16384, 14336], [16384, 16], [16, 14336], [], []], 32, 8.0),
+        ([[16, 16384], [16384, 4096]], 32, 2.0),
+    )
+
+    def test_products_are_told_apart_by_the_rank(self):
+        """Those with a narrow dimension are the adapter's; the rest of the kernels is what remains."""
+        kernels = [("nvjet_gemm", 210.0), ("void pytorch_flash::flash_bwd", 9.0), ("_nf4_dequant_kernel", 12.0)]
+        found = profile_step.divide([*kernels, ("_DWf_DW_dfg_kernel", 20.0)], self.CALLS)
+        assert found["kinds"] == {
+            "products with frozen weights": 196.0,
+            "products with the adapter": 14.0,
+            "attention": 9.0,
+            "unpacking of 4-bit weights": 12.0,
+            "everything else": 20.0,
+        }
+        assert found["frozen_tera"] == round(2 * 2 * 16384 * 4096 * 14336 * 32 / 0.196 / 1e12, 1)
+
+    def test_torch_gives_the_shapes(self):
+        """A profile of products on a CPU has them under the names and with the shapes that are looked for."""
+        left, right, out = torch.ones(96, 128), torch.ones(128, 80), torch.ones(96, 80)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            _ = left @ right
+            out.addmm_(left, right)
+        events = profile.key_averages(group_by_input_shape=True)
+        shapes = {each.key: each.input_shapes for each in events if each.key in profile_step.PRODUCTS}
+        assert shapes["aten::mm"] == [[96, 128], [128, 80]]
+        assert shapes["aten::addmm_"][:3] == [[96, 80], [96, 128], [128, 80]]
+
+    def test_it_stands_in_the_document_and_beside_the_target(self, tmp_path):
+        """Shares of all kernels, the speed of products, and what a step might take."""
+        kinds = {"products with frozen weights": 700.0, "attention": 100.0}
+        record = {"kinds": kinds, "kernels": 800.0, "frozen_tera": 650.0, "batch": 8, "machine": {"gpus": ["H100"]}}
+        record["milliseconds"] = {"whole step": {"host": 1000.0}}
+        (tmp_path / "packed_step_card.json").write_text(json.dumps(record))
+        text = " ".join("\n".join(document.document(tmp_path)).split())
+        assert (
+            "| products with frozen weights | 700.0 | 88% | | attention | 100.0 | 12% | | all | 800.0 | 100% |" in text
+        )
+        assert "The step takes 1000 ms, so that the kernels fill 80% of it." in text
+        assert "Products with frozen weights run at 650 TFLOP/s." in text
+        said = targets.profiled(0.55, tmp_path)
+        assert said.endswith("alone take 700 ms; the whole step might take 550 ms.")
+        assert targets.profiled(0.55, tmp_path / "none") == ""
+
+
+class TestPlan:
+    """Predicted peaks beside those that were measured on a card."""
+
+    def test_each_is_within_a_tenth(self):
+        """The present prediction is within 10 % of all ten peaks measured on an H100."""
+        rows = plan.compare(plan.H100)
+        assert len(rows) == 10
+        assert [row["what"] for row in rows if abs(row["error"]) > 0.1] == []
+
+    def test_the_measured_peaks_are_those_of_the_card(self):
+        """The smallest peak is 4.71 GiB and the largest 31.83."""
+        peaks = [row["measured_gib"] for row in plan.compare(plan.H100)]
+        assert (round(min(peaks), 2), round(max(peaks), 2)) == (4.71, 31.83)
+
+    def test_lines_without_a_measurement_are_left_out(self, tmp_path):
+        """A configuration that failed, or was tried without a GPU, is not compared."""
+        (tmp_path / "memory.jsonl").write_text('{"configuration": {}, "failed": "x"}\n{"measured_bytes": null}\n')
+        assert plan.compare(tmp_path / "memory.jsonl") == []
+
+
+class TestTargets:
+    """What was aimed at stands beside what the records say."""
+
+    AIMED = (7.5, 11, 17, 4.5, 30, 130, 0.6, 1.85, 1.85, 3.5, 3.5)
+
+    def test_they_are_those_that_were_set(self):
+        """No target was moved to where the figures are."""
+        assert tuple(target.factor for target in targets.TARGETS) == self.AIMED
+        assert [target.what for target in targets.TARGETS if not target.least] == [
+            "first cell to first optimizer step, against the official setting"
+        ]
+
+    def test_all_stand_in_the_document(self):
+        """Each target has its line, with a verdict or the remark that nothing was measured."""
+        lines = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").splitlines()
+        for target in targets.TARGETS:
+            (line,) = [line for line in lines if line.startswith(f"| {target.what} |")]
+            assert line.endswith(("| reached |", "| **missed** |", "| not in a record yet | |"))
+
+    def test_without_records_nothing_is_said(self, tmp_path):
+        """Neither reached nor missed."""
+        lines = list(targets.table(tmp_path))
+        assert len(lines) == 2 + len(targets.TARGETS)
+        assert all(line.endswith("| not in a record yet | |") for line in lines[2:])
+
+    @pytest.mark.parametrize(("speed", "peak", "verdict"), [(48, 6, "reached"), (40, 6, "missed"), (48, 7, "missed")])
+    def test_memory_is_part_of_a_target(self, tmp_path, speed, peak, verdict):
+        """Packed sequences are to be fast within 6.5 GiB; faster with more is no success."""
+        runs = {"official": [{"examples_per_second": 4.0, "peak_gib": 5.0}]}
+        runs["ours-packed-small"] = [{"examples_per_second": speed, "peak_gib": peak}]
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {}, "runs": runs}))
+        (line,) = [line for line in targets.table(tmp_path) if "6.5 GiB" in line]
+        assert f"| {speed / 4:g}x ({peak:.1f} GiB) |" in line
+        assert verdict in line
+
+    def test_plain_is_taken_at_its_best(self):
+        """The fastest of each side's settings are compared, and named."""
+        speeds = {"plain": 2.0, "plain-packed": 12.0, "ours-packed-small": 40.0, "ours-packed-large": 60.0}
+        runs = {name: [{"examples_per_second": speed, "peak_gib": 5.0}] for name, speed in speeds.items()}
+        assert targets.over_plain({"runs": runs}) == (5.0, "`ours-packed-large` over `plain-packed`", True)
+
+    def test_what_a_multiple_of_the_plain_setting_would_take_is_said(self, tmp_path):
+        """Ten times 30 examples/s of 256 tokens: 2 operations a parameter and token forward, 2 backward."""
+        options = {"options": {"batch": 8}, "examples_per_step": 64.0, "peak_gib": 60.0}
+        runs = {name: [{"examples_per_second": speed, **options}] for name, speed in PACKED.items()}
+        text = targets.beyond(10)({"machine": {"gpus": ["NVIDIA H100"]}, "runs": runs}, tmp_path)
+        assert "10 times `plain-packed-kept` (30.0 examples/s) would be 300 examples/s. With 256 tokens each" in text
+        taken = 300 * 256 * 4 * MISTRAL_7B.linear_parameters() / 1e12
+        assert f"would take {taken:.0f} of the 989 TFLOP/s" in text
+        assert f"`ours-packed-large` does {taken / 5:.0f}," in text
+        assert "Over the best plain setting that recomputes layers, `plain-packed-8`, it is 4.00x." in text
+        for machine, left_out in (
+            ({"gpus": ["NVIDIA L4"]}, ()),
+            ({"gpus": ["H100"]}, ("plain-packed", "plain-packed-8")),
+        ):
+            fewer = {name: each for name, each in runs.items() if name not in left_out}
+            assert targets.beyond(10)({"machine": machine, "runs": fewer}, tmp_path) == ""
+
+    @pytest.mark.parametrize(("graphs", "said"), [(False, True), (True, False)])
+    def test_what_stands_in_the_way_is_said_from_a_profile_of_that_step(self, tmp_path, graphs, said):
+        """A profile without CUDA graphs explains no step that was measured with them."""
+        runs = {"official": [{"examples_per_second": 4.0, "peak_gib": 5.0}]}
+        runs["ours-8"] = [{"examples_per_second": 28.0, "peak_gib": 12.0, "mode": {"graphs": graphs}}]
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {}, "runs": runs}))
+        profile = {"mode": {}, "milliseconds": {"whole step": {"host": 300.0}}, "kernels": 100.0}
+        (tmp_path / "profile_card.json").write_text(json.dumps(profile))
+        text = " ".join(targets.table(tmp_path))
+        assert ("of 300 ms the card's kernels take 100." in text) == said
+
+
+PACKED = {
+    "plain-packed": 12.0, "plain-packed-8": 15.0, "plain-packed-kept": 30.0, "ours-packed-small": 40.0,
+    "ours-packed-large": 60.0,
+}  # fmt: skip
+
+
+def write_losses(path, sides, gpus=("Card",)):
+    """Write a record of held-out losses: examples a step, and the losses by seed, of each side."""
+    runs = {
+        name: [
+            {
+                "seed": seed,
+                "examples_per_step": each,
+                "learning_rate": 2e-4,
+                "losses": [1.0, 1.0, 1.0],
+                "heldout": [[80 * at, value] for at, value in enumerate(values)],
+            }
+            for seed, values in orders.items()
+        ]
+        for name, (each, orders) in sides.items()
+    }
+    path.write_text(json.dumps({"machine": {"gpus": list(gpus)}, "runs": runs}))
+
+
+class TestDocuments:
+    """docs/speed.md and the README say what the records say."""
+
+    def test_they_agree_with_the_records(self):
+        """Written anew from benchmarks/results, no file changes."""
+        stale = [path for path, text in document.build().items() if path.read_text(encoding="utf-8") != text]
+        assert stale == [], "run scripts/build_figures"
+
+    def test_medians_of_a_record_stand_in_the_tables(self, tmp_path):
+        """Of several runs, with the machine they were measured on."""
+        runs = {
+            "ours-8": [{"examples_per_second": speed, "peak_gib": 12.0} for speed in (30.0, 50.0, 36.0)],
+            "official": [{"examples_per_second": 4.0, "peak_gib": 5.0}],
+        }
+        (tmp_path / "train_card.json").write_text(json.dumps({"machine": {"gpus": ["New"]}, "runs": runs}))
+        text = "\n".join(document.short(tmp_path))
+        assert "| ours, the same 8 examples a step | 36.0 | 12.0 | 9x |" in text
+        assert "Measured on one New." in text
+
+    @pytest.mark.parametrize("best", ["plain-packed", "plain-packed-8", "plain-packed-kept"])
+    def test_the_fastest_plain_setting_is_its_best(self, best):
+        """Of those that a record holds; the short table leaves the others out, the long one has all."""
+        speeds = {"official": 4.0, "plain": 2.0, "plain-packed": 10.0, "plain-packed-8": 10.5, "plain-packed-kept": 11}
+        speeds[best] = 12.0
+        runs = {name: [{"examples_per_second": speed, "peak_gib": 8.0}] for name, speed in speeds.items()}
+        short, long = ("\n".join(tables.training({"runs": runs}, short=short)) for short in (True, False))
+        name = tables.LABELS[best].replace("the same, packed", "the same at its best: packed")
+        assert "at its best: packed, batch" in name
+        for text in (short, long):
+            assert f"| {name} | 12.0 | 8.0 | 3x |" in text
+            assert text.count("at its best") == 1
+        assert short.count("the same, packed") == 0
+        assert long.count("the same, packed") == 2
+
+    @pytest.mark.parametrize("graphs", [None, "CUDA graphs: 50 of 60 passes replayed."])
+    def test_what_the_peak_is_with_graphs_is_said(self, tmp_path, graphs):
+        """Under the table of a record with CUDA graphs, whose peak is of reserved memory; else not."""
+        run = {"examples_per_second": 30.0, "peak_gib": 12.0, **({"graphs": graphs} if graphs else {})}
+        record = {"machine": {"gpus": ["Card"]}, "runs": {"ours-8": [run]}}
+        (tmp_path / "train_card.json").write_text(json.dumps(record))
+        for lines in (document.document(tmp_path), document.short(tmp_path)):
+            assert ("the peak is all memory that is reserved" in "\n".join(lines)) == bool(graphs)
+
+    def test_plain_is_measured_packed_in_four_ways(self):
+        """With batch 4 and 8, and 2 and 8 without checkpointing; all configurations have a name in the tables."""
+        found = {name: given for name, (whose, given) in train.CONFIGURATIONS.items() if whose == "plain"}
+        ways = [(each["batch"], each.get("checkpointing", True)) for each in found.values() if each.get("packing")]
+        assert ways == [(4, True), (8, True), (2, False), (8, False)]
+        assert train.CONFIGURATIONS.keys() <= tables.LABELS.keys()
+
+    def test_engines_are_compared_by_both_arms(self, tmp_path):
+        """Peers by tokens a second of each arm, ours by its seconds for both."""
+        peer = [{"name": "unsloth, one by one", "arm": arm, "tokens_per_s": 10.0} for arm in ("tuned", "base")]
+        ours = [{"name": "ours, warm-up counted", "arm": "tuned+base", "seconds": 2.0}]
+        runs = {"unsloth": [{"results": peer}], "ours": [{"results": ours}]}
+        record = {"machine": {}, "prompts": 5, "new": 10, "runs": runs}
+        assert tables.answering(record) == [("unsloth, one by one", 10.0), ("ours, warm-up counted", 2.0)]
+        assert list(tables.answers(record))[3] == "| ours, warm-up counted | 2.0 | 5x |"
+
+    def test_the_steady_state_is_shown_beside_one_by_one(self, tmp_path):
+        """An engine that was measured on the tuned arm alone has a table of its own, in both documents."""
+        arms = {"tuned": (7.5, 8.5, 8.0), "base": (20.0,)}
+        peer = [
+            {"name": "unsloth, one by one", "arm": arm, "prompts": 4, "tokens_per_s": rate}
+            for arm, rates in arms.items()
+            for rate in rates
+        ]
+        many = {"name": "ours, steady state", "arm": "tuned", "prompts": 512, "tokens_per_s": 1240.0}
+        both = {"name": "ours, warm-up counted", "arm": "tuned+base", "prompts": 32, "seconds": 2.0}
+        runs = {"unsloth": [{"results": peer}], "ours": [{"results": [both, many]}]}
+        record = {"machine": {"gpus": ["Card"]}, "prompts": 32, "new": 64, "runs": runs}
+        assert "ours, steady state" not in dict(tables.answering(record))
+        table = [
+            "| tuned arm, steady state, 64 tokens each | prompts | tokens/s | against one by one |",
+            "|---|---:|---:|---:|",
+            "| Unsloth, one by one | 4 | 8.0 | 1x |",
+            "| ours, everything counted | 512 | 1,240.0 | 155x |",
+        ]
+        assert list(tables.lasting(record)) == table
+        (tmp_path / "generate_card.json").write_text(json.dumps(record))
+        for lines in (document.document(tmp_path), document.short(tmp_path)):
+            assert "\n".join(table) in "\n".join(lines)
+
+    def test_without_a_steady_state_there_is_no_table_of_it(self):
+        """Without engines there is none, and nothing is made up."""
+        assert list(tables.lasting(tables.find("generate", ROOT / "none") or {})) == []
+        assert list(tables.lasting({"prompts": 32, "new": 64})) == []
+
+    def test_curves_become_tables_and_pictures(self, tmp_path):
+        """Each side's points stand in one row, and each curve has its picture."""
+        points = [{"at": size, "examples_per_second": speed} for size, speed in ((1, 5.0), (8, 20.0))]
+        runs = {f"batch-{side}": [{"curve": "batch", "whose": side, "points": points}] for side in ("ours", "official")}
+        (tmp_path / "curves.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        text = "\n".join(document.document(tmp_path))
+        assert "| 8 | 20.0 | 20.0 |" in text
+        assert "![Rows in a pass](speed_batch.svg)" in text
+        assert list(document.pictures(tmp_path)) == ["batch"]
+
+    def test_losses_stand_beside_the_peers(self, tmp_path):
+        """Each side's held-out loss before and after; of several orders the mean and the range."""
+        write_losses(
+            tmp_path / "loss.json", {"ours-8": (8, {1: [2.5, 2.0, 1.75]}), "plain": (8, {1: [2.5, 1.5], 2: [2.5, 1.7]})}
+        )
+        text = "\n".join(document.document(tmp_path))
+        assert "| ours-8 | 8 | 3 | 2.0e-04 | 1 | 2.5000 | 1.7500 |  |" in text
+        assert "| plain | 8 | 3 | 2.0e-04 | 2 | 2.5000 | 1.6000 | 1.5000 to 1.7000 |" in text
+        assert "ours-8: 2.500 to 1.750; plain: 2.500 to 1.500." in document.pictures(tmp_path)["loss"].svg()
+        assert "apart" not in text.split("## Loss after equal examples")[1]
+
+    @pytest.mark.parametrize(("steps", "said"), [(8, False), (36, True)])
+    def test_how_far_the_sides_lie_apart_is_said(self, tmp_path, steps, said):
+        """Of points with the same order and the same examples; the rule for the rate where a side has other steps."""
+        sides = {
+            "official": (8, {1: [2.5, 2.02, 1.9], 2: [2.5, 2.0, 1.7]}),
+            "ours-8": (8, {1: [2.5, 2.0, 1.9]}),
+            "ours-36": (steps, {1: [2.5, 1.7]}),
+            "ours-36-sqrt": (steps, {1: [2.5, 1.85]}),
+        }
+        write_losses(tmp_path / "loss.json", sides)
+        text = " ".join("\n".join(document.document(tmp_path)).split())
+        assert "The points of ours-8 and of the official side lie at most 0.02 apart." in text
+        assert ("grows with the examples a step" in text) == said
+        beside = "with larger steps: ours-36 0.100 below it, ours-36-sqrt 0.050 above it."
+        assert (beside in text) == said
+
+    def test_a_second_machine_has_its_own_table_and_picture(self, tmp_path):
+        """What was measured on a GPU comes first; sides that only explain are not drawn."""
+        sides = {name: (8, {1: [2.5, 1.9]}) for name in ("official", "plain", "ours-36-sqrt", "ours-8")}
+        write_losses(tmp_path / "loss_cpu.json", sides, gpus=[])
+        write_losses(tmp_path / "loss_h200.json", sides)
+        assert list(tables.find_all("loss", tmp_path)) == ["h200", "cpu"]
+        drawn = document.pictures(tmp_path)
+        assert list(drawn) == ["loss", "loss_cpu"]
+        assert "official: 2.500 to 1.900; ours-8: 2.500 to 1.900." in drawn["loss"].svg()
+        text = "\n".join(document.document(tmp_path))
+        assert text.count("## Loss after equal examples") == 1
+        assert text.index("speed_loss.svg") < text.index("Measured on a CPU") < text.index("speed_loss_cpu.svg")
+
+    def test_the_rate_follows_the_examples(self):
+        """In proportion, or with the root; with 8 examples a step it is the official notebook's."""
+        assert [loss.rate(8, power) for power in (1.0, 0.5)] == [2e-4, 2e-4]
+        assert (loss.rate(40, 1.0), loss.rate(32, 0.5)) == (1e-3, 4e-4)
+        roots = {name for name, (_, given) in loss.SIDES.items() if given.get("power") == 0.5}
+        assert roots == {name for name in loss.SIDES if name.endswith("-sqrt")}
+
+    def test_starts_and_checks_become_tables(self, tmp_path):
+        """Seconds to the first step with their parts, and what a GPU check found."""
+        runs = {name: [{"total_seconds": s, "parts": {"import": 5.0}}] for name, s in (("ours", 12), ("official", 40))}
+        (tmp_path / "startup.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        verdicts = {"gradients, cosine": {"found": 0.99991, "wanted": "> 0.999", "ok": True}}
+        found = {"machine": {"gpus": ["Card"]}, "runs": {}, "verdicts": verdicts}
+        (tmp_path / "equivalence_card.json").write_text(json.dumps(found))
+        text = "\n".join(document.document(tmp_path))
+        assert "| ours | 12.0 | 0.3x | import 5.0 |" in text
+        assert "| gradients, cosine | 0.99991 | > 0.999 | yes |" in text
+
+    def test_the_readme_must_have_its_marks(self):
+        """Without the two lines between which the tables stand nothing is written."""
+        with pytest.raises(ValueError, match="not one pair"):
+            document.put("# A text", "tables")
+
+    @pytest.mark.parametrize(
+        ("ratio", "text"),
+        [(1.0, "1x"), (7.53, "7.5x"), (0.6, "0.6x"), (0.574, "0.57x"), (0.999, "1x"), (108.96, "109x")],
+    )
+    def test_factors_are_short(self, ratio, text):
+        """One decimal, none where it would be zero or from a hundred on."""
+        assert tables.times(ratio) == text
+
+    def test_a_chart_is_whole(self):
+        """A bar's width follows its value, and the picture is XML with a description."""
+        picture = charts.bars("Speed", [("peer", 10.0, False), ("ours", 40.0, True)], "/s").svg()
+        root = ElementTree.fromstring(picture)
+        bars = [float(each.get("width")) for each in root.iter("{http://www.w3.org/2000/svg}rect")][1:]
+        assert bars[1] == 4 * bars[0]
+        assert root.find("{http://www.w3.org/2000/svg}desc").text == "peer: 10.0 /s, ours: 40.0 /s."
+
+    def test_the_script_can_only_check(self):
+        """`scripts/build_figures --check` says that nothing would change."""
+        command = [sys.executable, str(ROOT / "scripts" / "build_figures"), "--check"]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == ""

@@ -1,0 +1,279 @@
+"""The table of notebooks in colab_badges.md, the badges at the top of each notebook, and what else names the release.
+
+What a notebook teaches and costs stands in its own metadata, and the repository and the tag stand in pyproject.toml,
+so that neither is written down twice:
+
+    notebook metadata   {"mistral_qlora": {"teaches": "...", "gpu": "T4", "minutes_t4": 25, "download_gb": 4.1}}
+    pyproject.toml      [tool.mistral-qlora-notebooks]
+                        repository = "mistral-qlora/mistral-qlora-notebooks"
+                        tag = "v0.1.0"
+
+`release_texts` carries the two into every text that names them: badges, install cells, README and the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from helpers.core.errors import ConfigError
+
+__all__ = [
+    "NotebookFacts",
+    "badge_links",
+    "badge_table",
+    "notebook_badges",
+    "read_facts",
+    "read_release",
+    "release_texts",
+    "rename_release",
+]
+
+SECTION = "mistral-qlora-notebooks"
+METADATA = "mistral_qlora"
+
+IMAGES = {
+    "Open in Colab": "https://colab.research.google.com/assets/colab-badge.svg",
+    "Open in Kaggle": "https://kaggle.com/static/images/open-in-kaggle.svg",
+    "View in nbviewer": "https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg",
+}
+
+TEXTS = (
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "README.md",
+    "notebooks/*.py",
+    "templates/*.py",
+    "workshop/README.md",
+    "workshop/sources/*.py",
+)
+"""Files that name the repository or the tag, and that people write."""
+
+SLUG = r"[\w.-]+/[\w.-]+"
+
+HEAD = """<!-- Made by `python -m helpers badges` from the notebooks' metadata and pyproject.toml. Do not edit. -->
+
+# The notebooks, one click away
+
+On Colab choose a T4 GPU if none is set (Runtime, Change runtime type), then Runtime, Run all. On Kaggle choose under
+Settings a GPU T4 as accelerator and Internet on, then Run all. The badges open version {tag}, and the setup cell
+installs the same version. The minutes are estimates, not yet timed on a T4.
+
+| Notebook | You learn | GPU | Minutes on a T4 | Download | Open |
+|---|---|---|---:|---:|---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NotebookFacts:
+    """What the badge table says of a notebook.
+
+    Args:
+        title: Its first heading.
+        teaches: What the reader learns, in one sentence.
+        gpu: What it needs, such as "T4".
+        minutes_t4: Minutes from Run all to the end on a T4.
+        download_gb: What it downloads, in GB (10^9 bytes).
+    """
+
+    title: str
+    teaches: str
+    gpu: str
+    minutes_t4: float
+    download_gb: float
+
+
+def read_release(pyproject: str | Path, repository: str | None = None, tag: str | None = None) -> tuple[str, str]:
+    """Repository and tag that the badges point at.
+
+    Args:
+        pyproject: The pyproject.toml with the table [tool.mistral-qlora-notebooks].
+        repository: "owner/name", to use instead of the one in the file.
+        tag: Tag or branch, to use instead of the one in the file.
+
+    Raises:
+        ConfigError: The file or its table cannot be read, or the repository is not of the form owner/name.
+    """
+    path = Path(pyproject)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get(SECTION, {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError("pyproject", "a readable TOML file", str(path), "Run it from the repository.") from error
+    repository, tag = repository or table.get("repository"), tag or table.get("tag")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
+        raise ConfigError("repository", "owner/name", repository, f"Set it in [tool.{SECTION}], or give --repo.")
+    if not isinstance(tag, str) or not re.fullmatch(r"[^\s~^:?*\[\\]+", tag):
+        raise ConfigError("tag", "the name of a tag or branch", tag, f"Set it in [tool.{SECTION}], or give --tag.")
+    return str(repository), tag
+
+
+def badge_links(path: str, repository: str, tag: str) -> dict[str, str]:
+    """Where the three badges lead, percent-encoded.
+
+    The forms are those of colab.research.google.com/github and nbviewer.org, whose path is GitHub's, and of
+    kaggle.com/notebooks/welcome, which takes GitHub's address as a query value and so encodes it once more.
+
+    Args:
+        path: The notebook's path in the repository, with forward slashes.
+        repository: "owner/name".
+        tag: Tag or branch.
+
+    Returns:
+        Address by badge text.
+
+    Example:
+        >>> badge_links("notebooks/a b.ipynb", "o/r", "v1")["Open in Colab"]
+        'https://colab.research.google.com/github/o/r/blob/v1/notebooks/a%20b.ipynb'
+    """
+    place = f"{repository}/blob/{quote(tag, safe='')}/{quote(path)}"
+    source = quote(f"https://github.com/{place}", safe=":/")
+    return {
+        "Open in Colab": f"https://colab.research.google.com/github/{place}",
+        "Open in Kaggle": f"https://www.kaggle.com/notebooks/welcome?src={source}",
+        "View in nbviewer": f"https://nbviewer.org/github/{place}",
+    }
+
+
+def notebook_badges(path: str, repository: str, tag: str) -> str:
+    """The line of three badges, in Markdown, that stands at the top of a notebook and in the table.
+
+    Args:
+        path: The notebook's path in the repository, with forward slashes.
+        repository: "owner/name".
+        tag: Tag or branch.
+    """
+    links = badge_links(path, repository, tag)
+    return " ".join(f"[![{text}]({image})]({links[text]})" for text, image in IMAGES.items())
+
+
+def read_facts(notebook: str | Path) -> NotebookFacts:
+    """What a notebook says of itself.
+
+    Args:
+        notebook: An .ipynb file.
+
+    Raises:
+        ConfigError: It is not a notebook, has no heading, or a fact is missing or of the wrong kind.
+    """
+    path = Path(notebook)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        given = {"title": _title(content["cells"]), **content["metadata"].get(METADATA, {})}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError("notebook", "a readable .ipynb file", str(path), "Run scripts/build_notebooks.") from error
+    return NotebookFacts(**{one.name: _fact(path.name, one.name, given.get(one.name)) for one in fields(NotebookFacts)})
+
+
+def _title(cells: Sequence[Any]) -> str | None:
+    """The first heading of the first level in a Markdown cell."""
+    texts = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = (re.search(r"^# (.+)$", text, re.MULTILINE) for text in texts)
+    return next((match[1].strip() for match in found if match), None)
+
+
+def _fact(notebook: str, name: str, value: Any) -> Any:
+    """One fact, checked."""
+    if name in ("minutes_t4", "download_gb"):
+        good, expected = type(value) in (int, float) and value >= 0, "a number of at least 0"
+    else:
+        good, expected = isinstance(value, str) and value.strip() != "", "a text"
+    if not good:
+        remedy = "Give it a first heading." if name == "title" else f"Set it in the notebook's metadata.{METADATA}."
+        raise ConfigError(f"{notebook}: {name}", expected, value, remedy)
+    return value
+
+
+def badge_table(root: str | Path, repository: str, tag: str, notebooks: Sequence[str] | None = None) -> str:
+    """The text of colab_badges.md.
+
+    Args:
+        root: The repository's folder.
+        repository: "owner/name".
+        tag: Tag or branch.
+        notebooks: Paths in the repository, in the order of the rows; None takes notebooks/*.ipynb by name.
+
+    Raises:
+        ConfigError: There is no notebook, one is not there, or one lacks a fact.
+    """
+    base = Path(root)
+    if notebooks is None:
+        notebooks = sorted(path.relative_to(base).as_posix() for path in base.glob("notebooks/*.ipynb"))
+    if not notebooks:
+        raise ConfigError("notebooks", "at least one notebook", str(base / "notebooks"), "Run scripts/build_notebooks.")
+    rows = (_row(path, read_facts(base / path), repository, tag) for path in notebooks)
+    return HEAD.format(tag=tag) + "".join(rows)
+
+
+def release_texts(root: str | Path, repository: str, tag: str) -> dict[Path, str]:
+    """The text of every file that names the release, as it should be: colab_badges.md, and those of `TEXTS`.
+
+    Args:
+        root: The repository's folder.
+        repository: "owner/name".
+        tag: Tag or branch.
+
+    Returns:
+        Text by file, those first that others are built from.
+
+    Raises:
+        ConfigError: There is no notebook, one is not there, or one lacks a fact.
+    """
+    base = Path(root)
+    paths = [path for pattern in TEXTS for path in sorted(base.glob(pattern))]
+    texts = {path: rename_release(path.read_text(encoding="utf-8"), repository, tag) for path in paths}
+    return {**texts, base / "colab_badges.md": badge_table(base, repository, tag)}
+
+
+def rename_release(text: str, repository: str, tag: str) -> str:
+    """Make every badge, install line and clone line of a text name one repository and tag.
+
+    Args:
+        text: Of any file.
+        repository: "owner/name".
+        tag: Tag or branch.
+
+    Example:
+        >>> rename_release('source = "git+https://github.com/o/r@v1"', "a/b", "v2")
+        'source = "git+https://github.com/a/b@v2"'
+    """
+    starts = {
+        "Open in Colab": "https://colab.research.google.com/github/",
+        "Open in Kaggle": "https://www.kaggle.com/notebooks/welcome?src=https://github.com/",
+        "View in nbviewer": "https://nbviewer.org/github/",
+    }
+    for name, start in starts.items():
+        pattern = rf"{re.escape(start)}{SLUG}/blob/[^/)\s]+/(notebooks/[^)\s]+)"
+        text = re.sub(pattern, lambda m, name=name: _link(m[1], name, repository, tag), text)
+    text = re.sub(rf"git\+https://github\.com/{SLUG}@[\w./%-]+", f"git+https://github.com/{repository}@{tag}", text)
+    home = rf"(git clone |repository-code: )https://github\.com/{SLUG}"
+    text = re.sub(home, lambda m: f"{m[1]}https://github.com/{repository}", text)
+    return re.sub(r"(?<=^cd )[\w.-]+(?=\nmake )", repository.split("/")[1], text, flags=re.MULTILINE)
+
+
+def _link(path: str, name: str, repository: str, tag: str) -> str:
+    """One badge's address, for a path as it stands in another; Kaggle's is encoded twice."""
+    plain = unquote(unquote(path)) if name == "Open in Kaggle" else unquote(path)
+    return badge_links(plain, repository, tag)[name]
+
+
+def _row(path: str, facts: NotebookFacts, repository: str, tag: str) -> str:
+    cells = [
+        f"[{_cell(facts.title)}]({quote(path)})",
+        _cell(facts.teaches),
+        _cell(facts.gpu),
+        f"{facts.minutes_t4:g}",
+        f"{facts.download_gb:g} GB",
+        notebook_badges(path, repository, tag),
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its table cell."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,224 @@
+"""What every notebook of this project looks like, as checks that contributors and tests run.
+
+Each check takes a notebook's JSON and yields problems in words. Lines are non-blank source lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from helpers.core.errors import HelpersError
+from tools.pairs import notebook_text
+from helpers.cli.parameters import read_notebook, read_parameters
+from helpers.cli.tasks import TASKS, find_task
+
+__all__ = ["MEDIAN_LINES", "MOST_LINES", "PROSE_SHARE", "check_notebook", "expected_parameters"]
+
+MEDIAN_LINES = 5
+"""A code cell's median length, in lines, at most; the parameters, one a line, are not counted."""
+
+MOST_LINES = 15
+"""A code cell's length, in lines, at most."""
+
+DEF_LINES = 5
+"""A function's length in a notebook, in lines, at most; longer ones belong into the package."""
+
+PROSE_SHARE = 0.8
+"""Share of code cells that follow a Markdown cell, at least."""
+
+RUN_PARAMETERS = {
+    "preset": ("str", "auto, colab-t4, large-gpu or smoke"),
+    "run_name": ("str", ""),  # the task says what None takes
+    "resume": ("str", "auto (go on with an earlier run), never (start over) or must"),
+}
+"""Type and help of the parameters that are not a run's settings."""
+
+CODE = (ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.Delete, ast.For, ast.With, ast.If)
+
+
+def check_notebook(path: Path, badges: str | None = None) -> list[str]:
+    """Return what is wrong with a notebook's structure, in words.
+
+    Args:
+        path: An .ipynb file with its .py pair beside it.
+        badges: The line of badges that its first Markdown cell must have, from `tools.badges.notebook_badges`.
+
+    Returns:
+        Problems, none if all is well.
+
+    Raises:
+        RunError: The file is not a notebook.
+        StackError: jupytext is not installed.
+    """
+    content = read_notebook(path)
+    checks = (_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose)
+    problems = [problem for check in checks for problem in check(content)]
+    problems += _parameters(path, content)
+    problems += _badges(content, badges) if badges else []
+    return problems + list(_pair(path))
+
+
+def expected_parameters(task: str = "alpaca") -> dict[str, tuple[str, str]]:
+    """Return type and help text of each parameter of a notebook, in order.
+
+    Args:
+        task: One of `helpers.cli.tasks.TASKS`.
+
+    Example:
+        >>> expected_parameters()["max_steps"]
+        ('int', 'end after this many optimizer steps [steps]')
+    """
+    kind = find_task(task)
+    expected = RUN_PARAMETERS | {"run_name": ("str", kind.run_name)}
+    for name, each in kind.parameters().items():
+        unit = f" [{each.metadata['unit']}]" if each.metadata["unit"] else ""
+        expected[name] = (str(each.type).split(" ")[0], each.metadata["help"] + unit)
+    return expected
+
+
+def _code(content: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """Yield number, from 1, and source of each code cell."""
+    for number, cell in enumerate(content["cells"], 1):
+        if cell["cell_type"] == "code":
+            yield number, cell["source"]
+
+
+def _lines(source: str) -> int:
+    return sum(1 for line in source.splitlines() if line.strip())
+
+
+def _tree(source: str) -> ast.Module | None:
+    """Parse a cell; lines for IPython (%magic, !command) count as nothing."""
+    plain = re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+    try:
+        return ast.parse(plain)
+    except SyntaxError:
+        return None
+
+
+def _outputs(content: dict[str, Any]) -> Iterator[str]:
+    for number, cell in enumerate(content["cells"], 1):
+        if cell.get("outputs") or cell.get("execution_count") is not None:
+            yield f"cell {number} has outputs or an execution count; build it with scripts/build_notebooks"
+    if "widgets" in content["metadata"]:
+        yield "widget state is kept, which bloats the file and breaks its display on GitHub"
+
+
+def _ids(content: dict[str, Any]) -> Iterator[str]:
+    ids = [cell.get("id") for cell in content["cells"]]
+    if None in ids or (content.get("nbformat"), content.get("nbformat_minor")) < (4, 5):
+        yield "cells have no ids, which nbformat 4.5 asks for"
+    elif len(set(ids)) < len(ids):
+        yield "two cells have the same id"
+
+
+def _metadata(content: dict[str, Any]) -> Iterator[str]:
+    metadata = content["metadata"]
+    wanted = {
+        "accelerator": (metadata.get("accelerator"), "GPU"),
+        "colab.gpuType": (metadata.get("colab", {}).get("gpuType"), "T4"),
+        "kernelspec.name": (metadata.get("kernelspec", {}).get("name"), "python3"),
+    }
+    for name, (got, expected) in wanted.items():
+        if got != expected:
+            yield f"metadata {name} is {got!r}, not {expected!r}"
+
+
+def _lengths(content: dict[str, Any]) -> Iterator[str]:
+    lengths = {}
+    for number, source in _code(content):
+        if "parameters" not in content["cells"][number - 1]["metadata"].get("tags", []):
+            lengths[number] = _lines(source)
+    if lengths and statistics.median(lengths.values()) > MEDIAN_LINES:
+        yield f"the median code cell has {statistics.median(lengths.values())} lines, more than {MEDIAN_LINES}"
+    for number, length in lengths.items():
+        if length > MOST_LINES:
+            yield f"cell {number} has {length} lines, more than {MOST_LINES}"
+        if length == 0:
+            yield f"cell {number} is empty"
+
+
+def _definitions(content: dict[str, Any]) -> Iterator[str]:
+    for number, source in _code(content):
+        tree = _tree(source)
+        if tree is None:
+            yield f"cell {number} is not Python"
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                length = _lines(ast.get_source_segment(source, node) or "")
+                if length > DEF_LINES:
+                    yield f"cell {number} defines {node.name} in {length} lines; put it into the package"
+
+
+def _dead_code(content: dict[str, Any]) -> Iterator[str]:
+    for number, source in _code(content):
+        for node in ast.walk(_tree(source) or ast.Module([], [])):
+            if isinstance(node, (ast.If, ast.While)) and isinstance(node.test, ast.Constant) and not node.test.value:
+                yield f"cell {number} has code that never runs; make it a parameter"
+        for line in source.splitlines():
+            if re.match(r"\s*#", line) and _is_code(line.strip().lstrip("# ")):
+                yield f"cell {number} has code in a comment: {line.strip()}"
+
+
+def _is_code(text: str) -> bool:
+    """Whether a comment's text is a statement, and not a word or two of prose that happen to parse."""
+    if text.startswith("@param") or not text:
+        return False
+    tree = _tree(text + ("\n    pass" if text.endswith(":") else ""))
+    return any(_is_statement(node) for node in tree.body) if tree else False
+
+
+def _is_statement(node: ast.stmt) -> bool:
+    """Whether a parsed line does something; `note: this` parses too, as an annotation without a value."""
+    if isinstance(node, ast.AnnAssign):
+        return node.value is not None
+    return isinstance(node, CODE) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+
+
+def _prose(content: dict[str, Any]) -> Iterator[str]:
+    kinds = [cell["cell_type"] for cell in content["cells"]]
+    code = kinds.count("code")
+    introduced = sum(pair == ("markdown", "code") for pair in pairwise(kinds))
+    if code and introduced < PROSE_SHARE * code:
+        yield f"{introduced} of {code} code cells follow a Markdown cell, less than {PROSE_SHARE:.0%}"
+
+
+def _parameters(path: Path, content: dict[str, Any]) -> Iterator[str]:
+    try:
+        declared = read_parameters(path)
+    except HelpersError as error:
+        yield str(error)
+        return
+    if not declared:
+        yield "no cell is tagged parameters, or it is empty"
+    task = content["metadata"].get("mistral_qlora", {}).get("task")
+    if task not in TASKS:  # a notebook of another kind
+        return
+    expected = expected_parameters(task)
+    for name in [*declared, *expected]:
+        got = (declared[name].type, declared[name].help) if name in declared else None
+        if name not in expected:
+            yield f"parameter {name} is none of the configuration's"
+        elif got != expected[name]:
+            yield "parameter {0} should be `{0} = ...  # type: {1}  {2}`".format(name, *expected[name])
+
+
+def _badges(content: dict[str, Any], line: str) -> Iterator[str]:
+    first = next((cell["source"] for cell in content["cells"] if cell["cell_type"] == "markdown"), "")
+    if line not in first.splitlines():
+        yield f"the first Markdown cell lacks the line of badges: {line}"
+
+
+def _pair(path: Path) -> Iterator[str]:
+    source = path.with_suffix(".py")
+    if not source.is_file():
+        yield f"{source.name}, from which it should be built, is not there"
+    elif notebook_text(source) != path.read_text(encoding="utf-8"):
+        yield f"it differs from {source.name}; run scripts/build_notebooks"
