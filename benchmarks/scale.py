@@ -223,9 +223,9 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
         options: Of `configurations`.
         arguments: The command line's.
     """
+    from helpers.core.processes import gather, join, largest, leave
     from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
     from helpers.model.patches.optimizer_step import lean_steps
-    from helpers.core.processes import gather, join, largest, leave
 
     started = time.perf_counter()
     here = join()
@@ -357,10 +357,10 @@ def speed(
 def build(options: dict, arguments: argparse.Namespace, steps: int) -> tuple:
     """Build the trainer as `python -m helpers train` does; return it with the mean labels of a row."""
     from helpers.core.config import build_config
-    from helpers.data.contract import apply_contract
-    from helpers.model.load import attach_adapter, load_model
-    from helpers.data.prompts import build_example
     from helpers.core.runs import RunDirectory
+    from helpers.data.contract import apply_contract
+    from helpers.data.prompts import build_example
+    from helpers.model.load import attach_adapter, load_model
     from helpers.training.trainer import build_trainer
 
     config = build_config(

@@ -111,8 +111,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     )
     run = start_run(config, resume="never")
     clock.part("configuration")
-    from helpers.data.rows import load_rows
     from helpers.data.prompts import build_example
+    from helpers.data.rows import load_rows
 
     rows = load_rows(config.data, "alpaca", config.train.seed)
     how = {"style": config.data.prompt_style, "system_prompt": config.data.system_prompt}

@@ -12,10 +12,10 @@ list of Alpaca rows. The peers are
   and 8, plain-packed-kept and plain-packed-large with batch 2 and 8, without checkpointing: the fastest of them is what
   it is at its best,
 
-and "ours" is what `helpers.training.trainer.build_trainer` builds. All train the first 288 rows with LoRA of rank 16 on all
-linear layers, in the same batches of 8 rows in the same order, or packed into 32 sequences of 2,048 tokens. Speed is
-taken over whole epochs of them after warm-up, and the median counts; with several rounds the median of these. "Useful"
-tokens are those with a label, padding and repeats not counted.
+and "ours" is what `helpers.training.trainer.build_trainer` builds. All train the first 288 rows with LoRA of rank 16
+on all linear layers, in the same batches of 8 rows in the same order, or packed into 32 sequences of 2,048 tokens.
+Speed is taken over whole epochs of them after warm-up, and the median counts; with several rounds the median of these.
+"Useful" tokens are those with a label, padding and repeats not counted.
 
 --curves measures how speed grows: with the batch, with the length of packed sequences, and with the number of rows
 (what comes before the first step). There one process measures a whole curve.

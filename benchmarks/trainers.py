@@ -70,9 +70,9 @@ def load_ours(config: Any) -> Any:
 
 def ours(config: Any, loaded: Any, rows: list[dict]) -> Any:
     """Build this project's trainer: rows to messages, the contract, the trainer."""
+    from helpers.core.runs import RunDirectory
     from helpers.data.contract import apply_contract
     from helpers.data.prompts import build_example
-    from helpers.core.runs import RunDirectory
     from helpers.training.trainer import build_trainer
 
     examples = [build_example(row, "alpaca", style="alpaca") for row in rows]

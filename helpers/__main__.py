@@ -1,20 +1,18 @@
-"""The command line: `python -m helpers run | train | compare | plan | runs | doctor | badges | list`."""
+"""The command line: `python -m helpers run | train | compare | plan | runs | doctor | list`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError, HelpersError
 
 __all__ = ["main"]
-
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 say = partial(print, flush=True)
 
@@ -48,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from helpers.training import launch
     from helpers.cli import plan as plan_command
-    from helpers.evaluation.launch import add_command as add_compare
     from helpers.cli.runs import add_commands
+    from helpers.evaluation.launch import add_command as add_compare
+    from helpers.training import launch
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -72,12 +70,6 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say whether this environment is right")
     doctor.set_defaults(command=_doctor)
-
-    badges = commands.add_parser("badges", help="write colab_badges.md, and the release into every text that names it")
-    badges.add_argument("--repo", metavar="OWNER/NAME", help="instead of the one in pyproject.toml")
-    badges.add_argument("--tag", help="tag or branch, instead of the one in pyproject.toml")
-    badges.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
-    badges.set_defaults(command=_badges)
 
     commands.add_parser("list", help="list the notebooks").set_defaults(command=_list)
     return parser
@@ -134,31 +126,11 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _badges(options: argparse.Namespace) -> int:
-    from tools.badges import read_release, release_texts
-    from helpers.core.runs import write_text
-
-    release = read_release(CHECKOUT / "pyproject.toml", options.repo, options.tag)
-    texts = release_texts(CHECKOUT, *release)
-    differ = {p: text for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
-    for path, text in differ.items():
-        name = path.relative_to(CHECKOUT).as_posix()
-        if options.check:
-            print(f"{name} is out of date; run scripts/build_badges", file=sys.stderr)
-        else:
-            write_text(path, text)
-            print(f"wrote {name}")
-    if not differ:
-        print("badges and install cells name {} {}".format(*release))
-    return 1 if options.check and differ else 0
-
-
 def _list(options: argparse.Namespace) -> int:
-    from tools.badges import read_facts
-    from helpers.cli.notebooks import list_notebooks
+    from helpers.cli.notebooks import first_heading, list_notebooks
 
     for path in list_notebooks():
-        print(f"{path.stem:<24} {read_facts(path).title}")
+        print(f"{path.stem:<24} {first_heading(json.loads(path.read_text(encoding='utf-8'))['cells']) or ''}")
     return 0
 
 

@@ -122,9 +122,9 @@ def _load_plain(options: argparse.Namespace) -> LoadedModel:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.runtime.hardware import choose_precision, find_gpu
-    from helpers.model.load import TARGET_MODULES
     from helpers.data.chat_templates import install_template
+    from helpers.model.load import TARGET_MODULES
+    from helpers.runtime.hardware import choose_precision, find_gpu
 
     gpu = find_gpu()
     precision = choose_precision(gpu.capability if gpu else None)

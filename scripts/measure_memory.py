@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measure the peak GPU memory of training beside its prediction, to check and refit `helpers.memory.predict.CALIBRATION`.
+"""Measure the peak GPU memory of training beside its prediction, to check and refit
+`helpers.memory.predict.CALIBRATION`.
 
     python scripts/measure_memory.py MODEL_DIR [--configurations FILE.json] [--only 0,3] [--steps 4] > measured.jsonl
 
@@ -26,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.core.config import RunConfig, build_config
-from helpers.memory.predict import GIB, ModelShape, predict_peak, shape_of
-from helpers.memory.plan import attention_kind
 from helpers.data.prompts import Example
+from helpers.memory.plan import attention_kind
+from helpers.memory.predict import GIB, ModelShape, predict_peak, shape_of
 
 if TYPE_CHECKING:
     from helpers.data.contract import Contract
@@ -103,8 +104,8 @@ def measure_apart(model: Path, configuration: dict[str, Any], steps: int) -> dic
 
 def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train a few steps and compare the peak with its prediction."""
-    from helpers.model.load import attach_adapter, load_model
     from helpers.core.runs import RunDirectory
+    from helpers.model.load import attach_adapter, load_model
     from helpers.training.trainer import build_trainer
 
     config = run_config(model, configuration, steps)

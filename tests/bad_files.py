@@ -7,10 +7,10 @@ import json
 
 from helpers.core.config import DataConfig
 from helpers.data.rows import load_rows
-from helpers.evaluation.votes.ballots import read_votes
 from helpers.evaluation.formats import read_comparison
 from helpers.evaluation.material import _file_rows
 from helpers.evaluation.questions import read_questions
+from helpers.evaluation.votes.ballots import read_votes
 from helpers.evaluation.votes.votes import KeyItem, VoteKey, read_key
 
 GOOD = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(6)]

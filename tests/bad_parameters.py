@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 
 from helpers.__main__ import main
-from helpers.core.config import build_config
-from helpers.evaluation.config import build_evaluation_config
-from helpers.export.gguf import find_llama_quantize
-from helpers.training.persist import persist_folder
 from helpers.cli.plan import parse_gpu
 from helpers.cli.runs import read_run
+from helpers.cli.tasks import find_task
+from helpers.core.config import build_config
 from helpers.core.lock import hold_lock
 from helpers.core.runs import check_run, runs_root
+from helpers.evaluation.config import build_evaluation_config
+from helpers.export.gguf import find_llama_quantize
 from helpers.model.smollm2 import smollm2_folder
-from helpers.cli.tasks import find_task
+from helpers.training.persist import persist_folder
 from helpers.training.tracking import require_tracker
 
 TOKEN = "hf_" + "a" * 34

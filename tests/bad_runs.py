@@ -6,21 +6,21 @@ import json
 
 from small_notebooks import write_notebook
 
-from tools.badges import read_facts
+from helpers.cli.notebooks import run_notebook
+from helpers.cli.parameters import read_parameters
 from helpers.core.config import build_config
+from helpers.core.runs import RunDirectory, open_run, runs_root
 from helpers.evaluation.compatibility import check_base
 from helpers.evaluation.config import build_evaluation_config
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, find_adapter, training_config
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.export.gguf import export_gguf
 from helpers.export.hub import publish
-from helpers.runtime.lockfile import read_lock
-from helpers.model.load import load_adapter
-from helpers.cli.notebooks import run_notebook
-from helpers.cli.parameters import read_parameters
-from helpers.training.persist import prepare_persist
-from helpers.core.runs import RunDirectory, open_run, runs_root
 from helpers.memory.shapes import shape_of
+from helpers.model.load import load_adapter
+from helpers.runtime.lockfile import read_lock
+from helpers.training.persist import prepare_persist
+from tools.badges import read_facts
 
 DEEP = "[" * 200_000
 STATED = {"base_model_name_or_path": "smollm2-135m", "bias": "none", "peft_type": "LORA"}

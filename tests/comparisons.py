@@ -45,8 +45,8 @@ def make_adapter(run, model, *, scale=0.05):
     import torch
 
     from helpers.core.config import AdapterConfig, ModelConfig
-    from helpers.model.load import attach_adapter, load_model
     from helpers.data.chat_templates import template_sha256
+    from helpers.model.load import attach_adapter, load_model
 
     loaded = load_model(ModelConfig(model_name=str(model), max_seq_length=256, load_in_4bit=False))
     attach_adapter(loaded, AdapterConfig(lora_rank=4), seed=1, gradient_checkpointing=False)
@@ -188,8 +188,8 @@ def _cache(bench, arms, material, folder):
 
 def _steps(bench, arms):
     """Answer with the ordinary loop, and with the decoder that a GPU with room gets."""
-    from helpers.model.decoding import DecodePlan
     from helpers.evaluation import generate as module
+    from helpers.model.decoding import DecodePlan
 
     def answered(plan):
         chosen, module.choose_plan = module.choose_plan, lambda *_, **__: plan

@@ -70,8 +70,8 @@ def _pipeline(model, name, resume, parameters, report):
 
 def warm(*, model):
     """In the nursery itself: do once what is the same in every run, so that children need not."""
-    from helpers.training import session
     from helpers.core.config import build_config
+    from helpers.training import session
 
     session.installed_versions = functools.cache(session.installed_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
@@ -85,9 +85,9 @@ _prepared = {}
 def prepared(config):
     """Return rows, model with a fresh adapter, and both contracts; made once a process, or before the fork."""
     from helpers.data.contract import apply_contract
+    from helpers.data.prompts import build_example
     from helpers.data.rows import load_rows
     from helpers.model.load import attach_adapter, load_model
-    from helpers.data.prompts import build_example
 
     key = repr((config.model, config.data, config.adapter, config.train.seed))
     if key not in _prepared:

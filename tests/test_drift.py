@@ -128,7 +128,8 @@ USED = {
 }
 
 
-SETTINGS = keys_of(HELPERS / "training.py", "_arguments") | keys_of(HELPERS / "tracking.py", "tracking_arguments")
+TRAINING = HELPERS / "training"
+SETTINGS = keys_of(TRAINING / "trainer.py", "_arguments") | keys_of(TRAINING / "tracking.py", "tracking_arguments")
 """What the trainer is told."""
 
 
@@ -187,7 +188,8 @@ def test_an_upgrade_unpacks_what_is_read():
         (
             "class SFTTrainer",
             "class Trainer",
-            ["trl.SFTTrainer, used in helpers/training/trainer.py, is not in trl/trainer/sft_trainer.py SFTTrainer"] * 5,
+            ["trl.SFTTrainer, used in helpers/training/trainer.py, is not in trl/trainer/sft_trainer.py SFTTrainer"]
+            * 5,
         ),
     ],
 )

@@ -29,36 +29,36 @@ from fuzzing import (
 from hypothesis import configuration
 from hypothesis import strategies as st
 
-from helpers.core import lock as run_lock
 from helpers.__main__ import main
-from helpers.training.checkpoints import MARKER, STATE, last_complete
+from helpers.cli.parameters import read_parameters
+from helpers.cli.plan import parse_gpu
+from helpers.cli.runs import compare_runs, list_runs, read_runs, show_run
+from helpers.core import lock as run_lock
 from helpers.core.config import DataConfig, build_config, parameters
-from helpers.training.curves import judge_curve
+from helpers.core.lock import find_holder
+from helpers.core.runs import RunDirectory, check_run, open_run, runs_root
+from helpers.core.secrets import redact, secrets_in
+from helpers.data.prompts import clean_references
 from helpers.data.rows import load_rows
-from helpers.evaluation.metrics.asked import asked_items, gives_items
-from helpers.evaluation.votes.ballots import read_votes
+from helpers.data.selection import choose_categories, in_proportion
 from helpers.evaluation.cache import AnswerCache
 from helpers.evaluation.compatibility import adapter_shape, same_base_name
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
 from helpers.evaluation.formats import read_comparison
+from helpers.evaluation.metrics.asked import asked_items, gives_items
+from helpers.evaluation.metrics.structure import list_items
 from helpers.evaluation.pages import embed_json, visible
 from helpers.evaluation.questions import read_questions
 from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
-from helpers.evaluation.metrics.structure import list_items
+from helpers.evaluation.votes.ballots import read_votes
 from helpers.evaluation.votes.votes import KeyItem, VoteKey, read_key
 from helpers.export.folders import refuse_foreign, tensor_files
-from helpers.runtime.lockfile import install_plan, read_lock, read_waivers
-from helpers.cli.parameters import read_parameters
-from helpers.training.persist import prepare_persist
-from helpers.cli.plan import parse_gpu
-from helpers.data.prompts import clean_references
-from helpers.core.secrets import redact, secrets_in
-from helpers.training.result import TrainResult
-from helpers.cli.runs import compare_runs, list_runs, read_runs, show_run
-from helpers.core.lock import find_holder
-from helpers.core.runs import RunDirectory, check_run, open_run, runs_root
-from helpers.data.selection import choose_categories, in_proportion
 from helpers.memory.shapes import shape_of
+from helpers.runtime.lockfile import install_plan, read_lock, read_waivers
+from helpers.training.checkpoints import MARKER, STATE, last_complete
+from helpers.training.curves import judge_curve
+from helpers.training.persist import prepare_persist
+from helpers.training.result import TrainResult
 
 KEY = VoteKey("base", "tuned", {"i1": KeyItem("p1", "base", "tuned"), "i2": KeyItem("p2", "tuned", "base")})
 VOTES = ("item_id", "choice", "concrete", "on_topic", "structure", "voter", "seconds")

@@ -24,16 +24,20 @@ MODULES = {
 }
 HEAVY = ("torch", "transformers", "unsloth", "trl", "datasets", "peft", "numpy", "matplotlib", "pyarrow", "scipy")
 
-LAYERS = (
-    {"errors"},
-    {"config", "prompts", "templates"},
-    {"data", "contract", "model"},
-    {"training", "export", "display"},
-    {"evaluation"},  # shows its pairs and pictures in notebooks through display
-    {"notebooks", "badges"},
-    {"__main__"},
-)
-"""The package's storeys, the lowest first. What is not named here stands between its importers and its imports."""
+DIRECTIONS = {
+    "core": set(),
+    "runtime": {"core"},
+    "data": {"core"},
+    "display": {"core", "data"},
+    "model": {"core", "runtime", "data"},
+    "memory": {"core", "runtime", "data", "model"},
+    "training": {"core", "runtime", "data", "display", "model", "memory"},
+    "export": {"core", "runtime", "data", "model", "memory"},
+    "evaluation": {"core", "runtime", "data", "display", "model", "memory", "training", "export"},
+    "workshop": {"core", "data"},
+    "cli": {"core", "runtime", "data", "display", "model", "memory", "training", "export", "evaluation"},
+}
+"""The package's rooms, and which others the modules of each may import. What is not named here is a mistake."""
 
 
 @cache
@@ -92,7 +96,7 @@ def _imported_names(module):
 
 
 def unit(module):
-    """Return the part of the package that a module belongs to: all of `helpers.evaluation` is one."""
+    """Return the room that a module is in."""
     return module.split(".")[1] if "." in module else "helpers"
 
 
@@ -192,19 +196,27 @@ class TestDependencies:
         """No module imports itself by way of others."""
         assert [module for module in MODULES if module in reached(module)] == []
 
-    @pytest.mark.parametrize("height", range(len(LAYERS)))
-    def test_they_point_down(self, height):
-        """A module reaches only lower storeys, or its own part of the package."""
-        above = set().union(*LAYERS[height:])
-        modules = [module for module in MODULES if unit(module) in LAYERS[height]]
-        up = [(m, r) for m in modules for r in sorted(reached(m)) if unit(r) in above and unit(r) != unit(m)]
-        assert up == []
+    def test_every_module_is_in_a_room(self):
+        """Nothing is flat in the package but its face and the command line's entry; the table names every room."""
+        flat = {module for module in MODULES if module.count(".") == 1 and MODULES[module].name != "__init__.py"}
+        assert flat == {"helpers.__main__"}
+        assert {unit(module) for module in MODULES} - {"helpers", "__main__"} == set(DIRECTIONS)
 
-    def test_nothing_imports_notebooks_or_badges(self):
-        """Only the command line knows of the runner and of the badges."""
-        top = ("notebooks", "badges")
-        users = {m for m in MODULES for source, _ in imported_names(m) if unit(source) in top}
-        assert {unit(m) for m in users} <= {"__main__", "notebooks"}
+    def test_the_table_is_a_stair(self):
+        """Each room may know only of rooms that stand before it in the table."""
+        rooms = list(DIRECTIONS)
+        assert [room for room, known in DIRECTIONS.items() if not known <= set(rooms[: rooms.index(room)])] == []
+
+    @pytest.mark.parametrize("room", DIRECTIONS)
+    def test_they_point_down(self, room):
+        """The modules of a room import from their own room and from those that the table names."""
+        modules = [module for module in MODULES if unit(module) == room]
+        found = [(m, source) for m in modules for source, _ in imported_names(m) if unit(source) != "helpers"]
+        assert [(m, source) for m, source in found if unit(source) not in DIRECTIONS[room] | {room}] == []
+
+    def test_the_face_of_the_package_knows_only_errors(self):
+        """`helpers` itself imports nothing but its errors."""
+        assert {source for source, _ in imported_names("helpers")} == {"helpers.core.errors"}
 
     def test_unsloth_is_imported_in_few_places(self):
         """Only `helpers.model.load` imports unsloth; three others mend it after that."""
@@ -215,7 +227,12 @@ class TestDependencies:
             if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "unsloth" for a in node.names))
             or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unsloth")
         }
-        assert importers <= {"helpers.model.load", "helpers.model.patches.attention", "helpers.model.patches.cuda_graphs", "helpers.model.patches.recompute"}
+        assert importers <= {
+            "helpers.model.load",
+            "helpers.model.patches.attention",
+            "helpers.model.patches.cuda_graphs",
+            "helpers.model.patches.recompute",
+        }
 
 
 class TestErrors:

@@ -13,8 +13,8 @@ import yaml
 
 from helpers import __version__
 from tools.badges import notebook_badges, read_facts, read_release
-from tools.pairs import build_all
 from tools.notebook_lint import check_notebook
+from tools.pairs import build_all
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -195,18 +195,20 @@ class TestTexts:
 
     @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "tests/README.md", "README.md"])
     def test_paths_in_them_exist(self, name):
-        """Every path within backquotes that looks like one of the project's is there."""
+        """Every path within backquotes that looks like the project's is there, from the root or beside the text."""
         known = {path.name for path in ROOT.iterdir()} - set(MADE_LATER)
         spans = re.findall(r"`([\w./-]+)`", read(name))
         paths = [span for span in spans if "/" in span and span.split("/")[0] in known]
-        assert [path for path in paths if not (ROOT / path).exists() and "NAME" not in path] == []
+        places = (ROOT, (ROOT / name).parent)
+        lost = [path for path in paths if not any(any(place.glob(path)) for place in places)]
+        assert [path for path in lost if "NAME" not in path] == []
 
     def test_every_test_file_is_described(self):
-        """tests/README.md names each test module, some by a pattern, and nothing that is gone."""
-        patterns = re.findall(r"`(test_[\w*]+\.py)`", read("tests/README.md"))
-        found = {pattern: {path.name for path in (ROOT / "tests").glob(pattern)} for pattern in patterns}
-        assert [pattern for pattern, names in found.items() if not names] == []
-        assert {path.name for path in (ROOT / "tests").glob("test_*.py")} - set().union(*found.values()) == set()
+        """tests/README.md names each test module with its room, some by a pattern, and nothing that is gone."""
+        patterns = re.findall(r"`((?:\w+/)?test_[\w*]+\.py)`", read("tests/README.md"))
+        found = {pattern: set((ROOT / "tests").glob(pattern)) for pattern in patterns}
+        assert [pattern for pattern, paths in found.items() if not paths] == []
+        assert set((ROOT / "tests").rglob("test_*.py")) - set().union(*found.values()) == set()
 
     def test_make_targets_in_them_exist(self):
         """What one is told to `make` can be made."""
@@ -247,6 +249,6 @@ def tree_paths(text):
 def test_a_tree_is_read_with_its_folders():
     """Both ways to draw a tree give the paths, comments left out."""
     plain = "```\nhelpers/     the package\n  config.py  settings\nREADME.md LICENSE  texts\ntests/  # tests\n```\n"
-    assert tree_paths(plain) == ["helpers", "helpers/core/config.py", "README.md", "LICENSE", "tests"]
+    assert tree_paths(plain) == ["helpers", "helpers/config.py", "README.md", "LICENSE", "tests"]
     drawn = "```text\n.\n├── helpers/      # the package\n│   ├── errors.py  # errors\n└── Makefile\n```\n"
-    assert tree_paths(drawn) == ["helpers", "helpers/core/errors.py", "Makefile"]
+    assert tree_paths(drawn) == ["helpers", "helpers/errors.py", "Makefile"]

@@ -73,9 +73,9 @@ _warm = {}
 
 def warm(*, model):
     """In the nursery itself: load the model, and look up what is the same in every run."""
-    from helpers.training import session
     from helpers.core.config import build_config
     from helpers.model.load import load_model
+    from helpers.training import session
 
     session.installed_versions = functools.cache(session.installed_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)

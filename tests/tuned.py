@@ -64,8 +64,8 @@ def tuned_mistral(folder, *, std=0.05, nf4=False):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.model.load import TARGET_MODULES, LoadedModel
     from helpers.data.chat_templates import install_template
+    from helpers.model.load import TARGET_MODULES, LoadedModel
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     template = install_template(tokenizer, "chat")

@@ -13,8 +13,10 @@ so that neither is written down twice:
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,12 +24,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from helpers.core.errors import ConfigError
+from helpers.cli.notebooks import first_heading
+from helpers.core.errors import ConfigError, HelpersError
+from helpers.core.runs import write_text
 
 __all__ = [
     "NotebookFacts",
     "badge_links",
     "badge_table",
+    "main",
     "notebook_badges",
     "read_facts",
     "read_release",
@@ -55,9 +60,11 @@ TEXTS = (
 )
 """Files that name the repository or the tag, and that people write."""
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SLUG = r"[\w.-]+/[\w.-]+"
 
-HEAD = """<!-- Made by `python -m helpers badges` from the notebooks' metadata and pyproject.toml. Do not edit. -->
+HEAD = """<!-- Made by `scripts/build_badges` from the notebooks' metadata and pyproject.toml. Do not edit. -->
 
 # The notebooks, one click away
 
@@ -164,17 +171,10 @@ def read_facts(notebook: str | Path) -> NotebookFacts:
     path = Path(notebook)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        given = {"title": _title(content["cells"]), **content["metadata"].get(METADATA, {})}
+        given = {"title": first_heading(content["cells"]), **content["metadata"].get(METADATA, {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError("notebook", "a readable .ipynb file", str(path), "Run scripts/build_notebooks.") from error
     return NotebookFacts(**{one.name: _fact(path.name, one.name, given.get(one.name)) for one in fields(NotebookFacts)})
-
-
-def _title(cells: Sequence[Any]) -> str | None:
-    """The first heading of the first level in a Markdown cell."""
-    texts = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    found = (re.search(r"^# (.+)$", text, re.MULTILINE) for text in texts)
-    return next((match[1].strip() for match in found if match), None)
 
 
 def _fact(notebook: str, name: str, value: Any) -> Any:
@@ -277,3 +277,41 @@ def _row(path: str, facts: NotebookFacts, repository: str, tag: str) -> str:
 def _cell(text: str) -> str:
     """Text that stays within its table cell."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Write the badge table, and the release into every text that names it.
+
+    Args:
+        arguments: As typed; by default those of this process.
+        root: The checkout.
+
+    Returns:
+        The exit status: 1 if `--check` found a file that would change, 2 if the release cannot be read.
+    """
+    parser = argparse.ArgumentParser(description="Write colab_badges.md, and the release into the texts that name it.")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="instead of the one in pyproject.toml")
+    parser.add_argument("--tag", help="tag or branch, instead of the one in pyproject.toml")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
+    options = parser.parse_args(arguments)
+    try:
+        release = read_release(root / "pyproject.toml", options.repo, options.tag)
+        texts = release_texts(root, *release)
+    except HelpersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    differ = {p: text for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
+    for path, text in differ.items():
+        name = path.relative_to(root).as_posix()
+        if options.check:
+            print(f"{name} is out of date; run scripts/build_badges", file=sys.stderr)
+        else:
+            write_text(path, text)
+            print(f"wrote {name}")
+    if not differ:
+        print("badges and install cells name {} {}".format(*release))
+    return 1 if options.check and differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,8 +5,8 @@
     notebooks   by name: whether it trains, and which exports and files it must leave
 
 `scripts/gpu_ci` runs the notebooks, and `tools.gpu_findings` judges what they left. A speed is judged by its ratio
-to the matrix product of the same machine (`helpers.runtime.calibration`): tokens/s over 10^12 operations/s gives tokens a
-teraflop, a number that depends on the program more than on the card.
+to the matrix product of the same machine (`helpers.runtime.calibration`): tokens/s over 10^12 operations/s gives
+tokens a teraflop, a number that depends on the program more than on the card.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_expectations import Expected, Profile
 from helpers.core.runs import RunDirectory, read_json
+from tools.gpu_expectations import Expected, Profile
 
 __all__ = ["Facts", "Finding", "findings_table", "gather_facts", "judge"]
 

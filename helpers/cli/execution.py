@@ -33,8 +33,8 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from traitlets import default
 
 from helpers.cli.failures import kernel_died, kernel_missing, stopped
-from helpers.core.secrets import redact
 from helpers.core.runs import write_text
+from helpers.core.secrets import redact
 
 __all__ = ["OwnKernelManager", "execute", "executed_text"]
 
@@ -59,7 +59,7 @@ class OwnKernelManager(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         """What to start."""
-        checkout = str(Path(__file__).resolve().parent.parent)
+        checkout = str(Path(__file__).resolve().parents[2])
         paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
         return KernelSpec(
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],

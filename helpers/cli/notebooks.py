@@ -7,24 +7,25 @@ for any type, and `sys.exit(0)` in a cell for success.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import helpers.core.errors
-from helpers.runtime import hardware
-from helpers.core.config import build_config
-from helpers.core.errors import ConfigError, RunError
 from helpers.cli.failures import CellError
 from helpers.cli.parameters import TYPES, Parameter, read_notebook, read_parameters
-from helpers.core.paths import is_file
-from helpers.core.secrets import redact, removed_in, secrets_in
-from helpers.core.lock import holding, refuse_held
-from helpers.core.runs import RunDirectory, check_run, runs_root
-from helpers.core.settings import coerce, nearest
 from helpers.cli.tasks import Plan, find_task
+from helpers.core.config import build_config
+from helpers.core.errors import ConfigError, RunError
+from helpers.core.lock import holding, refuse_held
+from helpers.core.paths import is_file
+from helpers.core.runs import RunDirectory, check_run, runs_root
+from helpers.core.secrets import redact, removed_in, secrets_in
+from helpers.core.settings import coerce, nearest
+from helpers.runtime import hardware
 
 __all__ = [
     "METADATA",
@@ -32,6 +33,7 @@ __all__ = [
     "Parameter",
     "check_parameters",
     "find_notebook",
+    "first_heading",
     "list_notebooks",
     "read_parameters",
     "run_notebook",
@@ -40,7 +42,7 @@ __all__ = [
 METADATA = "mistral_qlora"
 """The key of a notebook's metadata under which its task and its facts stand."""
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 EXECUTED = "notebook.ipynb"
 EXECUTING = ".executing"
 """A folder in a run's, whose lock the process holds that executes the notebook."""
@@ -60,6 +62,13 @@ except HelpersError as error:
 def list_notebooks() -> list[Path]:
     """Return the checkout's notebooks, by name."""
     return sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+
+
+def first_heading(cells: Sequence[Any]) -> str | None:
+    """Return the first heading of the first level in a notebook's Markdown cells, given as in its JSON."""
+    texts = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = (re.search(r"^# (.+)$", text, re.MULTILINE) for text in texts)
+    return next((match[1].strip() for match in found if match), None)
 
 
 def find_notebook(name: str) -> Path:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from helpers.model.patches.attention import installed_attention
 from helpers.core.config import PRESETS, RunConfig, build_config
 from helpers.core.errors import ConfigError, StackError
-from helpers.runtime.hardware import Gpu, find_gpu, suitable_preset
+from helpers.core.text import format_bytes
 from helpers.memory.layout import plan_layout
-from helpers.memory.predict import ATTENTION, GIB, Prediction, format_bytes
 from helpers.memory.plan import USABLE, advise, attention_kind, predict_config, smallest_config
+from helpers.memory.predict import ATTENTION, GIB, Prediction
+from helpers.model.patches.attention import installed_attention
+from helpers.runtime.hardware import Gpu, find_gpu, suitable_preset
 
 __all__ = ["GPUS", "add_command", "parse_gpu", "plan_report", "run_plan"]
 
@@ -151,8 +152,8 @@ def plan_report(
         gpu_bytes: Free memory of the card, in bytes; None leaves the verdict out.
         card: Its name.
         reasons: Why the run is laid out so, a sentence each.
-        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.memory.plan.predict_config`. `total_bytes` is
-            `gpu_bytes` when left out.
+        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.memory.plan.predict_config`.
+            `total_bytes` is `gpu_bytes` when left out.
 
     Returns:
         Lines of text.

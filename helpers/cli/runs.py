@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.training.checkpoints import STATE, step_folders
-from helpers.training.curves import judge_curve
 from helpers.core.errors import RunError
 from helpers.core.lock import find_holder
 from helpers.core.runs import MANIFEST, RunDirectory, read_json, runs_root
 from helpers.core.settings import nearest
+from helpers.training.checkpoints import STATE, step_folders
+from helpers.training.curves import judge_curve
 
 __all__ = ["RunSummary", "add_commands", "compare_runs", "list_runs", "read_run", "read_runs", "show_run"]
 

@@ -25,6 +25,7 @@ __all__ = [
     "HUB_ID",
     "MODELS",
     "PRESETS",
+    "ROW_FILES",
     "TASK_PRESETS",
     "AdapterConfig",
     "DataConfig",
@@ -65,6 +66,9 @@ DEFAULT_SYSTEM_PROMPT = {
 }
 """What the assistant of a task is told unless the user says otherwise."""
 
+
+ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
+"""How the names of local files with rows end."""
 
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """What a GGUF file can hold; the last three need llama.cpp's llama-quantize."""
@@ -292,7 +296,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
 
     Args:
         task: "alpaca" or "dolly".
-        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.training.session.resolve_preset`.
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first (`helpers.training.session`).
         run_name: Folder under `runs/`; by default the task and the preset, such as "alpaca-smoke".
         **given: Any field of the five settings classes. None means "not given".
 

@@ -39,9 +39,9 @@ class HelpersError(Exception):
         remedy: One or two sentences on what to do.
 
     Example:
-        >>> raise ConfigError("max_steps", "a whole number of at least 1", -3, "Use 60 for a short run.")
+        >>> raise ConfigError("max_steps", "a whole number of at least 1", -3, "Use 60.")
         Traceback (most recent call last):
-        helpers.core.errors.ConfigError: max_steps: expected a whole number of at least 1, got -3. Use 60 for a short run.
+        helpers.core.errors.ConfigError: max_steps: expected a whole number of at least 1, got -3. Use 60.
     """
 
     def __init__(self, field: str, expected: str, got: object, remedy: str = "") -> None:

@@ -124,7 +124,7 @@ def runs_root() -> Path:
         if is_there(folder) and not is_folder(folder):
             raise ConfigError("HELPERS_RUNS_DIR", "a folder", chosen, "A file is in its place: name another folder.")
         return folder
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
@@ -264,7 +264,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Return the checkout's commit, with "+changes" if files differ from it, or None outside a checkout."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.data.tokens import joined
 from helpers.core.paths import cache_root
+from helpers.data.tokens import joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.tokens import IGNORED, TokenColumns, columns_of, trainer_columns
 from helpers.core.errors import ContractError
-from helpers.data.prompts import COLUMNS, Example, build_example, build_prompt
-from helpers.data.chat_templates import find_control_text, render
 from helpers.data.cache import KeptRows, read_rows, rows_key, write_rows
+from helpers.data.chat_templates import find_control_text, render
+from helpers.data.prompts import COLUMNS, Example, build_example, build_prompt
+from helpers.data.tokens import IGNORED, TokenColumns, columns_of, trainer_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

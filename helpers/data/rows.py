@@ -106,7 +106,7 @@ def read_sample(task: str, part: str) -> list[Row]:
     Returns:
         The rows, in the order of the file.
     """
-    text = resources.files("helpers").joinpath("samples", f"{task}_{part}.jsonl").read_text(encoding="utf-8")
+    text = resources.files("helpers.data").joinpath("samples", f"{task}_{part}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -116,7 +116,7 @@ def read_prompts() -> list[dict[str, Any]]:
     Returns:
         One dictionary a prompt: `id`, `topic`, `prompt`, and `expected_items`, a number or None.
     """
-    text = resources.files("helpers").joinpath("samples", "business_prompts.jsonl").read_text(encoding="utf-8")
+    text = resources.files("helpers.data").joinpath("samples", "business_prompts.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from helpers.core.errors import DataError
-from helpers.data.prompts import clean_references
 from helpers.core.settings import nearest
+from helpers.data.prompts import clean_references
 
 __all__ = ["choose_categories", "clean_rows", "count_categories", "in_proportion"]
 

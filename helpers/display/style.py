@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display.tables import Picture
 from helpers.core.runs import write_bytes
+from helpers.display.tables import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

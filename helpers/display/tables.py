@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.core.runs import write_bytes
+from helpers.data.contract import IGNORED, TokenizedExample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,12 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from helpers.data.prompts import Example, Message, build_example, build_prompt
 from helpers.data.rows import Row
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.material import Material
 from helpers.evaluation.questions import Question
 from helpers.evaluation.records import Arm
-from helpers.data.prompts import Example, Message, build_example, build_prompt
 
 __all__ = ["AA_TEMPERATURE", "Asking", "choose_arms", "choose_shots", "messages_for", "plan_asking"]
 

@@ -127,7 +127,7 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
     """Check the notebook's parameters and fill in the preset's values.
 
     Args:
-        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first, with `helpers.training.session.resolve_preset`.
+        preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first (`helpers.training.session`).
         run_name: Folder under `runs/`; by default "side-by-side".
         **given: Any parameter of `EvaluationConfig`. None means "not given".
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.report.cards import headline_arms
 from helpers.evaluation.formats import write_json
 from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.records import Arm, Comparison, Prompt
+from helpers.evaluation.report.cards import headline_arms
 from helpers.evaluation.votes.tally import Ballot, Reveal
 
 __all__ = ["write_alpaca_eval", "write_llm_comparator"]

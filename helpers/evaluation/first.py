@@ -76,8 +76,8 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
         connect_drive(config.adapter_dir, "adapter_dir")
     source = known_adapter(config)
     if source is None:
-        from helpers.training.launch import train_run
         from helpers.model.load import free_memory
+        from helpers.training.launch import train_run
 
         training = first_training(config)
         report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")

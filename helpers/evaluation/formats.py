@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
+from helpers.core.runs import write_text
 from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo, build_record
-from helpers.core.runs import write_text
 
 __all__ = ["read_comparison", "write_comparison", "write_json", "write_scores"]
 

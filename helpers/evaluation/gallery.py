@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from helpers.display.tables import Shown
 from helpers.display.style import Drawing
-from helpers.evaluation.report.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
+from helpers.display.tables import Shown
 from helpers.evaluation.metrics.table import PairedDifferences, paired
 from helpers.evaluation.overview import Overview, category_summaries
 from helpers.evaluation.records import Arm, Comparison
-from helpers.evaluation.votes.tally import Reveal
+from helpers.evaluation.report.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
 from helpers.evaluation.teaching import length_pairs
+from helpers.evaluation.votes.tally import Reveal
 
 __all__ = ["draw_all", "ladder", "show_picture"]
 

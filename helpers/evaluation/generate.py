@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig
-from helpers.data.contract import IGNORED
-from helpers.model.decoding import choose_plan, encode_prompts, fast_generate
 from helpers.core.errors import EvaluationError, HelpersError, StackError
+from helpers.core.processes import gather, on_main, place
+from helpers.data.chat_templates import template_sha256
+from helpers.data.contract import IGNORED
 from helpers.evaluation.arms import AA_TEMPERATURE, Asking
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
 from helpers.evaluation.compatibility import check_base
+from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.questions import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import Readings
-from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.spread import exchange, own_batch
 from helpers.evaluation.writing import Writer, cut_at_tokens
+from helpers.model.decoding import choose_plan, encode_prompts, fast_generate
 from helpers.model.load import (
     GeneratedAnswer,
     LoadedModel,
@@ -36,9 +38,7 @@ from helpers.model.load import (
     model_source,
     without_adapter,
 )
-from helpers.core.processes import gather, on_main, place
 from helpers.model.scoring import score_rows
-from helpers.data.chat_templates import template_sha256
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message

@@ -14,13 +14,13 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError
+from helpers.core.processes import on_main, same_everywhere
+from helpers.core.runs import RESUME, RunDirectory, read_json
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.sources import AdapterSource
 from helpers.training.job import failure_noted, run_job
-from helpers.core.processes import on_main, same_everywhere
-from helpers.core.runs import RESUME, RunDirectory, read_json
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
 
@@ -135,8 +135,8 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     from helpers.evaluation import generate
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.cache import AnswerCache
-    from helpers.evaluation.report.cards import headline_arms
     from helpers.evaluation.lesson import compare
+    from helpers.evaluation.report.cards import headline_arms
     from helpers.evaluation.sanity import judge, reproduces_training
     from helpers.evaluation.sources import recorded_loss
 
@@ -168,8 +168,8 @@ def _shift(bench: Any, opened: _Opened, comparison: Comparison, tuned: Arm) -> s
 def _finish(config: EvaluationConfig, opened: _Opened, comparison: Comparison, shifted: str) -> None:
     """Judge, draw, and write everything that the notebook writes."""
     from helpers.evaluation.gallery import draw_all
-    from helpers.evaluation.metrics.contamination import nearest_examples
     from helpers.evaluation.lesson import finish_evaluation, write_files
+    from helpers.evaluation.metrics.contamination import nearest_examples
     from helpers.evaluation.overview import look_over
     from helpers.evaluation.votes.voting import count_votes, describe_votes, prepare_vote
 

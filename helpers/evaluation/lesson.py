@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.lock import hold_lock
+from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
+from helpers.display.style import Drawing
 from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
-from helpers.display.style import Drawing
 from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
 from helpers.evaluation.formats import write_comparison, write_scores
-from helpers.evaluation.metrics.contamination import Neighbour, leakage_rows
 from helpers.evaluation.material import Material
+from helpers.evaluation.metrics.contamination import Neighbour, leakage_rows
 from helpers.evaluation.overview import Overview, slice_rows, verdict_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, ReferenceScore, RunInfo
 from helpers.evaluation.report.page import write_report
@@ -22,8 +24,6 @@ from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.votes.tally import Reveal
 from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import installed_versions
-from helpers.core.lock import hold_lock
-from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
 from helpers.training.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
 
 __all__ = [

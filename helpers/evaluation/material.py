@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from helpers.core.config import RunConfig
-from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, row_problem
 from helpers.core.errors import DataError, EvaluationError
+from helpers.data.prompts import COLUMNS, clean_references, user_text
+from helpers.data.readers import read_file
+from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, row_problem
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.questions import Question, read_questions, reference_questions
 from helpers.evaluation.sources import AdapterSource
-from helpers.data.prompts import COLUMNS, clean_references, user_text
-from helpers.data.readers import read_file
 
 __all__ = ["Material", "gather"]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.evaluation.report.cards import headline_arms
 from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.table import PairedDifferences, paired, score_table
 from helpers.evaluation.records import Arm, Comparison
-from helpers.evaluation.stats.summaries import PairedSummary, slices, summarise
+from helpers.evaluation.report.cards import headline_arms
 from helpers.evaluation.report.tables import number
+from helpers.evaluation.stats.summaries import PairedSummary, slices, summarise
 from helpers.evaluation.stats.verdicts import Verdict, state_all
 
 __all__ = ["JUDGED", "Overview", "category_summaries", "look_over", "slice_rows", "verdict_rows"]

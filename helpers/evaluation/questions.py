@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import DataError, EvaluationError
-from helpers.evaluation.records import Prompt
 from helpers.data.prompts import COLUMNS, user_text
 from helpers.data.readers import read_file
+from helpers.evaluation.records import Prompt
 
 __all__ = ["SAMPLE", "Question", "read_questions", "reference_questions"]
 
@@ -68,7 +68,7 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
 def _bundled() -> list[Any]:
     import json
 
-    text = resources.files("helpers").joinpath("samples", SAMPLE).read_text(encoding="utf-8")
+    text = resources.files("helpers.data").joinpath("samples", SAMPLE).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -7,13 +7,13 @@ from html import escape
 from typing import Any
 
 from helpers.display.tables import Shown, show_table
-from helpers.evaluation.report.cards import prompt_cards
 from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.gains import tuning_gains
 from helpers.evaluation.metrics.reference import reference_metrics
 from helpers.evaluation.overview import Overview
 from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Arm, Comparison, ReferenceScore
+from helpers.evaluation.report.cards import prompt_cards
 
 __all__ = ["answer_table", "pick_ids", "reference_table", "show_pairs", "show_verdicts"]
 

@@ -11,8 +11,8 @@ from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.gains import tuning_gains
 from helpers.evaluation.metrics.table import PairedDifferences
 from helpers.evaluation.overview import Overview
-from helpers.evaluation.stats.preferences import wins_needed
 from helpers.evaluation.records import Comparison
+from helpers.evaluation.stats.preferences import wins_needed
 from helpers.evaluation.stats.tests import t_interval
 
 __all__ = ["length_matched", "length_pairs", "robustness", "rows_needed", "wins_table", "worst_rows"]

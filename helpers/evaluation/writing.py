@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from helpers.data.chat_templates import ALPACA, find_control_text, render
 from helpers.data.contract import TokenizedExample, tokenize_example
+from helpers.data.prompts import Example, Message
 from helpers.evaluation.arms import Asking, messages_for
 from helpers.evaluation.questions import Question
 from helpers.evaluation.records import Arm
-from helpers.data.prompts import Example, Message
-from helpers.data.chat_templates import ALPACA, find_control_text, render
 
 __all__ = ["Writer", "cut_at_tokens"]
 

@@ -1,13 +1,13 @@
 """Exports: adapter, merged 16-bit model, GGUF and Hub, each proven before it counts as saved.
 
-In this order: `preflight`, `helpers.training.trainer.save_adapter`, `measure_reference`, `verify_adapter`, `merge_16bit`,
-`verify_merged`, `write_card`, `export_gguf`, `publish`.
+In this order: `preflight`, `helpers.training.trainer.save_adapter`, `measure_reference`, `verify_adapter`,
+`merge_16bit`, `verify_merged`, `write_card`, `export_gguf`, `publish`.
 """
 
-from helpers.export.model_card import model_card, write_card
 from helpers.export.gguf import GgufResult, export_gguf
 from helpers.export.hub import PublishResult, publish
 from helpers.export.merge import MergeResult, merge_16bit
+from helpers.export.model_card import model_card, write_card
 from helpers.export.reference import VERIFY_PROMPTS, Reference, measure_reference
 from helpers.export.space import SpaceNeed, describe_needs, estimate_needs, preflight
 from helpers.export.verdict import Verification

@@ -19,7 +19,7 @@ from helpers.export.folders import read_settings, record_export, staged_folder
 from helpers.export.gguf_check import check_gguf
 from helpers.export.gguf_tensors import gguf_tensors, read_tensor
 from helpers.export.gguf_vocab import read_vocabulary
-from helpers.export.space import GGUF_BITS
+from helpers.memory.disk import GGUF_BITS
 
 __all__ = ["GgufResult", "export_gguf", "find_llama_quantize"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import HUB_ID
-from helpers.runtime.setup import read_secret
 from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import read_settings
+from helpers.runtime.setup import read_secret
 
 __all__ = ["PublishResult", "compare_remote", "publish"]
 

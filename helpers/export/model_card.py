@@ -9,12 +9,12 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError
+from helpers.core.runs import RunDirectory, write_text
 from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
 from helpers.export.markdown import fence, table
 from helpers.export.verdict import Verification
-from helpers.runtime.lockfile import installed_versions
 from helpers.model.load import model_source
-from helpers.core.runs import RunDirectory, write_text
+from helpers.runtime.lockfile import installed_versions
 
 __all__ = ["model_card", "write_card"]
 

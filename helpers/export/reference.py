@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ExportError
+from helpers.data.chat_templates import refuse_control_text, render, template_sha256
 from helpers.model.distance import Distance, jitter_activations, measure_distance
 from helpers.model.load import LoadedModel, without_adapter
-from helpers.data.chat_templates import refuse_control_text, render, template_sha256
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message

@@ -9,15 +9,10 @@ from pathlib import Path
 
 from helpers.core.errors import ConfigError, ExportError
 from helpers.export.tensors import count_parameters
+from helpers.memory.disk import ALLOWANCE, GGUF_BITS
 from helpers.model.load import LoadedModel
 
-__all__ = ["ALLOWANCE", "GGUF_BITS", "SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
-
-ALLOWANCE = 32 * 2**20
-"""For tokenizer, configuration and card: 32 MiB. Mistral's tokenizer.json is 4 MB."""
-
-GGUF_BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
-"""Bits a weight takes, scales included: https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md."""
+__all__ = ["SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.core.errors import ExportError
-from helpers.model.distance import Distance
-from helpers.export.reference import Reference
 from helpers.core.runs import finite
+from helpers.export.reference import Reference
+from helpers.model.distance import Distance
 
 __all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
 

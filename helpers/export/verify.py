@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ExportError
-from helpers.model.distance import Distance, add_distances, measure_distance
 from helpers.export.folders import RECORD, record_export
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.export.weights import compare_weights
+from helpers.model.distance import Distance, add_distances, measure_distance
 from helpers.model.load import LoadedModel, free_memory
 
 __all__ = ["verify_adapter", "verify_merged"]

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.model.distance import jitter_weights, measure_distance
 from helpers.export.reference import answer_greedily, answer_logits
 from helpers.export.space import available_memory
+from helpers.model.distance import jitter_weights, measure_distance
 
 __all__ = ["answer_request"]
 

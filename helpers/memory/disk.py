@@ -1,20 +1,31 @@
 """Does the disk hold what a run will write? Told from the model's shape, before anything is downloaded.
 
-`helpers.training.failures.preflight_disk` and `helpers.export.preflight` look again, at the model in memory, before they write.
+`helpers.training.failures.preflight_disk` and `helpers.export.preflight` look again, at the model in memory, before
+they write.
 """
 
 from __future__ import annotations
 
 from helpers.core.config import RunConfig
 from helpers.core.files import folder_bytes, require_space, show_bytes
-from helpers.export.space import ALLOWANCE, GGUF_BITS
-from helpers.training.failures import SMALL_FILES
-from helpers.memory.plan import shape_for
 from helpers.core.runs import RunDirectory
-from helpers.training.sealing import KEPT
+from helpers.memory.plan import shape_for
 from helpers.memory.shapes import ModelShape
 
-__all__ = ["disk_needs", "preflight_room"]
+__all__ = ["ALLOWANCE", "GGUF_BITS", "KEPT", "SMALL_FILES", "disk_needs", "preflight_room"]
+
+KEPT = 2
+"""How many complete checkpoints a run keeps."""
+
+SMALL_FILES = 24 * 2**20
+"""Bytes allowed for what a checkpoint holds beside weights and optimizer: mostly the tokenizer, 4 MiB for Mistral's and
+17 MiB for the largest in use."""
+
+ALLOWANCE = 32 * 2**20
+"""For tokenizer, configuration and card of a merged model: 32 MiB. Mistral's tokenizer.json is 4 MB."""
+
+GGUF_BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
+"""Bits a weight takes, scales included: https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md."""
 
 TRAINED_BYTES = 12
 """Of a trained number in a checkpoint, at most: itself and AdamW's two moments in float32."""

@@ -10,15 +10,16 @@ from typing import Any
 
 from helpers.core.config import RunConfig, check_skip_layers
 from helpers.core.errors import ConfigError, StackError
-from helpers.model.patches.graph_rules import choose_graphs, recorded_size
-from helpers.model.patches.cuda_graphs import MOST_TOKENS
-from helpers.runtime.hardware import Gpu
-from helpers.runtime.lockfile import installed_version
-from helpers.memory.predict import CALIBRATION, GIB, ModelShape, format_bytes, loss_rows, predict_peak
+from helpers.core.text import format_bytes
 from helpers.memory.optimizers import choose_optimizer
 from helpers.memory.plan import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
+from helpers.memory.predict import CALIBRATION, GIB, ModelShape, loss_rows, predict_peak
 from helpers.memory.shapes import whole
+from helpers.model.patches.cuda_graphs import MOST_TOKENS
+from helpers.model.patches.graph_rules import choose_graphs, recorded_size
 from helpers.runtime.device_map import split_share
+from helpers.runtime.hardware import Gpu
+from helpers.runtime.lockfile import installed_version
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]
 
@@ -194,7 +195,8 @@ def plan_layout(
         lengths: Of the rows, in tokens.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
-        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is known.
+        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is
+            known.
         **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` follows from the card and from
             `chosen` when left out.
 

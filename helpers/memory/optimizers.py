@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from helpers.core.text import format_bytes
+from helpers.memory.predict import OPTIMIZERS
 from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
-from helpers.memory.predict import OPTIMIZERS, format_bytes
 
 __all__ = ["OptimizerChoice", "choose_optimizer", "resolve_optimizer"]
 

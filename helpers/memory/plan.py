@@ -13,11 +13,12 @@ from typing import Any
 
 from helpers.core.config import RunConfig, check_skip_layers
 from helpers.core.errors import ConfigError, StackError
-from helpers.runtime.hardware import Gpu
-from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, format_bytes, predict_peak, shape_of
-from helpers.memory.optimizers import resolve_optimizer
 from helpers.core.paths import is_folder
 from helpers.core.processes import place
+from helpers.core.text import format_bytes
+from helpers.memory.optimizers import resolve_optimizer
+from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, predict_peak, shape_of
+from helpers.runtime.hardware import Gpu
 
 __all__ = [
     "USABLE",
@@ -244,7 +245,8 @@ def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
 
     Args:
         capability: The card's compute capability.
-        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is known.
+        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is
+        known.
 
     Returns:
         A key of `helpers.memory.predict.ATTENTION`.
@@ -277,9 +279,9 @@ def divisors(number: int) -> list[int]:
 def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     """Stop a run that the card has no room for whatever its rows are, before anything is downloaded.
 
-    What `helpers.memory.layout.plan_layout` is free to choose is taken as it needs least memory: short rows, unless sequences
-    are packed, and, unless the user has set them, one row a pass and checkpointing. What fits so far is judged again
-    by the layout, which knows the rows.
+    What `helpers.memory.layout.plan_layout` is free to choose is taken as it needs least memory: short rows,
+    unless sequences are packed, and, unless the user has set them, one row a pass and checkpointing. What fits so far
+    is judged again by the layout, which knows the rows.
 
     Args:
         config: The run.

@@ -26,7 +26,6 @@ __all__ = [
     "Calibration",
     "ModelShape",
     "Prediction",
-    "format_bytes",
     "loss_rows",
     "predict_peak",
     "shape_of",
@@ -175,7 +174,7 @@ def predict_peak(
 
     Example:
         >>> peak = predict_peak(MISTRAL_7B, rank=16, batch_size=4, seq_length=2048, packing=True)
-        >>> format_bytes(peak.total())
+        >>> f"{peak.total() / 2**30:.1f} GiB"
         '6.1 GiB'
     """
     for name, value in {"rank": rank, "batch_size": batch_size, "seq_length": seq_length}.items():
@@ -300,8 +299,3 @@ def _tokens(tokens: int | None, full: int, packing: bool) -> int:
             "tokens", f"at most batch_size x seq_length ({full})", tokens, "Lower tokens, or raise seq_length."
         )
     return tokens
-
-
-def format_bytes(number: float) -> str:
-    """Return bytes as GiB with one decimal, such as "14.7 GiB"."""
-    return f"{number / GIB:.1f} GiB"

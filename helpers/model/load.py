@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.model.patches.collector import long_lived
 from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
 from helpers.core.errors import ExportError, HelpersError, StackError
-from helpers.runtime.hardware import choose_precision, find_gpu
 from helpers.core.processes import place
+from helpers.data.chat_templates import install_template, refuse_control_text, render
+from helpers.model.patches.collector import long_lived
 from helpers.model.patches.sft_trainer import sft_alone
 from helpers.runtime.device_map import loader_options
-from helpers.data.chat_templates import install_template, refuse_control_text, render
+from helpers.runtime.hardware import choose_precision, find_gpu
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.core.processes import gather, place
+from helpers.data.contract import IGNORED, TokenizedExample
 
 __all__ = ["RowScore", "mean_loss", "score_rows"]
 

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from helpers.core.files import is_disk_full
 from helpers.core.errors import StackError
+from helpers.core.files import is_disk_full
 from helpers.core.paths import cache_root, is_file
 
 __all__ = ["smollm2_folder"]

@@ -74,7 +74,7 @@ def calibrate_apart() -> Calibration:
     """
     code = "import json, dataclasses; from helpers.runtime.calibration import calibrate; "
     code += "print(json.dumps(dataclasses.asdict(calibrate())))"
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -1,7 +1,7 @@
 """What a notebook's setup cell does, and where its tokens come from.
 
-`helpers.runtime.lockfile` says what to install and `helpers.runtime.doctor` what is wrong; `setup_notebook` is the only function of the
-three modules that changes anything.
+`helpers.runtime.lockfile` says what to install and `helpers.runtime.doctor` what is wrong; `setup_notebook` is the
+only function of the three modules that changes anything.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from helpers.core.errors import StackError
 from helpers.runtime import hardware
 from helpers.runtime.doctor import SUPPORTED_PYTHON, Report, doctor, python_findings
-from helpers.core.errors import StackError
 from helpers.runtime.lockfile import NEEDED, SMOKE, install_plan, installed_versions, read_lock, read_waivers
 
 __all__ = ["read_secret", "setup_notebook"]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.core.files import file_sha256
 from helpers.core.errors import RunError
+from helpers.core.files import file_sha256
 from helpers.core.runs import RunDirectory, read_json
 
 __all__ = [

@@ -8,18 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from helpers.core.config import RunConfig
-from helpers.core.files import disk_full_error, folder_bytes, is_disk_full, require_space
 from helpers.core.errors import HelpersError, RunError
+from helpers.core.files import disk_full_error, folder_bytes, is_disk_full, require_space
 from helpers.core.lost import explain_loss
 from helpers.core.processes import ElsewhereError, place
 from helpers.core.runs import RunDirectory
-from helpers.training.sealing import KEPT
+from helpers.memory.disk import KEPT, SMALL_FILES
 
-__all__ = ["SMALL_FILES", "explained", "nan_error", "preflight_disk", "weights_are_finite"]
-
-SMALL_FILES = 24 * 2**20
-"""Bytes allowed for what a checkpoint holds beside weights and optimizer: mostly the tokenizer, 4 MiB for Mistral's and
-17 MiB for the largest in use."""
+__all__ = ["explained", "nan_error", "preflight_disk", "weights_are_finite"]
 
 
 @contextmanager
@@ -145,8 +141,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _memory_advice(config: RunConfig) -> list[str]:
     """Return what to change: from the memory planner for a card, else the usual remedies with this run's numbers."""
-    from helpers.runtime.hardware import find_gpu
     from helpers.memory.plan import advise
+    from helpers.runtime.hardware import find_gpu
 
     gpu = find_gpu()
     if gpu is None:

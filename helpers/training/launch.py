@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig
 from helpers.core.config_file import read_config
-from helpers.data.contract import Contract, apply_contract
-from helpers.data.rows import Rows, load_rows
 from helpers.core.errors import RunError
-from helpers.runtime.hardware import find_gpu
-from helpers.training.job import failure_noted, run_job
-from helpers.memory.plan import preflight_memory
 from helpers.core.processes import on_main, place
 from helpers.core.runs import RESUME, RunDirectory
-from helpers.training.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
 from helpers.core.shares import local_config, share_out
+from helpers.data.contract import Contract, apply_contract
+from helpers.data.rows import Rows, load_rows
+from helpers.memory.plan import preflight_memory
 from helpers.runtime.device_map import add_options, take_options
+from helpers.runtime.hardware import find_gpu
+from helpers.training.job import failure_noted, run_job
+from helpers.training.session import finish_run, fit_layout, record_inputs, resolve_preset, start_run
 
 if TYPE_CHECKING:
     from helpers.model.load import LoadedModel

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.training.checkpoints import Checkpoint, last_complete
 from helpers.core.config import RunConfig
-from helpers.data.contract import Contract
 from helpers.core.errors import RunError
-from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_passes
-from helpers.training.failures import nan_error, weights_are_finite
-from helpers.model.patches.optimizer_step import lean_steps
-from helpers.model.load import LoadedModel
 from helpers.core.processes import largest, on_main, place, wait_for_all
-from helpers.training.result import TrainResult
 from helpers.core.runs import RunDirectory
+from helpers.data.contract import Contract
+from helpers.model.load import LoadedModel
+from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_passes
+from helpers.model.patches.optimizer_step import lean_steps
 from helpers.model.scoring import RowScore, mean_loss, score_rows
 from helpers.runtime.device_map import own_cards
+from helpers.training.checkpoints import Checkpoint, last_complete
+from helpers.training.failures import nan_error, weights_are_finite
+from helpers.training.result import TrainResult
 from helpers.training.watch import Keeper, TokenCounter, make_callback, synchronize
 
 __all__ = ["Training", "find_checkpoint", "training_inputs"]

@@ -8,13 +8,13 @@ import sys
 import threading
 from pathlib import Path
 
-from helpers.training.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
 from helpers.core.config_file import CONFIG
-from helpers.core.files import replaced_folder, sync_file, sync_folder
 from helpers.core.errors import RunError
+from helpers.core.files import replaced_folder, sync_file, sync_folder
 from helpers.core.paths import user_folder
 from helpers.core.runs import MANIFEST, METRICS, RunDirectory, write_text
-from helpers.training.sealing import KEPT
+from helpers.memory.disk import KEPT
+from helpers.training.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
 
 __all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from helpers.data.contract import IGNORED
 from helpers.core.processes import Place, place
 from helpers.core.shares import Share
+from helpers.data.contract import IGNORED
 
 __all__ = ["StepBatches", "deal", "epoch_order", "spread_batches"]
 

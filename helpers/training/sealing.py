@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.training.checkpoints import MARKER, STATE, Checkpoint, step_folders
 from helpers.core.files import file_sha256, sync_file, sync_folder, writing
 from helpers.core.runs import RunDirectory, write_json
+from helpers.memory.disk import KEPT
+from helpers.training.checkpoints import MARKER, STATE, Checkpoint, step_folders
 
-__all__ = ["KEPT", "prune", "seal", "sweep"]
-
-KEPT = 2
-"""How many complete checkpoints a run keeps."""
+__all__ = ["prune", "seal", "sweep"]
 
 LEFT_OUT = ("README.md", "training_args.bin")
 """What the trainer writes and nobody reads: a model card, and a pickle of its arguments."""

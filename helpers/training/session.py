@@ -8,24 +8,24 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from helpers.model.patches.attention import loaded_attention
-from helpers.training.checkpoints import step_folders
 from helpers.core.config import RunConfig, build_config, parameters
 from helpers.core.config_file import CONFIG, write_config
-from helpers.data.rows import Rows, data_fingerprint
 from helpers.core.errors import RunError
-from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
-from helpers.memory.layout import plan_layout
-from helpers.runtime.lockfile import installed_versions
-from helpers.training.persist import connect_drive, keep_result, prepare_persist
-from helpers.memory.plan import check_layers, preflight_memory
-from helpers.core.processes import on_main, place
-from helpers.memory.disk import preflight_room
 from helpers.core.lock import hold_lock
+from helpers.core.processes import on_main, place
 from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, read_json, runs_root
 from helpers.core.shares import local_config, share_out
-from helpers.runtime.device_map import held_bytes
 from helpers.data.chat_templates import template_sha256
+from helpers.data.rows import Rows, data_fingerprint
+from helpers.memory.disk import preflight_room
+from helpers.memory.layout import plan_layout
+from helpers.memory.plan import check_layers, preflight_memory
+from helpers.model.patches.attention import loaded_attention
+from helpers.runtime.device_map import held_bytes
+from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
+from helpers.runtime.lockfile import installed_versions
+from helpers.training.checkpoints import step_folders
+from helpers.training.persist import connect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
 
 if TYPE_CHECKING:

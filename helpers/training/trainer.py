@@ -6,30 +6,30 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from helpers.model.patches.attention import enable_varlen
-from helpers.training.sampler import spread_batches
-from helpers.training.checkpoints import WRITING, Checkpoint
-from helpers.data.tokens import trainer_table
 from helpers.core.config import RunConfig
 from helpers.core.config_file import record_layout
-from helpers.data.contract import Contract, check_trainer_rows
-from helpers.training.curves import judge_curve
-from helpers.core.files import replaced_folder, writing
 from helpers.core.errors import ExportError, StackError
-from helpers.model.patches.graph_rules import choose_graphs
-from helpers.training.failures import explained, preflight_disk
-from helpers.runtime.hardware import find_gpu
-from helpers.runtime.lockfile import installed_version
-from helpers.training.loop import Training, find_checkpoint, training_inputs
-from helpers.model.load import LoadedModel, import_unsloth
+from helpers.core.files import replaced_folder, writing
+from helpers.core.processes import on_main, place, same_everywhere
+from helpers.core.runs import RunDirectory
+from helpers.core.shares import Share, share_out
+from helpers.data.contract import Contract, check_trainer_rows
+from helpers.data.tokens import trainer_table
 from helpers.memory.optimizers import choose_optimizer
 from helpers.memory.plan import largest_micro_batch
-from helpers.core.processes import on_main, place, same_everywhere
-from helpers.training.result import TrainResult, compare_scores, describe_change
-from helpers.core.runs import RunDirectory
-from helpers.training.sealing import sweep
-from helpers.core.shares import Share, share_out
+from helpers.model.load import LoadedModel, import_unsloth
+from helpers.model.patches.attention import enable_varlen
+from helpers.model.patches.graph_rules import choose_graphs
 from helpers.runtime.device_map import own_cards
+from helpers.runtime.hardware import find_gpu
+from helpers.runtime.lockfile import installed_version
+from helpers.training.checkpoints import WRITING, Checkpoint
+from helpers.training.curves import judge_curve
+from helpers.training.failures import explained, preflight_disk
+from helpers.training.loop import Training, find_checkpoint, training_inputs
+from helpers.training.result import TrainResult, compare_scores, describe_change
+from helpers.training.sampler import spread_batches
+from helpers.training.sealing import sweep
 from helpers.training.tracking import track_configuration, tracking_arguments
 from helpers.training.watch import Keeper
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.training.checkpoints import WRITING, Checkpoint
-from helpers.data.contract import IGNORED
-from helpers.training.persist import Persister, persist_folder
 from helpers.core.processes import total
 from helpers.core.runs import RunDirectory
+from helpers.data.contract import IGNORED
+from helpers.training.checkpoints import WRITING, Checkpoint
+from helpers.training.persist import Persister, persist_folder
 from helpers.training.sealing import prune, seal
 
 __all__ = [

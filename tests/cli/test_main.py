@@ -8,13 +8,11 @@ import sys
 import pytest
 from small_notebooks import write_notebook
 
-from helpers import __main__ as command_line
-from tools import badges
-from helpers.runtime import doctor
-from helpers.cli import notebooks
 from helpers.__main__ import main
+from helpers.cli import notebooks
 from helpers.core.runs import RunDirectory, write_json
 from helpers.core.summary import summarize
+from helpers.runtime import doctor
 
 METRICS = {
     "eval_loss_before": 2.4985,
@@ -120,20 +118,6 @@ class TestOthers:
         assert main(["doctor"]) == status
         assert "torch: is old" in capsys.readouterr().out
 
-    def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
-        """`--check` fails until the files are written, and writes nothing; `--repo` and `--tag` win over the file."""
-        table = tmp_path / "colab_badges.md"
-        monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
-        monkeypatch.setattr(badges, "release_texts", lambda root, repository, tag: {table: f"{repository} {tag}\n"})
-        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
-        assert main(["badges", "--check"]) == 1
-        assert not table.exists()
-        assert main(["badges", "--repo", "c/d", "--tag", "v2"]) == 0
-        assert table.read_text() == "c/d v2\n"
-        assert main(["badges", "--check", "--repo", "c/d", "--tag", "v2"]) == 0
-        assert main(["badges", "--check"]) == 1
-        assert "colab_badges.md is out of date" in capsys.readouterr().err
-
     def test_list_shows_names_and_titles(self, tmp_path, monkeypatch, capsys):
         """Each notebook has a line."""
         facts = {"teaches": "Much", "gpu": "T4", "minutes_t4": 1, "download_gb": 1}
@@ -156,7 +140,7 @@ class TestOthers:
         with pytest.raises(SystemExit) as caught:
             main(["teach"])
         assert caught.value.code == 2
-        assert "badges" in capsys.readouterr().err
+        assert "doctor" in capsys.readouterr().err
 
 
 class TestSummary:

@@ -13,9 +13,9 @@ from papermill.translators import PythonTranslator
 from small_notebooks import PARAMETERS, write_notebook
 
 from helpers.cli import notebooks
-from helpers.core.errors import ConfigError, RunError, StackError
 from helpers.cli.execution import executed_text
 from helpers.cli.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
+from helpers.core.errors import ConfigError, RunError, StackError
 from helpers.core.lock import hold_lock, release_lock
 from helpers.core.runs import write_json
 from tools.notebook_lint import expected_parameters

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from helpers.core.errors import RunError
 from helpers.cli.runs import add_commands, compare_runs, list_runs, read_run, read_runs, show_run
+from helpers.core.errors import RunError
 from helpers.core.lock import hold_lock, release_lock
 
 TRAINED = {"train_loss": [[s, 2.0 - s / 50] for s in range(1, 13)], "eval_loss": [[0, 2.0], [12, 1.7]],

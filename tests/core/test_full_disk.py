@@ -13,25 +13,25 @@ import os
 import nbformat
 import pytest
 from hostile import plain_comparison
-from test_checkpoints import PARAMETERS, write_checkpoint
+from training.test_checkpoints import PARAMETERS, write_checkpoint
 
-from helpers.training.checkpoints import last_complete
+from helpers.cli.execution import _Manager
 from helpers.core.config import build_config
-from helpers.display.tables import plot_categories, plot_lengths, plot_losses
 from helpers.core.errors import HelpersError, RunError, StackError
-from helpers.evaluation.votes.ballots import Vote, write_votes
-from helpers.evaluation.cache import AnswerCache, CachedAnswer
+from helpers.core.runs import RunDirectory, open_run, write_json
 from helpers.display.style import Drawing, new_figure
+from helpers.display.tables import plot_categories, plot_lengths, plot_losses
+from helpers.evaluation.cache import AnswerCache, CachedAnswer
 from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
 from helpers.evaluation.formats import write_comparison, write_scores
 from helpers.evaluation.report.page import write_report
+from helpers.evaluation.votes.ballots import Vote, write_votes
 from helpers.evaluation.votes.votes import blind_items, write_key, write_vote_page
-from helpers.cli.execution import _Manager
-from helpers.export.model_card import write_card
 from helpers.export.folders import record_export, staged_folder
-from helpers.training.persist import Persister, persist_folder, prepare_persist
-from helpers.core.runs import RunDirectory, open_run, write_json
+from helpers.export.model_card import write_card
 from helpers.model.smollm2 import smollm2_folder
+from helpers.training.checkpoints import last_complete
+from helpers.training.persist import Persister, persist_folder, prepare_persist
 
 CURVE = {"train_loss": [[1, 2.0], [2, 1.9]], "eval_loss": [[0, 2.0], [2, 1.8]]}
 COMPARISON = plain_comparison()
@@ -162,7 +162,9 @@ class TestFolders:
         """The weights take 269 MB; the error says which variable moves them, and nothing half-written is left."""
         monkeypatch.setenv("HELPERS_CACHE_DIR", str(small_disk))
         monkeypatch.setattr("helpers.model.smollm2._gguf_folder", lambda: small_disk)
-        monkeypatch.setattr("helpers.model.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23)))
+        monkeypatch.setattr(
+            "helpers.model.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23))
+        )
         with pytest.raises(StackError, match=r"^HELPERS_CACHE_DIR: .*No space left on device.*269 MB"):
             smollm2_folder()
         assert os.listdir(small_disk) == []

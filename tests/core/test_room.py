@@ -9,11 +9,11 @@ import pytest
 from helpers.core import files as disk
 from helpers.core.config import build_config
 from helpers.core.errors import RunError
-from helpers.memory.disk import disk_needs, preflight_room
 from helpers.core.lock import release_lock
 from helpers.core.runs import RunDirectory
-from helpers.training.session import start_run
+from helpers.memory.disk import disk_needs, preflight_room
 from helpers.memory.shapes import MISTRAL_7B
+from helpers.training.session import start_run
 
 GIB = 2**30
 

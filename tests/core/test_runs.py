@@ -129,12 +129,12 @@ class TestRoot:
         monkeypatch.chdir(tmp_path)
         root = runs_root()
         assert root.name == "runs"
-        assert (root.parent / "helpers" / "runs.py").is_file()
+        assert (root.parent / "helpers" / "core" / "runs.py").is_file()
 
     def test_an_installed_package_uses_the_working_directory(self, monkeypatch, tmp_path):
         """Without a checkout it is `runs/` in the working directory."""
         monkeypatch.delenv("HELPERS_RUNS_DIR", raising=False)
-        monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "helpers" / "runs.py"))
+        monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "helpers" / "core" / "runs.py"))
         monkeypatch.chdir(tmp_path)
         assert runs_root() == tmp_path / "runs"
 
@@ -296,7 +296,7 @@ class TestCommit:
     def checkout(self, monkeypatch, tmp_path):
         """A package inside a checkout."""
         (tmp_path / ".git").mkdir()
-        monkeypatch.setattr(runs, "__file__", str(tmp_path / "helpers" / "runs.py"))
+        monkeypatch.setattr(runs, "__file__", str(tmp_path / "helpers" / "core" / "runs.py"))
 
     @pytest.mark.parametrize(
         ("answers", "commit"),

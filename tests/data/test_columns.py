@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from helpers.data import contract as contracts
-from helpers.data.tokens import IGNORED, columns_of, trainer_columns, trainer_table
-from helpers.data.contract import Contract, TokenizedExample, check_trainer_rows
 from helpers.core.errors import ContractError
+from helpers.data import contract as contracts
+from helpers.data.contract import Contract, TokenizedExample, check_trainer_rows
+from helpers.data.tokens import IGNORED, columns_of, trainer_columns, trainer_table
 
 ROWS = (
     TokenizedExample((1, 5, 6, 2), (IGNORED, IGNORED, 6, 2)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from characters import BOS, END_INST, EOS, INST, PAD, SPACE, character_tokenizer, chatml_tokenizer, codes
 
-from helpers.data.contract import TokenizedExample, apply_contract, check_trainer_rows, tokenize_example
 from helpers.core.errors import ContractError
-from helpers.data.prompts import build_example
 from helpers.data.chat_templates import ALPACA, MISTRAL_V3
+from helpers.data.contract import TokenizedExample, apply_contract, check_trainer_rows, tokenize_example
+from helpers.data.prompts import build_example
 
 STOCK = """\
 {{- bos_token }}

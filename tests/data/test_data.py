@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from helpers.core.config import DataConfig
-from helpers.data.rows import Rows, data_fingerprint, load_rows, read_sample, row_problem
 from helpers.core.errors import DataError
 from helpers.data.readers import read_file
+from helpers.data.rows import Rows, data_fingerprint, load_rows, read_sample, row_problem
 
 ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
 TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from helpers.core.config import DataConfig
-from helpers.data.rows import Rows, load_rows
 from helpers.core.errors import DataError
+from helpers.data.rows import Rows, load_rows
 from helpers.data.selection import choose_categories, clean_rows, count_categories, in_proportion
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.data import contract
-from helpers.data import cache as token_cache
-from helpers.data.contract import apply_contract
 from helpers.core.errors import ContractError
-from helpers.data.prompts import build_example
+from helpers.data import cache as token_cache
+from helpers.data import contract
 from helpers.data.chat_templates import install_template
+from helpers.data.contract import apply_contract
+from helpers.data.prompts import build_example
 
 ROWS = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"The sum is {2 * n}."} for n in range(12)]
 

@@ -171,6 +171,6 @@ def test_words_are_escaped():
 def test_drawing_imports_nothing_heavy():
     """The modules need nothing but the standard library."""
     for name in ("svg", "diagrams"):
-        text = (Path(__file__).parents[2] / "helpers" / f"{name}.py").read_text(encoding="utf-8")
+        text = (Path(__file__).parents[2] / "helpers" / "display" / f"{name}.py").read_text(encoding="utf-8")
         found = set(re.findall(r"^(?:from|import) ([\w.]+)", text, re.MULTILINE))
         assert found <= {"__future__", "base64", "math", "collections.abc", "itertools", "html", "helpers.display.svg"}

@@ -6,8 +6,8 @@ import pytest
 from characters import character_tokenizer
 
 from helpers.data.contract import tokenize_example
-from helpers.display.tables import Picture, plot_lengths, plot_losses, show_conversation, show_mask, show_table
 from helpers.data.prompts import build_example
+from helpers.display.tables import Picture, plot_lengths, plot_losses, show_conversation, show_mask, show_table
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'too'"
 METRICS = {"train_loss": [[1, 2.5], [2, 2.0], [3, 1.75]], "eval_loss": [[0, 2.4], [3, 1.9]]}

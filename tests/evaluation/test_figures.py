@@ -8,16 +8,16 @@ from xml.etree import ElementTree
 import pytest
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.votes.ballots import Vote
 from helpers.display.style import new_figure, plain_text
-from helpers.evaluation.report.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
 from helpers.evaluation.gallery import draw_all, show_picture
-from helpers.evaluation.report.heatmap import draw_shift, lay_out
 from helpers.evaluation.metrics.table import PairedDifferences
+from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.overview import look_over
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
-from helpers.evaluation.metrics.token_shift import ShiftedToken
+from helpers.evaluation.report.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
+from helpers.evaluation.report.heatmap import draw_shift, lay_out
 from helpers.evaluation.stats.summaries import slices, summarise
+from helpers.evaluation.votes.ballots import Vote
 from helpers.evaluation.votes.tally import reveal
 from helpers.evaluation.votes.votes import KeyItem, VoteKey
 

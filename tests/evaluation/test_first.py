@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_evaluation_config import build, make_run
+from evaluation.test_config import build, make_run
 
 from helpers.core.errors import ConfigError
 from helpers.evaluation import first

@@ -11,10 +11,10 @@ import pytest
 from hostile import HOSTILE, hostile_comparison, plain_comparison
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.votes.ballots import Vote
 from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
 from helpers.evaluation.formats import read_comparison, write_comparison, write_json, write_scores
 from helpers.evaluation.records import ReferenceScore
+from helpers.evaluation.votes.ballots import Vote
 from helpers.evaluation.votes.tally import reveal
 from helpers.evaluation.votes.votes import blind_items
 

@@ -10,8 +10,6 @@ from helpers.core.errors import EvaluationError
 from helpers.evaluation.metrics.asked import asked_items, gives_items
 from helpers.evaluation.metrics.catalogue import COLUMNS, METRICS
 from helpers.evaluation.metrics.reference import chrf, chrf_signature, reference_metrics, rouge, sentence_lines
-from helpers.evaluation.metrics.table import paired, score_table
-from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
 from helpers.evaluation.metrics.structure import (
     ListItems,
     count_bold,
@@ -24,6 +22,8 @@ from helpers.evaluation.metrics.structure import (
     repetition,
     template_leaks,
 )
+from helpers.evaluation.metrics.table import paired, score_table
+from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
 from helpers.evaluation.stats.summaries import summarise
 
 INFO = RunInfo("Demo", "base", "adapter", "", 64, 0, "2025-01-01T00:00:00Z")
@@ -472,10 +472,11 @@ def test_bad_comparisons_are_refused_by_name(call, field):
 def test_importing_the_modules_loads_no_heavy_library():
     """numpy, scipy, nltk, sacrebleu and rouge-score are imported when first needed."""
     modules = (
-        "agreement asked catalogue intervals likeness metrics preferences resampling statistics structure summaries"
+        "metrics.asked metrics.catalogue metrics.reference metrics.structure metrics.table stats.agreement "
+        "stats.intervals stats.preferences stats.resampling stats.summaries stats.tests stats"
     )
     code = (
-        f"import sys, importlib; names = '{modules} verdicts'.split(); "
+        f"import sys, importlib; names = '{modules}.verdicts'.split(); "
         "[importlib.import_module('helpers.evaluation.' + name) for name in names]; "
         "print({'numpy', 'scipy', 'nltk', 'sacrebleu', 'rouge_score', 'torch'} & set(sys.modules))"
     )

@@ -12,11 +12,11 @@ from browser import Page, needs_chromium, run_in_page
 from hostile import HOSTILE, RUN, hostile_comparison, plain_comparison, run_info
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.report.cards import badges, headline_arms, prompt_cards
-from helpers.evaluation.report.diffs import Span, word_diff
 from helpers.evaluation.metrics.gains import clean_rows, tuning_gains
 from helpers.evaluation.pages import embed_json, visible
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore
+from helpers.evaluation.report.cards import badges, headline_arms, prompt_cards
+from helpers.evaluation.report.diffs import Span, word_diff
 from helpers.evaluation.report.page import write_report
 from helpers.evaluation.report.tables import ladder, number, slice_row, verdict_row
 

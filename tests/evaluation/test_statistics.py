@@ -10,8 +10,8 @@ from helpers.evaluation.stats.agreement import agreement, cohen_kappa, krippendo
 from helpers.evaluation.stats.intervals import Interval, observe
 from helpers.evaluation.stats.preferences import sign_test, summarise_votes, wilson_interval, win_rate, wins_needed
 from helpers.evaluation.stats.resampling import bootstrap_interval, permutation_p_value
-from helpers.evaluation.stats.tests import count_clusters, holm, standard_error, t_interval, t_p_value
 from helpers.evaluation.stats.summaries import slices, summarise
+from helpers.evaluation.stats.tests import count_clusters, holm, standard_error, t_interval, t_p_value
 from helpers.evaluation.stats.verdicts import state, state_all
 
 # Student, "The Probable Error of a Mean" (1908): extra hours of sleep with one drug over the other, ten patients.

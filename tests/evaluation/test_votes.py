@@ -12,14 +12,22 @@ from browser import POLICY, Page, needs_chromium, run_in_page
 from hostile import HOSTILE, hostile_comparison, plain_comparison
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.votes.ballots import CRITERIA, Vote, read_votes, write_votes
+from helpers.core.runs import RunDirectory
 from helpers.evaluation.overview import look_over
 from helpers.evaluation.pages import visible
+from helpers.evaluation.votes.ballots import CRITERIA, Vote, read_votes, write_votes
 from helpers.evaluation.votes.tally import Tally, TickShare, reveal
-from helpers.evaluation.votes.widget import vote_widget
-from helpers.evaluation.votes.votes import BlindItem, KeyItem, VoteKey, blind_items, read_key, write_key, write_vote_page
+from helpers.evaluation.votes.votes import (
+    BlindItem,
+    KeyItem,
+    VoteKey,
+    blind_items,
+    read_key,
+    write_key,
+    write_vote_page,
+)
 from helpers.evaluation.votes.voting import prepare_vote
-from helpers.core.runs import RunDirectory
+from helpers.evaluation.votes.widget import vote_widget
 
 HEADER = "item_id,choice,concrete,on_topic,structure,voter,seconds"
 KEY = VoteKey(

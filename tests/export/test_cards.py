@@ -9,9 +9,9 @@ import yaml
 
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
+from helpers.core.runs import RunDirectory
 from helpers.export.model_card import model_card, write_card
 from helpers.export.verdict import Check, Verification
-from helpers.core.runs import RunDirectory
 
 METRICS = {
     "eval_loss_before": 2.5,

@@ -11,12 +11,12 @@ from tuned import Stranger, quantize_nf4, rewrite, save_adapter, tuned_mistral
 
 from helpers.core.errors import ExportError
 from helpers.export import verify
-from helpers.model.distance import Distance
 from helpers.export.merge import merge_16bit
 from helpers.export.reference import measure_reference
 from helpers.export.tensors import base_tensors
 from helpers.export.verdict import Check, Verification, judge_distance
 from helpers.export.verify import verify_adapter, verify_merged
+from helpers.model.distance import Distance
 
 PROMPTS = (
     ({"role": "user", "content": "Hello"},),

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.core.errors import ConfigError
+from helpers.core.text import format_bytes
 from helpers.memory.predict import (
     CALIBRATION,
     GIB,
     MISTRAL_7B,
     SMOLLM2_135M,
     ModelShape,
-    format_bytes,
     loss_rows,
     predict_peak,
     shape_of,

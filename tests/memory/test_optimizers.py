@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 from helpers.memory.optimizers import choose_optimizer, resolve_optimizer
+from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 
 
 def card(size):

@@ -16,21 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.model.patches import attention
-from helpers.runtime import hardware
-from helpers.memory import layout
 from helpers.cli import plan as plan_command
-from helpers.training import session
-from helpers.model.patches.attention import choose_attention
-from helpers.core.config import build_config
-from helpers.data.contract import Contract, TokenizedExample
-from helpers.core.errors import ConfigError, StackError
-from helpers.model.patches.graph_rules import UNSLOTH_TESTED
-from helpers.runtime.hardware import Gpu
-from helpers.memory.layout import Layout, choose_layout, plan_layout
-from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
-from helpers.memory.optimizers import choose_optimizer
 from helpers.cli.plan import GPUS, add_command, parse_gpu
+from helpers.core.config import build_config
+from helpers.core.errors import ConfigError, StackError
+from helpers.data.contract import Contract, TokenizedExample
+from helpers.memory import layout
+from helpers.memory.layout import Layout, choose_layout, plan_layout
+from helpers.memory.optimizers import choose_optimizer
 from helpers.memory.plan import (
     advise,
     attention_kind,
@@ -41,7 +34,14 @@ from helpers.memory.plan import (
     preflight_memory,
     shape_for,
 )
+from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
+from helpers.model.patches import attention
+from helpers.model.patches.attention import choose_attention
+from helpers.model.patches.graph_rules import UNSLOTH_TESTED
+from helpers.runtime import hardware
 from helpers.runtime.device_map import SPLIT
+from helpers.runtime.hardware import Gpu
+from helpers.training import session
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
 L4 = Gpu("NVIDIA L4", (8, 9), round(22.1 * GIB), round(21.8 * GIB))

@@ -98,7 +98,7 @@ class TestInstall:
 
 
 class TestUpstream:
-    """Whether the work-around is still needed. On a failure read the reason, and shorten helpers/model/patches/attention.py."""
+    """Whether the work-around is still needed. On a failure read the reason, and shorten the module."""
 
     def test_it_was_made_for_the_locked_unsloth(self):
         """The version that it knows is the one in pyproject.toml; another one may have its own path for torch 2.11."""

@@ -12,13 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from helpers.core.errors import StackError, TemplateError
 from helpers.model.decoding import DecodePlan, answers, fast_generate, plan_decoding
 from helpers.model.decoding.blocks import decoder_math
 from helpers.model.decoding.schedule import Schedule, row_length
 from helpers.model.decoding.session import DecoderSession
 from helpers.model.decoding.shapes import unsupported
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.core.errors import StackError, TemplateError
 from helpers.model.load import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

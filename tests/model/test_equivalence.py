@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from helpers.data.contract import IGNORED, apply_contract
-from helpers.data.rows import read_sample
 from helpers.data.prompts import build_example
+from helpers.data.rows import read_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 256

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.model.patches.graph_rules import choose_graphs, host_lengths, recorded_size
 from helpers.model.patches.cuda_graphs import GraphedLayers, decoder_layers, graphed_passes
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights
+from helpers.model.patches.graph_rules import choose_graphs, host_lengths, recorded_size
 
 torch = pytest.importorskip("torch")
 

@@ -11,11 +11,11 @@ import os
 import pytest
 from sources import definitions, module_tree
 
-from helpers.model import load as model_module
 from helpers.core.config import AdapterConfig
 from helpers.core.errors import ConfigError
-from helpers.runtime.hardware import Gpu
 from helpers.memory.predict import LOSS_BYTES, MISTRAL_7B, SMOLLM2_135M, ModelShape, loss_rows
+from helpers.model import load as model_module
+from helpers.runtime.hardware import Gpu
 
 torch = pytest.importorskip("torch")
 

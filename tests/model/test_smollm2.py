@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from helpers.model import smollm2
 from helpers.core.errors import StackError
+from helpers.model import smollm2
 from helpers.model.smollm2 import smollm2_folder
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from runtimes import own_machine, runtime
 
-from helpers.runtime import doctor
+from helpers.core.errors import StackError
+from helpers.runtime import doctor, hardware
 from helpers.runtime import setup as environment
-from helpers.runtime import hardware
 from helpers.runtime.doctor import Report
 from helpers.runtime.setup import read_secret, setup_notebook
-from helpers.core.errors import StackError
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import types
 
 import pytest
 
-from helpers.runtime import hardware
 from helpers.core.errors import StackError
+from helpers.runtime import hardware
 from helpers.runtime.hardware import (
     Driver,
     Gpu,

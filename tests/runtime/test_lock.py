@@ -68,7 +68,7 @@ class TestLock:
 
     def test_the_lock_is_installed_with_the_package(self):
         """The package's data files include the lock, so that an installed copy finds it."""
-        assert "lock.txt" in PYPROJECT["tool"]["setuptools"]["package-data"]["helpers"]
+        assert "runtime/lock.txt" in PYPROJECT["tool"]["setuptools"]["package-data"]["helpers"]
 
     def test_waivers_are_the_overrides_of_pyproject(self):
         """Each override in pyproject.toml is a waiver in the lock, and none other is."""
@@ -101,7 +101,7 @@ class TestUpgrade:
         newer = re.sub(r"(?m)^(trl|unsloth)==\S+", r"\1==9999.1", (ROOT / "requirements.txt").read_text("utf-8"))
         (folder / "newer.txt").write_text(newer, encoding="utf-8")
         for name in (*self.FILES, "scripts/lock"):
-            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         uv = f'cp "$3" {folder}/tried.toml; until [ "$1" = --output-file ]; do shift; done; cp {folder}/newer.txt "$2"'
         python = f'[ "$2" = pip ] || exit {0 if fits else 1}'

@@ -8,17 +8,25 @@ import types
 import pytest
 from sources import package_root
 
-from helpers.training import failures as guards
-from helpers.runtime import hardware
-from helpers.memory import plan as planner
-from helpers.training import session
 from helpers.core.config import build_config
-from helpers.data.contract import Contract, TokenizedExample
-from helpers.model.decoding.shapes import unsupported
 from helpers.core.errors import ConfigError, StackError
-from helpers.runtime.hardware import Gpu
+from helpers.data.contract import Contract, TokenizedExample
+from helpers.memory import plan as planner
 from helpers.memory.predict import ModelShape
-from helpers.runtime.device_map import SPLIT, add_options, held_bytes, loader_options, own_cards, split_share, take_options
+from helpers.model.decoding.shapes import unsupported
+from helpers.runtime import hardware
+from helpers.runtime.device_map import (
+    SPLIT,
+    add_options,
+    held_bytes,
+    loader_options,
+    own_cards,
+    split_share,
+    take_options,
+)
+from helpers.runtime.hardware import Gpu
+from helpers.training import failures as guards
+from helpers.training import session
 
 GIB = 2**30
 

@@ -11,17 +11,19 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from helpers.core.errors import ConfigError
+from tools import badges
 from tools.badges import (
     NotebookFacts,
     badge_links,
     badge_table,
+    main,
     notebook_badges,
     read_facts,
     read_release,
     release_texts,
     rename_release,
 )
-from helpers.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"teaches": "to count", "gpu": "T4", "minutes_t4": 25, "download_gb": 4.1}
@@ -248,3 +250,20 @@ class TestTexts:
             "https://github.com/o/r/issues/1 https://github.com/rhysd/actionlint https://example.org/notebooks/a.ipynb"
         )
         assert rename_release(text, "c/d", "v2") == text
+
+
+class TestCommand:
+    """`scripts/build_badges`."""
+
+    def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
+        """`--check` fails until the files are written, and writes nothing; `--repo` and `--tag` win over the file."""
+        table = tmp_path / "colab_badges.md"
+        monkeypatch.setattr(badges, "release_texts", lambda root, repository, tag: {table: f"{repository} {tag}\n"})
+        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
+        assert main(["--check"], tmp_path) == 1
+        assert not table.exists()
+        assert main(["--repo", "c/d", "--tag", "v2"], tmp_path) == 0
+        assert table.read_text() == "c/d v2\n"
+        assert main(["--check", "--repo", "c/d", "--tag", "v2"], tmp_path) == 0
+        assert main(["--check"], tmp_path) == 1
+        assert "colab_badges.md is out of date" in capsys.readouterr().err

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.runtime.calibration import Calibration
 from helpers.core.errors import RunError
 from helpers.core.runs import runs_root, write_json
+from helpers.runtime.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = {

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.runtime.calibration import calibrate
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, RunError, StackError
+from helpers.core.runs import RunDirectory, write_json
 from helpers.evaluation.config import build_evaluation_config
+from helpers.runtime.calibration import calibrate
+from helpers.runtime.hardware import require_gpu
 from tools.gpu_expectations import Expected, Profile, read_expectations
 from tools.gpu_findings import Facts, findings_table, gather_facts, judge
-from helpers.runtime.hardware import require_gpu
-from helpers.core.runs import RunDirectory, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTATIONS = ROOT / "tests" / "gpu_expectations.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.badges import notebook_badges, read_release
 from helpers.core.errors import RunError
-from tools.pairs import build_all, notebook_text
+from tools.badges import notebook_badges, read_release
 from tools.notebook_lint import check_notebook, expected_parameters
+from tools.pairs import build_all, notebook_text
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))

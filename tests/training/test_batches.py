@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from helpers.training.sampler import StepBatches, deal, epoch_order
 from helpers.core.processes import Place
 from helpers.core.shares import Share
+from helpers.training.sampler import StepBatches, deal, epoch_order
 
 LENGTHS = [random.Random(n).randrange(5, 400) for n in range(27)]
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training import persist
-from helpers.training import sealing
-from helpers.training.checkpoints import REQUIRED, last_complete, step_folders
-from helpers.core.files import is_disk_full, require_space, show_bytes
 from helpers.core.errors import RunError
-from helpers.evaluation.sources import find_adapter
-from helpers.training.persist import Persister, connect_drive, persist_folder, prepare_persist
+from helpers.core.files import is_disk_full, require_space, show_bytes
 from helpers.core.runs import open_run, read_json, write_json
+from helpers.evaluation.sources import find_adapter
+from helpers.training import persist, sealing
+from helpers.training.checkpoints import REQUIRED, last_complete, step_folders
+from helpers.training.persist import Persister, connect_drive, persist_folder, prepare_persist
 from helpers.training.sealing import prune, seal, sweep
 from helpers.training.session import finish_run
 

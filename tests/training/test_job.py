@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training import job
 from helpers.core.errors import ConfigError
+from helpers.training import job
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_relative_paths_begin_at_the_folder_where_the_file_was_written(steps, tm
 
 def test_a_training_that_fails_before_its_first_step_is_marked_as_failed(runs_folder, monkeypatch):
     """Such as when a file of rows is gone; `python -m helpers runs` then says so."""
-    from helpers.training import launch
     from helpers.core.config import build_config
     from helpers.core.errors import DataError
     from helpers.core.runs import open_run
+    from helpers.training import launch
 
     config = build_config("alpaca", preset="smoke", run_name="mine")
 

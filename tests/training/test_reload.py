@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from helpers.core.errors import ExportError
-from helpers.training.reload import judge_reload, loss_distance
 from helpers.model.scoring import RowScore
+from helpers.training.reload import judge_reload, loss_distance
 
 
 def rows(*means, tokens=9):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.training.checkpoints import last_complete, step_folders
 from helpers.core.files import file_sha256
 from helpers.core.runs import RunDirectory, read_json, write_json
+from helpers.training.checkpoints import last_complete, step_folders
 
 pytestmark = pytest.mark.slow
 

@@ -7,15 +7,15 @@ import types
 
 import pytest
 
-from helpers.training import session
 from helpers.core.config import build_config
 from helpers.core.config_file import read_config, record_layout
-from helpers.data.contract import Contract, TokenizedExample
 from helpers.core.errors import ConfigError, RunError
-from helpers.runtime.hardware import Gpu
 from helpers.core.lock import find_holder, release_lock
-from helpers.training.session import configure, finish_run, fit_layout, start_run
 from helpers.core.shares import Share
+from helpers.data.contract import Contract, TokenizedExample
+from helpers.runtime.hardware import Gpu
+from helpers.training import session
+from helpers.training.session import configure, finish_run, fit_layout, start_run
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ class TestComparison:
     @pytest.fixture
     def comparison(self, runs_folder, monkeypatch):
         """A checked comparison and its adapter; looking at the machine is left out."""
-        from test_evaluation_config import build, make_run
+        from evaluation.test_config import build, make_run
 
         from helpers.evaluation import lesson
         from helpers.evaluation.sources import find_adapter

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.training import tracking
 from helpers.core.config import FREE_TO_CHANGE, build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import RunDirectory
+from helpers.training import tracking
 from helpers.training.tracking import require_tracker, track_configuration, tracking_arguments
 
 VARIABLES = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from helpers.core.config import DataConfig, build_config
-from helpers.data.rows import _draw
 from helpers.core.errors import StackError
+from helpers.data.rows import _draw
 from helpers.training.trainer import _check_mode
 
 

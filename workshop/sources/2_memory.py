@@ -228,7 +228,8 @@ check("qlora-memory", answer)
 # on the batch and on the length of its rows. The package has a planner that counts them too.
 
 # %%
-from helpers.memory.predict import MISTRAL_7B, format_bytes, predict_peak
+from helpers.core.text import format_bytes
+from helpers.memory.predict import MISTRAL_7B, predict_peak
 
 for length in (512, 1024, 2048, 4096):
     peak = predict_peak(MISTRAL_7B, rank=16, batch_size=2, seq_length=length)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.report.diffs import Span, word_diff
 from helpers.evaluation.metrics.gains import Gains, clean_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt
+from helpers.evaluation.report.diffs import Span, word_diff
 
 __all__ = ["badges", "headline_arms", "prompt_cards"]
 

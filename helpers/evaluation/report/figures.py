@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.display.style import BASE, BETTER, INK, SOFT, WORSE, Drawing, new_figure, plain_text
+from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.table import PairedDifferences
-from helpers.evaluation.stats.tests import t_interval
-from helpers.evaluation.stats.summaries import PairedSummary
 from helpers.evaluation.report.tables import number
+from helpers.evaluation.stats.summaries import PairedSummary
+from helpers.evaluation.stats.tests import t_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

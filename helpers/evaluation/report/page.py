@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.report.cards import headline_arms, prompt_cards
 from helpers.evaluation.metrics.gains import Gains, tuning_gains
 from helpers.evaluation.pages import render_page, write_page
 from helpers.evaluation.records import Comparison
+from helpers.evaluation.report.cards import headline_arms, prompt_cards
 from helpers.evaluation.report.tables import ladder, number, slice_row, verdict_row
 
 __all__ = ["write_report"]

@@ -1,8 +1,8 @@
 """Intervals and tests for paired differences: one number per prompt, tuned minus base.
 
 Works on numbers alone. The paired t interval comes first; the bootstrap and the permutation test that second it are in
-`helpers.evaluation.stats.resampling`. All take `clusters`: prompts drawn from one source are not independent, and are then
-treated as one observation. `helpers.evaluation.stats.verdicts` says in words what the numbers allow.
+`helpers.evaluation.stats.resampling`. All take `clusters`: prompts drawn from one source are not independent, and are
+then treated as one observation. `helpers.evaluation.stats.verdicts` says in words what the numbers allow.
 """
 
 from __future__ import annotations

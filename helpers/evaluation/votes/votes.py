@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.core.errors import EvaluationError
+from helpers.core.runs import write_text
 from helpers.evaluation.pages import embed_json, render_page, visible, write_page
 from helpers.evaluation.records import Comparison, Prompt, build_record
-from helpers.core.runs import write_text
 
 __all__ = ["BlindItem", "KeyItem", "VoteKey", "blind_items", "read_key", "write_key", "write_vote_page"]
 

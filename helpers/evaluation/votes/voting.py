@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from helpers.evaluation.stats.agreement import agreement, self_consistency
-from helpers.evaluation.votes.ballots import Vote, read_votes
+from helpers.core.runs import RunDirectory
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.overview import Overview
-from helpers.evaluation.stats.preferences import summarise_votes
 from helpers.evaluation.records import Comparison
+from helpers.evaluation.stats.agreement import agreement, self_consistency
+from helpers.evaluation.stats.preferences import summarise_votes
+from helpers.evaluation.votes.ballots import Vote, read_votes
 from helpers.evaluation.votes.tally import Reveal, reveal
 from helpers.evaluation.votes.votes import BlindItem, VoteKey, blind_items, write_key, write_vote_page
-from helpers.core.runs import RunDirectory
 
 __all__ = ["MOST_PAIRS", "count_votes", "describe_votes", "prepare_vote"]
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.votes.ballots import CRITERIA, TICKS, Vote
 from helpers.evaluation.pages import visible
+from helpers.evaluation.votes.ballots import CRITERIA, TICKS, Vote
 from helpers.evaluation.votes.votes import BlindItem
 
 if TYPE_CHECKING:

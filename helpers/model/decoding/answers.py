@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from helpers.core.errors import StackError
+from helpers.data.chat_templates import refuse_control_text, render
 from helpers.model.decoding.blocks import decoder_math
 from helpers.model.decoding.plans import SIMPLE_BATCH, DecodePlan, plan_decoding
 from helpers.model.decoding.schedule import Schedule, row_length
 from helpers.model.decoding.session import DecoderSession
-from helpers.model.decoding.shapes import cache_bytes, causal_model, copied_parameters, has_adapter, read_shape, unsupported
+from helpers.model.decoding.shapes import (
+    cache_bytes,
+    causal_model,
+    copied_parameters,
+    has_adapter,
+    read_shape,
+    unsupported,
+)
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.core.errors import StackError
 from helpers.model.load import GeneratedAnswer, LoadedModel, free_memory, generate, without_adapter
-from helpers.data.chat_templates import refuse_control_text, render
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message

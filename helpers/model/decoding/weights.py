@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.model.decoding.shapes import active_adapters, causal_model, has_adapter, read_shape, unsupported
 from helpers.core.errors import StackError
+from helpers.model.decoding.shapes import active_adapters, causal_model, has_adapter, read_shape, unsupported
 
 __all__ = ["DecoderWeights", "LayerWeights"]
 

@@ -248,5 +248,5 @@ def _install(dispatch: Any) -> None:
 def _replace_everywhere(old: Any, new: Any) -> None:
     """Replace the dispatcher in every module that imported it by name."""
     for module in list(sys.modules.values()):
-        if getattr(module, "select_attention_backend", None) is old:
+        if vars(module).get("select_attention_backend") is old:  # getattr would load what is loaded lazily
             module.select_attention_backend = new  # type: ignore[attr-defined]

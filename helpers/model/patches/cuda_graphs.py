@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from helpers.model.patches.graph_rules import STEP, host_lengths, recorded_size
-from helpers.memory.predict import format_bytes
+from helpers.core.text import format_bytes
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights, activation_bytes
+from helpers.model.patches.graph_rules import STEP, host_lengths, recorded_size
 
 __all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
 

@@ -4,8 +4,8 @@ A QLoRA step on a fast card is limited by the host. transformers 5.17 walks thro
 times a step, about 2,500 of them with an adapter on 32 layers: to clear gradients, to find the parameters to clip, to
 look among them for ones spread over several machines, and to count them. Only the adapter's have gradients, and which
 they are does not change while training. Python's garbage collector, too, need not look again and again at what was
-there before the first step. Recomputed layers need not compute what nothing reads (see `helpers.model.patches.recompute`). The
-numbers are the same, bit for bit.
+there before the first step. Recomputed layers need not compute what nothing reads (see
+`helpers.model.patches.recompute`). The numbers are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from helpers.model.patches.collector import leave_alone
 from helpers.core.processes import place
+from helpers.model.patches.collector import leave_alone
 from helpers.model.patches.recompute import lean_recompute
 
 __all__ = ["lean_steps"]

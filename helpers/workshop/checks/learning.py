@@ -34,7 +34,7 @@ def recorded_run(name: str) -> dict[str, Any]:
 
 @cache
 def _runs() -> dict[str, dict[str, Any]]:
-    path = resources.files("helpers").joinpath("samples", "workshop_curves.jsonl")
+    path = resources.files("helpers.data").joinpath("samples", "workshop_curves.jsonl")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {row["name"]: row for row in rows}
 
