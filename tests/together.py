@@ -116,7 +116,7 @@ def replay_passes():
     Alone, one process computes what two average.
     """
     import torch
-    from test_graphs import Computed, batch, make_layers, walk
+    from model.test_graphs import Computed, batch, make_layers, walk
 
     from helpers.core.processes import place
 
