@@ -340,7 +340,7 @@ print(describe_change(result))
 from helpers.export import describe_needs, preflight
 
 needs = preflight(
-    loaded, run.path, merged=config.export.merge_16bit, gguf=config.export.gguf_quantization
+    loaded.model, run.path, merged=config.export.merge_16bit, gguf=config.export.gguf_quantization
 )
 print(describe_needs(needs, run.path))
 
@@ -353,7 +353,7 @@ from helpers.export import measure_reference
 from helpers.training.trainer import save_adapter
 
 files = save_adapter(loaded, run)
-reference = measure_reference(loaded)
+reference = measure_reference(loaded.model, loaded.tokenizer)
 print(run.shown("adapter") + ":", ", ".join(files))
 
 # %% [markdown]
@@ -366,7 +366,9 @@ print(run.shown("adapter") + ":", ", ".join(files))
 # %%
 from helpers.export import verify_adapter
 
-adapter_proof = verify_adapter(loaded, run.adapter, reference=reference).require()
+adapter_proof = verify_adapter(
+    loaded.model, loaded.tokenizer, run.adapter, reference=reference
+).require()
 print(adapter_proof.lines())
 
 # %% [markdown]
@@ -384,7 +386,7 @@ from helpers.export import merge_16bit
 
 merged_folder = run.path / "merged"
 if config.export.merge_16bit:
-    merged = merge_16bit(loaded, merged_folder)
+    merged = merge_16bit(loaded.model, loaded.tokenizer, merged_folder)
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
     print(merged.reason)
 
@@ -399,7 +401,9 @@ from helpers.export import verify_merged
 
 proofs = {"adapter": adapter_proof}
 if config.export.merge_16bit:
-    proofs["merged"] = verify_merged(loaded, merged_folder, reference=reference).require()
+    proofs["merged"] = verify_merged(
+        loaded.model, loaded.tokenizer, merged_folder, reference=reference
+    ).require()
     print(proofs["merged"].lines())
 
 # %% [markdown]

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.core.config import AdapterConfig, ModelConfig
-from helpers.model.load import LoadedModel, attach_adapter, load_model
+from helpers.model.load import attach_adapter, load_model
 
 
 def main() -> int:
@@ -33,9 +33,9 @@ def main() -> int:
     out = Path(options.out or tempfile.mkdtemp(prefix="export-check-"))
     report: dict[str, Any] = {"model": Path(options.model).name, "std": options.std, "dtype": options.dtype}
     with _measured(report, "load"):
-        loaded = _load(options)
+        model, tokenizer = _load(options)
     try:
-        verdicts = _export(loaded, out, options, report)
+        verdicts = _export(model, tokenizer, out, options, report)
     finally:
         if not options.out:
             shutil.rmtree(out, ignore_errors=True)
@@ -44,7 +44,7 @@ def main() -> int:
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
-def _export(loaded: LoadedModel, out: Path, options: argparse.Namespace, report: dict[str, Any]) -> list[Any]:
+def _export(model: Any, tokenizer: Any, out: Path, options: argparse.Namespace, report: dict[str, Any]) -> list[Any]:
     """Save, merge, verify; returns both verdicts."""
     from helpers.export import (
         describe_needs,
@@ -56,18 +56,18 @@ def _export(loaded: LoadedModel, out: Path, options: argparse.Namespace, report:
         verify_merged,
     )
 
-    print(describe_needs(preflight(loaded, out, merged=True, gguf=options.gguf), out), file=sys.stderr)
+    print(describe_needs(preflight(model, out, merged=True, gguf=options.gguf), out), file=sys.stderr)
     with _measured(report, "reference"):
-        reference = measure_reference(loaded)
+        reference = measure_reference(model, tokenizer)
     with _measured(report, "save_adapter"):
-        loaded.model.save_pretrained(out / "adapter")
-        loaded.tokenizer.save_pretrained(out / "adapter")
+        model.save_pretrained(out / "adapter")
+        tokenizer.save_pretrained(out / "adapter")
     with _measured(report, "verify_adapter"):
-        adapter = verify_adapter(loaded, out / "adapter", reference=reference)
+        adapter = verify_adapter(model, tokenizer, out / "adapter", reference=reference)
     with _measured(report, "merge"):
-        result = merge_16bit(loaded, out / "merged", dtype=options.dtype)
+        result = merge_16bit(model, tokenizer, out / "merged", dtype=options.dtype)
     with _measured(report, "verify_merged"):
-        merged = verify_merged(loaded, out / "merged", reference=reference)
+        merged = verify_merged(model, tokenizer, out / "merged", reference=reference)
     report |= {
         "adapter": adapter.as_dict()["numbers"],
         "merged": merged.as_dict()["numbers"],
@@ -97,26 +97,25 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(options: argparse.Namespace) -> LoadedModel:
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model and give it an adapter with a visible effect."""
     import torch
 
-    loaded = (
-        _load_plain(options)
-        if options.plain
-        else load_model(ModelConfig(model_name=options.model, load_in_4bit=not options.full, max_seq_length=2048))
-    )
-    if not options.plain:
+    if options.plain:
+        model, tokenizer = _load_plain(options)
+    else:
+        loaded = load_model(ModelConfig(model_name=options.model, load_in_4bit=not options.full, max_seq_length=2048))
         attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=True)
+        model, tokenizer = loaded.model, loaded.tokenizer
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in loaded.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if "lora_B" in name:
             values = torch.randn(parameter.shape, generator=generator) * options.std
             parameter.data.copy_(values)
-    return loaded
+    return model, tokenizer
 
 
-def _load_plain(options: argparse.Namespace) -> LoadedModel:
+def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load without Unsloth."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -130,10 +129,10 @@ def _load_plain(options: argparse.Namespace) -> LoadedModel:
     precision = choose_precision(gpu.capability if gpu else None)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    template = install_template(tokenizer, "chat")
+    install_template(tokenizer, "chat")
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, device_map={"": 0 if gpu else "cpu"})
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGET_MODULES)))
-    return LoadedModel(model, tokenizer, template, options.model, precision, 2048)
+    return model, tokenizer
 
 
 @contextmanager

@@ -59,23 +59,23 @@ class Stranger:
 
 
 def tuned_mistral(folder, *, std=0.05, nf4=False):
-    """Load a tiny Mistral with a LoRA adapter whose effect is visible."""
+    """Return (model, tokenizer): a tiny Mistral with a LoRA adapter whose effect is visible."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from helpers.data.chat_templates import install_template
-    from helpers.model.load import TARGET_MODULES, LoadedModel
+    from helpers.model.load import TARGET_MODULES
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    template = install_template(tokenizer, "chat")
+    install_template(tokenizer, "chat")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(1)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGET_MODULES)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=std)
-    return LoadedModel(model, tokenizer, template, str(folder), "fp32", 2048)
+    return model, tokenizer
 
 
 def quantize_nf4(source, folder):
@@ -96,10 +96,10 @@ def quantize_nf4(source, folder):
     return folder
 
 
-def save_adapter(loaded, folder):
+def save_adapter(model, tokenizer, folder):
     """Save the adapter with its tokenizer."""
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

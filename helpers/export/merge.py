@@ -12,7 +12,6 @@ from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import check_weight_files, record_export, staged_folder
 from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
-from helpers.model.load import LoadedModel
 
 __all__ = ["MergeResult", "merge_16bit"]
 
@@ -49,7 +48,8 @@ class MergeResult:
 
 
 def merge_16bit(
-    loaded: LoadedModel,
+    model: Any,
+    tokenizer: Any,
     folder: Path | str,
     *,
     dtype: str = "fp16",
@@ -65,7 +65,8 @@ def merge_16bit(
     adapter adds is often less than half a step of that grid, so that rounding to bf16 drops it.
 
     Args:
-        loaded: The tuned model. It is not changed.
+        model: The tuned PEFT model. It is not changed.
+        tokenizer: With the template that it was trained with.
         folder: Where to: missing, empty, or an earlier export.
         dtype: "fp16" or "bf16": the type that is written.
         shard_bytes: Largest weight file, in bytes.
@@ -80,12 +81,12 @@ def merge_16bit(
     if dtype not in ("fp16", "bf16"):
         raise ConfigError("dtype", "fp16 or bf16", dtype, "Use fp16 if in doubt.")
     folder = Path(folder)
-    adapter = refuse_unmergeable(loaded.model)
-    preflight(loaded, folder, merged=True, shard_bytes=shard_bytes)
-    tensors = list(base_tensors(loaded.model))
+    adapter = refuse_unmergeable(model)
+    preflight(model, folder, merged=True, shard_bytes=shard_bytes)
+    tensors = list(base_tensors(model))
     with staged_folder(folder) as staged:
         kept = _write_weights(tensors, adapter, staged, dtype, shard_bytes)
-        _write_companions(loaded, staged, dtype)
+        _write_companions(model.get_base_model(), tokenizer, staged, dtype)
         check_weight_files(staged, {t.name: t.shape for t in tensors})
         size = sum(p.stat().st_size for p in staged.iterdir())
         result = MergeResult(
@@ -162,21 +163,20 @@ def _write_index(folder: Path, index: dict[str, str], size: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_companions(loaded: LoadedModel, folder: Path, dtype: str) -> None:
+def _write_companions(base: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """Write tokenizer with template, configuration without quantization, and how to generate."""
     from transformers import GenerationConfig
 
-    loaded.tokenizer.save_pretrained(str(folder))
-    tokenizer = loaded.tokenizer
+    tokenizer.save_pretrained(str(folder))
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(folder)
-    config = json.loads(loaded.model.get_base_model().config.to_json_string())
+    config = json.loads(base.config.to_json_string())
     for key in [k for k in config if k in ("quantization_config", "_name_or_path") or k.startswith("unsloth")]:
         del config[key]
     config |= {
         "dtype": {"fp16": "float16", "bf16": "bfloat16"}[dtype],
         "use_cache": True,
-        "architectures": [type(loaded.model.get_base_model()).__name__],
+        "architectures": [type(base).__name__],
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import refuse_control_text, render, template_sha256
 from helpers.model.distance import Distance, jitter_activations, measure_distance
-from helpers.model.load import LoadedModel, without_adapter
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
@@ -28,6 +27,10 @@ VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
     )
 )
 """Fixed prompts, so that verifications can be compared with each other."""
+
+
+PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32"}
+"""By the type of a model's embeddings, which is the type that it computes in, also where other weights are in 4 bit."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,15 @@ class Reference:
 
 
 def measure_reference(
-    loaded: LoadedModel, prompts: Sequence[Sequence[Message]] = VERIFY_PROMPTS, *, max_new_tokens: int = 16
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[Message]] = VERIFY_PROMPTS, *, max_new_tokens: int = 16
 ) -> Reference:
     """Let the tuned model and its base answer, and keep their logits.
 
     Each prompt is run by itself: in 16 bit the logits depend on the batch (unsloth issue 9708).
 
     Args:
-        loaded: The tuned model.
+        model: The tuned PEFT model.
+        tokenizer: With the template that it was trained with.
         prompts: Conversations that end with the user's message.
         max_new_tokens: Longest answer, in tokens.
 
@@ -82,7 +86,6 @@ def measure_reference(
         ExportError: The model has no adapter, or its logits are not numbers.
         TemplateError: A prompt contains control tokens.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
     if not hasattr(model, "disable_adapter"):
         raise ExportError(
             "model", "a model with a LoRA adapter", type(model).__name__, "Attach or load an adapter first."
@@ -98,7 +101,7 @@ def measure_reference(
     tuned = answer_logits(model, sequences, starts)
     with jitter_activations(model):
         noise = measure_distance(tuned, answer_logits(model, sequences, starts))
-    with without_adapter(model):
+    with model.disable_adapter():
         base, base_answers = (
             answer_logits(model, sequences, starts),
             answer_greedily(model, ids, max_new_tokens, tokenizer),
@@ -113,7 +116,7 @@ def measure_reference(
         tuple(base),
         tuple(base_answers),
         noise,
-        loaded.precision,
+        PRECISIONS[str(model.get_input_embeddings().weight.dtype)],
         template_sha256(tokenizer),
         max_new_tokens,
     )

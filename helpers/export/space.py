@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError
 from helpers.export.tensors import count_parameters
 from helpers.memory.disk import ALLOWANCE, GGUF_BITS
-from helpers.model.load import LoadedModel
 
 __all__ = ["SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
 
@@ -31,12 +31,12 @@ class SpaceNeed:
 
 
 def estimate_needs(
-    loaded: LoadedModel, *, merged: bool = False, gguf: str | None = None, shard_bytes: int = 2 * 2**30
+    model: Any, *, merged: bool = False, gguf: str | None = None, shard_bytes: int = 2 * 2**30
 ) -> tuple[SpaceNeed, ...]:
     """Estimate what an export takes, from the model in memory.
 
     Args:
-        loaded: The tuned model.
+        model: The tuned PEFT model.
         merged: Whether the merged 16-bit model is written.
         gguf: The GGUF type that is written, or None.
         shard_bytes: Largest weight file of the merged model, in bytes.
@@ -47,8 +47,8 @@ def estimate_needs(
     Raises:
         ConfigError: The GGUF type is unknown.
     """
-    weights, largest = count_parameters(loaded.model)
-    lora = sum(p.numel() * p.element_size() for n, p in loaded.model.named_parameters() if ".lora_" in n)
+    weights, largest = count_parameters(model)
+    lora = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if ".lora_" in n)
     needs = [SpaceNeed("adapter", lora + ALLOWANCE, lora)]
     if merged or gguf:
         needs.append(
@@ -64,7 +64,7 @@ def estimate_needs(
 
 
 def preflight(
-    loaded: LoadedModel,
+    model: Any,
     folder: Path | str,
     *,
     merged: bool = False,
@@ -77,7 +77,7 @@ def preflight(
     memory counts.
 
     Args:
-        loaded: The tuned model.
+        model: The tuned PEFT model.
         folder: Where the largest part goes; it need not exist yet.
         merged: Whether the merged 16-bit model is written.
         gguf: The GGUF type that is written, or None.
@@ -90,7 +90,7 @@ def preflight(
         ConfigError: The GGUF type is unknown.
         ExportError: Disk or memory is too small: how much is needed, how much is free, and where.
     """
-    needs = estimate_needs(loaded, merged=merged, gguf=gguf, shard_bytes=shard_bytes)
+    needs = estimate_needs(model, merged=merged, gguf=gguf, shard_bytes=shard_bytes)
     place = _existing(Path(folder))
     disk, free = sum(n.disk_bytes for n in needs), shutil.disk_usage(place).free
     if disk > free:

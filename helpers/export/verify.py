@@ -17,23 +17,32 @@ from helpers.export.reference import Reference, measure_reference
 from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.export.weights import compare_weights
 from helpers.model.distance import Distance, add_distances, measure_distance
-from helpers.model.load import LoadedModel, free_memory
+from helpers.model.load import free_memory
 
 __all__ = ["verify_adapter", "verify_merged"]
 
 TIMEOUT_SECONDS = 3600
 
 
-def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
+def verify_adapter(
+    model: Any,
+    tokenizer: Any,
+    folder: Path | str,
+    *,
+    reference: Reference | None = None,
+    base: str | None = None,
+) -> Verification:
     """Reload base and adapter in a fresh process and compare them with the model in memory.
 
     Precision is measured: on the base, the same weights without adapter in memory and in the fresh process; and on the
     model in memory, by moving its embedded tokens by single steps.
 
     Args:
-        loaded: The tuned model.
+        model: The tuned PEFT model.
+        tokenizer: With the template that it was trained with.
         folder: What `helpers.training.trainer.save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
+        base: Folder or hub id of the base model; by default the one that PEFT knows.
 
     Returns:
         The verdict. It is also written into `export.json` if the folder has one.
@@ -45,21 +54,25 @@ def verify_adapter(loaded: LoadedModel, folder: Path | str, *, reference: Refere
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ExportError("adapter", f"a folder with {name}", str(folder), "Save the adapter first.")
-    reference = reference or measure_reference(loaded)
-    result, logits = _ask_stranger("adapter", folder, loaded, reference)
+    reference = reference or measure_reference(model, tokenizer)
+    result, logits = _ask_stranger("adapter", folder, model, reference, base)
     bare = measure_distance(reference.base, logits["base"])
     noise = max(bare.rms, reference.noise.rms), max(bare.largest, reference.noise.largest)
-    return _judge(loaded, reference, result, logits["export"], noise, _compare_adapter(loaded.model, folder), folder)
+    stored = _compare_adapter(model, folder)
+    return _judge(tokenizer, reference, result, logits["export"], noise, stored, folder)
 
 
-def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Reference | None = None) -> Verification:
+def verify_merged(
+    model: Any, tokenizer: Any, folder: Path | str, *, reference: Reference | None = None
+) -> Verification:
     """Reload the merged model in a fresh process and compare it with the model in memory; also weight by weight.
 
     Precision is measured too: on the model in memory by moving its embedded tokens by single steps, on the merged one
     by moving its weights by single steps as often as rounding does.
 
     Args:
-        loaded: The tuned model.
+        model: The tuned PEFT model.
+        tokenizer: With the template that it was trained with.
         folder: What `merge_16bit` wrote.
         reference: From `measure_reference`; measured here if not given.
 
@@ -72,9 +85,9 @@ def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Referen
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
-    reference = reference or measure_reference(loaded)
-    report = compare_weights(loaded.model, folder)
-    result, logits = _ask_stranger("merged", folder, loaded, reference)
+    reference = reference or measure_reference(model, tokenizer)
+    report = compare_weights(model, folder)
+    result, logits = _ask_stranger("merged", folder, model, reference)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
     detail = (
         f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept "
@@ -90,7 +103,7 @@ def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Referen
         "weights_wrong": len(report.faults),
     }
     return _judge(
-        loaded,
+        tokenizer,
         reference,
         result,
         logits["export"],
@@ -103,7 +116,7 @@ def verify_merged(loaded: LoadedModel, folder: Path | str, *, reference: Referen
 
 
 def _judge(
-    loaded: LoadedModel,
+    tokenizer: Any,
     reference: Reference,
     result: dict[str, Any],
     logits: list[Any],
@@ -131,8 +144,8 @@ def _judge(
         **{k: result[k] for k in ("loaded", "seconds", "peak_memory_bytes", "peak_card_bytes")},
     }
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
-    tokenizer = judge_tokenizer(reference, result, loaded.tokenizer.eos_token_id)
-    verification = Verification(kind, (fresh, tokenizer, stored, *checks, answers), numbers, thresholds)
+    rendered = judge_tokenizer(reference, result, tokenizer.eos_token_id)
+    verification = Verification(kind, (fresh, rendered, stored, *checks, answers), numbers, thresholds)
     if (folder / RECORD).is_file():
         record_export(folder, verification=verification.as_dict())
     return verification
@@ -144,18 +157,19 @@ def _flat(name: str, distance: Distance) -> dict[str, float]:
 
 
 def _ask_stranger(
-    kind: str, folder: Path, loaded: LoadedModel, reference: Reference
+    kind: str, folder: Path, model: Any, reference: Reference, base: str | None = None
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Run the worker and read what it found."""
     from safetensors.torch import load_file
 
-    config = loaded.model.get_base_model().config
+    config = model.get_base_model().config
+    base = base or model.active_peft_config.base_model_name_or_path
     request = {
         "kind": kind,
         "folder": str(folder.absolute()),
-        "base": loaded.source,
+        "base": base,
         "precision": reference.precision,
-        "revision": None if Path(loaded.source).is_dir() else getattr(config, "_commit_hash", None),
+        "revision": None if Path(base).is_dir() else getattr(config, "_commit_hash", None),
         "prompts": reference.prompts,
         "prompt_ids": reference.prompt_ids,
         "sequences": reference.sequences,

@@ -21,7 +21,7 @@ from helpers.export.merge import merge_16bit
 def merged(tiny_mistral, tmp_path_factory):
     """A merged tiny Mistral in fp16. Shared: do not change it."""
     folder = tmp_path_factory.mktemp("exports") / "merged"
-    merge_16bit(tuned_mistral(tiny_mistral), folder)
+    merge_16bit(*tuned_mistral(tiny_mistral), folder)
     return folder
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def names(folder):
 
 def test_merged_folder_has_all_that_a_loader_needs(tuned, tmp_path):
     """Weights, configuration, generation settings, tokenizer and template; no trace of local paths."""
-    result = merge_16bit(tuned, tmp_path / "merged")
+    result = merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path / "merged") == [
         "chat_template.jinja",
         "config.json",
@@ -56,8 +55,8 @@ def test_merge_is_base_plus_scaled_product(tuned, tmp_path):
     """One matrix, computed by hand: W + alpha / r * B @ A, with alpha 16 and r 8."""
     from safetensors.torch import load_file
 
-    merge_16bit(tuned, tmp_path / "merged")
-    layer = tuned.model.get_base_model().model.layers[1].mlp.down_proj
+    merge_16bit(*tuned, tmp_path / "merged")
+    layer = tuned[0].get_base_model().model.layers[1].mlp.down_proj
     by_hand = layer.base_layer.weight + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     found = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     assert (found.float() - by_hand).abs().max() < 1e-4
@@ -67,7 +66,7 @@ def test_shards_and_index_agree(tuned, tmp_path):
     """Small shards give several files, an index with every tensor once, and a model that loads."""
     from transformers import AutoModelForCausalLM
 
-    merge_16bit(tuned, tmp_path / "merged", shard_bytes=2**20)
+    merge_16bit(*tuned, tmp_path / "merged", shard_bytes=2**20)
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
     assert len(index["weight_map"]) == 21
     assert set(index["weight_map"].values()) == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
@@ -79,8 +78,8 @@ def test_shards_and_index_agree(tuned, tmp_path):
 
 def test_missing_shard_is_found(tuned, tmp_path):
     """The check after saving notices a shard that the index names and nobody wrote."""
-    merge_16bit(tuned, tmp_path / "merged", shard_bytes=2**20)
-    shapes = {t.name: t.shape for t in base_tensors(tuned.model)}
+    merge_16bit(*tuned, tmp_path / "merged", shard_bytes=2**20)
+    shapes = {t.name: t.shape for t in base_tensors(tuned[0])}
     check_weight_files(tmp_path / "merged", shapes)
     (tmp_path / "merged" / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ExportError, match="model-00002-of-00003"):
@@ -93,18 +92,18 @@ def test_folder_with_something_else_is_refused(tuned, tmp_path):
     place.mkdir()
     (place / "thesis.docx").write_text("years of work")
     with pytest.raises(ExportError, match=r"thesis\.docx"):
-        merge_16bit(tuned, place)
+        merge_16bit(*tuned, place)
     assert names(tmp_path) == ["merged"]
     assert (place / "thesis.docx").read_text() == "years of work"
 
 
 def test_foreign_file_in_an_earlier_export_is_refused(tuned, tmp_path):
     """An earlier export is replaced, but not once a user has put something into it."""
-    merge_16bit(tuned, tmp_path / "merged")
-    assert merge_16bit(tuned, tmp_path / "merged", dtype="bf16").dtype == "bf16"
+    merge_16bit(*tuned, tmp_path / "merged")
+    assert merge_16bit(*tuned, tmp_path / "merged", dtype="bf16").dtype == "bf16"
     (tmp_path / "merged" / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match=r"notes\.txt"):
-        merge_16bit(tuned, tmp_path / "merged")
+        merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path) == ["merged"]
 
 
@@ -161,7 +160,7 @@ def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
     try:
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
         with pytest.raises(ExportError, match="Nothing half-written was left"):
-            merge_16bit(tuned, place / "merged")
+            merge_16bit(*tuned, place / "merged")
         assert names(place) == []
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -176,7 +175,7 @@ def test_full_disk_reported_by_safetensors_is_understood(tuned, tmp_path, monkey
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ExportError, match="room for the export"):
-        merge_16bit(tuned, tmp_path / "merged")
+        merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path) == []
 
 
@@ -184,46 +183,46 @@ def test_preflight_refuses_with_numbers(tuned, tmp_path, monkeypatch):
     """Too little disk or memory is refused before anything is written: needed, free, where."""
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**8, 0, 10_000_000))
     with pytest.raises(ExportError, match=r"75\.7 MB free at .* got '10\.0 MB'") as caught:
-        merge_16bit(tuned, tmp_path / "deep" / "merged")
+        merge_16bit(*tuned, tmp_path / "deep" / "merged")
     assert caught.value.field == "disk"
     monkeypatch.undo()
     monkeypatch.setattr(space, "available_memory", lambda: 1000)
     with pytest.raises(ExportError, match="memory"):
-        preflight(tuned, tmp_path, merged=True)
+        preflight(tuned[0], tmp_path, merged=True)
     assert names(tmp_path) == []
 
 
 def test_needs_are_those_of_the_model(tuned, tmp_path):
     """2 bytes a weight for the merged model, 34 bytes for each 32 weights in Q8_0, 32 MiB for what goes with them."""
-    assert count_parameters(tuned.model) == (4_268_352, 32768 * 64)
-    needs = estimate_needs(tuned, merged=True, gguf="q8_0")
+    assert count_parameters(tuned[0]) == (4_268_352, 32768 * 64)
+    needs = estimate_needs(tuned[0], merged=True, gguf="q8_0")
     assert [n.disk_bytes - 2**25 for n in needs] == [4 * 16_384, 2 * 4_268_352, 4_268_352 * 34 // 32]
     assert "merged model, 16 bit: 42.1 MB on disk" in describe_needs(needs, tmp_path)
     with pytest.raises(ConfigError, match="q8_0"):
-        estimate_needs(tuned, gguf="q9")
+        estimate_needs(tuned[0], gguf="q9")
 
 
 def test_models_that_cannot_be_merged_are_refused(tuned, tiny_mistral, tmp_path):
     """No adapter, an adapter merged in already, and unknown arguments each say what is wrong."""
     with pytest.raises(ExportError, match="LoRA adapter"):
-        merge_16bit(replace(tuned, model=tuned.model.get_base_model()), tmp_path / "merged")
+        merge_16bit(tuned[0].get_base_model(), tuned[1], tmp_path / "merged")
     other = tuned_mistral(tiny_mistral)
-    other.model.merge_adapter()
+    other[0].merge_adapter()
     with pytest.raises(ExportError, match="not merged yet"):
-        merge_16bit(other, tmp_path / "merged")
+        merge_16bit(*other, tmp_path / "merged")
     with pytest.raises(ConfigError, match="fp16 or bf16"):
-        merge_16bit(tuned, tmp_path / "merged", dtype="int8")
+        merge_16bit(*tuned, tmp_path / "merged", dtype="int8")
     assert names(tmp_path) == []
 
 
 def test_overflow_in_fp16_is_refused(tiny_mistral, tmp_path):
     """Weights beyond fp16's range stop the merge and point to bf16, which takes them."""
     loaded = tuned_mistral(tiny_mistral)
-    loaded.model.get_base_model().model.norm.weight.data[0] = 1e5
+    loaded[0].get_base_model().model.norm.weight.data[0] = 1e5
     with pytest.raises(ExportError, match="bf16"):
-        merge_16bit(loaded, tmp_path / "merged")
+        merge_16bit(*loaded, tmp_path / "merged")
     assert names(tmp_path) == []
-    assert merge_16bit(loaded, tmp_path / "merged", dtype="bf16").dtype == "bf16"
+    assert merge_16bit(*loaded, tmp_path / "merged", dtype="bf16").dtype == "bf16"
 
 
 UNSLOTH = """
@@ -238,12 +237,13 @@ base, out = sys.argv[1], Path(sys.argv[2])
 loaded = load_model(ModelConfig(model_name=base, load_in_4bit=False, max_seq_length=512))
 attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=False)
 torch.manual_seed(0)
-for name, parameter in loaded.model.named_parameters():
+model, tokenizer = loaded.model, loaded.tokenizer
+for name, parameter in model.named_parameters():
     if "lora_B" in name:
         torch.nn.init.normal_(parameter, std=0.05)
-reference = measure_reference(loaded, [[{"role": "user", "content": "Hello"}]], max_new_tokens=6)
-plain = merge_16bit(loaded, out / "plain")
-verification = verify_merged(loaded, out / "plain", reference=reference)
+reference = measure_reference(model, tokenizer, [[{"role": "user", "content": "Hello"}]], max_new_tokens=6)
+plain = merge_16bit(model, tokenizer, out / "plain")
+verification = verify_merged(model, tokenizer, out / "plain", reference=reference)
 print("RESULT " + json.dumps({"lines": verification.lines(), "passed": verification.passed, "dtype": plain.dtype}))
 """
 

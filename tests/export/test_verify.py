@@ -58,14 +58,14 @@ def tuned(tiny_mistral):
 @pytest.fixture(scope="module")
 def reference(tuned):
     """What it says."""
-    return measure_reference(tuned, PROMPTS, max_new_tokens=8)
+    return measure_reference(*tuned, PROMPTS, max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
 def merged(tuned, tmp_path_factory):
     """Its merged model in fp16. Shared: do not change it."""
     folder = tmp_path_factory.mktemp("exports") / "merged"
-    merge_16bit(tuned, folder)
+    merge_16bit(*tuned, folder)
     return folder
 
 
@@ -78,7 +78,7 @@ def tuned_nf4(tiny_mistral, tmp_path_factory):
 @pytest.fixture(scope="module")
 def deltas(tuned):
     """What the adapter adds, by tensor name."""
-    return {t.name: t.delta("default") for t in base_tensors(tuned.model) if t.layer is not None}
+    return {t.name: t.delta("default") for t in base_tensors(tuned[0]) if t.layer is not None}
 
 
 def failed(verification):
@@ -88,7 +88,7 @@ def failed(verification):
 
 def test_adapter_passes(tuned, reference, tmp_path, shared_process):
     """A saved adapter is the tuned model to the last bit in float32."""
-    verification = verify_adapter(tuned, save_adapter(tuned, tmp_path / "adapter"), reference=reference)
+    verification = verify_adapter(*tuned, save_adapter(*tuned, tmp_path / "adapter"), reference=reference)
     assert failed(verification) == set()
     assert verification.passed
     assert verification.require() is verification
@@ -98,7 +98,7 @@ def test_adapter_passes(tuned, reference, tmp_path, shared_process):
 
 def test_merged_passes(tuned, reference, merged, shared_process):
     """A merged model in fp16 is within rounding of the tuned one, and its verdict is kept beside it."""
-    verification = verify_merged(tuned, merged, reference=reference)
+    verification = verify_merged(*tuned, merged, reference=reference)
     assert failed(verification) == set()
     assert verification.numbers["weights_worst_steps"] == 0
     assert verification.numbers["ratio"] < verification.thresholds["largest_ratio"]
@@ -111,7 +111,7 @@ def test_wrong_share_of_the_adapter_fails(tuned, reference, merged, deltas, shar
     broken = rewrite(
         merged, tmp_path / "broken", lambda n, t: (t.float() + share * deltas[n]).half() if n in deltas else t
     )
-    verification = verify_merged(tuned, broken, reference=reference)
+    verification = verify_merged(*tuned, broken, reference=reference)
     assert {"close to the tuned model", "weights in the files"} <= failed(verification)
     assert f"{1 + share:.2f} times the adapter's change" in verification.explanation
     with pytest.raises(ExportError, match="times the adapter's change"):
@@ -125,7 +125,7 @@ def test_one_layer_left_out_fails(tuned, reference, merged, deltas, tmp_path, sh
         tmp_path / "broken",
         lambda n, t: (t.float() - deltas[n]).half() if ".layers.1." in n and n in deltas else t,
     )
-    verification = verify_merged(tuned, broken, reference=reference)
+    verification = verify_merged(*tuned, broken, reference=reference)
     assert {"close to the tuned model", "weights in the files"} <= failed(verification)
     assert verification.numbers["weights_wrong"] == 7
     assert "layers.1." in verification.explanation
@@ -139,7 +139,7 @@ def test_swapped_embeddings_fail(tuned, reference, merged, tmp_path, shared_proc
             tensor[[30001, 30002]] = tensor[[30002, 30001]]
         return tensor
 
-    verification = verify_merged(tuned, rewrite(merged, tmp_path / "broken", swap), reference=reference)
+    verification = verify_merged(*tuned, rewrite(merged, tmp_path / "broken", swap), reference=reference)
     assert failed(verification) == {"weights in the files"}
     assert "model.embed_tokens.weight is not the base model's" in verification.explanation
 
@@ -149,7 +149,7 @@ def test_missing_template_fails(tuned, reference, merged, tmp_path, shared_proce
     broken = tmp_path / "broken"
     shutil.copytree(merged, broken)
     (broken / "chat_template.jinja").unlink()
-    verification = verify_merged(tuned, broken, reference=reference)
+    verification = verify_merged(*tuned, broken, reference=reference)
     assert failed(verification) == {"tokenizer"}
     assert "no chat template" in verification.explanation
 
@@ -160,22 +160,22 @@ def test_other_template_fails(tuned, reference, merged, tmp_path, shared_process
     shutil.copytree(merged, broken)
     template = (broken / "chat_template.jinja").read_text()
     (broken / "chat_template.jinja").write_text(template.replace("'[INST] '", "'[INST]'"))
-    assert failed(verify_merged(tuned, broken, reference=reference)) == {"tokenizer"}
+    assert failed(verify_merged(*tuned, broken, reference=reference)) == {"tokenizer"}
 
 
 def test_adapter_with_wrong_alpha_fails(tuned, reference, tmp_path, shared_process):
     """An adapter whose configuration names another alpha is not the tuned model."""
-    folder = save_adapter(tuned, tmp_path / "adapter")
+    folder = save_adapter(*tuned, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
-    assert "close to the tuned model" in failed(verify_adapter(tuned, folder, reference=reference))
+    assert "close to the tuned model" in failed(verify_adapter(*tuned, folder, reference=reference))
 
 
 def test_invisible_adapter_cannot_be_told(tiny_mistral, tmp_path, shared_process):
     """An adapter without effect fails: nothing shows that it is there."""
     loaded = tuned_mistral(tiny_mistral, std=0.0)
-    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
-    verification = verify_adapter(loaded, save_adapter(loaded, tmp_path / "adapter"), reference=reference)
+    reference = measure_reference(*loaded, PROMPTS, max_new_tokens=4)
+    verification = verify_adapter(*loaded, save_adapter(*loaded, tmp_path / "adapter"), reference=reference)
     assert "effect of the adapter" in failed(verification)
     assert "cannot be told from its base" in verification.explanation
 
@@ -183,9 +183,9 @@ def test_invisible_adapter_cannot_be_told(tiny_mistral, tmp_path, shared_process
 def test_faint_adapter_cannot_be_told_after_rounding(tiny_mistral, tmp_path, shared_process):
     """An effect below the rounding of bf16 fails for the merged model: a merge without it would look the same."""
     loaded = tuned_mistral(tiny_mistral, std=2e-5)
-    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
-    merge_16bit(loaded, tmp_path / "merged", dtype="bf16")
-    verification = verify_merged(loaded, tmp_path / "merged", reference=reference)
+    reference = measure_reference(*loaded, PROMPTS, max_new_tokens=4)
+    merge_16bit(*loaded, tmp_path / "merged", dtype="bf16")
+    verification = verify_merged(*loaded, tmp_path / "merged", reference=reference)
     assert "effect of the adapter" in failed(verification)
     assert "weights in the files" not in failed(verification)
 
@@ -193,12 +193,12 @@ def test_faint_adapter_cannot_be_told_after_rounding(tiny_mistral, tmp_path, sha
 def test_rounding_drops_more_of_a_faint_adapter_in_bf16(tiny_mistral, tmp_path, shared_process):
     """On a base whose weights lie on bf16's grid, bf16 drops much of a faint adapter; fp16 hardly any, and passes."""
     loaded = tuned_mistral(tiny_mistral, std=1e-4)
-    for tensor in base_tensors(loaded.model):
+    for tensor in base_tensors(loaded[0]):
         tensor.parameter.data = tensor.parameter.data.bfloat16().float()
-    assert merge_16bit(loaded, tmp_path / "bf16", dtype="bf16").kept < 0.85
-    assert merge_16bit(loaded, tmp_path / "fp16").kept > 0.99
-    reference = measure_reference(loaded, PROMPTS, max_new_tokens=4)
-    assert failed(verify_merged(loaded, tmp_path / "fp16", reference=reference)) == set()
+    assert merge_16bit(*loaded, tmp_path / "bf16", dtype="bf16").kept < 0.85
+    assert merge_16bit(*loaded, tmp_path / "fp16").kept > 0.99
+    reference = measure_reference(*loaded, PROMPTS, max_new_tokens=4)
+    assert failed(verify_merged(*loaded, tmp_path / "fp16", reference=reference)) == set()
 
 
 def test_change_that_rounding_drops_is_allowed_for():
@@ -224,13 +224,13 @@ def test_half_the_effect_is_never_close():
 def test_nf4_base_in_really_fresh_processes(tuned_nf4, tmp_path):
     """Adapter and merged model of an NF4 base pass: dequantized weights are the same numbers."""
     loaded = tuned_nf4
-    reference = measure_reference(loaded, PROMPTS, max_new_tokens=8)
-    adapter = verify_adapter(loaded, save_adapter(loaded, tmp_path / "adapter"), reference=reference)
+    reference = measure_reference(*loaded, PROMPTS, max_new_tokens=8)
+    adapter = verify_adapter(*loaded, save_adapter(*loaded, tmp_path / "adapter"), reference=reference)
     assert failed(adapter) == set()
-    result = merge_16bit(loaded, tmp_path / "merged")
+    result = merge_16bit(*loaded, tmp_path / "merged")
     assert result.kept > 0.99
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
-    merged = verify_merged(loaded, tmp_path / "merged", reference=reference)
+    merged = verify_merged(*loaded, tmp_path / "merged", reference=reference)
     assert failed(merged) == set()
     assert merged.numbers["ratio"] < 0.01
 
@@ -238,8 +238,8 @@ def test_nf4_base_in_really_fresh_processes(tuned_nf4, tmp_path):
 def test_merged_onto_the_unquantized_base_fails(tuned_nf4, merged, tmp_path, shared_process):
     """The adapter of an NF4 base merged onto the 16-bit original is another model, and is told so."""
     shutil.copytree(merged, tmp_path / "merged")
-    reference = measure_reference(tuned_nf4, PROMPTS, max_new_tokens=4)
-    verification = verify_merged(tuned_nf4, tmp_path / "merged", reference=reference)
+    reference = measure_reference(*tuned_nf4, PROMPTS, max_new_tokens=4)
+    verification = verify_merged(*tuned_nf4, tmp_path / "merged", reference=reference)
     assert {"close to the tuned model", "weights in the files"} <= failed(verification)
 
 
@@ -250,28 +250,28 @@ def test_damaged_file_is_an_export_error(tuned, reference, merged, tmp_path, sha
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ExportError, match="a whole file model"):
-        verify_merged(tuned, broken, reference=reference)
+        verify_merged(*tuned, broken, reference=reference)
 
 
 def test_dead_worker_is_an_export_error(tuned, reference, merged, monkeypatch):
     """A process that ends without an answer gives an error with its last line."""
     monkeypatch.setattr(verify.sys, "executable", "/bin/false")
     with pytest.raises(ExportError, match="exit status 1"):
-        verify_merged(tuned, merged, reference=reference)
+        verify_merged(*tuned, merged, reference=reference)
 
 
 def test_folders_without_an_export_are_refused(tuned, tmp_path):
     """Verification of an empty folder says what is missing."""
     with pytest.raises(ExportError, match=r"adapter_config\.json"):
-        verify_adapter(tuned, tmp_path)
+        verify_adapter(*tuned, tmp_path)
     with pytest.raises(ExportError, match=r"config\.json"):
-        verify_merged(tuned, tmp_path)
+        verify_merged(*tuned, tmp_path)
 
 
 def test_reference_needs_an_adapter(tuned):
     """A model without adapter has no effect to verify."""
     with pytest.raises(ExportError, match="LoRA adapter"):
-        measure_reference(replace(tuned, model=tuned.model.get_base_model()), PROMPTS)
+        measure_reference(tuned[0].get_base_model(), tuned[1], PROMPTS)
 
 
 def test_verification_holds_no_numbers_that_json_lacks():
