@@ -1,6 +1,7 @@
 # make demo    the Alpaca notebook, headless, with a small real model; then base and tuned compared
 # make test    all tests
-# make check   what CI runs: style, notebooks up to date, tests
+# make quick   all but the slow ones
+# make check   what CI runs: style, types, notebooks up to date, tests
 # make doctor  is this environment right?
 # make clean   remove the environment and what runs left behind
 
@@ -11,7 +12,14 @@ TORCH := torch==2.13.0
 # Two workers, a file at a time each; in the files' own order, so that the longest does not come last.
 TESTS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check doctor clean
+# uv installs the same versions in a third of the time; it takes its indexes from the variables that pip reads, too.
+UV := $(shell command -v uv 2>/dev/null)
+FROM := $(if $(PIP_INDEX_URL),--index-url $(PIP_INDEX_URL)) $(foreach url,$(PIP_EXTRA_INDEX_URL),--extra-index-url $(url)) \
+        $(foreach place,$(PIP_FIND_LINKS),--find-links $(place)) --index-strategy unsafe-best-match
+# From / it does not see pyproject.toml, whose overrides, made for the lock, leave torch out.
+INSTALL := $(if $(UV),$(UV) --directory / pip install -q --python "$(CURDIR)/$(RUN)" $(FROM),$(RUN) -m pip install -q)
+
+.PHONY: demo test quick check doctor clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m helpers run alpaca_instruction --preset smoke --name demo --resume never
@@ -19,6 +27,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(TESTS)
+
+quick: $(VENV)/.installed
+	$(RUN) -m pytest $(TESTS) -m "not slow"
 
 check: $(VENV)/.installed
 	scripts/check
@@ -34,8 +45,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "Python 3.11 to 3.13 is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(RUN) -c 'import torch' 2>/dev/null || { echo "Installing $(TORCH) …"; $(RUN) -m pip install -q $(TORCH); }
+	@$(RUN) -c 'import torch' 2>/dev/null || { echo "Installing $(TORCH) …"; $(INSTALL) $(TORCH); }
 	@echo "Installing the lock, requirements.txt …"
-	@$(RUN) -m pip install -q --no-deps -r requirements.txt
-	@$(RUN) -m pip install -q --no-deps --no-build-isolation --editable .
+	@$(INSTALL) --no-deps -r "$(CURDIR)/requirements.txt"
+	@$(INSTALL) --no-deps --no-build-isolation --editable "$(CURDIR)"
 	@touch $@
