@@ -321,7 +321,8 @@ def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = _now()
-    answers = fast_generate(loaded, questions, max_new_tokens=options.new, arms=arms, plan=plan, ignore_eos=True)
+    how: dict[str, Any] = {"max_new_tokens": options.new, "arms": arms, "plan": plan, "ignore_eos": True}
+    answers = fast_generate(loaded.model, loaded.tokenizer, questions, **how)
     seconds = _now() - began
     tokens = sum(answer.tokens for arm in answers.values() for answer in arm)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0

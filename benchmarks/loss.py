@@ -80,7 +80,7 @@ def side(name: str, options: argparse.Namespace) -> dict[str, Any]:
         per_step = len(training) / trainer.args.max_steps
         trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step, power), math.ceil(WARMUP / per_step)
     tokenizer = built.loaded.tokenizer if whose == "ours" else built.loaded[1]
-    follow = Heldout(trainer, tokenized(heldout, tokenizer), tokenizer, rows_in if packed else None, wanted["batch"])
+    follow = Heldout(trainer, tokenized(heldout, tokenizer), rows_in if packed else None, wanted["batch"])
     trainer.train()
     logs = trainer.state.log_history
     return {
@@ -128,10 +128,10 @@ def tokenized(rows: list[dict], tokenizer: Any) -> list[Any]:
 class Heldout:
     """Measures the held-out loss before training, and each time that enough examples were seen."""
 
-    def __init__(self, trainer: Any, rows: list[Any], tokenizer: Any, count: Any, batch: int) -> None:
+    def __init__(self, trainer: Any, rows: list[Any], count: Any, batch: int) -> None:
         from transformers import TrainerCallback
 
-        self.trainer, self.rows, self.padding = trainer, rows, tokenizer.pad_token_id or 0
+        self.trainer, self.rows = trainer, rows
         self.points: list[tuple[int, float]] = []
         self.seen, self.next = 0, 0
         original, mine = trainer.training_step, self
@@ -155,7 +155,7 @@ class Heldout:
         """Add a point."""
         from helpers.model.scoring import mean_loss, score_rows
 
-        scores = score_rows(self.trainer.model, self.rows, self.padding)
+        scores = score_rows(self.trainer.model, self.rows)
         self.points.append((self.seen, mean_loss(scores)))
         self.next = self.seen + EVERY
 

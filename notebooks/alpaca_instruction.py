@@ -511,7 +511,7 @@ from helpers.data.prompts import build_prompt
 
 prompts = [build_prompt(task, text, **how) for task, text in questions]
 length = config.generation.max_new_tokens
-answers = fast_generate(loaded, prompts, max_new_tokens=length)
+answers = fast_generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=length)
 
 # %% [markdown]
 # Read them side by side. If the base is Mistral-7B-Instruct, its answers are reasonable already: it was an instruction
@@ -541,10 +541,11 @@ finish_run(run)
 # Now one of your own. The words appear as the model chooses them.
 
 # %%
-from helpers.model.load import stream
+from helpers.model.decoding import stream
 
 my_instruction = "Write two sentences that invite a friend to a picnic."
-answer = stream(loaded, build_prompt(my_instruction, **how), max_new_tokens=length)
+question = build_prompt(my_instruction, **how)
+answer = stream(loaded.model, loaded.tokenizer, question, max_new_tokens=length)
 
 # %% [markdown]
 # ## Summary

@@ -466,7 +466,7 @@ from helpers.data.prompts import build_prompt
 
 prompts = [build_prompt(p["prompt"], **options) for p in business_prompts]
 length = config.generation.max_new_tokens
-answers = fast_generate(loaded, prompts, max_new_tokens=length, arms=["tuned"])["tuned"]
+answers = fast_generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=length, arms=["tuned"])["tuned"]
 pairs = [(p["prompt"], a.text) for p, a in zip(business_prompts, answers)]
 show_table([{"prompt": question, "answer": text} for question, text in pairs])
 

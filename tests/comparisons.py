@@ -156,14 +156,16 @@ class Counter:
         """Leave it."""
         self.module.generate = self.real
 
-    def __call__(self, loaded, prompts, **options):
+    def __call__(self, model, tokenizer, prompts, **options):
         """Answer as the real one does, or as told; run out of memory above `most` prompts."""
         import torch
 
         self.sizes.append(len(prompts))
         if self.most is not None and len(prompts) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.real(loaded, prompts, **options) if self.answer is None else [self.answer] * len(prompts)
+        if self.answer is not None:
+            return [self.answer] * len(prompts)
+        return self.real(model, tokenizer, prompts, **options)
 
 
 def _plain_answers(answers):
@@ -225,7 +227,7 @@ def _memory(bench, arms, material):
 def _empty(bench, arms, material):
     """Let every arm end at once."""
     from helpers.evaluation.generate import answer_all, token_shift
-    from helpers.model.load import GeneratedAnswer
+    from helpers.model.decoding import GeneratedAnswer
 
     with Counter(answer=GeneratedAnswer("", 1, True)):
         answers = answer_all(bench, _questions()[:1], arms[:2], batch_size=4, report=lambda line: None)

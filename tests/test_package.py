@@ -219,7 +219,7 @@ class TestDependencies:
         assert {source for source, _ in imported_names("helpers")} == {"helpers.core.errors"}
 
     def test_unsloth_is_imported_in_few_places(self):
-        """Only `helpers.model.load` imports unsloth; three others mend it after that."""
+        """`helpers.model.load` imports unsloth; one other switches its modes, and three mend it."""
         importers = {
             module
             for module in MODULES
@@ -228,6 +228,7 @@ class TestDependencies:
             or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unsloth")
         }
         assert importers <= {
+            "helpers.model.decoding.answers",
             "helpers.model.load",
             "helpers.model.patches.attention",
             "helpers.model.patches.cuda_graphs",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,10 @@ from helpers.evaluation.sanity import Readings
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.spread import exchange, own_batch
 from helpers.evaluation.writing import Writer, cut_at_tokens
-from helpers.model.decoding import choose_plan, encode_prompts, fast_generate
+from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
 from helpers.model.load import (
-    GeneratedAnswer,
     LoadedModel,
     free_memory,
-    generate,
     import_unsloth,
     load_adapter,
     model_source,
@@ -236,12 +234,12 @@ class _Pending:
         own = self.places[here.rank :: here.count]
         if not own:
             return {}
-        view, prompts = self._asked([self.questions[at] for at in own])
-        plan = choose_plan(view, encode_prompts(view, prompts, length), max_new_tokens=length)
+        model, tokenizer, prompts = self._asked([self.questions[at] for at in own])
+        plan = choose_plan(model, encode_prompts(model, tokenizer, prompts, length), max_new_tokens=length)
         if plan.kind != "graphs":
             return {}
         name = "tuned" if self.arm.adapter else "base"
-        found = fast_generate(view, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]
+        found = fast_generate(model, tokenizer, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]
         return {at: _cached(answer) for at, answer in zip(own, found, strict=True)}
 
     def _answer_batch(
@@ -260,18 +258,19 @@ class _Pending:
     def _generate(self, places: Sequence[int]) -> list[CachedAnswer]:
         """Answer a few questions at once."""
         bench = self.bench
-        view, prompts = self._asked([self.questions[at] for at in places])
+        model, tokenizer, prompts = self._asked([self.questions[at] for at in places])
         seed = bench.seed + 7919 * self.draw + self.left[places[0]]
         options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
+        options |= {"max_new_tokens": bench.max_new_tokens, "batch_size": len(prompts)}
         with bench.playing(self.arm):
-            answers = generate(view, prompts, max_new_tokens=bench.max_new_tokens, batch_size=len(prompts), **options)
+            answers = generate(model, tokenizer, prompts, **options)
         return [_cached(each) for each in answers]
 
-    def _asked(self, questions: Sequence[Question]) -> tuple[LoadedModel, list[list[Message]]]:
-        """Return the model with the arm's tokenizer, and the questions as the arm reads them."""
+    def _asked(self, questions: Sequence[Question]) -> tuple[Any, Any, list[list[Message]]]:
+        """Return the model, the arm's tokenizer, and the questions as the arm reads them."""
         bench = self.bench
-        view = replace(bench.loaded, tokenizer=bench.writer.tokenizer_of(self.arm))
-        return view, [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
+        prompts = [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
+        return bench.loaded.model, bench.writer.tokenizer_of(self.arm), prompts
 
     def _keep(self, found: dict[int, CachedAnswer], report: Callable[[str], object]) -> None:
         """Put answers into the cache, and on disk."""
@@ -336,7 +335,7 @@ def score_references(
     for arm in arms:
         rows = [bench.writer.with_answer(question, arm, question.prompt.reference or "") for question in kept]
         with bench.playing(arm):
-            found = score_rows(bench.loaded.model, rows, bench.loaded.tokenizer.pad_token_id)
+            found = score_rows(bench.loaded.model, rows)
         for question, score in zip(kept, found, strict=True):
             size = len((question.prompt.reference or "").encode())
             scores.append(ReferenceScore(question.prompt.id, arm.name, score.nll, score.eos_nll, score.tokens, size))

@@ -1,4 +1,4 @@
-"""Models: load, attach LoRA, toggle the adapter, answer. The only module that imports unsloth."""
+"""Models: load, attach LoRA, toggle the adapter."""
 
 from __future__ import annotations
 
@@ -6,36 +6,30 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
 from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.processes import place
-from helpers.data.chat_templates import install_template, refuse_control_text, render
+from helpers.data.chat_templates import install_template
 from helpers.model.patches.collector import long_lived
 from helpers.model.patches.sft_trainer import sft_alone
 from helpers.runtime.device_map import loader_options
 from helpers.runtime.hardware import choose_precision, find_gpu
 
-if TYPE_CHECKING:
-    from helpers.data.prompts import Message
-
 __all__ = [
     "TARGET_MODULES",
-    "GeneratedAnswer",
     "LoadedModel",
     "attach_adapter",
     "free_memory",
-    "generate",
     "import_unsloth",
     "load_adapter",
     "load_model",
     "model_source",
-    "stream",
     "trainable_parameters",
     "without_adapter",
 ]
@@ -65,21 +59,6 @@ class LoadedModel:
     source: str
     precision: str
     max_seq_length: int
-
-
-@dataclass(frozen=True)
-class GeneratedAnswer:
-    """One generated answer.
-
-    Args:
-        text: Special tokens removed, surrounding white space dropped.
-        tokens: Tokens generated, EOS included, padding not.
-        finished: Whether the model ended it with EOS, rather than reaching the limit.
-    """
-
-    text: str
-    tokens: int
-    finished: bool
 
 
 def model_source(config: ModelConfig) -> tuple[str, str | None]:
@@ -248,69 +227,6 @@ def without_adapter(model: Any) -> Iterator[None]:
         yield
 
 
-def generate(
-    loaded: LoadedModel,
-    prompts: Sequence[Sequence[Message]],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 8,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[GeneratedAnswer]:
-    """Answer prompts, in batches of similar length; greedily unless a temperature is given.
-
-    Args:
-        loaded: The model.
-        prompts: Conversations that end with the user's message.
-        max_new_tokens: Longest answer, in tokens.
-        batch_size: Prompts in one batch.
-        temperature: 0 for the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
-        seed: Of the draw; not used with temperature 0.
-
-    Returns:
-        One answer a prompt, in the order given.
-
-    Raises:
-        TemplateError: A prompt contains control tokens.
-        StackError: A prompt leaves no room for its answer.
-    """
-    tokenizer = loaded.tokenizer
-    refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompt")
-    texts = [render(tokenizer, p, answer_next=True) for p in prompts]
-    lengths = [len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
-    _check_room(loaded, max(lengths, default=0), max_new_tokens)
-    order = sorted(range(len(texts)), key=lengths.__getitem__)
-    answers: dict[int, GeneratedAnswer] = {}
-    sampling = _sampling(temperature, seed)
-    with _inference(loaded.model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            found = _generate_batch(loaded, [texts[i] for i in batch], max_new_tokens, sampling=sampling)
-            answers |= dict(zip(batch, found, strict=True))
-    return [answers[i] for i in range(len(texts))]
-
-
-def stream(loaded: LoadedModel, prompt: Sequence[Message], *, max_new_tokens: int) -> str:
-    """Answer one prompt and print the words as they come.
-
-    Args:
-        loaded: The model.
-        prompt: A conversation that ends with the user's message.
-        max_new_tokens: Longest answer, in tokens.
-
-    Returns:
-        The answer.
-    """
-    from transformers import TextStreamer
-
-    tokenizer = loaded.tokenizer
-    refuse_control_text([m["content"] for m in prompt], tokenizer, "prompt")
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with _inference(loaded.model):
-        answers = _generate_batch(loaded, [render(tokenizer, prompt, answer_next=True)], max_new_tokens, streamer)
-    return answers[0].text
-
-
 def free_memory() -> None:
     """Return the memory of deleted models to the system and the card."""
     import torch
@@ -372,73 +288,3 @@ def _set_padding(tokenizer: Any) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "right"
-
-
-@contextmanager
-def _inference(model: Any) -> Iterator[None]:
-    """Put a model into Unsloth's inference mode, and back into the mode it was in."""
-    from unsloth import FastLanguageModel
-
-    training = model.training
-    FastLanguageModel.for_inference(model)
-    try:
-        yield
-    finally:
-        if training:
-            FastLanguageModel.for_training(model)
-
-
-def _sampling(temperature: float, seed: int) -> dict[str, Any]:
-    """Return generate()'s options for drawing tokens; the seed is set once, before the first batch."""
-    if not temperature:
-        return {"do_sample": False}
-    import torch
-
-    torch.manual_seed(seed)
-    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-
-
-def _generate_batch(
-    loaded: LoadedModel,
-    texts: list[str],
-    max_new_tokens: int,
-    streamer: Any = None,
-    sampling: dict[str, Any] | None = None,
-) -> list[GeneratedAnswer]:
-    """Generate for one left-padded batch."""
-    import torch
-
-    tokenizer = loaded.tokenizer
-    tokenizer.padding_side = "left"  # generate() can flip it back (unsloth issue 3283)
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.model.device)
-    with torch.inference_mode():
-        output = loaded.model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            streamer=streamer,
-            **(sampling or {"do_sample": False}),
-        )
-    tokenizer.padding_side = "right"
-    return [_read_answer(ids, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
-
-
-def _read_answer(ids: list[int], tokenizer: Any) -> GeneratedAnswer:
-    """Cut an answer at its EOS and decode it."""
-    finished = tokenizer.eos_token_id in ids
-    ids = ids[: ids.index(tokenizer.eos_token_id) + 1] if finished else ids
-    return GeneratedAnswer(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), finished)
-
-
-def _check_room(loaded: LoadedModel, longest: int, max_new_tokens: int) -> None:
-    """Raise when a prompt and its answer do not fit."""
-    limit = min(loaded.max_seq_length, loaded.model.config.max_position_embeddings)
-    if longest + max_new_tokens > limit:
-        raise StackError(
-            "prompt",
-            f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer",
-            longest,
-            "Shorten the prompt, lower max_new_tokens or raise max_seq_length.",
-        )

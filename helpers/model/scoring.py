@@ -31,9 +31,7 @@ class RowScore:
         return (self.nll + self.eos_nll) / (self.tokens + 1)
 
 
-def score_rows(
-    model: Any, rows: Sequence[TokenizedExample], pad_token_id: int, *, batch_tokens: int = 2048
-) -> list[RowScore]:
+def score_rows(model: Any, rows: Sequence[TokenizedExample], *, batch_tokens: int = 2048) -> list[RowScore]:
     """Score each row's labelled tokens.
 
     The model is called without labels, right-padded, and the cross-entropy is taken in float32: with labels Unsloth
@@ -42,7 +40,6 @@ def score_rows(
     Args:
         model: A causal language model. It is put into evaluation mode and back.
         rows: Token ids and labels; the last label of each is its EOS.
-        pad_token_id: Fills the shorter rows of a batch.
         batch_tokens: Longest row times rows in one batch, at most; one row always fits.
 
     Returns:
@@ -56,7 +53,7 @@ def score_rows(
     try:
         with torch.no_grad():
             for batch in _batches(rows, batch_tokens)[here.rank :: here.count]:
-                own |= _score_batch(model, rows, batch, pad_token_id)
+                own |= _score_batch(model, rows, batch)
     finally:
         model.train(training)
     scores = {i: score for part in gather(own) for i, score in part.items()}
@@ -80,7 +77,7 @@ def _batches(rows: Sequence[TokenizedExample], batch_tokens: int) -> list[list[i
     return batches
 
 
-def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int], pad: int) -> dict[int, RowScore]:
+def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int]) -> dict[int, RowScore]:
     """Run one right-padded batch and split its loss by row."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -88,7 +85,7 @@ def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int],
     device = next(model.parameters()).device
     lengths = [len(rows[i].input_ids) for i in batch]
     width = max(lengths)
-    ids = torch.tensor([[*rows[i].input_ids, *[pad] * (width - n)] for i, n in zip(batch, lengths, strict=True)])
+    ids = torch.tensor([[*rows[i].input_ids, *[0] * (width - n)] for i, n in zip(batch, lengths, strict=True)])
     mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
     scores = {}

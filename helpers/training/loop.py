@@ -121,7 +121,7 @@ class Training:
         self.report(f"step {step}/{steps}  held-out loss {loss:.4f}")
 
     def _score(self) -> list[RowScore]:
-        return score_rows(self.loaded.model, self.heldout.tokenized, self.loaded.tokenizer.pad_token_id)
+        return score_rows(self.loaded.model, self.heldout.tokenized)
 
     def _pause(self) -> None:
         if self.started:

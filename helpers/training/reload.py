@@ -36,11 +36,10 @@ def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) ->
     """
     from helpers.model.distance import jitter_activations
 
-    pad = loaded.tokenizer.pad_token_id
-    reloaded, rounded = score_rows(loaded.model, heldout.tokenized, pad), None
+    reloaded, rounded = score_rows(loaded.model, heldout.tokenized), None
     if loaded.precision != "fp32":
         with jitter_activations(loaded.model):
-            rounded = score_rows(loaded.model, heldout.tokenized, pad)
+            rounded = score_rows(loaded.model, heldout.tokenized)
     return judge_reload(reloaded, result.heldout_after, result.heldout_before, rounded)
 
 

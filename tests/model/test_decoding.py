@@ -19,7 +19,6 @@ from helpers.model.decoding.schedule import Schedule, row_length
 from helpers.model.decoding.session import DecoderSession
 from helpers.model.decoding.shapes import unsupported
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.model.load import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -493,8 +492,9 @@ def loaded(tiny_mistral, mistral_tokenizer):
     """The tiny Mistral with its real tokenizer and a random adapter."""
     from transformers import AutoModelForCausalLM
 
-    model = adapt(spread(AutoModelForCausalLM.from_pretrained(tiny_mistral, dtype=torch.float32)))
-    return LoadedModel(model, mistral_tokenizer, "mistral-v3", str(tiny_mistral), "fp32", 512)
+    base = spread(AutoModelForCausalLM.from_pretrained(tiny_mistral, dtype=torch.float32))
+    base.max_seq_length = 512  # as Unsloth notes it
+    return types.SimpleNamespace(model=adapt(base), tokenizer=mistral_tokenizer)
 
 
 class TestFastGenerate:
@@ -502,8 +502,8 @@ class TestFastGenerate:
 
     def test_the_answers_are_the_ordinary_loops(self, loaded, capsys):
         """Text, length and end of each answer are those of transformers' loop, in the order of the prompts."""
-        found = fast_generate(loaded, QUESTIONS, max_new_tokens=6, plan=GRAPHS)
-        ids = answers.encode_prompts(loaded, QUESTIONS, 6)
+        found = fast_generate(loaded.model, loaded.tokenizer, QUESTIONS, max_new_tokens=6, plan=GRAPHS)
+        ids = answers.encode_prompts(loaded.model, loaded.tokenizer, QUESTIONS, 6)
         simple = simple_arms(loaded.model, ids, 6, loaded.tokenizer.eos_token_id)
         for arm in ("tuned", "base"):
             texts = [loaded.tokenizer.decode(each, skip_special_tokens=True).strip() for each in simple[arm]]
@@ -513,39 +513,40 @@ class TestFastGenerate:
 
     def test_an_answer_that_ends_is_finished(self, loaded, monkeypatch):
         """EOS counts as a token, and its text is not shown; `ignore_eos` goes on behind it."""
-        ids = answers.encode_prompts(loaded, QUESTIONS[:1], 6)
+        ids = answers.encode_prompts(loaded.model, loaded.tokenizer, QUESTIONS[:1], 6)
         eos = simple_arms(loaded.model, ids, 6)["base"][0][2]
         tokenizer = types.SimpleNamespace(eos_token_id=eos, decode=lambda ids, **_: f" {ids} ")
         monkeypatch.setattr(answers, "encode_prompts", lambda *_: ids)
-        stub = LoadedModel(loaded.model, tokenizer, "", "", "fp32", 512)
-        ended = fast_generate(stub, QUESTIONS[:1], max_new_tokens=6, arms=("base",), plan=GRAPHS)["base"][0]
+        how = {"max_new_tokens": 6, "arms": ("base",), "plan": GRAPHS}
+        ended = fast_generate(loaded.model, tokenizer, QUESTIONS[:1], **how)["base"][0]
         assert (ended.tokens, ended.finished) == (3, True)
         assert ended.text.endswith(f", {eos}]")
-        longer = fast_generate(stub, QUESTIONS[:1], max_new_tokens=6, arms=("base",), plan=GRAPHS, ignore_eos=True)
+        longer = fast_generate(loaded.model, tokenizer, QUESTIONS[:1], **how, ignore_eos=True)
         assert longer["base"][0].tokens == 6
 
     def test_the_ordinary_loop_answers_both_arms(self, loaded, monkeypatch, capsys):
         """With a simple plan, `generate` is called once an arm, with the adapter off for the base."""
         seen = []
 
-        def generate(model, prompts, *, max_new_tokens, batch_size):
-            off = any(each.disable_adapters for each in model.model.modules() if hasattr(each, "lora_A"))
+        def generate(model, tokenizer, prompts, *, max_new_tokens, batch_size):
+            off = any(each.disable_adapters for each in model.modules() if hasattr(each, "lora_A"))
             seen.append((len(prompts), max_new_tokens, batch_size, off))
             return list(prompts)
 
         monkeypatch.setattr(answers, "generate", generate)
-        assert list(fast_generate(loaded, QUESTIONS, max_new_tokens=6, plan=SIMPLE)) == ["tuned", "base"]
+        found = fast_generate(loaded.model, loaded.tokenizer, QUESTIONS, max_new_tokens=6, plan=SIMPLE)
+        assert list(found) == ["tuned", "base"]
         assert seen == [(4, 6, 4, False), (4, 6, 4, True)]
         assert capsys.readouterr().out == "Generating with the ordinary loop.\n"
 
     def test_on_a_cpu_the_ordinary_loop_is_chosen(self, loaded):
         """Without a GPU there is nothing to capture."""
-        plan = answers.choose_plan(loaded, [[1, 2]], max_new_tokens=64)
+        plan = answers.choose_plan(loaded.model, [[1, 2]], max_new_tokens=64)
         assert (plan.kind, plan.reason) == ("simple", "the ordinary loop, because there is no GPU")
 
     def test_an_unsupported_model_takes_the_ordinary_loop(self):
         """The plan says what is in the way."""
-        other = LoadedModel(build("mistral", sliding_window=64), None, "", "", "fp32", 512)
+        other = build("mistral", sliding_window=64)
         assert answers.choose_plan(other, [[1]], max_new_tokens=64).reason == (
             "the ordinary loop, because sliding_window is 64"
         )
@@ -560,7 +561,8 @@ class TestFastGenerate:
 
         monkeypatch.setattr(answers, "_answer_arms", fail)
         monkeypatch.setattr(answers, "generate", lambda *_, **options: [options["batch_size"]])
-        assert fast_generate(loaded, QUESTIONS, max_new_tokens=6, plan=GRAPHS) == {"tuned": [8], "base": [8]}
+        found = fast_generate(loaded.model, loaded.tokenizer, QUESTIONS, max_new_tokens=6, plan=GRAPHS)
+        assert found == {"tuned": [8], "base": [8]}
         assert tried == [3, 1]
         assert capsys.readouterr().out.splitlines()[1:] == [
             "The GPU's memory ran out with 3 prompts side by side; going on with 1 prompts side by side.",
@@ -569,7 +571,7 @@ class TestFastGenerate:
 
     def test_no_prompts_have_no_answers(self, loaded):
         """Nothing asked, nothing loaded."""
-        assert fast_generate(loaded, [], max_new_tokens=6) == {"tuned": [], "base": []}
+        assert fast_generate(loaded.model, loaded.tokenizer, [], max_new_tokens=6) == {"tuned": [], "base": []}
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -582,12 +584,11 @@ class TestFastGenerate:
         ],
     )
     def test_what_cannot_be_answered_is_refused(self, loaded, options, error, message):
-        """The checks are those of `helpers.model.load.generate`, and each names what is wrong."""
+        """The checks are those of `helpers.model.decoding.generate`, and each names what is wrong."""
         with pytest.raises(error, match=message.replace("[", r"\[")):
-            fast_generate(loaded, **{"prompts": QUESTIONS, "max_new_tokens": 6} | options)
+            fast_generate(loaded.model, loaded.tokenizer, **{"prompts": QUESTIONS, "max_new_tokens": 6} | options)
 
     def test_a_base_model_has_no_tuned_arm(self, loaded):
         """Asking a model without an adapter for tuned answers is an error, not a base answer."""
-        plain = LoadedModel(build("mistral"), loaded.tokenizer, "", "", "fp32", 512)
         with pytest.raises(StackError, match="a model with an adapter"):
-            fast_generate(plain, QUESTIONS, max_new_tokens=6)
+            fast_generate(build("mistral"), loaded.tokenizer, QUESTIONS, max_new_tokens=6)

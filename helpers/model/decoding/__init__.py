@@ -1,10 +1,26 @@
 """Greedy answers of a base model and its adapter, as fast as the card reads the weights.
 
 Weights unpacked once into 16 bit, the adapter added in place for the tuned arm, a static cache, and each step a CUDA
-graph; the ordinary loop of `helpers.model.load` where memory, the model or the number of prompts speak against that.
+graph; the ordinary loop, `generate`, where memory, the model or the number of prompts speak against that.
 """
 
-from helpers.model.decoding.answers import choose_plan, encode_prompts, fast_generate
+from helpers.model.decoding.answers import (
+    GeneratedAnswer,
+    choose_plan,
+    encode_prompts,
+    fast_generate,
+    generate,
+    stream,
+)
 from helpers.model.decoding.plans import DecodePlan, plan_decoding
 
-__all__ = ["DecodePlan", "choose_plan", "encode_prompts", "fast_generate", "plan_decoding"]
+__all__ = [
+    "DecodePlan",
+    "GeneratedAnswer",
+    "choose_plan",
+    "encode_prompts",
+    "fast_generate",
+    "generate",
+    "plan_decoding",
+    "stream",
+]

@@ -1,8 +1,10 @@
-"""Base and tuned answers at the card's speed, or by the ordinary loop where that is the better choice."""
+"""Answers by transformers' own loop, and base and tuned answers at the card's speed where that is the better choice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import StackError
@@ -20,16 +22,32 @@ from helpers.model.decoding.shapes import (
     unsupported,
 )
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.model.load import GeneratedAnswer, LoadedModel, free_memory, generate, without_adapter
+from helpers.model.load import free_memory, without_adapter
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["choose_plan", "encode_prompts", "fast_generate"]
+__all__ = ["GeneratedAnswer", "choose_plan", "encode_prompts", "fast_generate", "generate", "stream"]
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """One generated answer.
+
+    Args:
+        text: Special tokens removed, surrounding white space dropped.
+        tokens: Tokens generated, EOS included, padding not.
+        finished: Whether the model ended it with EOS, rather than reaching the limit.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
 
 
 def fast_generate(
-    loaded: LoadedModel,
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[Message]],
     *,
     max_new_tokens: int,
@@ -45,7 +63,8 @@ def fast_generate(
     batch size can in the ordinary loop too.
 
     Args:
-        loaded: The model. It is not changed; the copy of its weights is freed before this returns.
+        model: A causal language model, or PEFT's wrapper. The copy of its weights is freed before this returns.
+        tokenizer: With its chat template.
         prompts: Conversations that end with the user's message.
         max_new_tokens: Longest answer, in tokens.
         arms: "tuned", "base" or both. A model without an adapter has only "base".
@@ -60,42 +79,39 @@ def fast_generate(
         StackError: A prompt leaves no room for its answer, an arm is unknown or has no adapter, or `ignore_eos` is
             asked of the ordinary loop.
     """
-    _check_arms(loaded, arms)
-    ids = encode_prompts(loaded, prompts, max_new_tokens)
+    _check_arms(model, arms)
+    ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     if not ids:
         return {arm: [] for arm in arms}
-    plan = plan or choose_plan(loaded, ids, max_new_tokens=max_new_tokens, arms=len(arms))
+    plan = plan or choose_plan(model, ids, max_new_tokens=max_new_tokens, arms=len(arms))
     print(f"Generating with {plan.reason}.")
-    eos = None if ignore_eos else loaded.tokenizer.eos_token_id
-    tokens = _fast(loaded, ids, max_new_tokens, arms, plan.batch_size, eos) if plan.kind == "graphs" else None
+    eos = None if ignore_eos else tokenizer.eos_token_id
+    tokens = _fast(model, ids, max_new_tokens, arms, plan.batch_size, eos) if plan.kind == "graphs" else None
     if tokens is not None:
-        return {arm: [_read_answer(each, loaded.tokenizer) for each in tokens[arm]] for arm in arms}
+        return {arm: [_read_answer(each, tokenizer) for each in tokens[arm]] for arm in arms}
     if ignore_eos:
         raise StackError("ignore_eos", "a plan with CUDA graphs", plan.reason, "Leave ignore_eos out.")
     batch = plan.batch_size if plan.kind == "simple" else SIMPLE_BATCH
-    return {arm: _simple(loaded, prompts, max_new_tokens, arm, batch) for arm in arms}
+    return {arm: _simple(model, tokenizer, prompts, max_new_tokens, arm, batch) for arm in arms}
 
 
-def choose_plan(loaded: LoadedModel, ids: Sequence[Sequence[int]], *, max_new_tokens: int, arms: int = 1) -> DecodePlan:
+def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int, arms: int = 1) -> DecodePlan:
     """Decide how to generate, from the model, the prompts and the memory that is free now.
 
     Args:
-        loaded: The model.
+        model: A causal language model, or PEFT's wrapper.
         ids: The prompts' token ids, at least one.
         max_new_tokens: Longest answer, in tokens.
         arms: How often all prompts are answered.
-
-    Returns:
-        The plan with its reason.
     """
-    problem = unsupported(loaded.model)
+    problem = unsupported(model)
     if problem:
         return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {problem}")
-    shape, itemsize = read_shape(causal_model(loaded.model).config), _dtype(loaded).itemsize
+    shape, itemsize = read_shape(causal_model(model).config), _copy_dtype(model).itemsize
     row = cache_bytes(shape, row_length(ids, max_new_tokens), itemsize)
     return plan_decoding(
         copied_parameters(shape),
-        _free_bytes(_device(loaded)),
+        _free_bytes(_device(model)),
         len(ids),
         max_new_tokens,
         row_bytes=row,
@@ -104,11 +120,14 @@ def choose_plan(loaded: LoadedModel, ids: Sequence[Sequence[int]], *, max_new_to
     )
 
 
-def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[list[int]]:
-    """Return the token ids of prompts, checked as `helpers.model.load.generate` checks them.
+def encode_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[Message]], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the token ids of prompts that leave room for their answers.
 
     Args:
-        loaded: Its tokenizer, template and length limits are used.
+        model: Its length limits are used: `max_position_embeddings`, and Unsloth's `max_seq_length` where there is one.
+        tokenizer: With its chat template.
         prompts: Conversations that end with the user's message.
         max_new_tokens: Room that each prompt must leave, in tokens, at least 1.
 
@@ -116,14 +135,13 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], ma
         TemplateError: A prompt contains control tokens.
         StackError: A prompt leaves no room for its answer, or none is asked for.
     """
-    tokenizer = loaded.tokenizer
     if max_new_tokens < 1:
         raise StackError("max_new_tokens", "at least 1", max_new_tokens, "Raise max_new_tokens.")
     refuse_control_text([m["content"] for p in prompts for m in p], tokenizer, "prompt")
     texts = [render(tokenizer, prompt, answer_next=True) for prompt in prompts]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    longest = max(map(len, ids), default=0)
-    limit = min(loaded.max_seq_length, loaded.model.config.max_position_embeddings)
+    longest, limit = max(map(len, ids), default=0), model.config.max_position_embeddings
+    limit = min(limit, getattr(model, "max_seq_length", limit))
     if longest + max_new_tokens > limit:
         expected = f"at most {limit - max_new_tokens} tokens beside {max_new_tokens} of answer"
         remedy = "Shorten the prompt, lower max_new_tokens or raise max_seq_length."
@@ -131,12 +149,69 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], ma
     return ids
 
 
-def _check_arms(loaded: LoadedModel, arms: Sequence[str]) -> None:
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = SIMPLE_BATCH,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[GeneratedAnswer]:
+    """Answer prompts with transformers' loop, in batches of similar length; greedily unless a temperature is given.
+
+    Args:
+        model: A causal language model that Unsloth loaded.
+        tokenizer: With its chat template, and a PAD that is not EOS.
+        prompts: Conversations that end with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Prompts in one batch.
+        temperature: 0 for the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
+        seed: Of the draw; not used with temperature 0.
+
+    Returns:
+        One answer a prompt, in the order given.
+
+    Raises:
+        TemplateError: A prompt contains control tokens.
+        StackError: A prompt leaves no room for its answer.
+    """
+    ids = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    sampling = _sampling(temperature, seed)
+    answers: dict[int, GeneratedAnswer] = {}
+    with _inference(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            found = _generate_batch(model, tokenizer, [ids[i] for i in batch], max_new_tokens, **sampling)
+            answers |= dict(zip(batch, found, strict=True))
+    return [answers[i] for i in range(len(ids))]
+
+
+def stream(model: Any, tokenizer: Any, prompt: Sequence[Message], *, max_new_tokens: int) -> str:
+    """Answer one prompt, print the words as they come, and return the answer.
+
+    Args:
+        model: A causal language model that Unsloth loaded.
+        tokenizer: With its chat template.
+        prompt: A conversation that ends with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+    """
+    from transformers import TextStreamer
+
+    ids = encode_prompts(model, tokenizer, [prompt], max_new_tokens)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with _inference(model):
+        return _generate_batch(model, tokenizer, ids, max_new_tokens, do_sample=False, streamer=streamer)[0].text
+
+
+def _check_arms(model: Any, arms: Sequence[str]) -> None:
     """Raise unless each arm is known and the model has it."""
     for arm in arms:
         if arm not in ("tuned", "base"):
             raise StackError("arms", "tuned or base", arm, "Correct the name.")
-    if "tuned" in arms and not has_adapter(loaded.model):
+    if "tuned" in arms and not has_adapter(model):
         raise StackError(
             "arms",
             "a model with an adapter for the tuned arm",
@@ -146,14 +221,14 @@ def _check_arms(loaded: LoadedModel, arms: Sequence[str]) -> None:
 
 
 def _fast(
-    loaded: LoadedModel, ids: list[list[int]], max_new_tokens: int, arms: Sequence[str], rows: int, eos: int | None
+    model: Any, ids: list[list[int]], max_new_tokens: int, arms: Sequence[str], rows: int, eos: int | None
 ) -> dict[str, list[list[int]]] | None:
     """Answer with captured steps, with fewer rows whenever memory runs out; None when it does with a single row."""
     import torch
 
     while rows:
         try:
-            answers = _answer_arms(loaded, ids, max_new_tokens, arms, rows, eos)
+            answers = _answer_arms(model, ids, max_new_tokens, arms, rows, eos)
             torch.cuda.empty_cache()  # the copy of the weights goes back to the card, not to torch's cache
             return answers
         except torch.OutOfMemoryError:
@@ -165,11 +240,11 @@ def _fast(
 
 
 def _answer_arms(
-    loaded: LoadedModel, ids: list[list[int]], max_new_tokens: int, arms: Sequence[str], rows: int, eos: int | None
+    model: Any, ids: list[list[int]], max_new_tokens: int, arms: Sequence[str], rows: int, eos: int | None
 ) -> dict[str, list[list[int]]]:
     """Return each arm's answers as token ids, all arms in the same buffers and graphs."""
-    with decoder_math(_device(loaded)):
-        weights = DecoderWeights(loaded.model, _dtype(loaded))
+    with decoder_math(_device(model)):
+        weights = DecoderWeights(model, _copy_dtype(model))
         session = DecoderSession(weights, min(rows, len(ids)), row_length(ids, max_new_tokens))
         answers = {}
         for arm in arms:
@@ -179,13 +254,60 @@ def _answer_arms(
 
 
 def _simple(
-    loaded: LoadedModel, prompts: Sequence[Sequence[Message]], max_new_tokens: int, arm: str, batch: int
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[Message]], max_new_tokens: int, arm: str, batch: int
 ) -> list[GeneratedAnswer]:
     """Answer with the ordinary loop, the adapter switched off for the base."""
-    if arm == "tuned" or not has_adapter(loaded.model):
-        return generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
-    with without_adapter(loaded.model):
-        return generate(loaded, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
+    if arm == "tuned" or not has_adapter(model):
+        return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
+    with without_adapter(model):
+        return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Put a model into Unsloth's inference mode, and back into the mode it was in."""
+    from unsloth import FastLanguageModel
+
+    training = model.training
+    FastLanguageModel.for_inference(model)
+    try:
+        yield
+    finally:
+        if training:
+            FastLanguageModel.for_training(model)
+
+
+def _sampling(temperature: float, seed: int) -> dict[str, Any]:
+    """Return generate()'s options for drawing tokens; the seed is set once, before the first batch."""
+    if not temperature:
+        return {"do_sample": False}
+    import torch
+
+    torch.manual_seed(seed)
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+
+
+def _generate_batch(
+    model: Any, tokenizer: Any, ids: Sequence[list[int]], max_new_tokens: int, **options: Any
+) -> list[GeneratedAnswer]:
+    """Generate for one batch, padded here: generate() can flip the tokenizer's side to right (unsloth issue 3283)."""
+    import torch
+
+    width, pad, eos = max(map(len, ids)), tokenizer.pad_token_id, tokenizer.eos_token_id
+    batch = torch.tensor([[pad] * (width - len(row)) + row for row in ids])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=batch.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=eos,
+            **options,
+        )
+    answers = output[:, width:].tolist()
+    cut = [answer[: answer.index(eos) + 1] if eos in answer else answer for answer in answers]
+    return [_read_answer(answer, tokenizer) for answer in cut]
 
 
 def _read_answer(ids: list[int], tokenizer: Any) -> GeneratedAnswer:
@@ -194,17 +316,17 @@ def _read_answer(ids: list[int], tokenizer: Any) -> GeneratedAnswer:
     return GeneratedAnswer(text, len(ids), ids[-1] == tokenizer.eos_token_id)
 
 
-def _device(loaded: LoadedModel) -> Any:
+def _device(model: Any) -> Any:
     """Return the device that holds the model."""
-    return causal_model(loaded.model).model.embed_tokens.weight.device
+    return causal_model(model).model.embed_tokens.weight.device
 
 
-def _dtype(loaded: LoadedModel) -> Any:
-    """Return the type of the copied weights: the model's precision on a GPU, float32 on a CPU."""
+def _copy_dtype(model: Any) -> Any:
+    """Return the type of the copied weights: that of the embedding on a GPU, float32 on a CPU."""
     import torch
 
-    on_gpu = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[loaded.precision]
-    return on_gpu if _device(loaded).type == "cuda" else torch.float32
+    embedding = causal_model(model).model.embed_tokens.weight
+    return embedding.dtype if embedding.device.type == "cuda" else torch.float32
 
 
 def _free_bytes(device: Any) -> int | None:

@@ -27,7 +27,7 @@ class DecodePlan:
 
     Args:
         kind: "graphs": 16-bit copy of the weights, static cache, captured steps (on a CPU the same, not captured);
-            "simple": `helpers.model.load.generate`, the adapter switched on and off.
+            "simple": `helpers.model.decoding.generate`, the adapter switched on and off.
         batch_size: Prompts side by side.
         reason: Why, in a sentence that is printed.
     """

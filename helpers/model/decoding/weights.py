@@ -57,7 +57,7 @@ class DecoderWeights:
     def __init__(self, model: Any, dtype: Any, dequantize: Callable[[Any, Any], Any] | None = None) -> None:
         problem = unsupported(model)
         if problem:
-            remedy = "Answer with helpers.model.load.generate instead."
+            remedy = "Answer with helpers.model.decoding.generate instead."
             raise StackError("model", "a Llama or Mistral model with a plain LoRA adapter", problem, remedy)
         causal = causal_model(model)
         self.shape = read_shape(causal.config)
