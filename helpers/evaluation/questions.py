@@ -17,7 +17,7 @@ from helpers.evaluation.records import Prompt
 __all__ = ["SAMPLE", "Question", "read_questions", "reference_questions"]
 
 SAMPLE = "business_prompts.jsonl"
-"""The prompts that come with the package: sixteen, from six topics of business."""
+"""The prompts that come with the package: sixteen, from eight topics of business."""
 
 _TEXT = ("prompt", "instruction", "question", "text")
 _REFERENCE = ("reference", "output", "response", "answer")

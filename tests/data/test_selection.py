@@ -58,11 +58,13 @@ class TestLoading:
         assert (len(rows.train), len(rows.heldout)) == (16, 5)
         assert count_categories(rows.train) == {"brainstorming": 16}
 
-    def test_a_stratified_draw_takes_the_same_of_equal_categories(self):
-        """Eight equal categories give two of sixteen rows each."""
-        config = DataConfig(dataset_name="sample", train_rows=16, heldout_rows=8, stratified=True)
+    def test_a_stratified_draw_keeps_the_proportions(self):
+        """Half of the bundled Dolly rows has half of each category, to a row."""
+        config = DataConfig(dataset_name="sample", train_rows=64, heldout_rows=8, stratified=True)
         rows = load_rows(config, "dolly", seed=1)
-        assert set(count_categories(rows.train).values()) == {2}
+        counts = count_categories(rows.train)
+        assert (counts["open_qa"], counts["closed_qa"], counts["creative_writing"]) == (11, 8, 5)
+        assert sorted(counts.values()) == [5, 6, 7, 8, 8, 9, 10, 11]
 
     def test_a_file_without_categories_is_read(self, tmp_path):
         """Rows without a category are used, and count as none."""
@@ -74,7 +76,7 @@ class TestLoading:
 
     def test_more_rows_than_a_category_has_are_refused(self):
         """The message says how many there are."""
-        config = DataConfig(dataset_name="sample", train_rows=17, heldout_rows=2, category="open_qa")
+        config = DataConfig(dataset_name="sample", train_rows=17, heldout_rows=2, category="closed_qa")
         with pytest.raises(DataError, match="train_rows: expected at most 16"):
             load_rows(config, "dolly", seed=1)
 
