@@ -530,7 +530,7 @@ show_table(columns)
 # The answers are kept with the run, and the run is marked as complete.
 
 # %%
-from helpers.core.runs import write_json
+from helpers.core.files import write_json
 from helpers.training.session import finish_run
 
 kept = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]

@@ -478,7 +478,7 @@ show_table([{"prompt": question, "answer": text} for question, text in pairs])
 # The answers are kept with the run, and the run is marked as complete.
 
 # %%
-from helpers.core.runs import write_json
+from helpers.core.files import write_json
 from helpers.training.session import finish_run
 
 kept = [{"instruction": question, "answer": text} for question, text in pairs]

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote
 
 from helpers.cli.notebooks import first_heading
 from helpers.core.errors import ConfigError, HelpersError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 
 __all__ = [
     "NotebookFacts",

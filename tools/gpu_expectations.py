@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError
-from helpers.core.runs import read_json
+from helpers.core.files import read_json
 from helpers.core.settings import nearest
 
 __all__ = ["Expected", "Profile", "read_expectations"]

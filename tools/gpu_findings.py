@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers.core.runs import RunDirectory, read_json
+from helpers.core.files import read_json
+from helpers.core.runs import RunDirectory
+from helpers.core.text import format_table
 from tools.gpu_expectations import Expected, Profile
 
 __all__ = ["Facts", "Finding", "findings_table", "gather_facts", "judge"]
@@ -115,11 +117,7 @@ def findings_table(findings: Sequence[Finding]) -> str:
     head = ("notebook", "check", "measured", "must be", "")
     shown = [(f, textwrap.shorten(f.measured, 72, placeholder=" ...")) for f in findings]
     rows = [(f.notebook, f.check, text, f.limit, "PASS" if f.passed else "FAIL") for f, text in shown]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
-        for row in [head, *rows]
-    )
+    return format_table([head, *rows])
 
 
 _Check = tuple[str, bool, str, str]

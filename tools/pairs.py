@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from helpers.core.errors import RunError, StackError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 
 __all__ = ["build_all", "notebook_text"]
 

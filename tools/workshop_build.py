@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 from tools.pairs import notebook_text
 
 __all__ = ["STUB", "build_workshop", "clean_text", "solution_text", "student_text"]

@@ -33,7 +33,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from traitlets import default
 
 from helpers.cli.failures import kernel_died, kernel_missing, stopped
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 from helpers.core.secrets import redact
 
 __all__ = ["OwnKernelManager", "execute", "executed_text"]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import RunError
+from helpers.core.files import read_json
 from helpers.core.lock import find_holder
-from helpers.core.runs import MANIFEST, RunDirectory, read_json, runs_root
+from helpers.core.runs import MANIFEST, RunDirectory, runs_root
 from helpers.core.settings import nearest
+from helpers.core.text import format_bytes, format_number, format_table
 from helpers.training.checkpoints import STATE, step_folders
 from helpers.training.curves import judge_curve
 
@@ -112,7 +114,7 @@ def list_runs(runs: Sequence[RunSummary]) -> str:
         loss = f"{before:.3f} -> {after:.3f}" if before is not None and after is not None else "-"
         verdict = judge_curve(run.metrics).kind if run.metrics else "-"
         lines.append((run.name, run.state, str(run.step), loss, verdict, differs or "-"))
-    return _table(lines)
+    return format_table(lines)
 
 
 def show_run(run: RunSummary) -> str:
@@ -154,12 +156,14 @@ def compare_runs(a: RunSummary, b: RunSummary) -> str:
     rows += [(n, _short(x), _short(y)) for n in inputs if (x := a.manifest.get(n)) != (y := b.manifest.get(n))]
     rows.append(("steps", a.step, b.step))
     for place, name in enumerate(("held-out loss before", "held-out loss after")):
-        rows.append((name, _figure(a.losses()[place]), _figure(b.losses()[place])))
-    for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes"):
-        rows.append((name, _figure(a.metrics.get(name)), _figure(b.metrics.get(name))))
+        rows.append((name, *(format_number(run.losses()[place], places=4) for run in (a, b))))
+    for name in ("train_seconds", "tokens_per_second"):
+        rows.append((name, *(format_number(run.metrics.get(name), places=1) for run in (a, b))))
+    peaks = [run.metrics.get("peak_memory_bytes") for run in (a, b)]
+    rows.append(("peak memory", *(None if peak is None else format_bytes(peak) for peak in peaks)))
     prints = {run.manifest.get("data_fingerprint") for run in (a, b)} - {None}
     note = "\nThe rows differ, so the held-out losses cannot be compared." if len(prints) > 1 else ""
-    return _table([tuple("-" if v is None else str(v) for v in row) for row in rows]) + note
+    return format_table([tuple("-" if v is None else str(v) for v in row) for row in rows]) + note
 
 
 def _read(run: RunDirectory) -> RunSummary:
@@ -209,16 +213,6 @@ def _usual(runs: Sequence[RunSummary]) -> dict[str, Any]:
             common = values.most_common(1)[0][0]
             usual[name] = next(r.parameters[name] for r in runs if repr(r.parameters.get(name, ...)) == common)
     return usual
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _figure(value: float | None) -> str | None:
-    return None if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _short(value: Any) -> Any:

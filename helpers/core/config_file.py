@@ -13,7 +13,8 @@ from typing import Any
 
 from helpers.core.config import DATASETS, ROW_FILES, RunConfig, build_config, parameters
 from helpers.core.errors import ConfigError
-from helpers.core.runs import RunDirectory, read_json, write_json
+from helpers.core.files import read_json, write_json
+from helpers.core.runs import RunDirectory
 from helpers.core.shares import Share
 
 __all__ = ["CONFIG", "FORMAT", "read_config", "record_layout", "write_config"]

@@ -1,92 +1,97 @@
-"""The disk: room asked for before training, a clear error when it runs out, and files forced to it."""
+"""Files and folders that are written whole or not at all, and one error for a disk that takes no more."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from helpers.core.errors import RunError
+from helpers.core.text import format_bytes
 
 __all__ = [
-    "disk_full_error",
+    "disk_error",
     "file_sha256",
     "folder_bytes",
-    "is_disk_full",
+    "move_into_place",
+    "read_json",
+    "remove_folder",
     "replaced_folder",
     "require_space",
-    "show_bytes",
-    "sync_file",
-    "sync_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
     "writing",
 ]
 
-FULL = (
-    "No space left on device",  # safetensors wraps the system's error as text
-    "os error 28",
-    "Disk quota exceeded",
-    "PytorchStreamWriter failed writing file",  # what torch.save makes of it (torch 2.11, caffe2/serialize)
-    "unexpected pos",  # the same, while it closes the file
-)
-"""Texts of errors that hide the system's own."""
+REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+"""What a disk answers that is full, cannot be written, or has a file where a folder should be."""
+
+WRAPPED = {
+    "No space left on device": "No space left on device",  # safetensors and tokenizers keep only the system's words
+    "os error 28": "No space left on device",
+    "Disk quota exceeded": "Disk quota exceeded",
+    "os error 122": "Disk quota exceeded",
+    "Read-only file system": "Read-only file system",
+    "os error 30": "Read-only file system",
+    "PytorchStreamWriter failed writing file": "a file was cut short",  # torch 2.11, caffe2/serialize
+    "unexpected pos": "a file was cut short",  # the same, while it closes the file
+}
+"""Texts of errors that hide the system's own -> what it was."""
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Say whether an error, or one that it came from, means that the disk is full.
+def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None:
+    """Return the error to show if the disk refused a write: it is full, read-only, or its quota is used up.
 
     Args:
-        error: As it was caught.
+        what: What was being written, such as "the checkpoint of step 40".
+        folder: Where to.
+        error: As it was caught; the errors that it came from are looked at, too.
+
+    Returns:
+        None if the error is about something else.
     """
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(text in str(current) for text in FULL):
-            return True
+        if isinstance(current, OSError) and current.errno in REFUSALS:
+            blocked = current.errno in (errno.ENOTDIR, errno.EEXIST)
+            return _refused(what, folder, "a file stands in the way" if blocked else os.strerror(current.errno))
+        for text, reason in WRAPPED.items():
+            if text in str(current):
+                return _refused(what, folder, reason)
         current = current.__cause__ or current.__context__
-    return False
-
-
-def disk_full_error(what: str, folder: Path) -> RunError:
-    """Return the error for a write that found no room.
-
-    Args:
-        what: What was being written, such as "the checkpoint of step 40".
-        folder: Where to.
-    """
-    return RunError(
-        "disk",
-        f"room for {what}",
-        f"{show_bytes(_free(folder))} free at {folder}",
-        "Free space and run again: everything written before is whole, and training goes on from the "
-        "last complete checkpoint.",
-    )
+    return None
 
 
 @contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
-    """Turn a full disk inside the block into a `RunError`; other errors pass.
-
-    Args:
-        what: What is being written.
-        folder: Where to.
+    """Turn a disk's refusal inside the block into the one error that says so; other errors pass.
 
     Raises:
-        RunError: The disk is full.
+        RunError: The disk is full, read-only, or its quota is used up.
     """
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
-        if isinstance(error, RunError) or not is_disk_full(error):
-            raise
-        raise disk_full_error(what, folder) from error
+        if said := disk_error(what, folder, error):
+            raise said from error
+        raise
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -104,8 +109,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise RunError(
             "disk",
-            f"at least {show_bytes(needed)} free at {folder} for {what}",
-            f"{show_bytes(free)} free",
+            f"at least {format_bytes(needed)} free at {folder} for {what}",
+            f"{format_bytes(free)} free",
             "Free space, or set HELPERS_RUNS_DIR to a folder on a larger disk.",
         )
 
@@ -121,17 +126,161 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Force a file's content to disk, where the file system can."""
-    with path.open("rb+") as file:
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        RunError: The disk refuses.
+        ValueError: The value holds NaN or infinity, which JSON cannot.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all, line breaks as they are.
+
+    Half of a character, which UTF-8 cannot hold, becomes an escape that JSON reads back.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, force it to disk and rename it.
+
+    Raises:
+        RunError: The disk refuses, or the path cannot be one of a file.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            _sync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = ""
+    except OSError as error:
+        raise disk_error(path.name, path.parent, error) or _refused(
+            path.name, path.parent, error.strerror or str(error)
+        ) from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: The file is missing, damaged, or not an object.
+    """
+    remedy = "The file is damaged; delete the run directory, or restore the file."
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(str(path), "a readable JSON file", type(error).__name__, remedy) from error
+    if not isinstance(value, dict):
+        raise RunError(str(path), "a JSON object", type(value).__name__, remedy)
+    return value
+
+
+@contextmanager
+def replaced_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Fill a new folder beside one, whose place it then takes; after an error the old one is still there.
+
+    What a killed process left beside it is removed, or moved back if it was the only whole one.
+
+    Args:
+        folder: What is replaced; it need not be there yet.
+        what: What is written, such as "the adapter".
+
+    Yields:
+        An empty folder.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    beside, old = _beside(folder, "writing"), _beside(folder, "old")
+    with writing(what, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
         try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                raise
+            yield beside
+            move_into_place(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
+def move_into_place(written: Path, folder: Path) -> None:
+    """Force a folder to disk, readable to all, and rename it; what stood in its place is removed last.
+
+    Args:
+        written: On the same file system as its place.
+        folder: Its place.
+    """
+    for path in sorted(written.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb+") as file:
+                _sync(file.fileno())
+    written.chmod(0o755)
+    _sync_folder(written)
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(written, folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, a file or a link so that no half of it keeps its name."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(folder, old)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def _refused(what: str, folder: Path, reason: str) -> RunError:
+    """Return the one error for a write that the disk refused."""
+    return RunError(
+        "disk",
+        f"room for {what}",
+        f"{reason} ({format_bytes(_free(folder))} free at {folder})",
+        "Free space or check permissions, and run again: what was there before is untouched.",
+    )
+
+
+def _beside(folder: Path, state: str) -> Path:
+    return folder.with_name(f".{folder.name}-{state}")
+
+
+def _sync(handle: int) -> None:
+    """Force a file's content to disk, where the file system can."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
     """Force a folder's list of names to disk, where the system can."""
     with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems refuse
         handle = os.open(folder, os.O_RDONLY)
@@ -139,43 +288,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Fill a new folder beside one, which it then replaces; after an error the old one is still there.
-
-    Args:
-        folder: What is replaced; it need not be there yet.
-
-    Yields:
-        Where to write: a path that is free.
-    """
-    beside, old = (folder.with_name(f".{folder.name}-{what}") for what in ("writing", "old"))
-    for each in (beside, old):
-        shutil.rmtree(each, ignore_errors=True)
-    try:
-        yield beside
-        for path in beside.iterdir():
-            sync_file(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(beside, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def show_bytes(count: int) -> str:
-    """Return a number of bytes for reading.
-
-    Example:
-        >>> show_bytes(3 * 2**29)
-        '1.5 GiB'
-    """
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _free(folder: Path) -> int:

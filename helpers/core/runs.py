@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from helpers.core.config import FREE_TO_CHANGE, changed_parameters
 from helpers.core.errors import ConfigError, RunError
+from helpers.core.files import read_json, write_json
 from helpers.core.paths import is_folder, is_there, user_folder
 from helpers.core.secrets import redact
 from helpers.core.settings import nearest
@@ -31,11 +31,7 @@ __all__ = [
     "finite",
     "git_commit",
     "open_run",
-    "read_json",
     "runs_root",
-    "write_bytes",
-    "write_json",
-    "write_text",
 ]
 
 MANIFEST, METRICS = "manifest.json", "metrics.json"
@@ -189,77 +185,6 @@ def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto")
             'Choose another run_name, or resume="never" to start over.',
         )
     return True
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary name and rename it, so that the file is whole or the old one.
-
-    Raises:
-        RunError: The disk refuses.
-        ValueError: The value holds NaN or infinity, which JSON cannot.
-    """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, whole or not at all, line breaks as they are.
-
-    Half of a character, which UTF-8 cannot hold, becomes an escape that JSON reads back.
-
-    Raises:
-        RunError: The disk refuses.
-    """
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, force it to disk and rename it.
-
-    Raises:
-        RunError: The disk refuses.
-    """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = ""
-    except OSError as error:
-        raise RunError(
-            str(path),
-            "a place that can be written",
-            error.strerror or str(error),
-            "Free space or check permissions; what was there before is untouched.",
-        ) from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: The file is missing, damaged, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            str(path),
-            "a readable JSON file",
-            type(error).__name__,
-            "The file is damaged; delete the run directory, or restore the file.",
-        ) from error
-    if not isinstance(value, dict):
-        remedy = "The file is damaged; delete the run directory, or restore the file."
-        raise RunError(str(path), "a JSON object", type(value).__name__, remedy)
-    return value
 
 
 def git_commit() -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from helpers.core.runs import RunDirectory, read_json
+from helpers.core.files import read_json
+from helpers.core.runs import RunDirectory
+from helpers.core.text import format_bytes, format_number
 
 __all__ = ["summarize"]
 
@@ -49,13 +51,17 @@ def _numbers(metrics: dict[str, Any]) -> list[str]:
     if before is not None and after is not None:
         lines.append(f"held-out loss  {before:.3f} -> {after:.3f} nats a token")
     if change := metrics.get("eval_loss_change"):
-        interval = f"95 % interval {change['low']:+.3f} to {change['high']:+.3f}"
-        lines.append(f"mean change    {change['mean']:+.3f} ({interval}, {change['rows']} rows, paired)")
+        interval = f"95 % interval {_signed(change['low'])} to {_signed(change['high'])}"
+        lines.append(f"mean change    {_signed(change['mean'])} ({interval}, {change['rows']} rows, paired)")
     if metrics.get("examples_per_second") is not None:
         lines.append(f"speed          {metrics['examples_per_second']:.2f} examples/s")
     if metrics.get("peak_memory_bytes") is not None:
-        lines.append(f"peak memory    {metrics['peak_memory_bytes'] / 2**30:.2f} GiB")
+        lines.append(f"peak memory    {format_bytes(metrics['peak_memory_bytes'])}")
     return lines
+
+
+def _signed(value: float) -> str:
+    return format_number(value, places=3, sign=True)
 
 
 def _answers(run: RunDirectory) -> list[str]:

@@ -1,10 +1,72 @@
-"""Numbers as people read them."""
+"""Numbers, bytes and tables as people read them."""
 
 from __future__ import annotations
 
-__all__ = ["format_bytes"]
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+__all__ = ["format_bytes", "format_number", "format_table"]
+
+DASH, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
 
 
 def format_bytes(number: float) -> str:
-    """Return bytes as GiB with one decimal, such as "14.7 GiB"."""
-    return f"{number / 2**30:.1f} GiB"
+    """Return bytes in GiB, or in MiB below a tenth of one.
+
+    Example:
+        >>> format_bytes(75_024_199_680), format_bytes(3 * 2**20)
+        ('69.9 GiB', '3.0 MiB')
+    """
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
+
+
+def format_number(
+    value: object, *, places: int | None = None, sign: bool = False, share: bool = False, unit: str = ""
+) -> str:
+    """Return a number with a true minus sign and thousands grouped; a dash for what is not a finite number.
+
+    Args:
+        value: A number, or anything else, such as None.
+        places: Decimals; None for as many as two or three figures need.
+        sign: Whether to write a plus sign too.
+        share: Whether it is a share of 1, to be written in percent.
+        unit: Written behind it.
+
+    Example:
+        >>> format_number(1234.5), format_number(-0.01234), format_number(0.5, share=True), format_number(None)
+        ('1,234', '\N{MINUS SIGN}0.012', '50 %', '\N{EM DASH}')
+    """
+    if not isinstance(value, Real) or not math.isfinite(value):
+        return DASH
+    shown = 100 * float(value) if share else float(value)
+    if places is None:
+        places = 0 if share or shown.is_integer() else _places(shown)
+    text = f"{shown:{'+' if sign else ''},.{places}f}"
+    if text.startswith("-") and not any(digit in text for digit in "123456789"):
+        text = text[1:]  # no minus zero
+    return text.replace("-", MINUS) + (" %" if share else "") + (f" {unit}" if unit else "")
+
+
+def format_table(rows: Sequence[Sequence[Any]], head: Sequence[str] = (), *, numbers: Sequence[int] = ()) -> str:
+    """Return rows as a table for a terminal, columns two spaces apart.
+
+    Args:
+        rows: Cells, of which line breaks stay.
+        head: Names of the columns.
+        numbers: Columns that stand flush right.
+    """
+    import tabulate
+
+    width = len(rows[0]) if rows else len(head)
+    align = ["right" if column in numbers else "left" for column in range(width)]
+    return tabulate.tabulate(
+        rows, head, "plain", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True
+    )
+
+
+def _places(value: float) -> int:
+    """Return the decimals that show three figures, or two below 0.1, and never more than five."""
+    magnitude = math.floor(math.log10(abs(value)))
+    return min(5, max(0, (2 if magnitude >= -1 else 1) - magnitude))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.core.runs import write_bytes
+from helpers.core.files import write_bytes
 from helpers.display.tables import Picture
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.core.runs import write_bytes
+from helpers.core.files import write_bytes
+from helpers.core.text import format_table
 from helpers.data.contract import IGNORED, TokenizedExample
 
 if TYPE_CHECKING:
@@ -232,8 +233,7 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     short = [[(c.splitlines() or [""])[0][:70] for c in line] for line in ([head] if head else []) + list(lines)]
     if not short:
         return "(empty)"
-    widths = [max(len(line[i]) for line in short) for i in range(len(short[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in short)
+    return format_table(short)
 
 
 def _figure(height: float, *, grid: str = "y") -> tuple[Figure, Axes]:

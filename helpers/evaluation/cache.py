@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_json
 from helpers.core.processes import place
-from helpers.core.runs import read_json, write_json
 
 __all__ = ["AnswerCache", "CachedAnswer"]
 

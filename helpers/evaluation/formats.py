@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo, build_record

@@ -14,8 +14,9 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError
+from helpers.core.files import read_json
 from helpers.core.processes import on_main, same_everywhere
-from helpers.core.runs import RESUME, RunDirectory, read_json
+from helpers.core.runs import RESUME, RunDirectory
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.evaluation.material import Material
 from helpers.evaluation.records import Arm, Comparison

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.files import write_json
 from helpers.core.lock import hold_lock
-from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root, write_json
+from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root
 from helpers.display.style import Drawing
 from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters

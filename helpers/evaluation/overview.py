@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.core.text import format_number
 from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.table import PairedDifferences, paired, score_table
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.report.cards import headline_arms
-from helpers.evaluation.report.tables import number
 from helpers.evaluation.stats.summaries import PairedSummary, slices, summarise
 from helpers.evaluation.stats.verdicts import Verdict, state_all
 
@@ -225,11 +225,11 @@ def _size(summary: PairedSummary) -> str:
     units = {
         metric.label: f" {metric.unit}" for metric in METRICS.values() if metric.unit not in ("", "share", "yes/no")
     }
-    text = f"{summary.metric}: {number(summary.mean, sign=True)}{units.get(summary.metric, '')}"
+    text = f"{summary.metric}: {format_number(summary.mean, sign=True)}{units.get(summary.metric, '')}"
     interval = summary.interval
     if interval is None or not interval.known():
         return f"{text}."
-    ends = f"{number(interval.low, sign=True)} to {number(interval.high, sign=True)}"
+    ends = f"{format_number(interval.low, sign=True)} to {format_number(interval.high, sign=True)}"
     return f"{text} (95 % interval {ends}, {summary.n} rows)."
 
 

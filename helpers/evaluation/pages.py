@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 
 __all__ = ["embed_json", "read_part", "render_page", "visible", "write_page"]
 

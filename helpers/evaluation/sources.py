@@ -10,8 +10,9 @@ from typing import Any
 
 from helpers.core.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
 from helpers.core.errors import ConfigError, EvaluationError, RunError
+from helpers.core.files import read_json
 from helpers.core.paths import is_folder
-from helpers.core.runs import RunDirectory, read_json, runs_root
+from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig
 

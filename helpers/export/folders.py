@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ExportError
-from helpers.core.runs import write_json
+from helpers.core.files import replaced_folder, write_json
 
 __all__ = [
     "RECORD",
@@ -43,20 +39,12 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         The temporary folder. It is removed when the block raises.
 
     Raises:
-        ExportError: `folder` holds something else, or the disk refuses.
+        ExportError: `folder` holds something else.
+        RunError: The disk refuses.
     """
     refuse_foreign(folder)
-    staged = _make_beside(folder)
-    try:
+    with replaced_folder(folder, "the export") as staged:
         yield staged
-        for path in staged.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        staged.chmod(0o755)
-        _take_place(staged, folder)
-    except Exception as error:
-        raise _disk_error(folder, error) or error from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -187,51 +175,6 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     wrong = sorted(k for k in {*shapes, *found, *index} if shapes.get(k) != found.get(k) or k not in index)
     if wrong:
         raise ExportError("folder", f"{len(shapes)} tensors of known shapes in the files", wrong[:5], "Merge again.")
-
-
-def _make_beside(folder: Path) -> Path:
-    """Make a temporary folder on the same file system."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise ExportError("folder", "a place that can be written", str(folder.parent), f"{error.strerror}.") from None
-
-
-def _take_place(staged: Path, folder: Path) -> None:
-    """Rename the stage to its place; an earlier export is moved aside first and removed last."""
-    if not folder.exists():
-        os.replace(staged, folder)
-        return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-    os.replace(folder, aside)
-    try:
-        os.replace(staged, folder)
-    except OSError:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _disk_error(folder: Path, error: Exception) -> ExportError | None:
-    """Translate a refusal of the disk, also one that safetensors or tokenizers report in their own types."""
-    text = f"{type(error).__name__}: {error}"
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(folder.parent).free
-        return ExportError(
-            "disk",
-            "room for the export",
-            f"{free:,} bytes free at {folder.parent}",
-            "Nothing half-written was left. Free disk space, or export to another disk.",
-        )
-    if isinstance(error, OSError):
-        return ExportError(
-            "folder",
-            "a place that can be written",
-            f"{folder}: {error.strerror or error}",
-            "Nothing half-written was left.",
-        )
-    return None
 
 
 def _recorded(folder: Path) -> set[str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError
-from helpers.core.runs import RunDirectory, write_text
+from helpers.core.files import write_text
+from helpers.core.runs import RunDirectory
 from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
 from helpers.export.markdown import fence, table
 from helpers.export.verdict import Verification

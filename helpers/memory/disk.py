@@ -7,8 +7,9 @@ they write.
 from __future__ import annotations
 
 from helpers.core.config import RunConfig
-from helpers.core.files import folder_bytes, require_space, show_bytes
+from helpers.core.files import folder_bytes, require_space
 from helpers.core.runs import RunDirectory
+from helpers.core.text import format_bytes
 from helpers.memory.plan import shape_for
 from helpers.memory.shapes import ModelShape
 
@@ -83,7 +84,7 @@ def preflight_room(run: RunDirectory, config: RunConfig) -> str:
     what = f"{', '.join(names)} and {[*needs][-1]}"
     total = sum(needs.values())
     require_space(run.path, total - folder_bytes(run.path), what)
-    return f"The run's disk has room for {what}: {show_bytes(total)} at most."
+    return f"The run's disk has room for {what}: {format_bytes(total)} at most."
 
 
 def _weights(shape: ModelShape) -> int:

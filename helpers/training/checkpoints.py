@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import RunError
-from helpers.core.files import file_sha256
-from helpers.core.runs import RunDirectory, read_json
+from helpers.core.files import file_sha256, read_json
+from helpers.core.runs import RunDirectory
 
 __all__ = [
     "MARKER",

@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import HelpersError, RunError
-from helpers.core.files import disk_full_error, folder_bytes, is_disk_full, require_space
+from helpers.core.files import disk_error, folder_bytes, require_space
 from helpers.core.lost import explain_loss
 from helpers.core.processes import ElsewhereError, place
 from helpers.core.runs import RunDirectory
@@ -114,8 +114,8 @@ def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, ste
 
     if isinstance(error, HelpersError) or not isinstance(error, Exception):
         return None
-    if is_disk_full(error):
-        return disk_full_error("the next checkpoint", run.path)
+    if said := disk_error("the next checkpoint", run.path, error):
+        return said
     if _is_out_of_memory(error):
         said = str(error).strip().splitlines() or [type(error).__name__]
         return RunError("memory", "enough for one optimizer step", said[0], " ".join(_memory_advice(config)))

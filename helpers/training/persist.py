@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import threading
@@ -10,11 +9,11 @@ from pathlib import Path
 
 from helpers.core.config_file import CONFIG
 from helpers.core.errors import RunError
-from helpers.core.files import replaced_folder, sync_file, sync_folder
+from helpers.core.files import replaced_folder, write_text
 from helpers.core.paths import user_folder
-from helpers.core.runs import MANIFEST, METRICS, RunDirectory, write_text
+from helpers.core.runs import MANIFEST, METRICS, RunDirectory
 from helpers.memory.disk import KEPT
-from helpers.training.checkpoints import MARKER, WRITING, Checkpoint, last_complete, step_folders
+from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step_folders
 
 __all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
 
@@ -125,8 +124,8 @@ def keep_result(run: RunDirectory, persist_dir: str) -> str:
     """
     there = persist_folder(persist_dir, run.path.name)
     try:
-        with replaced_folder(there.adapter) as beside:
-            shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile)
+        with replaced_folder(there.adapter, "the adapter") as beside:
+            shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile, dirs_exist_ok=True)
         for name in (CONFIG, METRICS, MANIFEST):
             if (run.path / name).is_file():
                 write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
@@ -205,21 +204,11 @@ class Persister:
 
 
 def _copy(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy a checkpoint's listed files beside and rename; the marker comes last."""
-    final, beside = target / checkpoint.path.name, target / f"{WRITING}-{checkpoint.path.name}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    """Copy a checkpoint's listed files, the marker last."""
+    what = f"the checkpoint of step {checkpoint.step}"
+    with replaced_folder(target / checkpoint.path.name, what) as beside:
         for name in (*checkpoint.files, MARKER):
             shutil.copyfile(checkpoint.path / name, beside / name)
-            sync_file(beside / name)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(beside, final)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    sync_folder(target)
 
 
 def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.core.files import file_sha256, sync_file, sync_folder, writing
-from helpers.core.runs import RunDirectory, write_json
+from helpers.core.files import file_sha256, move_into_place, remove_folder, write_json, writing
+from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT
 from helpers.training.checkpoints import MARKER, STATE, Checkpoint, step_folders
 
@@ -41,14 +40,9 @@ def seal(written: Path, run: RunDirectory, step: int, state: dict[str, Any]) -> 
         write_json(written / STATE, state)
         files = sorted(path for path in written.iterdir() if path.name != MARKER)
         listed = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
-        for path in files:
-            sync_file(path)
         marker = {"format": 1, "run_id": run.run_id(), "fingerprint": run.fingerprint(), "step": step, "files": listed}
         write_json(written / MARKER, marker)
-        sync_folder(written)
-        _remove(final)  # damaged, or it would have been resumed from
-        os.rename(written, final)
-        sync_folder(final.parent)
+        move_into_place(written, final)  # what is there is damaged, or it would have been resumed from
     return Checkpoint(final, step, tuple(sorted(listed)))
 
 
@@ -66,7 +60,7 @@ def prune(run: RunDirectory, good: Sequence[Path], *, busy: Path | None = None) 
     kept = list(good[-KEPT:])
     for path in step_folders(run.checkpoints):
         if path not in kept and path != busy:
-            _remove(path)
+            remove_folder(path)
     return kept
 
 
@@ -74,16 +68,3 @@ def sweep(run: RunDirectory) -> None:
     """Remove what a killed process left half written or half removed."""
     for path in run.checkpoints.glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no half of it keeps its name."""
-    if not path.exists() and not path.is_symlink():
-        return
-    trash = path.with_name(f".removed-{path.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(path, trash)
-    if trash.is_dir() and not trash.is_symlink():
-        shutil.rmtree(trash, ignore_errors=True)
-    else:
-        trash.unlink(missing_ok=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from helpers.core.config import RunConfig, build_config, parameters
 from helpers.core.config_file import CONFIG, write_config
 from helpers.core.errors import RunError
+from helpers.core.files import read_json
 from helpers.core.lock import hold_lock
 from helpers.core.processes import on_main, place
-from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, read_json, runs_root
+from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root
 from helpers.core.shares import local_config, share_out
 from helpers.data.chat_templates import template_sha256
 from helpers.data.rows import Rows, data_fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.config_file import record_layout
 from helpers.core.errors import ExportError, StackError
-from helpers.core.files import replaced_folder, writing
+from helpers.core.files import replaced_folder
 from helpers.core.processes import on_main, place, same_everywhere
 from helpers.core.runs import RunDirectory
 from helpers.core.shares import Share, share_out
@@ -180,7 +180,7 @@ def save_adapter(loaded: LoadedModel, run: RunDirectory) -> list[str]:
         RunError: The disk is full; an adapter that was there before is still there.
     """
     try:
-        with writing("the adapter", run.path), replaced_folder(run.adapter) as beside:
+        with replaced_folder(run.adapter, "the adapter") as beside:
             loaded.model.save_pretrained(str(beside))
             loaded.tokenizer.save_pretrained(str(beside))
     except BaseException as error:

@@ -10,7 +10,8 @@ from small_notebooks import write_notebook
 
 from helpers.__main__ import main
 from helpers.cli import notebooks
-from helpers.core.runs import RunDirectory, write_json
+from helpers.core.files import write_json
+from helpers.core.runs import RunDirectory
 from helpers.core.summary import summarize
 from helpers.runtime import doctor
 
@@ -155,9 +156,9 @@ class TestSummary:
         (tmp_path / "adapter").mkdir()
         assert summarize(run) == (
             "held-out loss  2.498 -> 2.450 nats a token\n"
-            "mean change    -0.051 (95 % interval -0.074 to -0.027, 8 rows, paired)\n"
+            "mean change    \u22120.051 (95 % interval \u22120.074 to \u22120.027, 8 rows, paired)\n"
             "speed          0.68 examples/s\n"
-            "peak memory    1.98 GiB\n\n"
+            "peak memory    2.0 GiB\n\n"
             "Q: Say 0.\nA: It is 0.\nQ: Say 1.\nA: It is 1.\nQ: Say 2.\nA: It is 2.\n\n"
             f"{run.shown('adapter')}       the LoRA adapter with its tokenizer\n"
             f"{run.shown('metrics.json')}  losses, speed, memory"

@@ -16,8 +16,8 @@ from helpers.cli import notebooks
 from helpers.cli.execution import executed_text
 from helpers.cli.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
 from helpers.core.errors import ConfigError, RunError, StackError
+from helpers.core.files import write_json
 from helpers.core.lock import hold_lock, release_lock
-from helpers.core.runs import write_json
 from tools.notebook_lint import expected_parameters
 
 TRAINING = "\n".join(

@@ -17,8 +17,9 @@ from training.test_checkpoints import PARAMETERS, write_checkpoint
 
 from helpers.cli.execution import _Manager
 from helpers.core.config import build_config
-from helpers.core.errors import HelpersError, RunError, StackError
-from helpers.core.runs import RunDirectory, open_run, write_json
+from helpers.core.errors import HelpersError, RunError
+from helpers.core.files import write_json
+from helpers.core.runs import RunDirectory, open_run
 from helpers.display.style import Drawing, new_figure
 from helpers.display.tables import plot_categories, plot_lengths, plot_losses
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
@@ -98,9 +99,12 @@ class TestFiles:
         (folder / name).write_text("as it was")
         kept = sorted(os.listdir(folder))
         fill(small_disk)
-        with pytest.raises(HelpersError, match="No space left on device") as caught:
+        expected = r"^disk: expected room for \S+, got 'No space left on device \(.* MiB free at "
+        with pytest.raises(HelpersError, match=expected) as caught:
             WRITES[name](folder / name)
-        assert caught.value.remedy == "Free space or check permissions; what was there before is untouched."
+        assert (
+            caught.value.remedy == "Free space or check permissions, and run again: what was there before is untouched."
+        )
         assert (folder / name).read_text() == "as it was"
         assert sorted(set(os.listdir(folder)) - {"adapter_config.json"}) == kept
 
@@ -153,7 +157,7 @@ class TestFolders:
         for path in sorted(run.checkpoints.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
         fill(small_disk)
-        with pytest.raises(RunError, match=r"^persist_dir: .*No space left on device"):
+        with pytest.raises(RunError, match=r"^disk: expected room for the checkpoint of step 20, got 'No space left"):
             prepare_persist(run, str(tmp_path), resume="auto")
         assert last_complete(there).found.step == 20
         assert json.loads((run.path / "manifest.json").read_text())["parameters"] == PARAMETERS
@@ -165,6 +169,6 @@ class TestFolders:
         monkeypatch.setattr(
             "helpers.model.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23))
         )
-        with pytest.raises(StackError, match=r"^HELPERS_CACHE_DIR: .*No space left on device.*269 MB"):
+        with pytest.raises(RunError, match=r"^disk: .* the smoke model, 269 MB; HELPERS_CACHE_DIR .*No space left"):
             smollm2_folder()
         assert os.listdir(small_disk) == []

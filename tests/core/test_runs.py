@@ -10,16 +10,14 @@ import pytest
 
 from helpers.core import runs
 from helpers.core.errors import HelpersError, RunError
+from helpers.core.files import read_json, write_json, write_text
 from helpers.core.runs import (
     RunDirectory,
     check_run,
     finite,
     git_commit,
     open_run,
-    read_json,
     runs_root,
-    write_json,
-    write_text,
 )
 
 PARAMETERS = {"preset": "smoke", "max_steps": 4, "learning_rate": 2e-4, "system_prompt": "ü"}
@@ -61,22 +59,11 @@ class TestWriting:
         def fail(*_):
             raise failure
 
-        monkeypatch.setattr(runs.os, step, fail)
+        monkeypatch.setattr(os, step, fail)
         with pytest.raises((RunError, KeyboardInterrupt)):
             write_json(path, {"new": 2})
         assert read_json(path) == {"old": 1}
         assert os.listdir(tmp_path) == ["a.json"]
-
-    def test_a_full_disk_is_a_readable_error(self, tmp_path, monkeypatch):
-        """The error names the file, the reason and the remedy."""
-
-        def fail(*_):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(runs.os, "fsync", fail)
-        error = error_of(write_text, tmp_path / "a.txt", "a")
-        assert (error.field, error.got) == (str(tmp_path / "a.txt"), "No space left on device")
-        assert error.remedy == "Free space or check permissions; what was there before is untouched."
 
     def test_half_a_character_is_written_as_an_escape(self, tmp_path):
         """UTF-8 cannot hold it; JSON reads the escape back, so that a strange answer stops no run."""

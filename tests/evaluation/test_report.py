@@ -18,7 +18,7 @@ from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, Referenc
 from helpers.evaluation.report.cards import badges, headline_arms, prompt_cards
 from helpers.evaluation.report.diffs import Span, word_diff
 from helpers.evaluation.report.page import write_report
-from helpers.evaluation.report.tables import ladder, number, slice_row, verdict_row
+from helpers.evaluation.report.tables import ladder, slice_row, verdict_row
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><script>parent.pwned=1</script><circle r='4'/></svg>"
 VERDICT = {"metric": "rouge_l", "label": "ROUGE-L", "base": 0.2, "tuned": 0.25, "difference": 0.05}
@@ -261,14 +261,6 @@ def test_differences_give_up_on_what_is_too_alike_or_too_unlike():
     assert not word_diff("one two three four five six", "seven one eight nine ten eleven").marked
     repetitive = word_diff("a b " * 1000, "b a c " * 900)
     assert (repetitive.marked, repetitive.shared) == (False, None)
-
-
-def test_numbers_are_readable():
-    """Two or three figures, a true minus sign, a dash for nothing."""
-    written = [number(value) for value in (1234.5, 12.34, 0.254, -0.0184, 0, None, float("nan"), True)]
-    assert written == ["1,234", "12.3", "0.254", "\u22120.018", "0", "\u2014", "\u2014", "1"]
-    assert number(0.5, sign=True) == "+0.500"
-    assert number(0.125, share=True) == "12 %"
 
 
 def test_interval_picture_is_centred_on_zero():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tuned import tuned_mistral
 
-from helpers.core.errors import ConfigError, ExportError
-from helpers.export import folders, space
+from helpers.core.errors import ConfigError, ExportError, RunError
+from helpers.export import space
 from helpers.export.folders import check_weight_files, record_export, refuse_foreign, staged_folder
 from helpers.export.merge import merge_16bit
 from helpers.export.space import describe_needs, estimate_needs, preflight
@@ -159,7 +159,7 @@ def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
         pytest.skip("only root can mount a small file system")
     try:
         monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
-        with pytest.raises(ExportError, match="Nothing half-written was left"):
+        with pytest.raises(RunError, match=r"^disk: expected room for the export, got 'No space left on device"):
             merge_16bit(*tuned, place / "merged")
         assert names(place) == []
     finally:
@@ -174,7 +174,7 @@ def test_full_disk_reported_by_safetensors_is_understood(tuned, tmp_path, monkey
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(ExportError, match="room for the export"):
+    with pytest.raises(RunError, match=r"^disk: expected room for the export, got 'No space left on device"):
         merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path) == []
 
@@ -265,8 +265,11 @@ def test_a_model_patched_by_unsloth_is_merged_as_any_other(tiny_mistral, tmp_pat
     assert (result["passed"], result["dtype"]) == (True, "fp16"), result["lines"]
 
 
-def test_stage_that_cannot_be_made_is_an_export_error(tmp_path):
+def test_stage_that_cannot_be_made_is_the_disk_s_error(tmp_path):
     """A parent that is a file is reported as such."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="written"), folders.staged_folder(tmp_path / "file" / "out"):
+    with (
+        pytest.raises(RunError, match="room for the export, got 'a file stands in the way"),
+        staged_folder(tmp_path / "file" / "out"),
+    ):
         pass

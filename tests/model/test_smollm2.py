@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from helpers.core.errors import StackError
+from helpers.core.errors import RunError, StackError
 from helpers.model import smollm2
 from helpers.model.smollm2 import smollm2_folder
 
@@ -67,7 +67,7 @@ class TestCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(smollm2, "_unpack", fail)
-        with pytest.raises(StackError, match=r"HELPERS_CACHE_DIR: .*No space left"):
+        with pytest.raises(RunError, match=r"^disk: .*HELPERS_CACHE_DIR .*No space left"):
             smollm2_folder()
         assert os.listdir(cache) == []
 

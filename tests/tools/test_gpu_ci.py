@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import RunError
-from helpers.core.runs import runs_root, write_json
+from helpers.core.files import write_json
+from helpers.core.runs import runs_root
 from helpers.runtime.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ import pytest
 
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, RunError, StackError
-from helpers.core.runs import RunDirectory, write_json
+from helpers.core.files import write_json
+from helpers.core.runs import RunDirectory
 from helpers.evaluation.config import build_evaluation_config
 from helpers.runtime.calibration import calibrate
 from helpers.runtime.hardware import require_gpu

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core.files import file_sha256
-from helpers.core.runs import RunDirectory, read_json, write_json
+from helpers.core.files import file_sha256, read_json, write_json
+from helpers.core.runs import RunDirectory
 from helpers.training.checkpoints import last_complete, step_folders
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from helpers.cli.notebooks import CellError, run_notebook
-from helpers.core.runs import read_json
+from helpers.core.files import read_json
 
 pytestmark = pytest.mark.slow
 

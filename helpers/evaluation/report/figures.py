@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import EvaluationError
+from helpers.core.text import format_number
 from helpers.display.style import BASE, BETTER, INK, SOFT, WORSE, Drawing, new_figure, plain_text
 from helpers.evaluation.metrics.catalogue import METRICS
 from helpers.evaluation.metrics.table import PairedDifferences
-from helpers.evaluation.report.tables import number
 from helpers.evaluation.stats.summaries import PairedSummary
 from helpers.evaluation.stats.tests import t_interval
 
@@ -78,10 +78,10 @@ def _differences_caption(summary: PairedSummary) -> str:
 def _interval_words(summary: PairedSummary) -> str:
     """Say what a mean and its interval mean."""
     interval = summary.interval
-    mean = f"The diamond is the mean, {number(summary.mean, sign=True)}"
+    mean = f"The diamond is the mean, {format_number(summary.mean, sign=True)}"
     if interval is None or not interval.known():
         return f"{mean}; there is no interval: {interval.note if interval else 'too few prompts.'}"
-    ends = f"{number(interval.low, sign=True)} to {number(interval.high, sign=True)}"
+    ends = f"{format_number(interval.low, sign=True)} to {format_number(interval.high, sign=True)}"
     says = (
         "does not touch zero, so chance alone is an unlikely cause"
         if interval.excludes(0)

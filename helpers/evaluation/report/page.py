@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
+from helpers.core.text import format_number
 from helpers.evaluation.metrics.gains import Gains, tuning_gains
 from helpers.evaluation.pages import render_page, write_page
 from helpers.evaluation.records import Comparison
 from helpers.evaluation.report.cards import headline_arms, prompt_cards
-from helpers.evaluation.report.tables import ladder, number, slice_row, verdict_row
+from helpers.evaluation.report.tables import ladder, slice_row, verdict_row
 
 __all__ = ["write_report"]
 
@@ -123,7 +124,7 @@ def _hurt(comparison: Comparison, cards: Sequence[Mapping[str, Any]], gains: Gai
         {
             "anchor": anchors.get(name, ""),
             "title": _short(texts.get(name, name)),
-            "change": number(gains.values[name], sign=True),
+            "change": format_number(gains.values[name], sign=True),
         }
         for name in gains.worst()
     ]

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from helpers.core.text import format_number
 from helpers.evaluation.metrics.gains import clean_rows
 from helpers.evaluation.records import Arm, Comparison
 
-__all__ = ["ladder", "number", "slice_row", "verdict_row"]
+__all__ = ["ladder", "slice_row", "verdict_row"]
 
 _DASH = "\N{EM DASH}"
-_MINUS = "\N{MINUS SIGN}"
 _STATES = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "inconclusive": "○"}
 _OTHER_STATES = ("no difference", "cannot say", "counts only")
 _LADDER = {
@@ -34,37 +34,6 @@ def _known(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def number(value: object, *, sign: bool = False, share: bool = False) -> str:
-    """Write a number as people read it.
-
-    Args:
-        value: A number, or None.
-        sign: Whether to write a plus sign too.
-        share: Whether it is a share of 1, to be written in percent.
-
-    Returns:
-        Two or three figures with a true minus sign; a dash for what is not a finite number.
-
-    Example:
-        >>> number(1234.5), number(0.01234), number(None)
-        ('1,234', '0.012', '—')
-    """
-    if not _known(value):
-        return _DASH
-    if share:
-        text = f"{100 * value:+.0f} %" if sign else f"{100 * value:.0f} %"
-    else:
-        places = 0 if float(value).is_integer() else _places(value)
-        text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"
-    return text.replace("-", _MINUS)
-
-
-def _places(value: float) -> int:
-    """Count the decimals that show three figures, or two below 0.1, and never more than five."""
-    magnitude = math.floor(math.log10(abs(value)))
-    return min(5, max(0, (2 if magnitude >= -1 else 1) - magnitude))
-
-
 def _p(value: object) -> str:
     if not _known(value):
         return _DASH
@@ -81,11 +50,15 @@ def slice_row(row: Mapping[str, Any]) -> dict[str, Any]:
         The row with these as text, and `plot`: where a picture 100 wide, with zero in the middle, has them.
     """
     low, high = row.get("low"), row.get("high")
-    interval = f"{number(low, sign=True)} to {number(high, sign=True)}" if _known(low) and _known(high) else _DASH
+    interval = (
+        f"{format_number(low, sign=True)} to {format_number(high, sign=True)}"
+        if _known(low) and _known(high)
+        else _DASH
+    )
     return dict(row) | {
-        "difference": number(row.get("difference"), sign=True),
+        "difference": format_number(row.get("difference"), sign=True),
         "interval": interval,
-        "n": number(row.get("n")),
+        "n": format_number(row.get("n")),
         "text": row.get("text") or "",
         "plot": _plot(row.get("difference"), low, high),
     }
@@ -113,8 +86,8 @@ def verdict_row(row: Mapping[str, Any]) -> dict[str, Any]:
     state = row.get("direction")
     state = state if state in _STATES or state in _OTHER_STATES else ""
     return slice_row(row) | {
-        "base": number(row.get("base")),
-        "tuned": number(row.get("tuned")),
+        "base": format_number(row.get("base")),
+        "tuned": format_number(row.get("tuned")),
         "p": _p(row.get("p_holm", row.get("p"))),
         "state": state,
         "mark": _STATES.get(state, "") and f"{_STATES[state]} ",
@@ -167,4 +140,4 @@ def _cell(name: str, own: Mapping[str, float], means: Mapping[str, Mapping[str, 
     value = own.get(name)
     most = max((abs(found[name]) for found in means.values() if name in found), default=0.0)
     width = round(100 * abs(value) / most, 1) if value is not None and most else None
-    return {"text": number(value, share=name in _SHARES), "width": width}
+    return {"text": format_number(value, share=name in _SHARES), "width": width}

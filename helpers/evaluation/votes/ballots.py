@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from helpers.core.errors import EvaluationError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 from helpers.evaluation.votes.votes import VoteKey
 
 __all__ = ["CHOICES", "CRITERIA", "TICKS", "Vote", "read_votes", "write_votes"]

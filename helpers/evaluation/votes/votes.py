@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.core.errors import EvaluationError
-from helpers.core.runs import write_text
+from helpers.core.files import write_text
 from helpers.evaluation.pages import embed_json, render_page, visible, write_page
 from helpers.evaluation.records import Comparison, Prompt, build_record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helpers.core.errors import StackError
+from helpers.core.text import format_bytes
 
 __all__ = ["BATCH", "RESERVE_BYTES", "SIMPLE_BATCH", "WARM_UP_STEPS", "DecodePlan", "plan_decoding"]
 
@@ -83,15 +84,11 @@ def plan_decoding(
     rows = max(1, min(batch, prompts))
     while rows > 1 and rows * row_bytes > room:
         rows //= 2
-    needed = f"{_gib(parameters * weight_bytes)} GiB of copied weights, {_gib(rows * row_bytes)} GiB of cache and "
-    needed += f"{_gib(RESERVE_BYTES)} GiB of reserve"
+    weights, cache = parameters * weight_bytes, rows * row_bytes
+    needed = f"{format_bytes(weights)} of copied weights, {format_bytes(cache)} of cache and "
+    needed += f"{format_bytes(RESERVE_BYTES)} of reserve"
     if rows * row_bytes > room:
-        reason = f"{needed} do not fit into the {_gib(free_bytes)} GiB that are free"
+        reason = f"{needed} do not fit into the {format_bytes(free_bytes)} that are free"
         return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {reason}")
-    reason = f"{rows} prompts side by side: {needed} fit into the {_gib(free_bytes)} GiB that are free"
+    reason = f"{rows} prompts side by side: {needed} fit into the {format_bytes(free_bytes)} that are free"
     return DecodePlan("graphs", rows, f"CUDA graphs, {reason}")
-
-
-def _gib(count: int) -> str:
-    """Write a number of bytes in GiB."""
-    return f"{count / 2**30:.1f}"
