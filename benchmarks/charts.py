@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from helpers.display.svg import WIDTH, Drawing
+from tools.svg import WIDTH, Drawing
 
 MARGIN, BAR, GAP = 16, 18, 42
 ROLES = {"ours": "learned", "official": "second"}

@@ -15,7 +15,7 @@ import targets
 from bench import RESULTS, ROOT
 from trainers import LENGTH
 
-from helpers.display.svg import Drawing
+from tools.svg import Drawing
 
 BEGIN, END = "<!-- speed: written by scripts/build_figures -->", "<!-- end of speed -->"
 """Between these lines the README's tables stand."""

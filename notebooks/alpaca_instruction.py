@@ -203,9 +203,9 @@ show_conversation(build_example(without_input, "alpaca", style="alpaca"))
 # *scale*. Each weight is divided by the scale and stored as the number of the nearest level.
 
 # %%
-from helpers.display.diagrams import draw_nf4
+from helpers.display.diagrams import show_drawing
 
-draw_nf4()
+show_drawing("nf4")
 
 # %% [markdown]
 # The table shows four weights of a block whose scale is 0.112. At the moment a weight is used it is computed back,
@@ -234,9 +234,9 @@ print(f"{config.model.model_name}: template {loaded.template}, computing in {loa
 # -100 elsewhere, which the loss leaves out.
 
 # %%
-from helpers.display.diagrams import draw_mask
+from helpers.display.diagrams import show_drawing
 
-draw_mask()
+show_drawing("mask")
 
 # %% [markdown]
 # Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked before training: the answer ends
@@ -285,9 +285,9 @@ plot_lengths(lengths, limit, run.path / "lengths.png")
 # them. Recording takes time, too, so that it is done only in a training of about a hundred steps or more.)
 
 # %%
-from helpers.display.diagrams import draw_packing
+from helpers.display.diagrams import show_drawing
 
-draw_packing()
+show_drawing("packing")
 
 # %% [markdown]
 # The number in a place is the token's position. It begins anew with each row; that is how the model is told where a row
@@ -330,9 +330,9 @@ config = fit_layout(config, train_checked)
 # thin ones, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$.
 
 # %%
-from helpers.display.diagrams import draw_lora
+from helpers.display.diagrams import show_drawing
 
-draw_lora()
+show_drawing("lora")
 
 # %% [markdown]
 # The sizes are those of one of Mistral's matrices. The *rank* $r$, here 16, is how thin $A$ and $B$ are: $A$ takes 4096

@@ -124,9 +124,9 @@ check("labels", answer)
 # is part of it. Here is a row of Mistral's as a picture, which cuts text up in its own way.
 
 # %%
-from helpers.display.diagrams import draw_mask
+from helpers.display.diagrams import show_drawing
 
-draw_mask()
+show_drawing("mask")
 
 # %% [markdown]
 # Cover the lower line and say it from the upper one.
@@ -238,9 +238,9 @@ check("positions", answer)
 # picture, with four other rows:
 
 # %%
-from helpers.display.diagrams import draw_packing
+from helpers.display.diagrams import show_drawing
 
-draw_packing()
+show_drawing("packing")
 
 # %% [markdown]
 # ## Summary

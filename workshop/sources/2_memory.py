@@ -46,9 +46,9 @@ from helpers.workshop import check
 # outputs, at rank 2. Count the cells: a matrix this small gains next to nothing.
 
 # %%
-from helpers.display.diagrams import draw_lora
+from helpers.display.diagrams import show_drawing
 
-draw_lora(inputs=6, outputs=4, rank=2)
+show_drawing("lora_small")
 
 # %% [markdown]
 # **Task.** One of Mistral's matrices has 4096 inputs and 14336 outputs. How many numbers are trained beside it at rank
@@ -154,9 +154,9 @@ check("quantize", answer)
 # closer together where weights are many:
 
 # %%
-from helpers.display.diagrams import draw_nf4
+from helpers.display.diagrams import show_drawing
 
-draw_nf4()
+show_drawing("nf4")
 
 # %% [markdown]
 # ## 5. How many bits are 4 bits?

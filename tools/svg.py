@@ -1,13 +1,11 @@
-"""A small canvas for diagrams: SVG that reads in light and dark, on a phone and on a projector, and as plain text.
+"""A small canvas for diagrams: SVG that reads in light and dark, on a phone and on a projector, described in words.
 
 A drawing brings its own paper and its own ink, because an image inherits no colours from its page. Where the reader's
-system asks for dark pages, paper and ink change together. A notebook gets it as an image with the description as its
-alternative text: it takes the width that there is, and a viewer that shows no foreign markup shows the words.
+system asks for dark pages, paper and ink change together.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -59,18 +57,12 @@ MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 
 class Drawing:
-    """A diagram: an image in a notebook, its description anywhere else.
+    """A diagram with a description in words.
 
     Args:
         height: Units from top to bottom; it is 400 units wide.
         title: What it shows, in a few words.
         description: The same for those who do not see it, and for a log.
-
-    Example:
-        >>> drawing = Drawing(40, "A box", "One blue box.")
-        >>> drawing.box(10, 10, 20, 20, "learned")
-        >>> drawing
-        A box. One blue box.
     """
 
     def __init__(self, height: float, title: str, description: str) -> None:
@@ -158,14 +150,6 @@ class Drawing:
         words = f"<title>{escape(self.title)}</title><desc>{escape(self.description)}</desc>"
         paper = f'<rect width="{WIDTH}" height="{self.height:g}" rx="6" class="f-paper"/>'
         return f"{head}{words}<style>{_styles()}</style>{paper}{''.join(self.shapes)}</svg>"
-
-    def _repr_html_(self) -> str:
-        source = base64.b64encode(self.svg().encode()).decode()
-        words = escape(repr(self), quote=True)
-        return f'<img alt="{words}" src="data:image/svg+xml;base64,{source}" style="width:100%;max-width:{SHOWN}px">'
-
-    def __repr__(self) -> str:
-        return f"{self.title}. {self.description}"
 
 
 def _styles() -> str:
