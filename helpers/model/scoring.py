@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from helpers.core.processes import gather, place
 from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.model.decoding.shapes import causal_model
 
 __all__ = ["RowScore", "mean_loss", "score_rows"]
+
+PACKED_TOKENS = 8192
+"""Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. Of a 7B model's memory
+an MLP takes 0.7 GiB for it and the logits 0.5."""
+
+PADDED_TOKENS = 2048
+"""Tokens of a pass elsewhere."""
+
+LOSS_TOKENS = 1024
+"""Tokens whose logits are in float32 at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +44,40 @@ class RowScore:
         return (self.nll + self.eos_nll) / (self.tokens + 1)
 
 
-def score_rows(model: Any, rows: Sequence[TokenizedExample], *, batch_tokens: int = 2048) -> list[RowScore]:
-    """Score each row's labelled tokens.
+def score_rows(
+    model: Any, rows: Iterable[TokenizedExample | Mapping[str, Any]], *, batch_tokens: int | None = None
+) -> list[RowScore]:
+    """Score each row's learned tokens.
 
-    The model is called without labels, right-padded, and the cross-entropy is taken in float32: with labels Unsloth
-    returns one fused mean for the whole batch and no logits. Several processes share the batches among them.
+    The model is called without labels, and the cross-entropy is taken in float32: with labels Unsloth returns one fused
+    mean for the whole batch and no logits. Which rows share a pass depends on their lengths and the kind of model
+    alone, so that a model scored twice on one machine gives the same numbers. Several processes share the passes.
 
     Args:
         model: A causal language model. It is put into evaluation mode and back.
-        rows: Token ids and labels; the last label of each is its EOS.
-        batch_tokens: Longest row times rows in one batch, at most; one row always fits.
+        rows: Token ids, and labels or a `completion_mask` (0 or 1 a token); the last learned token of each is its EOS.
+        batch_tokens: Tokens in one pass, padding included, at most; one row always fits. By default `PACKED_TOKENS`
+            where Unsloth computes the pass, `PADDED_TOKENS` elsewhere.
 
     Returns:
         One score a row, in the order given.
     """
     import torch
 
-    training, here = model.training, place()
+    training, here, packed = model.training, place(), _takes_packed_rows(model)
+    known = [_read_row(row) for row in rows]
+    limit = batch_tokens or (PACKED_TOKENS if packed else PADDED_TOKENS)
     model.eval()
     own: dict[int, RowScore] = {}
     try:
         with torch.no_grad():
-            for batch in _batches(rows, batch_tokens)[here.rank :: here.count]:
-                own |= _score_batch(model, rows, batch)
+            for batch in _batches([len(ids) for ids, _ in known], limit)[here.rank :: here.count]:
+                found = (_packed_losses if packed else _padded_losses)(model, [known[index] for index in batch])
+                own |= dict(zip(batch, map(_row_score, found), strict=True))
     finally:
         model.train(training)
     scores = {i: score for part in gather(own) for i, score in part.items()}
-    return [scores[i] for i in range(len(rows))]
+    return [scores[i] for i in range(len(known))]
 
 
 def mean_loss(scores: Sequence[RowScore]) -> float:
@@ -65,33 +85,87 @@ def mean_loss(scores: Sequence[RowScore]) -> float:
     return sum(s.nll + s.eos_nll for s in scores) / sum(s.tokens + 1 for s in scores)
 
 
-def _batches(rows: Sequence[TokenizedExample], batch_tokens: int) -> list[list[int]]:
-    """Group row numbers of similar length."""
+def _read_row(row: TokenizedExample | Mapping[str, Any]) -> tuple[Sequence[int], list[int]]:
+    """Return a row's token ids, and where its learned tokens are."""
+    if isinstance(row, Mapping):
+        return row["input_ids"], [at for at, learned in enumerate(row["completion_mask"]) if learned]
+    return row.input_ids, [at for at, label in enumerate(row.labels) if label != IGNORED]
+
+
+def _takes_packed_rows(model: Any) -> bool:
+    """Say whether Unsloth's own forward pass computes the layers, which takes rows that stand one after the other."""
+    decoder = getattr(causal_model(model), "model", None)
+    return type(decoder).forward.__module__.startswith("unsloth.models.")
+
+
+def _batches(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Group row numbers of similar length, at most `limit` tokens once padded."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)):
-        length = len(rows[index].input_ids)
-        if batches and (len(batches[-1]) + 1) * length <= batch_tokens:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= limit:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
 
 
-def _score_batch(model: Any, rows: Sequence[TokenizedExample], batch: list[int]) -> dict[int, RowScore]:
-    """Run one right-padded batch and split its loss by row."""
+def _packed_losses(model: Any, rows: Sequence[tuple[Sequence[int], list[int]]]) -> list[list[float]]:
+    """Return the losses of each row's learned tokens, from one pass over rows without padding, as training makes it."""
+    import torch
+
+    device, lengths = next(model.parameters()).device, [len(ids) for ids, _ in rows]
+    starts = [0, *itertools.accumulate(lengths[:-1])]
+    ids = torch.tensor([[token for row, _ in rows for token in row]])
+    inputs = {
+        "input_ids": ids.to(device),
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None].to(device),
+        "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32),
+    }
+    logits = model(**inputs, use_cache=False).logits[0]
+    return _losses(
+        logits, [[start + at - 1 for at in places] for start, (_, places) in zip(starts, rows, strict=True)], rows
+    )
+
+
+def _padded_losses(model: Any, rows: Sequence[tuple[Sequence[int], list[int]]]) -> list[list[float]]:
+    """Return the losses of each row's learned tokens, from one pass over rows that are padded on the right.
+
+    No token looks to its right, so that the padding needs no mask.
+    """
+    import torch
+
+    device, width = next(model.parameters()).device, max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in rows])
+    kept = width - min(places[0] for _, places in rows) + 1
+    logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=kept).logits.flatten(0, 1)
+    starts = [line * kept - (width - kept) for line in range(len(rows))]
+    return _losses(
+        logits, [[start + at - 1 for at in places] for start, (_, places) in zip(starts, rows, strict=True)], rows
+    )
+
+
+def _losses(
+    logits: Any, places: Sequence[list[int]], rows: Sequence[tuple[Sequence[int], list[int]]]
+) -> list[list[float]]:
+    """Return each row's losses, computed in float32 a piece at a time; the card is waited for once.
+
+    Args:
+        logits: Of all tokens, (tokens, vocabulary).
+        places: For each row the tokens before its learned ones, in order.
+        rows: Token ids, and where the learned ones are.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
-    device = next(model.parameters()).device
-    lengths = [len(rows[i].input_ids) for i in batch]
-    width = max(lengths)
-    ids = torch.tensor([[*rows[i].input_ids, *[0] * (width - n)] for i, n in zip(batch, lengths, strict=True)])
-    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-    scores = {}
-    for line, i in enumerate(batch):
-        labels = torch.tensor(rows[i].labels, device=logits.device)  # of a split model, the last card
-        places = (labels != IGNORED).nonzero().squeeze(1)
-        losses = cross_entropy(logits[line, places - 1].float(), labels[places], reduction="none").double()
-        scores[i] = RowScore(losses[:-1].sum().item(), losses[-1].item(), len(places) - 1)
-    return scores
+    # Of a model split over cards the logits are on the last one.
+    before = torch.tensor([place for row in places for place in row], device=logits.device)
+    wanted = torch.tensor([ids[at] for ids, learned in rows for at in learned], device=logits.device)
+    pieces = zip(before.split(LOSS_TOKENS), wanted.split(LOSS_TOKENS), strict=True)
+    found = [cross_entropy(logits[where].float(), tokens, reduction="none") for where, tokens in pieces]
+    losses = iter(torch.cat(found).tolist())
+    return [[next(losses) for _ in row] for row in places]
+
+
+def _row_score(losses: Sequence[float]) -> RowScore:
+    """Return the score of a row: the last learned token is its EOS."""
+    return RowScore(math.fsum(losses[:-1]), losses[-1], len(losses) - 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import types
 
 import pytest
 
 from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.model import scoring
 from helpers.model.scoring import RowScore, mean_loss, score_rows
 
 
@@ -61,6 +63,28 @@ class TestScores:
         scores = score_rows(model, rows, batch_tokens=batch_tokens)
         assert [score.mean() for score in scores] == pytest.approx([sum(x) / len(x) for x in plain], abs=1e-5)
 
+    def test_a_mask_says_as_much_as_labels(self, model, rows):
+        """Rows with `input_ids` and `completion_mask`, as in a table, have the losses of rows with labels."""
+        table = [
+            {"input_ids": list(row.input_ids), "completion_mask": [int(label != IGNORED) for label in row.labels]}
+            for row in rows
+        ]
+        assert score_rows(model, table) == score_rows(model, rows)
+
+    def test_several_answers_in_a_row_are_all_counted(self, model):
+        """With two learned spans, the loss is that of their tokens, the last of which is the EOS."""
+        ids, mask = [1, 50, 51, 2, 60, 61, 2], [0, 0, 1, 1, 0, 1, 1]
+        (score,) = score_rows(model, [{"input_ids": ids, "completion_mask": mask}])
+        first, second = score_rows(
+            model,
+            [
+                {"input_ids": ids[:4], "completion_mask": mask[:4]},
+                {"input_ids": ids, "completion_mask": [0] * 5 + [1, 1]},
+            ],
+        )
+        assert score.tokens == 3
+        assert score.nll == pytest.approx(first.nll + first.eos_nll + second.nll, abs=1e-5)
+
     def test_they_are_what_transformers_calls_loss(self, model, rows):
         """A row's mean is the loss that transformers gives for its labels."""
         import torch
@@ -91,13 +115,22 @@ class TestBatches:
 
         def watch(*arguments, **named):
             shapes.append(tuple(named["input_ids"].shape))
-            assert set(named) == {"input_ids", "attention_mask"}
+            assert set(named) == {"input_ids", "use_cache", "logits_to_keep"}
             return forward(*arguments, **named)
 
         monkeypatch.setattr(model, "forward", watch)
         score_rows(model, rows, batch_tokens=60)
         assert sum(lines for lines, _ in shapes) == 12
         assert max(lines * width for lines, width in shapes) <= 60
+
+    def test_only_logits_from_the_first_learned_token_on_are_asked_for(self, model, monkeypatch):
+        """Of a batch whose answers begin at tokens 4 and 6 of 10, the last 7 logits of each row are computed."""
+        kept = []
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda **named: kept.append(named["logits_to_keep"]) or forward(**named))
+        ids = tuple(range(40, 50))
+        score_rows(model, [TokenizedExample(ids, (IGNORED,) * given + ids[given:]) for given in (4, 6)])
+        assert kept == [7]
 
     @pytest.mark.parametrize("training", [True, False])
     def test_the_mode_is_given_back(self, model, rows, training):
@@ -116,6 +149,47 @@ class TestBatches:
         """Scoring leaves no gradient behind."""
         score_rows(model, rows[:2])
         assert all(weight.grad is None for weight in model.parameters())
+
+
+class TestPacked:
+    """Rows that stand one after the other in one pass, which Unsloth's forward takes."""
+
+    @pytest.fixture
+    def packed(self, monkeypatch):
+        """Lets any model be scored so; transformers sees from the positions where rows begin."""
+        monkeypatch.setattr(scoring, "_takes_packed_rows", lambda model: True)
+
+    @pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+    def test_the_losses_are_those_of_a_plain_loop(self, model, rows, plain, packed, batch_tokens):
+        """Whichever rows share a pass, each row's mean is that of the row alone, to 1e-6."""
+        scores = score_rows(model, rows, batch_tokens=batch_tokens)
+        assert [score.mean() for score in scores] == pytest.approx([sum(x) / len(x) for x in plain], abs=1e-6)
+
+    def test_it_is_told_where_rows_begin(self, model, rows, packed, monkeypatch):
+        """Positions begin anew with each row, the lengths stand beside them, and there is no padding."""
+        seen = []
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda **named: seen.append(named) or forward(**named))
+        score_rows(model, [rows[1], rows[5]])
+        (named,) = seen
+        assert named["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]]
+        assert named["packed_seq_lengths"].tolist() == [5, 7]
+        assert named["input_ids"].tolist() == [[*rows[1].input_ids, *rows[5].input_ids]]
+
+    def test_only_unsloths_own_forward_is_asked(self, model):
+        """A model of transformers alone is not."""
+        assert not scoring._takes_packed_rows(model)
+        assert scoring._takes_packed_rows(types.SimpleNamespace(model=_Unsloth()))
+
+
+class _Unsloth:
+    """A decoder whose forward pass is Unsloth's."""
+
+    def forward(self):
+        """Computes nothing."""
+
+
+_Unsloth.forward.__module__ = "unsloth.models.llama"
 
 
 class TestMeans:
