@@ -1,8 +1,7 @@
-"""One run, one writer: a lock on a run directory that ends with the process that took it.
+"""One run, one writer: a lock on a run directory that ends with the process that took it, and a file that names it.
 
-Where the system has flock(2), the kernel releases the lock when its owner ends, however it ends. Elsewhere, and on
-file systems without flock, the lock file names its owner by process id and start time, and a lock whose owner is gone
-is taken over.
+`filelock` takes the lock: flock(2), which the kernel gives back however a process ends; on file systems without it a
+marker that names process, start and host, and that only the same host takes over, once that process is gone.
 """
 
 from __future__ import annotations
@@ -10,38 +9,32 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import json
 import os
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_json
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
-__all__ = ["LOCK", "Holder", "find_holder", "hold_lock", "holding", "refuse_held", "release_lock"]
+__all__ = ["HOLDER", "LOCK", "MARKER", "Holder", "find_holder", "hold_lock", "holding", "refuse_held", "release_lock"]
 
-LOCK = ".lock"
-"""The lock file's name in a run directory."""
+LOCK, MARKER, HOLDER = ".lock", ".lock.soft", ".lock.json"
+"""In a run directory: what is locked, the marker where nothing can be, and who holds it."""
 
 UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 """What a file system without flock answers."""
 
-ATTEMPTS, PAUSE = 5, 0.05
-"""Tries, and seconds between them: `find_holder` of another process holds the lock for an instant."""
+PATIENCE = 0.2
+"""Seconds: `find_holder` of another process holds the lock for an instant."""
 
-CLOCK_TOLERANCE = 5.0
-"""Start times of one process may be read this many seconds apart, because the system's clock is corrected."""
-
-_held: dict[Path, tuple[int, Any]] = {}
-"""Locks of this process: folder -> (process id, open file or None)."""
+_held: dict[tuple[int, Path], BaseFileLock] = {}
+"""Locks of this process, by its id, which a forked child does not have, and folder."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +58,42 @@ class Holder:
 
 
 def hold_lock(folder: Path) -> None:
-    """Take the lock of a run directory until this process ends. Taking it twice is allowed.
-
-    Args:
-        folder: The run's directory; made if need be.
+    """Take the lock of a run directory, made if need be, until this process ends. Taking it twice is allowed.
 
     Raises:
         RunError: Another process holds it, or the folder cannot be written.
     """
+    from filelock import Timeout
+
     folder = folder.resolve()
-    if _held.get(folder, (0, None))[0] == os.getpid():
+    if (os.getpid(), folder) in _held:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _flock(folder / LOCK)
+        _held[os.getpid(), folder] = _acquire(folder)
+    except Timeout:
+        raise _refusal(folder, _read(folder)) from None
     except OSError as error:
         remedy = "Check its permissions, or set HELPERS_RUNS_DIR to another folder."
         raise RunError(str(folder), "a folder that can be written", error.strerror or str(error), remedy) from error
-    _held[folder] = (os.getpid(), file)
+    with contextlib.suppress(OSError, RunError):  # on a full disk the lock holds, unsigned
+        (folder / HOLDER).unlink(missing_ok=True)
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(folder / HOLDER, asdict(Holder(os.getpid(), platform.node(), _start_of(os.getpid()) or 0.0, since)))
 
 
 def release_lock(folder: Path) -> None:
-    """Give a lock back before the process ends.
-
-    Args:
-        folder: The run's directory.
-    """
-    pid, file = _held.pop(folder.resolve(), (0, None))
-    if file is not None:
-        file.close()
-    elif pid == os.getpid():
-        (folder / LOCK).unlink(missing_ok=True)
+    """Give a lock back before the process ends."""
+    folder = folder.resolve()
+    if lock := _held.pop((os.getpid(), folder), None):
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for a while.
-
-    The lock's file stays: another process may wait for it, and would else hold a lock that nobody sees.
-
-    Args:
-        folder: Made if need be.
+    """Hold the lock of a folder, made if need be, for a while.
 
     Raises:
         RunError: Another process holds it, or the folder cannot be written.
@@ -120,112 +108,70 @@ def holding(folder: Path) -> Iterator[None]:
 def refuse_held(folder: Path) -> None:
     """Raise if any process holds a run directory's lock.
 
-    Args:
-        folder: The run's directory.
-
     Raises:
         RunError: Somebody is writing the run; the message says who.
     """
-    holder = find_holder(folder)
-    if holder is not None:
-        raise _refusal(folder / LOCK, holder)
+    if holder := find_holder(folder):
+        raise _refusal(folder, holder)
 
 
 def find_holder(folder: Path) -> Holder | None:
-    """Say who holds a run directory's lock.
+    """Return who holds a run directory's lock, which may be this process; None if nobody does."""
+    from filelock import Timeout
 
-    Args:
-        folder: The run's directory.
-
-    Returns:
-        The holder, which may be this process; None if nobody does.
-    """
-    path = folder / LOCK
-    if not path.is_file():
+    if (os.getpid(), folder.resolve()) in _held:
+        return _read(folder)
+    if not any((folder / name).is_file() for name in (LOCK, MARKER)):
         return None
     try:
-        with path.open("rb") as file:
-            if fcntl is None:
-                return _living(_read(path))
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-    except BlockingIOError:
-        return _read(path)
-    except OSError:
-        return _living(_read(path))
+        _acquire(folder).release()
+    except Timeout:
+        return _read(folder)
+    except OSError:  # a run of somebody else's, in which nothing can be tried
+        return _unless_gone(_read(folder))
+    return None
 
 
-def _flock(path: Path) -> Any:
-    """Lock and sign the file; return it open, or None where the file system has no flock."""
-    if fcntl is None:
-        return _claim(path)
-    file = path.open("a+b")
-    for attempt in range(ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if attempt == ATTEMPTS - 1:
-                file.close()
-                raise _refusal(path, _read(path)) from error
-            time.sleep(PAUSE)
-        except OSError as error:
-            file.close()
-            if error.errno in UNSUPPORTED:
-                return _claim(path)
-            raise
-    with contextlib.suppress(OSError):  # on a full disk the lock holds, unsigned
-        file.truncate(0)
-        file.write(_signature())
-        file.flush()
-    return file
+def _acquire(folder: Path) -> BaseFileLock:
+    """Return the lock, taken, or the marker where the file system has no locks."""
+    from filelock import FileLock, SoftFileLock, Timeout
 
-
-def _claim(path: Path) -> None:
-    """Sign a lock file that no living process has signed."""
-    temporary = path.with_name(f"{LOCK}.{os.getpid()}")
-    temporary.write_bytes(_signature())
+    lock: BaseFileLock = FileLock(folder / LOCK, timeout=PATIENCE, thread_local=False, fallback_to_soft=False)
     try:
-        os.link(temporary, path)
+        lock.acquire()
+    except Timeout:
+        raise
     except OSError as error:
-        holder = _read(path)
-        if _living(holder) is not None or not path.exists():
-            raise _refusal(path, holder) from error
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if error.errno not in UNSUPPORTED:
+            raise
+        lock = SoftFileLock(folder / MARKER, timeout=PATIENCE, thread_local=False)
+        lock.acquire()
+    return lock
 
 
-def _refusal(path: Path, holder: Holder) -> RunError:
+def _refusal(folder: Path, holder: Holder) -> RunError:
     """Return the error that names the holder."""
     remedy = "Wait for it to end, end it, or choose another run_name."
-    if holder.pid and holder.host != platform.node():
-        remedy += f" If that machine is gone, delete {path}."
+    if holder.pid and holder.host != platform.node() and (folder / MARKER).exists():
+        remedy += f" If that machine is gone, delete {folder / MARKER}."
     return RunError("run_name", "a run that no other process is writing", f"held by {holder}", remedy)
 
 
-def _signature() -> bytes:
-    """Return what this process writes into a lock file."""
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return json.dumps(asdict(Holder(os.getpid(), platform.node(), _start_of(os.getpid()) or 0.0, since))).encode()
-
-
-def _read(path: Path) -> Holder:
-    """Return whom a lock file names; nobody in particular when it cannot be read."""
+def _read(folder: Path) -> Holder:
+    """Return whom the file beside the lock names; nobody in particular when it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(folder / HOLDER)
         return Holder(int(value["pid"]), str(value["host"]), float(value["started"]), str(value["since"]))
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (RunError, ValueError, TypeError, KeyError, OverflowError):
         return Holder()
 
 
-def _living(holder: Holder) -> Holder | None:
+def _unless_gone(holder: Holder) -> Holder | None:
     """Return the holder unless it is known to have ended. On another machine that cannot be known."""
     if holder.pid and holder.host != platform.node():
         return holder
     start = _start_of(holder.pid) if holder.pid else None
-    same = start is not None and (not holder.started or abs(start - holder.started) <= CLOCK_TOLERANCE)
-    return holder if same else None
+    return holder if start is not None and (not holder.started or abs(start - holder.started) <= 5) else None
 
 
 def _start_of(pid: int) -> float | None:

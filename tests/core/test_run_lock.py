@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -11,10 +13,13 @@ import subprocess
 import sys
 
 import pytest
+from filelock._identity import host_name, process_start_token
 
-from helpers.core import lock as run_lock
 from helpers.core.errors import RunError
-from helpers.core.lock import LOCK, find_holder, hold_lock, release_lock
+from helpers.core.lock import HOLDER, LOCK, MARKER, Holder, find_holder, hold_lock, release_lock
+
+GONE = 2**22 - 1
+"""An id that no process has."""
 
 HOLD = "import sys; from pathlib import Path; from helpers.core.lock import hold_lock; hold_lock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # noqa: E501
 
@@ -43,7 +48,7 @@ def no_flock(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 class TestLock:
@@ -85,8 +90,23 @@ class TestLock:
     def test_a_damaged_lock_file_does_not_matter(self, folder):
         """What counts is the kernel's lock, not the file's text."""
         folder.mkdir()
-        (folder / LOCK).write_bytes(b"\xff{")
+        for name in (LOCK, HOLDER):
+            (folder / name).write_bytes(b"\xff{")
+        assert find_holder(folder) is None
         hold_lock(folder)
+
+    def test_a_full_disk_does_not_hinder_the_lock(self, small_disk):
+        """It holds all the same, names nobody who held it before, and giving it back is no error."""
+        folder = small_disk / "run"
+        folder.mkdir()
+        (folder / LOCK).touch()
+        (folder / HOLDER).write_text('{"pid": 1, "host": "before"}')
+        with (small_disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**12))
+        hold_lock(folder)
+        assert find_holder(folder).pid in (0, os.getpid())
+        release_lock(folder)
 
     def test_a_file_in_place_of_the_folder_is_refused(self, folder):
         """A folder that cannot be made is an error that names it."""
@@ -97,44 +117,89 @@ class TestLock:
 
 @pytest.mark.usefixtures("no_flock")
 class TestWithoutFlock:
-    """On file systems that have no flock, the lock names its owner."""
+    """On file systems that have no flock, a marker names its owner."""
 
-    def sign(self, folder, **changes):
-        """Write a lock file as another process would have."""
+    def sign(self, folder, pid, host=None, start=None):
+        """Write marker and holder as another process would have, in filelock's form."""
         folder.mkdir(exist_ok=True)
-        holder = {"pid": os.getppid(), "host": platform.node(), "started": 0.0, "since": "2026-01-01T00:00:00+00:00"}
-        (folder / LOCK).write_text(json.dumps({**holder, **changes}))
+        named = host or platform.node()
+        lines = [str(pid), host or host_name(), *([] if start is None else [str(start)])]
+        (folder / MARKER).write_text("".join(f"{line}\n" for line in lines))
+        holder = {"pid": pid, "host": named, "started": 0.0, "since": "2026-01-01T00:00:00+00:00"}
+        (folder / HOLDER).write_text(json.dumps(holder))
 
     def test_a_free_folder_can_be_locked(self, folder):
-        """The lock file names this process."""
+        """The lock names this process."""
         hold_lock(folder)
         assert find_holder(folder).pid == os.getpid()
 
     def test_a_living_owner_is_respected(self, folder):
         """A process that runs keeps its lock."""
-        self.sign(folder)
+        self.sign(folder, os.getppid(), start=process_start_token(os.getppid()))
+        assert find_holder(folder).pid == os.getppid()
         with pytest.raises(RunError, match=f"held by process {os.getppid()}"):
             hold_lock(folder)
 
     def test_a_dead_owner_is_replaced(self, folder):
         """A lock whose process has ended is taken over."""
-        self.sign(folder, pid=2**22 - 1)
+        self.sign(folder, GONE)
+        assert find_holder(folder) is None
+        self.sign(folder, GONE)
         hold_lock(folder)
         assert find_holder(folder).pid == os.getpid()
 
     def test_a_reused_process_id_is_no_owner(self, folder):
         """A process of the same id that started at another time is another process."""
-        self.sign(folder, started=1.0)
+        self.sign(folder, os.getppid(), start=process_start_token(os.getppid()) - 10**9)
         hold_lock(folder)
+        assert find_holder(folder).pid == os.getpid()
 
-    def test_an_owner_on_another_machine_is_respected(self, folder):
-        """Whether it lives cannot be known from here; the remedy says which file to delete."""
-        self.sign(folder, host="elsewhere")
-        with pytest.raises(RunError, match=r"on elsewhere.*If that machine is gone, delete .*\.lock"):
+    @pytest.mark.parametrize("alive", [False, True])
+    def test_an_owner_on_another_machine_is_respected(self, folder, alive):
+        """Whether it lives cannot be known here, whatever runs here under its number; the remedy names the file."""
+        pid = os.getppid() if alive else GONE
+        self.sign(folder, pid, host="elsewhere")
+        assert find_holder(folder) == Holder(pid, "elsewhere", 0.0, "2026-01-01T00:00:00+00:00")
+        with pytest.raises(RunError, match=r"on elsewhere.*If that machine is gone, delete .*\.lock\.soft"):
             hold_lock(folder)
+        assert (folder / MARKER).read_text().startswith(f"{pid}\nelsewhere\n")
 
     def test_a_released_lock_is_free(self, folder):
         """A lock that is given back has no holder."""
         hold_lock(folder)
         release_lock(folder)
         assert find_holder(folder) is None
+
+
+class TestReadOnly:
+    """A run of somebody else's, in which no lock can be tried: the holder's file is believed."""
+
+    @pytest.fixture
+    def closed(self, tmp_path, monkeypatch):
+        """A folder with a lock that cannot be opened."""
+        (tmp_path / LOCK).touch()
+        opened = os.open
+
+        def refuse(path, *arguments, **named):
+            if str(path).endswith(LOCK):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, *arguments, **named)
+
+        monkeypatch.setattr(os, "open", refuse)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("pid", "host", "started", "held"),
+        [
+            (os.getpid(), platform.node(), 0.0, True),
+            (os.getpid(), platform.node(), 1.0, False),
+            (2**22 - 1, platform.node(), 0.0, False),
+            (2**22 - 1, "elsewhere", 0.0, True),
+            (0, "", 0.0, False),
+        ],
+    )
+    def test_whoever_is_known_to_be_gone_holds_nothing(self, closed, pid, host, started, held):
+        """Gone is a process of this machine that does not run, or runs since another time."""
+        holder = Holder(pid, host, started, "2026-01-01T00:00:00+00:00")
+        (closed / HOLDER).write_text(json.dumps(vars(holder)))
+        assert find_holder(closed) == (holder if held else None)
