@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -63,16 +64,24 @@ class Picture:
 
     Args:
         path: A PNG file.
+        note: Text to stand below it, such as a key that the picture's font cannot write.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, note: str = "") -> None:
         self.path = Path(path)
+        self.note = note
 
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
+    def _repr_png_(self) -> bytes | None:
+        return None if self.note else self.path.read_bytes()
+
+    def _repr_html_(self) -> str | None:
+        if not self.note:
+            return None
+        source = base64.b64encode(self.path.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{source}"><p style="white-space:pre-wrap">{escape(self.note)}</p>'
 
     def __repr__(self) -> str:
-        return f"picture: {self.path.name}"
+        return f"picture: {self.path.name}" + (f"\n{self.note}" if self.note else "")
 
 
 def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: int = 600) -> Shown:
@@ -194,7 +203,11 @@ def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Pict
     axes.set_xlabel("rows")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.5)
-    return _save(figure, path)
+    note = ""
+    if not all(map(_can_draw, names)):  # numbers, from the top down, and a key in the page's own fonts
+        axes.set_yticks(range(len(names)), range(len(names), 0, -1))
+        note = "\n".join(f"{number}: {name}" for number, name in enumerate(reversed(names), 1))
+    return _save(figure, path, note)
 
 
 def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Picture:
@@ -253,9 +266,17 @@ def _figure(height: float, *, grid: str = "y") -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path | str) -> Picture:
+def _can_draw(text: str) -> bool:
+    """Say whether matplotlib's font has every character, so that none comes out as a box."""
+    from matplotlib.font_manager import findfont, get_font
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    return all(ord(character) in glyphs for character in text)
+
+
+def _save(figure: Figure, path: Path | str, note: str = "") -> Picture:
     """Write the picture."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_bytes(Path(path), content.getvalue())
-    return Picture(path)
+    return Picture(path, note)

@@ -7,7 +7,15 @@ from characters import character_tokenizer
 
 from helpers.data.contract import tokenize_example
 from helpers.data.prompts import build_example
-from helpers.display.tables import Picture, plot_lengths, plot_losses, show_conversation, show_mask, show_table
+from helpers.display.tables import (
+    Picture,
+    plot_categories,
+    plot_lengths,
+    plot_losses,
+    show_conversation,
+    show_mask,
+    show_table,
+)
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'too'"
 METRICS = {"train_loss": [[1, 2.5], [2, 2.0], [3, 1.75]], "eval_loss": [[0, 2.4], [3, 1.9]]}
@@ -136,6 +144,20 @@ class TestPlots:
     def test_a_picture_is_its_name_in_plain_text(self, tmp_path):
         """A log gets the name of the file."""
         assert repr(Picture(tmp_path / "loss.png")) == "picture: loss.png"
+
+    def test_categories_that_the_font_lacks_are_numbered(self, tmp_path):
+        """Names in Chinese become numbers, from the top down, with a key below the picture; no glyph is missing."""
+        rows = [{"category": name, "response": "x"} for name in ("問答", "問答", "<摘要>")]
+        shown = plot_categories(rows, tmp_path / "categories.png")
+        assert repr(shown) == "picture: categories.png\n1: 問答\n2: <摘要>"
+        html = shown._repr_html_()
+        assert html.startswith('<img src="data:image/png;base64,')
+        assert html.endswith("1: 問答\n2: &lt;摘要&gt;</p>")
+
+    def test_categories_that_the_font_has_stand_in_the_picture(self, tmp_path):
+        """Latin, Greek and Cyrillic names need no key."""
+        rows = [{"category": name, "response": "x"} for name in ("closed_qa", "résumé", "Περίληψη", "Обзор")]
+        assert repr(plot_categories(rows, tmp_path / "categories.png")) == "picture: categories.png"
 
     def test_pyplot_is_not_imported(self):
         """Plotting chooses no backend and keeps no figures alive."""
