@@ -145,9 +145,9 @@ def median(runs: Sequence[Mapping[str, Any]], figure: str) -> float:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a configuration: no network, no statistics."""
+    """Return the environment of a configuration that is started now: no network, no statistics."""
     quiet = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, "PYTHONUNBUFFERED": "1", "BENCHMARK_BEGAN": str(time.time())}
 
 
 def machine() -> dict[str, Any]:

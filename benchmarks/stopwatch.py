@@ -1,17 +1,97 @@
-"""Timing a trainer's optimizer steps: warm-up left out, then whole epochs of the same batches, whose median counts."""
+"""The stopwatch of all benchmarks: a process's stages, and a trainer's steps.
+
+Of steps warm-up is left out; then come whole epochs of the same batches, whose median counts.
+"""
 
 from __future__ import annotations
 
+import builtins
+import functools
 import math
 import statistics
+import sys
+import threading
 import time
-from collections.abc import Callable, Set
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
 from helpers.model.patches.optimizer_step import lean_steps
+
+
+class Stages:
+    """The seconds that a process spends in each of its stages; what an inner one takes is not counted in the outer.
+
+    Args:
+        began: When the process was started, in seconds of `time.time`.
+    """
+
+    def __init__(self, began: float) -> None:
+        self.began = self._last = began
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open = ["python"]
+
+    def turn(self, name: str) -> None:
+        """End the outermost stage, and begin the next one."""
+        self._count()
+        self._open = [name]
+
+    @contextmanager
+    def inner(self, name: str) -> Iterator[None]:
+        """Count what the block takes under another name; what it launched on the card must be done."""
+        self._count()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._count()
+            self._open.pop()
+
+    def count_calls(self, owner: Any, function: str, name: str) -> None:
+        """Count all calls of a class's or module's function as an inner stage."""
+        original = getattr(owner, function)
+
+        @functools.wraps(original)
+        def counted(*args: Any, **named: Any) -> Any:
+            with self.inner(name):
+                return original(*args, **named)
+
+        for place in [owner, *sys.modules.values()]:
+            if getattr(place, "__dict__", {}).get(function) is original:
+                setattr(place, function, counted)
+
+    def count_imports(self) -> None:
+        """Count the import of what was not imported before as "imports", wherever it happens in this thread."""
+        original, thread, depth = builtins.__import__, threading.get_ident(), [0]
+
+        def counted(name: str, *rest: Any, **named: Any) -> Any:
+            if depth[0] or name in sys.modules or threading.get_ident() != thread:
+                return original(name, *rest, **named)
+            depth[0] = 1
+            try:
+                with self.inner("imports"):
+                    return original(name, *rest, **named)
+            finally:
+                depth[0] = 0
+
+        builtins.__import__ = counted
+
+    def result(self) -> dict[str, Any]:
+        """Return the seconds of all and of each stage."""
+        self._count()
+        stages = {name: round(seconds, 2) for name, seconds in self.seconds.items()}
+        return {"total_seconds": round(self._last - self.began, 2), "stages": stages}
+
+    def _count(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        now = time.time()
+        self.seconds[self._open[-1]] += now - self._last
+        self._last = now
 
 
 def same_batches(trainer: Any) -> None:
