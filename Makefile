@@ -2,6 +2,7 @@
 # make test    all tests
 # make quick   all but the slow ones
 # make check   what CI runs: style, types, notebooks up to date, tests
+# make readers exports, read by transformers and PEFT of several years
 # make doctor  is this environment right?
 # make clean   remove the environment and what runs left behind
 
@@ -19,7 +20,7 @@ FROM := $(if $(PIP_INDEX_URL),--index-url $(PIP_INDEX_URL)) $(foreach url,$(PIP_
 # From / it does not see pyproject.toml, whose overrides, made for the lock, leave torch out.
 INSTALL := $(if $(UV),$(UV) --directory / pip install -q --python "$(CURDIR)/$(RUN)" $(FROM),$(RUN) -m pip install -q)
 
-.PHONY: demo test quick check doctor clean
+.PHONY: demo test quick check readers doctor clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m helpers run alpaca_instruction --preset smoke --name demo --resume never
@@ -33,6 +34,9 @@ quick: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	scripts/check
+
+readers: $(VENV)/.installed
+	$(RUN) scripts/check_readers
 
 doctor: $(VENV)/.installed
 	$(RUN) -m helpers doctor

@@ -452,9 +452,10 @@ show_table({**cost, "peak memory, GiB": result.peak_memory_bytes / 2**30, **resu
 # trained with, and a description.
 
 # %%
-from helpers.training.trainer import save_adapter
+from helpers.export import hub_name, save_adapter
 
-files = save_adapter(loaded, run)
+base = hub_name(config.model.model_name)
+files = save_adapter(loaded.model, loaded.tokenizer, run.adapter, base=base)
 print(run.shown("adapter") + ":", ", ".join(files))
 
 # %% [markdown]

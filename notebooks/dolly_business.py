@@ -349,10 +349,10 @@ print(describe_needs(needs, run.path))
 # number, its *logit*: the larger, the likelier the token. These are kept, and are the yardstick for every export.
 
 # %%
-from helpers.export import measure_reference
-from helpers.training.trainer import save_adapter
+from helpers.export import hub_name, measure_reference, save_adapter
 
-files = save_adapter(loaded, run)
+base = hub_name(config.model.model_name)
+files = save_adapter(loaded.model, loaded.tokenizer, run.adapter, base=base)
 reference = measure_reference(loaded.model, loaded.tokenizer)
 print(run.shown("adapter") + ":", ", ".join(files))
 

@@ -52,6 +52,7 @@ def _export(model: Any, tokenizer: Any, out: Path, options: argparse.Namespace, 
         measure_reference,
         merge_16bit,
         preflight,
+        save_adapter,
         verify_adapter,
         verify_merged,
     )
@@ -60,8 +61,7 @@ def _export(model: Any, tokenizer: Any, out: Path, options: argparse.Namespace, 
     with _measured(report, "reference"):
         reference = measure_reference(model, tokenizer)
     with _measured(report, "save_adapter"):
-        model.save_pretrained(out / "adapter")
-        tokenizer.save_pretrained(out / "adapter")
+        save_adapter(model, tokenizer, out / "adapter")
     with _measured(report, "verify_adapter"):
         adapter = verify_adapter(model, tokenizer, out / "adapter", reference=reference)
     with _measured(report, "merge"):

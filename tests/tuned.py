@@ -96,13 +96,6 @@ def quantize_nf4(source, folder):
     return folder
 
 
-def save_adapter(model, tokenizer, folder):
-    """Save the adapter with its tokenizer."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def rewrite(source, target, change):
     """Copy a merged model and change its tensors: `change(name, tensor)` returns the new one."""
     from safetensors.torch import load_file, save_file
@@ -111,4 +104,5 @@ def rewrite(source, target, change):
     for path in target.glob("*.safetensors"):
         tensors = {name: change(name, tensor).contiguous() for name, tensor in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)
     return target

@@ -1,13 +1,14 @@
 """Exports: adapter, merged 16-bit model, GGUF and Hub, each proven before it counts as saved.
 
-In this order: `preflight`, `helpers.training.trainer.save_adapter`, `measure_reference`, `verify_adapter`,
+In this order: `preflight`, `save_adapter`, `measure_reference`, `verify_adapter`,
 `merge_16bit`, `verify_merged`, `write_card`, `export_gguf`, `publish`.
 """
 
 from helpers.export.gguf import GgufResult, export_gguf
 from helpers.export.hub import PublishResult, publish
+from helpers.export.loadable import save_adapter
 from helpers.export.merge import MergeResult, merge_16bit
-from helpers.export.model_card import model_card, write_card
+from helpers.export.model_card import hub_name, model_card, write_card
 from helpers.export.reference import VERIFY_PROMPTS, Reference, measure_reference
 from helpers.export.space import SpaceNeed, describe_needs, estimate_needs, preflight
 from helpers.export.verdict import Verification
@@ -24,11 +25,13 @@ __all__ = [
     "describe_needs",
     "estimate_needs",
     "export_gguf",
+    "hub_name",
     "measure_reference",
     "merge_16bit",
     "model_card",
     "preflight",
     "publish",
+    "save_adapter",
     "verify_adapter",
     "verify_merged",
     "write_card",

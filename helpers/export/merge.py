@@ -10,6 +10,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import check_weight_files, record_export, staged_folder
+from helpers.export.loadable import write_config, write_tokenizer
 from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 
@@ -167,16 +168,8 @@ def _write_companions(base: Any, tokenizer: Any, folder: Path, dtype: str) -> No
     """Write tokenizer with template, configuration without quantization, and how to generate."""
     from transformers import GenerationConfig
 
-    tokenizer.save_pretrained(str(folder))
+    write_tokenizer(tokenizer, folder)
+    write_config(base, folder, {"fp16": "float16", "bf16": "bfloat16"}[dtype])
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(folder)
-    config = json.loads(base.config.to_json_string())
-    for key in [k for k in config if k in ("quantization_config", "_name_or_path") or k.startswith("unsloth")]:
-        del config[key]
-    config |= {
-        "dtype": {"fp16": "float16", "bf16": "bfloat16"}[dtype],
-        "use_cache": True,
-        "architectures": [type(base).__name__],
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

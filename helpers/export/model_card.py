@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import RunConfig
+from helpers.core.config import MODELS, RunConfig
 from helpers.core.errors import ConfigError
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
@@ -17,7 +17,7 @@ from helpers.export.verdict import Verification
 from helpers.model.load import model_source
 from helpers.runtime.lockfile import installed_versions
 
-__all__ = ["model_card", "write_card"]
+__all__ = ["hub_name", "model_card", "write_card"]
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,6 +38,12 @@ messages = [{{"role": "user", "content": "Hello"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
 }
+
+
+def hub_name(model_name: str) -> str | None:
+    """Return what the Hub calls a base model, or None if it is a local folder."""
+    name = HUB_NAMES.get(model_name) or MODELS.get(model_name, (model_name,))[0]
+    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
 def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **options: Any) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from helpers.core.errors import ExportError
 from helpers.export.folders import RECORD, record_export
+from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.export.weights import compare_weights
@@ -40,7 +41,7 @@ def verify_adapter(
     Args:
         model: The tuned PEFT model.
         tokenizer: With the template that it was trained with.
-        folder: What `helpers.training.trainer.save_adapter` wrote.
+        folder: What `save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
         base: Folder or hub id of the base model; by default the one that PEFT knows.
 
@@ -145,7 +146,10 @@ def _judge(
     }
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
     rendered = judge_tokenizer(reference, result, tokenizer.eos_token_id)
-    verification = Verification(kind, (fresh, rendered, stored, *checks, answers), numbers, thresholds)
+    faults = find_faults(folder)
+    said = "; ".join(faults[:3]) if faults else "They hold what transformers 4.46 and PEFT 0.14 and newer read"
+    files = Check("files for other readers", not faults, f"{said}.")
+    verification = Verification(kind, (fresh, rendered, files, stored, *checks, answers), numbers, thresholds)
     if (folder / RECORD).is_file():
         record_export(folder, verification=verification.as_dict())
     return verification

@@ -7,10 +7,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from tuned import Stranger, quantize_nf4, rewrite, save_adapter, tuned_mistral
+from tuned import Stranger, quantize_nf4, rewrite, tuned_mistral
 
 from helpers.core.errors import ExportError
-from helpers.export import verify
+from helpers.export import loadable, verify
 from helpers.export.merge import merge_16bit
 from helpers.export.reference import measure_reference
 from helpers.export.tensors import base_tensors
@@ -81,6 +81,12 @@ def deltas(tuned):
     return {t.name: t.delta("default") for t in base_tensors(tuned[0]) if t.layer is not None}
 
 
+def save_adapter(model, tokenizer, folder):
+    """Save the adapter; returns the folder."""
+    loadable.save_adapter(model, tokenizer, folder)
+    return folder
+
+
 def failed(verification):
     """The names of the checks that failed."""
     return {check.name for check in verification.checks if not check.passed}
@@ -149,8 +155,11 @@ def test_missing_template_fails(tuned, reference, merged, tmp_path, shared_proce
     broken = tmp_path / "broken"
     shutil.copytree(merged, broken)
     (broken / "chat_template.jinja").unlink()
+    settings = json.loads((broken / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (broken / "tokenizer_config.json").write_text(json.dumps(settings))
     verification = verify_merged(*tuned, broken, reference=reference)
-    assert failed(verification) == {"tokenizer"}
+    assert failed(verification) == {"tokenizer", "files for other readers"}
     assert "no chat template" in verification.explanation
 
 
@@ -160,7 +169,7 @@ def test_other_template_fails(tuned, reference, merged, tmp_path, shared_process
     shutil.copytree(merged, broken)
     template = (broken / "chat_template.jinja").read_text()
     (broken / "chat_template.jinja").write_text(template.replace("'[INST] '", "'[INST]'"))
-    assert failed(verify_merged(*tuned, broken, reference=reference)) == {"tokenizer"}
+    assert failed(verify_merged(*tuned, broken, reference=reference)) == {"tokenizer", "files for other readers"}
 
 
 def test_adapter_with_wrong_alpha_fails(tuned, reference, tmp_path, shared_process):
