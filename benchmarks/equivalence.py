@@ -17,8 +17,7 @@ from typing import Any
 import trainers
 
 from helpers.model.patches.cuda_graphs import graphed_passes
-from helpers.model.patches.optimizer_step import lean_steps
-from helpers.model.patches.recompute import lean_recompute
+from helpers.model.patches.optimizer_step import quick_steps, skip_last_products
 
 STEPS, PLANNED = 20, 1000
 """Optimizer steps that are compared, and those of the training that they begin: graphs pay only in a long one."""
@@ -73,7 +72,7 @@ def recompute(model: str, rows: list[dict]) -> dict[str, Any]:
     one_pass(trainer, batch)  # kernels are compiled
     whole, again = (flat(one_pass(trainer, batch)[1]) for _ in range(2))
     times = {"whole": milliseconds(trainer, batch)}
-    with lean_recompute(loaded.model) as layers:
+    with skip_last_products(loaded.model) as layers:
         lean = flat(one_pass(trainer, batch)[1])
         times["lean"] = milliseconds(trainer, batch)
     apart = {"lean": distance(lean, whole), "repeated": distance(again, whole)}
@@ -275,7 +274,7 @@ def train(trainer: Any) -> list[dict[str, Any]]:
 
     trainer.training_step = watched
     trainer.add_callback(Stop())
-    with lean_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.trainer.train` does
+    with quick_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.trainer.train` does
         trainer.train()
     trainer.mode["graphs_found"] = graphs.describe() if graphs else trainer.mode["graphs_reason"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -124,8 +124,8 @@ def phases_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the parts: weights of both arms, prefill, capture, and a step, captured or not, for several batches."""
     import torch
 
-    from helpers.model.decoding.blocks import decoder_math
-    from helpers.model.decoding.session import DecoderSession
+    from helpers.model.decoding.engine import DecoderSession
+    from helpers.model.decoding.forward import decoder_math
     from helpers.model.decoding.weights import DecoderWeights
 
     loaded = _load_ours(options)
@@ -272,9 +272,8 @@ def _decode(
     model: Any, ids: list[list[int]], new: int, rows: int, eos: int | None
 ) -> tuple[dict[str, list[list[int]]], list[int]]:
     """Answer with ours, both arms in one session; returns the tokens and the cache lengths that were captured."""
-    from helpers.model.decoding.blocks import decoder_math
-    from helpers.model.decoding.schedule import Schedule, row_length
-    from helpers.model.decoding.session import DecoderSession
+    from helpers.model.decoding.engine import DecoderSession, Schedule, row_length
+    from helpers.model.decoding.forward import decoder_math
     from helpers.model.decoding.weights import DecoderWeights
 
     with decoder_math(_device()):
@@ -317,7 +316,7 @@ def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms:
     from helpers.model.decoding import DecodePlan, fast_generate
 
     questions = list(islice(cycle(_questions(options)), count))
-    plan = None if torch.cuda.is_available() else DecodePlan("graphs", 32, "steps that are not captured")
+    plan = None if torch.cuda.is_available() else DecodePlan("graphs", "steps that are not captured", 32)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = _now()

@@ -33,7 +33,7 @@ from train import Side, read_rows
 from unpacked import unpacked_weights
 
 from helpers.model.patches.cuda_graphs import graphed_passes
-from helpers.model.patches.optimizer_step import lean_steps
+from helpers.model.patches.optimizer_step import quick_steps
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     if profile:
         profile.follow(trainer)
     kept = unpacked_weights(trainer.model) if options.unpacked else nullcontext()
-    with kept, nullcontext() if options.plain else lean_steps(trainer), graphed_passes(trainer):
+    with kept, nullcontext() if options.plain else quick_steps(trainer), graphed_passes(trainer):
         trainer.train()
     found = parts.medians(options.warmup)
     print("\n".join(parts.table(found)))

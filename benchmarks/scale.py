@@ -225,7 +225,7 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     """
     from helpers.core.processes import gather, join, largest, leave
     from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
-    from helpers.model.patches.optimizer_step import lean_steps
+    from helpers.model.patches.optimizer_step import quick_steps
 
     started = time.perf_counter()
     here = join()
@@ -269,7 +269,10 @@ def measure(options: dict, arguments: argparse.Namespace) -> None:
     ready = time.perf_counter()
     if here.main:
         print(f"> ready after {ready - started:.0f} s", flush=True)
-    with lean_steps(trainer), graphed_passes(trainer, report=lambda line: print(f"> {line}", flush=True)) as graphs:
+    with (
+        quick_steps(trainer),
+        graphed_passes(trainer, report=lambda line: print(f"> {line}", flush=True)) as graphs,
+    ):
         held.append(graphs)
         trainer.train()
     passes = trainer.args.gradient_accumulation_steps

@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
-from helpers.model.patches.optimizer_step import lean_steps
+from helpers.model.patches.optimizer_step import quick_steps
 
 
 class Stages:
@@ -158,7 +158,10 @@ def time_epochs(
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     ours = hasattr(trainer, "mode")  # trains as `helpers.training.trainer.train` does
-    with lean_steps(trainer) if ours else nullcontext(), graphed_passes(trainer) if ours else nullcontext() as graphs:
+    with (
+        quick_steps(trainer) if ours else nullcontext(),
+        graphed_passes(trainer) if ours else nullcontext() as graphs,
+    ):
         held.append(graphs)
         trainer.train()
     recording = changes(sizes)

@@ -203,8 +203,8 @@ def _steps(bench, arms):
         return _plain_answers(found), counter.sizes
 
     lines = []
-    simple, sizes = answered(DecodePlan("simple", 2, "for this test"))
-    graphs, none = answered(DecodePlan("graphs", 3, "for this test"))
+    simple, sizes = answered(DecodePlan("simple", "for this test", 2))
+    graphs, none = answered(DecodePlan("graphs", "for this test", 3))
     return {"simple": simple, "graphs": graphs, "sizes": sizes, "none": none, "lines": lines}
 
 

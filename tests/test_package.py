@@ -232,7 +232,7 @@ class TestDependencies:
             "helpers.model.load",
             "helpers.model.patches.attention",
             "helpers.model.patches.cuda_graphs",
-            "helpers.model.patches.recompute",
+            "helpers.model.patches.optimizer_step",
         }
 
 

@@ -236,7 +236,7 @@ class _Pending:
             return {}
         model, tokenizer, prompts = self._asked([self.questions[at] for at in own])
         plan = choose_plan(model, encode_prompts(model, tokenizer, prompts, length), max_new_tokens=length)
-        if plan.kind != "graphs":
+        if plan.name != "graphs":
             return {}
         name = "tuned" if self.arm.adapter else "base"
         found = fast_generate(model, tokenizer, prompts, max_new_tokens=length, arms=(name,), plan=plan)[name]

@@ -195,7 +195,7 @@ def plan_layout(
         lengths: Of the rows, in tokens.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
-        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is
+        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is
             known.
         **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` follows from the card and from
             `chosen` when left out.
@@ -271,7 +271,7 @@ def _planned(
 
 def _records(config: RunConfig, gpu: Gpu, layout: Layout, chosen: str) -> bool:
     """Say whether training passes may be recorded as CUDA graphs."""
-    return choose_graphs(
+    choice = choose_graphs(
         capability=gpu.capability,
         unsloth_version=installed_version("unsloth"),
         attention=chosen,
@@ -280,7 +280,8 @@ def _records(config: RunConfig, gpu: Gpu, layout: Layout, chosen: str) -> bool:
         padding_free=True,
         cards=gpu.count if split_share() else 1,
         wanted=config.train.cuda_graphs,
-    ).wanted
+    )
+    return choice.name == "graphs"
 
 
 def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention: str) -> int:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from helpers.core.choice import Choice
 from helpers.core.text import format_bytes
 from helpers.memory.predict import OPTIMIZERS
 from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 
-__all__ = ["OptimizerChoice", "choose_optimizer", "resolve_optimizer"]
-
-
-@dataclass(frozen=True)
-class OptimizerChoice:
-    """The optimizer that training uses.
-
-    Args:
-        name: As transformers calls it.
-        reason: Why, in a sentence.
-    """
-
-    name: str
-    reason: str
+__all__ = ["choose_optimizer", "resolve_optimizer"]
 
 
 def resolve_optimizer(wanted: str, total_bytes: int | None) -> str:
@@ -45,7 +31,7 @@ def resolve_optimizer(wanted: str, total_bytes: int | None) -> str:
     return "adamw_torch_fused" if total_bytes >= LARGE_GPU_BYTES else "adamw_8bit"
 
 
-def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
+def choose_optimizer(wanted: str, gpu: Gpu | None) -> Choice:
     """Choose the optimizer.
 
     bitsandbytes' 8-bit states save 6 bytes a trained parameter, a quarter of a GiB at rank 16, and launch one kernel
@@ -56,7 +42,7 @@ def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
         gpu: From `find_gpu`; None for a CPU, where it is always torch's.
 
     Returns:
-        The choice, with its reason.
+        Its name, as transformers calls it, and the reason.
 
     Example:
         >>> choose_optimizer("auto", None).name
@@ -64,15 +50,15 @@ def choose_optimizer(wanted: str, gpu: Gpu | None) -> OptimizerChoice:
     """
     name = resolve_optimizer(wanted, gpu.total_bytes if gpu else None)
     if gpu is None:
-        return OptimizerChoice(name, "Optimizer: on a CPU it is always torch's own AdamW.")
+        return Choice(name, "Optimizer: on a CPU it is always torch's own AdamW.")
     if wanted != "auto":
-        return OptimizerChoice(name, f"Optimizer {name}, as asked for.")
+        return Choice(name, f"Optimizer {name}, as asked for.")
     large, small = "adamw_torch_fused", "adamw_8bit"
     limit, here = format_bytes(LARGE_GPU_BYTES), format_bytes(gpu.total_bytes)
     if name == large:
         why = (
             f"few launches for all weights; the memory that {small} saves matters little from {limit} on ({here} here)"
         )
-        return OptimizerChoice(large, f"Optimizer {large}: {why}.")
+        return Choice(large, f"Optimizer {large}: {why}.")
     sizes = f"{OPTIMIZERS[small]:.0f} bytes a trained parameter instead of {OPTIMIZERS[large]:.0f}"
-    return OptimizerChoice(small, f"Optimizer {small}: {sizes}, which matters below {limit} ({here} here).")
+    return Choice(small, f"Optimizer {small}: {sizes}, which matters below {limit} ({here} here).")

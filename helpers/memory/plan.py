@@ -245,7 +245,7 @@ def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
 
     Args:
         capability: The card's compute capability.
-        chosen: The name of an `AttentionChoice` of `helpers.model.patches.attention`; "sdpa" when nothing better is
+        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is
         known.
 
     Returns:

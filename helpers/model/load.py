@@ -16,8 +16,7 @@ from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, c
 from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.processes import place
 from helpers.data.chat_templates import install_template
-from helpers.model.patches.collector import long_lived
-from helpers.model.patches.sft_trainer import sft_alone
+from helpers.model.patches.imports import long_lived, sft_alone
 from helpers.runtime.device_map import loader_options
 from helpers.runtime.hardware import choose_precision, find_gpu
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.core.processes import gather, place
 from helpers.data.contract import IGNORED, TokenizedExample
-from helpers.model.decoding.shapes import causal_model
+from helpers.model.decoding.support import causal_model
 
 __all__ = ["RowScore", "mean_loss", "score_rows"]
 

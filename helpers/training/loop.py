@@ -19,7 +19,7 @@ from helpers.core.runs import RunDirectory
 from helpers.data.contract import Contract
 from helpers.model.load import LoadedModel
 from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_passes
-from helpers.model.patches.optimizer_step import lean_steps
+from helpers.model.patches.optimizer_step import quick_steps
 from helpers.model.scoring import RowScore, mean_loss, score_rows
 from helpers.runtime.device_map import own_cards
 from helpers.training.checkpoints import Checkpoint, last_complete
@@ -68,7 +68,7 @@ class Training:
         self.rows, self.trainer = len(rows.examples), trainer
         _seed_dropout(self.config.train.seed)
         try:
-            with lean_steps(trainer), graphed_passes(trainer, report=self.report) as self.graphs:
+            with quick_steps(trainer), graphed_passes(trainer, report=self.report) as self.graphs:
                 trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
             if self.graphs:
                 self.report(self.graphs.describe())

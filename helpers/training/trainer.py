@@ -251,8 +251,9 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
         cards=len(own_cards()) if gpu else 1,
         wanted=config.train.cuda_graphs,
     )
-    trainer.mode |= {"graphs": choice.wanted, "graphs_reason": choice.reason}
-    if choice.wanted:
+    recorded = choice.name == "graphs"
+    trainer.mode |= {"graphs": recorded, "graphs_reason": choice.reason}
+    if recorded:
         lengths = [len(row.input_ids) for row in rows.tokenized]
         packed = share.batch_size * config.model.max_seq_length
         trainer.longest_row = max(lengths)

@@ -35,9 +35,8 @@ from helpers.memory.plan import (
     shape_for,
 )
 from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
-from helpers.model.patches import attention
+from helpers.model.patches import UNSLOTH_TESTED, attention
 from helpers.model.patches.attention import choose_attention
-from helpers.model.patches.graph_rules import UNSLOTH_TESTED
 from helpers.runtime import hardware
 from helpers.runtime.device_map import SPLIT
 from helpers.runtime.hardware import Gpu
@@ -461,7 +460,7 @@ class TestAttention:
         import torch
 
         found = types.SimpleNamespace(**{"HAS_FLASH_ATTENTION": False, "HAS_XFORMERS": False, **dispatch})
-        monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(__version__=attention.UNSLOTH_TESTED))
+        monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(__version__=UNSLOTH_TESTED))
         monkeypatch.setitem(sys.modules, attention.DISPATCH, found)
         monkeypatch.setattr(torch, "__version__", torch_version)
         return found
@@ -498,7 +497,7 @@ class TestAttention:
     @pytest.mark.parametrize(
         ("installed", "name"),
         [
-            ({"torch": "2.11.0+cu128", "unsloth": attention.UNSLOTH_TESTED}, "varlen (torch kernel)"),
+            ({"torch": "2.11.0+cu128", "unsloth": UNSLOTH_TESTED}, "varlen (torch kernel)"),
             ({"torch": "2.11.0", "unsloth": "2027.1"}, "sdpa"),
             ({"torch": "2.12.0", "unsloth": "2027.1", "flash_attn": True}, "flash-attn"),
             ({"torch": "2.12.0+cpu", "unsloth": "2027.1", "xformers": "2.12.0+cu128"}, "xformers"),

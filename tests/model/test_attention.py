@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 from sources import package_root
 
-from helpers.model.patches import attention
-from helpers.model.patches.attention import UNSLOTH_TESTED, choose_attention, flash_varlen
+from helpers.model.patches import UNSLOTH_TESTED, attention
+from helpers.model.patches.attention import choose_attention, flash_varlen
 
 ROOT = Path(__file__).resolve().parents[2]
 DISPATCH = "unsloth/utils/attention_dispatch.py"

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from helpers.model.patches import collector
-from helpers.model.patches.collector import leave_alone, long_lived
+from helpers.model.patches import imports as collector
+from helpers.model.patches.imports import leave_alone, long_lived
 
 
 @pytest.fixture(autouse=True)

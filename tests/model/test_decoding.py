@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_map
 
 from helpers.core.errors import StackError, TemplateError
 from helpers.model.decoding import DecodePlan, answers, fast_generate, plan_decoding
-from helpers.model.decoding.blocks import decoder_math
-from helpers.model.decoding.schedule import Schedule, row_length
-from helpers.model.decoding.session import DecoderSession
-from helpers.model.decoding.shapes import unsupported
+from helpers.model.decoding.engine import DecoderSession, Schedule, row_length
+from helpers.model.decoding.forward import decoder_math
+from helpers.model.decoding.support import unsupported
 from helpers.model.decoding.weights import DecoderWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -436,11 +435,11 @@ class TestPlan:
     def test_it_follows_memory_and_work(self, free, prompts, new, kind, batch):
         """Mistral-7B's weights take 13 GiB in 16 bit, and a row of 256 tokens 32 MiB."""
         plan = plan_decoding(MISTRAL, free, prompts, new, row_bytes=ROW)
-        assert (plan.kind, plan.batch_size) == (kind, batch)
+        assert (plan.name, plan.batch_size) == (kind, batch)
 
     def test_two_arms_pay_sooner(self):
         """Answering twice counts twice."""
-        assert plan_decoding(MISTRAL, 70 * GIB, 8, 24, arms=2).kind == "graphs"
+        assert plan_decoding(MISTRAL, 70 * GIB, 8, 24, arms=2).name == "graphs"
 
     @pytest.mark.parametrize(
         ("free", "prompts", "reason"),
@@ -457,7 +456,7 @@ class TestPlan:
                 14 * GIB,
                 64,
                 (
-                    "the ordinary loop, because 13.0 GiB of copied weights, 0.0 GiB of cache and 2.0 GiB of "
+                    "the ordinary loop, because 13.0 GiB of copied weights, 32.0 MiB of cache and 2.0 GiB of "
                     "reserve do not fit into the 14.0 GiB that are free"
                 ),
             ),
@@ -472,11 +471,11 @@ class TestPlan:
     def test_a_plan_that_means_nothing_is_refused(self, kind, batch):
         """A plan has a known kind and at least one row."""
         with pytest.raises(StackError, match="plan: expected"):
-            DecodePlan(kind, batch, "because")
+            DecodePlan(kind, "because", batch)
 
 
-GRAPHS = DecodePlan("graphs", 3, "the steps under test")
-SIMPLE = DecodePlan("simple", 4, "the ordinary loop")
+GRAPHS = DecodePlan("graphs", "the steps under test", 3)
+SIMPLE = DecodePlan("simple", "the ordinary loop", 4)
 
 
 def question(text):
@@ -542,7 +541,7 @@ class TestFastGenerate:
     def test_on_a_cpu_the_ordinary_loop_is_chosen(self, loaded):
         """Without a GPU there is nothing to capture."""
         plan = answers.choose_plan(loaded.model, [[1, 2]], max_new_tokens=64)
-        assert (plan.kind, plan.reason) == ("simple", "the ordinary loop, because there is no GPU")
+        assert (plan.name, plan.reason) == ("simple", "the ordinary loop, because there is no GPU")
 
     def test_an_unsupported_model_takes_the_ordinary_loop(self):
         """The plan says what is in the way."""

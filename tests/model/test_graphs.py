@@ -93,7 +93,7 @@ class TestChoice:
     def test_where_the_host_is_the_limit_they_are(self):
         """A fast card, rows without padding, nothing recomputed."""
         choice = choose_graphs(**GOOD)
-        assert choice.wanted
+        assert choice.name == "graphs"
         assert "waits for the host" in choice.reason
 
     @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ class TestChoice:
     def test_elsewhere_they_are_not_and_it_is_said_why(self, change, said):
         """Each condition that is missing is named."""
         choice = choose_graphs(**{**GOOD, **change})
-        assert not choice.wanted
+        assert choice.name == "none"
         assert said in choice.reason
 
     @pytest.mark.parametrize("attention", ["flash-attn", "varlen (torch)", "varlen (torch kernel)"])
     def test_each_attention_that_takes_borders_will_do(self, attention):
         """Which kernel it is does not matter."""
-        assert choose_graphs(**{**GOOD, "attention": attention}).wanted
+        assert choose_graphs(**{**GOOD, "attention": attention}).name == "graphs"
 
 
 class TestSizes:

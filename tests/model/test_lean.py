@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from helpers.model.patches.optimizer_step import lean_steps
+from helpers.model.patches.optimizer_step import quick_steps
 
 torch = pytest.importorskip("torch")
 
@@ -90,7 +90,7 @@ class TestNumbers:
     def test_steps_are_the_same_bit_for_bit(self):
         """Losses, norms, counts and weights equal those of an ordinary training."""
         plain, lean = Trainer(), Trainer()
-        with lean_steps(lean):
+        with quick_steps(lean):
             found = lean.train()
         assert found == plain.train()
         assert torch.equal(lean.model.trained.weight, plain.model.trained.weight)
@@ -99,7 +99,7 @@ class TestNumbers:
     def test_gradients_are_gone_after_a_step(self):
         """Clearing leaves no gradient, and on demand zeros."""
         trainer = Trainer()
-        with lean_steps(trainer):
+        with quick_steps(trainer):
             trainer.model(torch.ones(1, 4)).sum().backward()
             trainer.model.zero_grad(set_to_none=False)
             assert trainer.model.trained.weight.grad.abs().sum() == 0
@@ -114,27 +114,27 @@ class TestWork:
         """Three steps count parameters once; otherwise three times."""
         plain, lean = Trainer(), Trainer()
         plain.train()
-        with lean_steps(lean):
+        with quick_steps(lean):
             lean.train()
         assert (plain.model.counted, lean.model.counted) == (3, 1)
 
     def test_only_trained_parameters_are_clipped(self):
         """Of four tensors the two trained ones reach the clipping."""
         trainer = Trainer()
-        with lean_steps(trainer):
+        with quick_steps(trainer):
             trainer.train(1)
         assert [tuple(each.shape) for each in trainer.accelerator.seen] == [(2, 4), (2,)]
 
     def test_the_collector_leaves_old_objects_alone(self):
         """Inside the block what was there before is frozen."""
-        with lean_steps(Trainer()):
+        with quick_steps(Trainer()):
             assert gc.get_freeze_count() > 1000
         assert gc.get_freeze_count() == 0
 
     def test_what_something_else_froze_stays_frozen(self):
         """Objects frozen before the block are frozen after it."""
         gc.freeze()
-        with lean_steps(Trainer()):
+        with quick_steps(Trainer()):
             pass
         assert gc.get_freeze_count() > 1000
 
@@ -145,7 +145,7 @@ class TestRestored:
     def test_after_an_error_too(self):
         """The trainer's and the model's own methods come back."""
         trainer = Trainer()
-        with pytest.raises(RuntimeError, match="interrupted"), lean_steps(trainer):
+        with pytest.raises(RuntimeError, match="interrupted"), quick_steps(trainer):
             raise RuntimeError("interrupted")
         assert "zero_grad" not in vars(trainer.model)
         assert not {"_clip_grad_norm", "floating_point_ops"} & set(vars(trainer))
@@ -154,7 +154,7 @@ class TestRestored:
         """A method that someone gave the one object is there again."""
         trainer = Trainer()
         mine = trainer.floating_point_ops = lambda inputs: 7
-        with lean_steps(trainer):
+        with quick_steps(trainer):
             assert trainer.floating_point_ops is not mine
         assert trainer.floating_point_ops is mine
 
@@ -167,7 +167,7 @@ class TestRestored:
         trainer.accelerator.prepare_model = lambda model, device_placement=None: torch.nn.Sequential(model)
         walks = []
         monkeypatch.setattr(torch.nn.Sequential, "zero_grad", lambda self, set_to_none=True: walks.append(set_to_none))
-        with lean_steps(trainer):
+        with quick_steps(trainer):
             wrapped = trainer.accelerator.prepare_model(trainer.model, device_placement=True)
             wrapped(torch.ones(1, 4)).sum().backward()
             wrapped.zero_grad()

@@ -17,7 +17,7 @@ import pytest
 from sources import definitions, module_tree
 
 from helpers.model.load import TARGET_MODULES
-from helpers.model.patches.recompute import lean_recompute
+from helpers.model.patches.optimizer_step import skip_last_products
 
 torch = pytest.importorskip("torch")
 
@@ -122,7 +122,7 @@ def gradients(model):
 
 def lean_gradients(model, kernels):
     """Return the same, with the last product of recomputed layers left out."""
-    with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
+    with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute):
         return gradients(model)
 
 
@@ -152,7 +152,7 @@ class TestGradients:
         """Loss and gradients of every adapter matrix, with dropout, too."""
         model = small_mistral(kernels, dropout=dropout)
         whole_loss, whole = gradients(model)
-        with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+        with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
             loss, lean = gradients(model)
         assert layers == LAYERS
         assert loss == whole_loss
@@ -203,7 +203,7 @@ class TestProducts:
         model = small_mistral(kernels)
         down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        with lean_recompute(model, kernels, lambda: True):
+        with skip_last_products(model, kernels, lambda: True):
             kernels.matmul_lora(torch.ones(2, 64), down.weight, None, None, None, None)
         assert down.count == 1
 
@@ -211,7 +211,7 @@ class TestProducts:
         """What takes the product's place fits where the product went."""
         model = small_mistral(kernels)
         weight = first_mlp(model).down_proj.base_layer.weight
-        with lean_recompute(model, kernels, lambda: True):
+        with skip_last_products(model, kernels, lambda: True):
             made = kernels.matmul_lora(torch.ones(2, 3, 64, dtype=torch.bfloat16), weight, None, None, None, None)
         assert made.shape == (2, 3, WIDTH)
         assert made.dtype == torch.bfloat16
@@ -248,7 +248,7 @@ class TestWhere:
     def test_everything_is_as_before_afterwards_and_after_an_error(self, kernels):
         """Unsloth's function is back."""
         before, model = kernels.matmul_lora, small_mistral(kernels)
-        with pytest.raises(KeyError), lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute):
+        with pytest.raises(KeyError), skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute):
             raise KeyError(kernels.matmul_lora is before)
         assert kernels.matmul_lora is before
 
@@ -257,25 +257,25 @@ class TestWhere:
         model = small_mistral(kernels)
         model.config.model_type = "gemma2"
         before = kernels.matmul_lora
-        with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+        with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
             assert layers == 0
             assert kernels.matmul_lora is before
 
     def test_without_a_gpu_nothing_is_changed(self, kernels, monkeypatch):
         """Unsloth's kernels run on a GPU alone."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with lean_recompute(small_mistral(kernels)) as layers:
+        with skip_last_products(small_mistral(kernels)) as layers:
             assert layers == 0
 
     def test_another_version_of_unsloth_is_left_alone(self, kernels, monkeypatch):
         """It may compute otherwise."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(__version__="2031.1.1"))
-        with lean_recompute(small_mistral(kernels)) as layers:
+        with skip_last_products(small_mistral(kernels)) as layers:
             assert layers == 0
 
     def test_models_without_such_layers_are_left_alone(self, kernels):
         """No configuration, or another architecture."""
         for model in (torch.nn.Linear(2, 2), self.Other()):
-            with lean_recompute(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+            with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
                 assert layers == 0

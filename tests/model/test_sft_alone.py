@@ -40,7 +40,7 @@ def imported(folder, rl, code):
 
 
 INSIDE = """
-from helpers.model.patches.sft_trainer import sft_alone
+from helpers.model.patches.imports import sft_alone
 with sft_alone():
     import unsloth
 from unsloth.models import rl
@@ -74,7 +74,7 @@ class TestTrainers:
         """Later imports are found as ever, after an error, too."""
         code = (
             "before = list(sys.meta_path)\n"
-            "from helpers.model.patches.sft_trainer import sft_alone\n"
+            "from helpers.model.patches.imports import sft_alone\n"
             "try:\n    with sft_alone():\n        raise ImportError\n"
             "except ImportError:\n    print(sys.meta_path == before)\n"
         )

@@ -13,7 +13,7 @@ from helpers.core.errors import ConfigError, StackError
 from helpers.data.contract import Contract, TokenizedExample
 from helpers.memory import plan as planner
 from helpers.memory.predict import ModelShape
-from helpers.model.decoding.shapes import unsupported
+from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
 from helpers.runtime.device_map import (
     SPLIT,

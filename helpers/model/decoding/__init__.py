@@ -12,7 +12,7 @@ from helpers.model.decoding.answers import (
     generate,
     stream,
 )
-from helpers.model.decoding.plans import DecodePlan, plan_decoding
+from helpers.model.decoding.support import DecodePlan, plan_decoding
 
 __all__ = [
     "DecodePlan",

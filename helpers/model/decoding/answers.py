@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import StackError
 from helpers.data.chat_templates import refuse_control_text, render
-from helpers.model.decoding.blocks import decoder_math
-from helpers.model.decoding.plans import SIMPLE_BATCH, DecodePlan, plan_decoding
-from helpers.model.decoding.schedule import Schedule, row_length
-from helpers.model.decoding.session import DecoderSession
-from helpers.model.decoding.shapes import (
+from helpers.model.decoding.engine import DecoderSession, Schedule, row_length
+from helpers.model.decoding.forward import decoder_math
+from helpers.model.decoding.support import (
+    SIMPLE_BATCH,
+    DecodePlan,
     cache_bytes,
     causal_model,
     copied_parameters,
     has_adapter,
+    plan_decoding,
     read_shape,
     unsupported,
 )
@@ -86,12 +87,12 @@ def fast_generate(
     plan = plan or choose_plan(model, ids, max_new_tokens=max_new_tokens, arms=len(arms))
     print(f"Generating with {plan.reason}.")
     eos = None if ignore_eos else tokenizer.eos_token_id
-    tokens = _fast(model, ids, max_new_tokens, arms, plan.batch_size, eos) if plan.kind == "graphs" else None
+    tokens = _fast(model, ids, max_new_tokens, arms, plan.batch_size, eos) if plan.name == "graphs" else None
     if tokens is not None:
         return {arm: [_read_answer(each, tokenizer) for each in tokens[arm]] for arm in arms}
     if ignore_eos:
         raise StackError("ignore_eos", "a plan with CUDA graphs", plan.reason, "Leave ignore_eos out.")
-    batch = plan.batch_size if plan.kind == "simple" else SIMPLE_BATCH
+    batch = plan.batch_size if plan.name == "simple" else SIMPLE_BATCH
     return {arm: _simple(model, tokenizer, prompts, max_new_tokens, arm, batch) for arm in arms}
 
 
@@ -106,7 +107,7 @@ def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int
     """
     problem = unsupported(model)
     if problem:
-        return DecodePlan("simple", SIMPLE_BATCH, f"the ordinary loop, because {problem}")
+        return DecodePlan("simple", f"the ordinary loop, because {problem}", SIMPLE_BATCH)
     shape, itemsize = read_shape(causal_model(model).config), _copy_dtype(model).itemsize
     row = cache_bytes(shape, row_length(ids, max_new_tokens), itemsize)
     return plan_decoding(

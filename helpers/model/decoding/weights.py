@@ -1,4 +1,4 @@
-"""The weights of a Llama or Mistral model as a few large matrices at fixed addresses,.
+"""The weights of a Llama or Mistral model as a few large matrices at fixed addresses.
 
 A QLoRA model holds its base in NF4 and its adapter beside it: each step of the ordinary loop unpacks every matrix and
 adds the adapter's product. Here the matrices are unpacked once, into 16-bit buffers (float32 where the model computes
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.core.errors import StackError
-from helpers.model.decoding.shapes import active_adapters, causal_model, has_adapter, read_shape, unsupported
+from helpers.model.decoding.support import active_adapters, causal_model, has_adapter, read_shape, unsupported
 
 __all__ = ["DecoderWeights", "LayerWeights"]
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from dataclasses import dataclass
 from typing import Any
 
+from helpers.core.choice import Choice
+from helpers.model.patches import UNSLOTH_TESTED
+
 __all__ = [
-    "AttentionChoice",
     "choose_attention",
     "enable_varlen",
     "flash_varlen",
@@ -29,22 +30,6 @@ __all__ = [
 DISPATCH = "unsloth.utils.attention_dispatch"
 """The module in which Unsloth chooses a kernel for each batch."""
 
-UNSLOTH_TESTED = "2026.10.9"
-"""The only version whose dispatch module is known to work with this; others keep their own attention."""
-
-
-@dataclass(frozen=True)
-class AttentionChoice:
-    """Which attention packed and padding-free training uses.
-
-    Args:
-        name: "varlen (torch kernel)" for this module's, else what Unsloth picks by itself.
-        reason: Why, in a sentence.
-    """
-
-    name: str
-    reason: str
-
 
 def choose_attention(
     *,
@@ -54,7 +39,7 @@ def choose_attention(
     flash_attn: bool,
     xformers: bool,
     wanted: bool = True,
-) -> AttentionChoice:
+) -> Choice:
     """Decide whether the kernel of torch 2.11 is to be used.
 
     Args:
@@ -66,7 +51,7 @@ def choose_attention(
         wanted: False leaves everything as it is.
 
     Returns:
-        The choice, with its reason.
+        "varlen (torch kernel)" for this module's, else what Unsloth picks by itself, with the reason.
 
     Example:
         >>> choose_attention(torch_version="2.11.0", unsloth_version="2026.10.9", capability=(7, 5),
@@ -75,29 +60,27 @@ def choose_attention(
     """
     minor = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2])
     if capability is None:
-        return AttentionChoice("sdpa", "there is no GPU")
+        return Choice("sdpa", "there is no GPU")
     if flash_attn:
-        return AttentionChoice("flash-attn", "flash-attn is installed, and Unsloth prefers it")
+        return Choice("flash-attn", "flash-attn is installed, and Unsloth prefers it")
     if xformers:
-        return AttentionChoice("xformers", "xformers loads, and Unsloth uses it")
+        return Choice("xformers", "xformers loads, and Unsloth uses it")
     if capability < (8, 0):
-        return AttentionChoice(
-            "sdpa", f"compute capability {capability[0]}.{capability[1]} has no flash kernel; 8.0 has"
-        )
+        return Choice("sdpa", f"compute capability {capability[0]}.{capability[1]} has no flash kernel; 8.0 has")
     if minor >= (2, 12):
-        return AttentionChoice("varlen (torch)", "Unsloth uses torch's own varlen_attn from torch 2.12 on")
+        return Choice("varlen (torch)", "Unsloth uses torch's own varlen_attn from torch 2.12 on")
     if not wanted:
-        return AttentionChoice("sdpa", "varlen_attention is off")
+        return Choice("sdpa", "varlen_attention is off")
     if minor != (2, 11) or unsloth_version != UNSLOTH_TESTED:
-        return AttentionChoice(
+        return Choice(
             "sdpa",
             f"tried with torch 2.11 and unsloth {UNSLOTH_TESTED} only, "
             f"not with torch {torch_version} and unsloth {unsloth_version}",
         )
-    return AttentionChoice("varlen (torch kernel)", "torch 2.11 carries the kernel, and Unsloth does not use it there")
+    return Choice("varlen (torch kernel)", "torch 2.11 carries the kernel, and Unsloth does not use it there")
 
 
-def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Choice:
     """Return what `enable_varlen` will choose, and change nothing.
 
     Args:
@@ -109,7 +92,7 @@ def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Att
     """
     dispatch = sys.modules.get(DISPATCH)
     if dispatch is None:
-        return AttentionChoice("sdpa", "unsloth is not imported yet")
+        return Choice("sdpa", "unsloth is not imported yet")
     import torch
     import unsloth
 
@@ -123,7 +106,7 @@ def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Att
     )
 
 
-def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> AttentionChoice:
+def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> Choice:
     """Return what `enable_varlen` is likely to choose with what is installed here, and import none of it.
 
     Args:
@@ -138,7 +121,7 @@ def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> 
     try:
         torch_version, unsloth_version = map(importlib.metadata.version, ("torch", "unsloth"))
     except importlib.metadata.PackageNotFoundError as error:
-        return AttentionChoice("sdpa", f"{error.name} is not installed")
+        return Choice("sdpa", f"{error.name} is not installed")
     built = xformers_torch() or ""
     return choose_attention(
         torch_version=torch_version,
@@ -150,7 +133,7 @@ def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> 
     )
 
 
-def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
+def enable_varlen(*, wanted: bool = True) -> Choice:
     """Give Unsloth the kernel of torch 2.11 if this machine is one that gains by it.
 
     Call it after unsloth is imported and before the trainer is built. Calling it again changes nothing.
@@ -165,7 +148,7 @@ def enable_varlen(*, wanted: bool = True) -> AttentionChoice:
 
     gpu = find_gpu()
     if gpu is None:  # Unsloth's CPU path cannot import its dispatcher: a circle
-        return AttentionChoice("sdpa", "there is no GPU")
+        return Choice("sdpa", "there is no GPU")
     from unsloth.utils import attention_dispatch
 
     original = getattr(attention_dispatch.select_attention_backend, "wrapped", None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from helpers.core.choice import Choice
+from helpers.model.patches import UNSLOTH_TESTED
 
-__all__ = ["STEP", "GraphChoice", "choose_graphs", "host_lengths", "recorded_size"]
-
-UNSLOTH_TESTED = "2026.10.9"
-"""The only version of unsloth whose layers are known to be recordable."""
+__all__ = ["STEP", "choose_graphs", "host_lengths", "recorded_size"]
 
 VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
 """Kinds of attention that take the rows' borders as a tensor, and so can be recorded."""
@@ -22,19 +20,6 @@ RUNS = 16
 """Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
 
 
-@dataclass(frozen=True)
-class GraphChoice:
-    """Whether training passes are to be recorded.
-
-    Args:
-        wanted: Whether.
-        reason: Why, in a sentence.
-    """
-
-    wanted: bool
-    reason: str
-
-
 def choose_graphs(
     *,
     capability: tuple[int, int] | None,
@@ -45,13 +30,13 @@ def choose_graphs(
     padding_free: bool,
     cards: int = 1,
     wanted: bool = True,
-) -> GraphChoice:
+) -> Choice:
     """Decide whether training passes are to be recorded as CUDA graphs.
 
     Args:
         capability: The GPU's compute capability, or None without a GPU.
         unsloth_version: Such as "2026.10.9".
-        attention: The kind in use; see `helpers.model.patches.attention.AttentionChoice`.
+        attention: The kind in use; see `helpers.model.patches.attention.choose_attention`.
         checkpointing: Whether layers are recomputed.
         dropout: Of the adapter.
         padding_free: Whether a batch is one row of rows.
@@ -59,7 +44,7 @@ def choose_graphs(
         wanted: False turns them off.
 
     Returns:
-        The choice, with its reason.
+        "graphs" or "none", with the reason.
 
     Example:
         >>> choose_graphs(capability=(7, 5), unsloth_version="2026.10.9", attention="sdpa", checkpointing=False,
@@ -79,9 +64,9 @@ def choose_graphs(
     )
     against = next((why for holds, why in reasons if holds), None)
     if against:
-        return GraphChoice(False, against)
-    return GraphChoice(
-        True, "in passes over few tokens the card waits for the host; recorded, they are launched at once"
+        return Choice("none", against)
+    return Choice(
+        "graphs", "in passes over few tokens the card waits for the host; recorded, they are launched at once"
     )
 
 

@@ -2,7 +2,7 @@
 
 Own code rather than transformers' classes, because Unsloth replaces their methods in the same process. The computation
 is theirs: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Touvron et al. 2023, arXiv 2302.13971; Ainslie et
-al. 2023, arXiv 2305.13245). Attention itself is in `helpers.model.decoding.session`, which knows the cache.
+al. 2023, arXiv 2305.13245). Attention itself is in `helpers.model.decoding.engine`, which knows the cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from helpers.model.decoding.shapes import DecoderShape
+from helpers.model.decoding.support import DecoderShape
 from helpers.model.decoding.weights import DecoderWeights, LayerWeights
 
 __all__ = ["decoder_math", "embed", "finish", "next_tokens", "project", "repeat_heads", "rope_tables"]
