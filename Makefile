@@ -4,6 +4,7 @@
 # make check   what CI runs: style, types, notebooks up to date, tests
 # make readers exports, read by transformers and PEFT of several years
 # make doctor  is this environment right?
+# make release VERSION=1.2.3  set version, tag and badges everywhere; says which git commands remain
 # make clean   remove the environment and what runs left behind
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ FROM := $(if $(PIP_INDEX_URL),--index-url $(PIP_INDEX_URL)) $(foreach url,$(PIP_
 # From / it does not see pyproject.toml, whose overrides, made for the lock, leave torch out.
 INSTALL := $(if $(UV),$(UV) --directory / pip install -q --python "$(CURDIR)/$(RUN)" $(FROM),$(RUN) -m pip install -q)
 
-.PHONY: demo test quick check readers doctor clean
+.PHONY: demo test quick check readers doctor release clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m helpers run alpaca_instruction --preset smoke --name demo --resume never
@@ -40,6 +41,9 @@ readers: $(VENV)/.installed
 
 doctor: $(VENV)/.installed
 	$(RUN) -m helpers doctor
+
+release:
+	@$(PYTHON) -m tools.release "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) runs

@@ -19,7 +19,7 @@
 # %% [markdown]
 # # Fine-tune Mistral-7B-Instruct on Alpaca-cleaned
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/alpaca_instruction.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb)
 #
 # A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability. An
 # *instruction model* was trained further, until it does what a sentence asks of it. Mistral-7B-Instruct is one already.
@@ -98,10 +98,10 @@ max_new_tokens = None  # type: int  longest answer [tokens]
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. On Kaggle: Settings, Internet on; then run again."
 
 # %% [markdown]
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.

@@ -19,7 +19,7 @@
 # %% [markdown]
 # # A business assistant from a thousand rows
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/dolly_business.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/dolly_business.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/v0.1.0/notebooks/dolly_business.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb)
 #
 # A general model can talk about anything. A company wants one that talks about its own matters, in its own manner, and
 # that it can hand over as a file. This notebook makes an assistant for product development, business decisions and
@@ -100,10 +100,10 @@ push_private = None  # type: bool  create that repository as private
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. On Kaggle: Settings, Internet on; then run again."
 
 # %% [markdown]
 # The parameters are checked before anything is downloaded.

@@ -148,16 +148,18 @@ class TestRelease:
     """One version, everywhere."""
 
     def test_the_version_is_the_same_in_all_files(self):
-        """The package, pyproject.toml, its tag and CITATION.cff agree; a fork may name a branch in place of a tag."""
+        """The package, pyproject.toml, its tag and CITATION.cff agree; between releases the ref is a branch."""
         version = PROJECT["project"]["version"]
         citation = yaml.safe_load(read("CITATION.cff"))
         assert (version, citation["version"]) == (__version__, __version__)
-        tag = PROJECT["tool"]["mistral-qlora-notebooks"]["tag"]
-        assert tag == f"v{version}" or not re.match(r"v\d", tag)
+        ref = PROJECT["tool"]["mistral-qlora-notebooks"]["ref"]
+        assert ref == f"v{version}" or not re.match(r"v\d", ref)
 
     def test_the_changelog_begins_with_it(self):
-        """The newest heading is this version."""
-        assert re.findall(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[0] == __version__
+        """The newest heading is this version, after what is not released yet."""
+        headings = re.findall(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)
+        assert next(heading for heading in headings if heading != "Unreleased") == __version__
+        assert "Unreleased" not in headings[1:]
 
     def test_the_citation_names_repository_and_licence(self):
         """CITATION.cff says what pyproject.toml says."""

@@ -1,19 +1,21 @@
-"""The table of notebooks in colab_badges.md, the badges at the top of each notebook, and what else names the release.
+"""The table of notebooks in colab_badges.md, the badges on each notebook and exercise, and what else names the release.
 
-What a notebook teaches and costs stands in its own metadata, and the repository and the tag stand in pyproject.toml,
+What a notebook teaches and costs stands in its own metadata, and the repository and the ref stand in pyproject.toml,
 so that neither is written down twice:
 
     notebook metadata   {"mistral_qlora": {"teaches": "...", "gpu": "T4", "minutes_t4": 25, "download_gb": 4.1}}
     pyproject.toml      [tool.mistral-qlora-notebooks]
                         repository = "mistral-qlora/mistral-qlora-notebooks"
-                        tag = "v0.1.0"
+                        ref = "main"
 
-`release_texts` carries the two into every text that names them: badges, install cells, README and the rest.
+`ref` is `main` until a release sets its tag (`tools.release`). `release_texts` carries the two into every file that
+names them: badges, setup cells, README, notebooks and the rest. All this needs is Python.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -24,9 +26,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from helpers.cli.notebooks import first_heading
 from helpers.core.errors import ConfigError, HelpersError
 from helpers.core.files import write_text
+from tools.pairs import cell_ids
 
 __all__ = [
     "NotebookFacts",
@@ -53,24 +55,30 @@ TEXTS = (
     "CITATION.cff",
     "CONTRIBUTING.md",
     "README.md",
+    "docs/*.md",
     "notebooks/*.py",
     "templates/*.py",
     "workshop/README.md",
     "workshop/sources/*.py",
 )
-"""Files that name the repository or the tag, and that people write."""
+"""Files that may name the repository or the ref, and that people write."""
+
+NOTEBOOKS = ("clean/*.ipynb", "notebooks/*.ipynb", "workshop/*.ipynb")
+"""Files that are built from some of them."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
 SLUG = r"[\w.-]+/[\w.-]+"
+OPENED = r"(?:notebooks|workshop)/[^)\s]+"
+"""Paths that badges open."""
 
 HEAD = """<!-- Made by `scripts/build_badges` from the notebooks' metadata and pyproject.toml. Do not edit. -->
 
 # The notebooks, one click away
 
 On Colab choose a T4 GPU if none is set (Runtime, Change runtime type), then Runtime, Run all. On Kaggle choose under
-Settings a GPU T4 as accelerator and Internet on, then Run all. The badges open version {tag}, and the setup cell
-installs the same version. The minutes are estimates, not yet timed on a T4.
+Settings a GPU T4 as accelerator and Internet on, then Run all. The badges open {ref}, and the setup cell
+installs the same. The minutes are estimates, not yet timed on a T4.
 
 | Notebook | You learn | GPU | Minutes on a T4 | Download | Open |
 |---|---|---|---:|---:|---|
@@ -96,13 +104,13 @@ class NotebookFacts:
     download_gb: float
 
 
-def read_release(pyproject: str | Path, repository: str | None = None, tag: str | None = None) -> tuple[str, str]:
-    """Repository and tag that the badges point at.
+def read_release(pyproject: str | Path, repository: str | None = None, ref: str | None = None) -> tuple[str, str]:
+    """Repository and ref that the badges point at.
 
     Args:
         pyproject: The pyproject.toml with the table [tool.mistral-qlora-notebooks].
         repository: "owner/name", to use instead of the one in the file.
-        tag: Tag or branch, to use instead of the one in the file.
+        ref: Tag or branch, to use instead of the one in the file.
 
     Raises:
         ConfigError: The file or its table cannot be read, or the repository is not of the form owner/name.
@@ -112,15 +120,15 @@ def read_release(pyproject: str | Path, repository: str | None = None, tag: str 
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get(SECTION, {})
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError("pyproject", "a readable TOML file", str(path), "Run it from the repository.") from error
-    repository, tag = repository or table.get("repository"), tag or table.get("tag")
+    repository, ref = repository or table.get("repository"), ref or table.get("ref")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
         raise ConfigError("repository", "owner/name", repository, f"Set it in [tool.{SECTION}], or give --repo.")
-    if not isinstance(tag, str) or not re.fullmatch(r"[^\s~^:?*\[\\]+", tag):
-        raise ConfigError("tag", "the name of a tag or branch", tag, f"Set it in [tool.{SECTION}], or give --tag.")
-    return str(repository), tag
+    if not isinstance(ref, str) or not re.fullmatch(r"[^\s~^:?*\[\\]+", ref):
+        raise ConfigError("ref", "the name of a tag or branch", ref, f"Set it in [tool.{SECTION}], or give --ref.")
+    return str(repository), ref
 
 
-def badge_links(path: str, repository: str, tag: str) -> dict[str, str]:
+def badge_links(path: str, repository: str, ref: str) -> dict[str, str]:
     """Where the three badges lead, percent-encoded.
 
     The forms are those of colab.research.google.com/github and nbviewer.org, whose path is GitHub's, and of
@@ -129,7 +137,7 @@ def badge_links(path: str, repository: str, tag: str) -> dict[str, str]:
     Args:
         path: The notebook's path in the repository, with forward slashes.
         repository: "owner/name".
-        tag: Tag or branch.
+        ref: Tag or branch.
 
     Returns:
         Address by badge text.
@@ -138,7 +146,7 @@ def badge_links(path: str, repository: str, tag: str) -> dict[str, str]:
         >>> badge_links("notebooks/a b.ipynb", "o/r", "v1")["Open in Colab"]
         'https://colab.research.google.com/github/o/r/blob/v1/notebooks/a%20b.ipynb'
     """
-    place = f"{repository}/blob/{quote(tag, safe='')}/{quote(path)}"
+    place = f"{repository}/blob/{quote(ref, safe='')}/{quote(path)}"
     source = quote(f"https://github.com/{place}", safe=":/")
     return {
         "Open in Colab": f"https://colab.research.google.com/github/{place}",
@@ -147,15 +155,15 @@ def badge_links(path: str, repository: str, tag: str) -> dict[str, str]:
     }
 
 
-def notebook_badges(path: str, repository: str, tag: str) -> str:
+def notebook_badges(path: str, repository: str, ref: str) -> str:
     """The line of three badges, in Markdown, that stands at the top of a notebook and in the table.
 
     Args:
         path: The notebook's path in the repository, with forward slashes.
         repository: "owner/name".
-        tag: Tag or branch.
+        ref: Tag or branch.
     """
-    links = badge_links(path, repository, tag)
+    links = badge_links(path, repository, ref)
     return " ".join(f"[![{text}]({image})]({links[text]})" for text, image in IMAGES.items())
 
 
@@ -171,10 +179,17 @@ def read_facts(notebook: str | Path) -> NotebookFacts:
     path = Path(notebook)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        given = {"title": first_heading(content["cells"]), **content["metadata"].get(METADATA, {})}
+        given = {"title": _first_heading(content["cells"]), **content["metadata"].get(METADATA, {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError("notebook", "a readable .ipynb file", str(path), "Run scripts/build_notebooks.") from error
     return NotebookFacts(**{one.name: _fact(path.name, one.name, given.get(one.name)) for one in fields(NotebookFacts)})
+
+
+def _first_heading(cells: Sequence[Any]) -> str | None:
+    """The first heading of the text cells."""
+    lines = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = re.search(r"^#+ +(.+)$", "\n".join(lines), re.MULTILINE)
+    return found and found[1].strip()
 
 
 def _fact(notebook: str, name: str, value: Any) -> Any:
@@ -189,13 +204,13 @@ def _fact(notebook: str, name: str, value: Any) -> Any:
     return value
 
 
-def badge_table(root: str | Path, repository: str, tag: str, notebooks: Sequence[str] | None = None) -> str:
+def badge_table(root: str | Path, repository: str, ref: str, notebooks: Sequence[str] | None = None) -> str:
     """The text of colab_badges.md.
 
     Args:
         root: The repository's folder.
         repository: "owner/name".
-        tag: Tag or branch.
+        ref: Tag or branch.
         notebooks: Paths in the repository, in the order of the rows; None takes notebooks/*.ipynb by name.
 
     Raises:
@@ -206,37 +221,83 @@ def badge_table(root: str | Path, repository: str, tag: str, notebooks: Sequence
         notebooks = sorted(path.relative_to(base).as_posix() for path in base.glob("notebooks/*.ipynb"))
     if not notebooks:
         raise ConfigError("notebooks", "at least one notebook", str(base / "notebooks"), "Run scripts/build_notebooks.")
-    rows = (_row(path, read_facts(base / path), repository, tag) for path in notebooks)
-    return HEAD.format(tag=tag) + "".join(rows)
+    rows = (_row(path, read_facts(base / path), repository, ref) for path in notebooks)
+    return HEAD.format(ref=ref) + "".join(rows)
 
 
-def release_texts(root: str | Path, repository: str, tag: str) -> dict[Path, str]:
-    """The text of every file that names the release, as it should be: colab_badges.md, and those of `TEXTS`.
+def release_texts(root: str | Path, repository: str, ref: str) -> dict[Path, str]:
+    """The text of every file that names the release, as it should be.
 
     Args:
         root: The repository's folder.
         repository: "owner/name".
-        tag: Tag or branch.
+        ref: Tag or branch.
 
     Returns:
-        Text by file, those first that others are built from.
+        Text by file: pyproject.toml, colab_badges.md, `TEXTS`, `NOTEBOOKS` as their builders would write them, and the
+        exercises' QR codes.
 
     Raises:
-        ConfigError: There is no notebook, one is not there, or one lacks a fact.
+        ConfigError: There is no notebook, one is not there, one lacks a fact, or QR codes have to be drawn without
+            segno.
     """
     base = Path(root)
-    paths = [path for pattern in TEXTS for path in sorted(base.glob(pattern))]
-    texts = {path: rename_release(path.read_text(encoding="utf-8"), repository, tag) for path in paths}
-    return {**texts, base / "colab_badges.md": badge_table(base, repository, tag)}
+    texts = {path: path.read_text(encoding="utf-8") for name in TEXTS for path in sorted(base.glob(name))}
+    found = {path: rename_release(text, repository, ref) for path, text in texts.items()}
+    for path in (path for name in NOTEBOOKS for path in sorted(base.glob(name))):
+        found[path] = _rename_notebook(path.read_text(encoding="utf-8"), repository, ref)
+    project = base / "pyproject.toml"
+    if project.is_file():
+        found[project] = _rename_project(project.read_text(encoding="utf-8"), repository, ref)
+    for path in sorted(base.glob("workshop/exercises_*.ipynb")):
+        link = badge_links(path.relative_to(base).as_posix(), repository, ref)["Open in Colab"]
+        code = path.parent / "qr" / f"{path.stem}.svg"
+        found[code] = _qr_code(link, code.read_text(encoding="utf-8") if code.is_file() else "")
+    return {**found, base / "colab_badges.md": badge_table(base, repository, ref)}
 
 
-def rename_release(text: str, repository: str, tag: str) -> str:
-    """Make every badge, install line and clone line of a text name one repository and tag.
+def _qr_code(link: str, drawn: str) -> str:
+    """The QR code of an address, as SVG: the one that is there, if it is of the same address."""
+    if f"<desc>{link}</desc>" in drawn:
+        return drawn
+    try:
+        import segno
+    except ImportError as error:
+        remedy = "pip install segno, then run scripts/build_badges again; nothing was written."
+        raise ConfigError("segno", "the package that draws the workshop's QR codes", None, remedy) from error
+    drawn = io.BytesIO()
+    code = segno.make(link, error="m", micro=False)
+    code.save(drawn, kind="svg", xmldecl=False, scale=4, light="white", title="Opens the exercises on Colab", desc=link)
+    return drawn.getvalue().decode()
+
+
+def _rename_notebook(text: str, repository: str, ref: str) -> str:
+    """Do the same in a notebook, whose cells' ids depend on their text."""
+    notebook = json.loads(text)
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    renamed = [rename_release(source, repository, ref) for source in sources]
+    if renamed == sources:
+        return text
+    ids = cell_ids([(cell["cell_type"], source) for cell, source in zip(notebook["cells"], renamed, strict=True)])
+    for cell, source, name in zip(notebook["cells"], renamed, ids, strict=True):
+        cell["source"], cell["id"] = source.splitlines(keepends=True), name
+    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def _rename_project(text: str, repository: str, ref: str) -> str:
+    """Write repository and ref into this project's table of pyproject.toml."""
+    head, table, tail = text.partition(f"[tool.{SECTION}]")
+    tail = re.sub(r'^repository = ".*"', lambda _: f'repository = "{repository}"', tail, count=1, flags=re.MULTILINE)
+    return head + table + re.sub(r'^ref = ".*"', lambda _: f'ref = "{ref}"', tail, count=1, flags=re.MULTILINE)
+
+
+def rename_release(text: str, repository: str, ref: str) -> str:
+    """Make every badge, install line and clone line of a text name one repository and ref.
 
     Args:
         text: Of any file.
         repository: "owner/name".
-        tag: Tag or branch.
+        ref: Tag or branch.
 
     Example:
         >>> rename_release('source = "git+https://github.com/o/r@v1"', "a/b", "v2")
@@ -248,28 +309,28 @@ def rename_release(text: str, repository: str, tag: str) -> str:
         "View in nbviewer": "https://nbviewer.org/github/",
     }
     for name, start in starts.items():
-        pattern = rf"{re.escape(start)}{SLUG}/blob/[^/)\s]+/(notebooks/[^)\s]+)"
-        text = re.sub(pattern, lambda m, name=name: _link(m[1], name, repository, tag), text)
-    text = re.sub(rf"git\+https://github\.com/{SLUG}@[\w./%-]+", f"git+https://github.com/{repository}@{tag}", text)
+        pattern = rf"{re.escape(start)}{SLUG}/blob/[^/)\s]+/({OPENED})"
+        text = re.sub(pattern, lambda m, name=name: _link(m[1], name, repository, ref), text)
+    text = re.sub(rf"git\+https://github\.com/{SLUG}@[\w./%-]+", f"git+https://github.com/{repository}@{ref}", text)
     home = rf"(git clone |repository-code: )https://github\.com/{SLUG}"
     text = re.sub(home, lambda m: f"{m[1]}https://github.com/{repository}", text)
     return re.sub(r"(?<=^cd )[\w.-]+(?=\nmake )", repository.split("/")[1], text, flags=re.MULTILINE)
 
 
-def _link(path: str, name: str, repository: str, tag: str) -> str:
+def _link(path: str, name: str, repository: str, ref: str) -> str:
     """One badge's address, for a path as it stands in another; Kaggle's is encoded twice."""
     plain = unquote(unquote(path)) if name == "Open in Kaggle" else unquote(path)
-    return badge_links(plain, repository, tag)[name]
+    return badge_links(plain, repository, ref)[name]
 
 
-def _row(path: str, facts: NotebookFacts, repository: str, tag: str) -> str:
+def _row(path: str, facts: NotebookFacts, repository: str, ref: str) -> str:
     cells = [
         f"[{_cell(facts.title)}]({quote(path)})",
         _cell(facts.teaches),
         _cell(facts.gpu),
         f"{facts.minutes_t4:g}",
         f"{facts.download_gb:g} GB",
-        notebook_badges(path, repository, tag),
+        notebook_badges(path, repository, ref),
     ]
     return f"| {' | '.join(cells)} |\n"
 
@@ -280,7 +341,7 @@ def _cell(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Write the badge table, and the release into every text that names it.
+    """Write the badge table, and the release into every file that names it.
 
     Args:
         arguments: As typed; by default those of this process.
@@ -289,13 +350,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     Returns:
         The exit status: 1 if `--check` found a file that would change, 2 if the release cannot be read.
     """
-    parser = argparse.ArgumentParser(description="Write colab_badges.md, and the release into the texts that name it.")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="instead of the one in pyproject.toml")
-    parser.add_argument("--tag", help="tag or branch, instead of the one in pyproject.toml")
+    parser = argparse.ArgumentParser(
+        prog="scripts/build_badges", description="Write colab_badges.md, and the release into the files that name it."
+    )
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="of a fork; kept in pyproject.toml")
+    parser.add_argument("--ref", "--tag", help="tag or branch; kept in pyproject.toml")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     options = parser.parse_args(arguments)
     try:
-        release = read_release(root / "pyproject.toml", options.repo, options.tag)
+        release = read_release(root / "pyproject.toml", options.repo, options.ref)
         texts = release_texts(root, *release)
     except HelpersError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -309,7 +372,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             write_text(path, text)
             print(f"wrote {name}")
     if not differ:
-        print("badges and install cells name {} {}".format(*release))
+        print("badges and setup cells name {} {}".format(*release))
     return 1 if options.check and differ else 0
 
 

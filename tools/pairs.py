@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.core.errors import RunError, StackError
 from helpers.core.files import write_text
 
-__all__ = ["build_all", "notebook_text"]
+__all__ = ["build_all", "cell_ids", "notebook_text"]
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
@@ -47,13 +48,27 @@ def notebook_text(source: Path) -> str:
     metadata.pop("jupytext", None)  # holds jupytext's version
     notebook.metadata = nbformat.from_dict(metadata)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    seen: Counter[str] = Counter()
-    for cell in notebook.cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
-        seen[digest] += 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    for cell, name in zip(
+        notebook.cells, cell_ids([(cell.cell_type, cell.source) for cell in notebook.cells]), strict=True
+    ):
+        cell.id = name
     nbformat.validate(notebook)
     return nbformat.writes(notebook) + "\n"
+
+
+def cell_ids(cells: Sequence[tuple[str, str]]) -> list[str]:
+    """Return an id for each cell, from its text alone; equal cells are numbered.
+
+    Args:
+        cells: (type, source) of each.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for kind, source in cells:
+        digest = hashlib.sha256(f"{kind}\n{source}".encode()).hexdigest()[:12]
+        seen[digest] += 1
+        ids.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+    return ids
 
 
 def build_all(folder: Path, *, check: bool = False) -> list[str]:

@@ -47,15 +47,17 @@ def student_text(source: str) -> str:
 
 
 def solution_text(source: str) -> str:
-    """Say in the title that these are solutions.
+    """Say in the title that these are solutions, and let the badge open them.
 
     Args:
         source: A notebook in the percent format, with a title that begins with "Exercises".
 
     Returns:
-        The same with "Solutions" in the title.
+        The same with "Solutions" in the title and "solutions" in the badge.
     """
-    return source.replace("# # Exercises", "# # Solutions", 1)
+    return source.replace("# # Exercises", "# # Solutions", 1).replace(
+        "/workshop/exercises_", "/workshop/solutions_", 1
+    )
 
 
 def clean_text(source: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
+import types
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from helpers.core.errors import ConfigError
-from tools import badges
+from tools import badges, release
 from tools.badges import (
     NotebookFacts,
     badge_links,
@@ -24,6 +27,8 @@ from tools.badges import (
     release_texts,
     rename_release,
 )
+from tools.pairs import build_all
+from tools.workshop_build import build_workshop
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"teaches": "to count", "gpu": "T4", "minutes_t4": 25, "download_gb": 4.1}
@@ -168,29 +173,29 @@ class TestTable:
 
 
 class TestRelease:
-    """Which repository and tag the badges name."""
+    """Which repository and ref the badges name."""
 
     def test_this_project_has_one(self):
-        """pyproject.toml names the repository and the tag of the badges."""
+        """pyproject.toml names the repository and the ref of the badges."""
         tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-        repository, tag = read_release(ROOT / "pyproject.toml")
-        assert tools["mistral-qlora-notebooks"] == {"repository": repository, "tag": tag}
+        repository, ref = read_release(ROOT / "pyproject.toml")
+        assert tools["mistral-qlora-notebooks"] == {"repository": repository, "ref": ref}
 
     def test_both_can_be_overridden(self, tmp_path):
         """What is given wins over the file."""
-        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
+        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\nref = "v1"\n')
         assert read_release(tmp_path / "pyproject.toml") == ("a/b", "v1")
         assert read_release(tmp_path / "pyproject.toml", "c/d", "main") == ("c/d", "main")
 
     @pytest.mark.parametrize(
-        ("repository", "tag", "field"),
-        [(None, "v1", "repository"), ("a", "v1", "repository"), ("a/b", None, "tag"), ("a/b", "v 1", "tag")],
+        ("repository", "ref", "field"),
+        [(None, "v1", "repository"), ("a", "v1", "repository"), ("a/b", None, "ref"), ("a/b", "v 1", "ref")],
     )
-    def test_what_is_no_release_is_an_error(self, tmp_path, repository, tag, field):
-        """A slug without an owner and a tag with a space are refused by name."""
+    def test_what_is_no_release_is_an_error(self, tmp_path, repository, ref, field):
+        """A slug without an owner and a ref with a space are refused by name."""
         (tmp_path / "pyproject.toml").write_text("")
         with pytest.raises(ConfigError, match=f"^{field}:"):
-            read_release(tmp_path / "pyproject.toml", repository, tag)
+            read_release(tmp_path / "pyproject.toml", repository, ref)
 
     def test_a_file_that_is_no_toml_is_an_error(self, tmp_path):
         """The file is named."""
@@ -199,11 +204,37 @@ class TestRelease:
             read_release(tmp_path / "pyproject.toml")
 
 
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what names the release."""
+    for name in ("CITATION.cff", "CONTRIBUTING.md", "README.md", "CHANGELOG.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("clean", "docs", "notebooks", "templates", "workshop"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "helpers").mkdir()
+    shutil.copy(ROOT / "helpers" / "__init__.py", tmp_path / "helpers")
+    return tmp_path
+
+
+@pytest.fixture
+def segno(monkeypatch):
+    """The package that draws QR codes, which tests do not install: here it writes the address alone."""
+
+    class Code:
+        def __init__(self, text, **_):
+            self.text = text
+
+        def save(self, out, **options):
+            out.write(f"<svg><desc>{options['desc']}</desc></svg>".encode())
+
+    monkeypatch.setitem(sys.modules, "segno", types.SimpleNamespace(make=Code))
+
+
 class TestTexts:
-    """What else names the repository and the tag."""
+    """What else names the repository and the ref."""
 
     def test_all_agree_with_pyproject(self):
-        """Badges, setup cells, README, templates, workshop and citation name one repository and one tag."""
+        """Badges, setup cells, README, templates, workshop, QR codes and citation name one repository and one ref."""
         texts = release_texts(ROOT, *read_release(ROOT / "pyproject.toml"))
         assert [path.name for path, text in texts.items() if path.read_text(encoding="utf-8") != text] == []
 
@@ -217,26 +248,74 @@ class TestTexts:
             link for link in links if f"(https://colab.research.google.com/assets/colab-badge.svg)]({link})" not in text
         ] == []
 
-    def test_a_fork_renames_all_of_them(self, tmp_path):
-        """With another repository and tag no file names the old ones any more."""
-        for name in ("CITATION.cff", "CONTRIBUTING.md", "README.md"):
-            shutil.copy(ROOT / name, tmp_path)
-        for name in ("notebooks", "templates", "workshop"):
-            shutil.copytree(ROOT / name, tmp_path / name)
-        repository, tag = read_release(ROOT / "pyproject.toml")
-        texts = release_texts(tmp_path, "some/fork", "next")
-        named = {path.relative_to(tmp_path).as_posix(): text for path, text in texts.items()}
-        assert [name for name, text in named.items() if repository in text] == []
-        assert [name for name, text in named.items() if re.search(rf"(blob/|@){re.escape(tag)}\b", text)] == []
-        assert "git clone https://github.com/some/fork\ncd fork\nmake doctor" in named["CONTRIBUTING.md"]
-        assert {"colab_badges.md", "notebooks/alpaca_instruction.py", "workshop/sources/1_tokens.py"} <= set(named)
+    @pytest.mark.parametrize("part", ["exercises", "solutions"])
+    def test_every_exercise_has_its_badge(self, part):
+        """Exercises and solutions open themselves on Colab."""
+        paths = sorted(ROOT.glob(f"workshop/{part}_*.ipynb"))
+        assert len(paths) == 4
+        for path in paths:
+            name = path.relative_to(ROOT).as_posix()
+            link = badge_links(name, *read_release(ROOT / "pyproject.toml"))["Open in Colab"]
+            first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+            assert f"colab-badge.svg)]({link})" in "".join(first)
+
+    def test_a_fork_renames_all_of_them(self, checkout, segno, capsys):
+        """`--repo` and `--ref` leave no file that names the old ones, and afterwards nothing is out of date."""
+        repository, ref = read_release(ROOT / "pyproject.toml")
+        assert main(["--repo", "some/fork", "--ref", "next"], checkout) == 0
+        files = [path for path in checkout.rglob("*") if path.is_file() and path.suffix != ".png"]
+        texts = {path.relative_to(checkout).as_posix(): path.read_text(encoding="utf-8") for path in files}
+        assert [name for name, text in texts.items() if repository in text] == []
+        assert [
+            name for name, text in texts.items() if re.search(rf"some/fork(/blob/|@){re.escape(ref)}\b", text)
+        ] == []
+        assert "git clone https://github.com/some/fork\ncd fork\nmake doctor" in texts["CONTRIBUTING.md"]
+        assert read_release(checkout / "pyproject.toml") == ("some/fork", "next")
+        assert main(["--check"], checkout) == 0
+
+    def test_notebooks_stay_as_their_builders_write_them(self, checkout, segno):
+        """Renamed notebooks are those that `build_notebooks` and `build_workshop` make of the renamed sources."""
+        assert main(["--repo", "some/fork", "--ref", "next"], checkout) == 0
+        assert build_all(checkout / "notebooks", check=True) == []
+        assert build_workshop(checkout, check=True) == []
+
+    def test_no_other_file_names_the_repository(self):
+        """What a fork must rename is what `release_texts` renames; the code itself names no repository."""
+        repository, _ = read_release(ROOT / "pyproject.toml")
+        listed = subprocess.run(
+            ["git", "grep", "-l", repository], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        known = {
+            path.relative_to(ROOT).as_posix() for path in release_texts(ROOT, *read_release(ROOT / "pyproject.toml"))
+        }
+        assert set(listed.stdout.split()) - known <= {"tools/badges.py"}
+
+    def test_without_segno_new_qr_codes_are_refused(self, checkout, monkeypatch, capsys):
+        """Nothing is written, and the message says what to install."""
+        monkeypatch.setitem(sys.modules, "segno", None)
+        before = (checkout / "README.md").read_text(encoding="utf-8")
+        assert main(["--repo", "some/fork"], checkout) == 2
+        assert "pip install segno" in capsys.readouterr().err
+        assert (checkout / "README.md").read_text(encoding="utf-8") == before
+
+    def test_it_needs_python_alone(self):
+        """Badges are checked by a Python without any package."""
+        command = [sys.executable, "-S", "-m", "tools.badges", "--check"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_setup_cells_install_what_the_badge_opens(self):
-        """Every notebook and every exercise that installs the package takes it from the tag of the badges."""
-        repository, tag = read_release(ROOT / "pyproject.toml")
-        wanted = f'source = "git+https://github.com/{repository}@{tag}"'
+        """Every notebook and every exercise that installs the package takes it from the ref of the badges."""
+        repository, ref = read_release(ROOT / "pyproject.toml")
+        wanted = f'source = "git+https://github.com/{repository}@{ref}"'
         lessons = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("templates/*.py"), *ROOT.glob("workshop/sources/*.py")]
         assert len(lessons) >= 8
+        assert [path.name for path in lessons if wanted not in path.read_text(encoding="utf-8")] == []
+
+    def test_setup_cells_say_what_could_not_be_installed(self):
+        """The error of each setup cell names repository and ref."""
+        lessons = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("templates/*.py"), *ROOT.glob("workshop/sources/*.py")]
+        wanted = 'f"{source} could not be installed.'
         assert [path.name for path in lessons if wanted not in path.read_text(encoding="utf-8")] == []
 
     def test_encoded_paths_stay_encoded(self):
@@ -256,14 +335,47 @@ class TestCommand:
     """`scripts/build_badges`."""
 
     def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
-        """`--check` fails until the files are written, and writes nothing; `--repo` and `--tag` win over the file."""
+        """`--check` fails until the files are written, and writes nothing; `--repo` and `--ref` win over the file."""
         table = tmp_path / "colab_badges.md"
-        monkeypatch.setattr(badges, "release_texts", lambda root, repository, tag: {table: f"{repository} {tag}\n"})
-        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\ntag = "v1"\n')
+        monkeypatch.setattr(badges, "release_texts", lambda root, repository, ref: {table: f"{repository} {ref}\n"})
+        (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\nref = "v1"\n')
         assert main(["--check"], tmp_path) == 1
         assert not table.exists()
-        assert main(["--repo", "c/d", "--tag", "v2"], tmp_path) == 0
+        assert main(["--repo", "c/d", "--ref", "v2"], tmp_path) == 0
         assert table.read_text() == "c/d v2\n"
-        assert main(["--check", "--repo", "c/d", "--tag", "v2"], tmp_path) == 0
+        assert main(["--check", "--repo", "c/d", "--ref", "v2"], tmp_path) == 0
         assert main(["--check"], tmp_path) == 1
         assert "colab_badges.md is out of date" in capsys.readouterr().err
+
+
+class TestMakeRelease:
+    """`make release VERSION=…`."""
+
+    def test_one_version_stands_everywhere(self, checkout, segno, capsys):
+        """Version, tag, changelog and badges change, and the two git commands that remain are printed."""
+        (checkout / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\nNews.\n\n## 0.1.0\n")
+        assert release.main(["1.2.3"], checkout) == 0
+        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))
+        assert (project["project"]["version"], project["tool"]["mistral-qlora-notebooks"]["ref"]) == ("1.2.3", "v1.2.3")
+        assert '__version__ = "1.2.3"' in (checkout / "helpers/__init__.py").read_text()
+        assert "\nversion: 1.2.3\n" in (checkout / "CITATION.cff").read_text()
+        assert "## 1.2.3\n\nNews.\n\n## 0.1.0\n" in (checkout / "CHANGELOG.md").read_text()
+        assert "@v1.2.3" in (checkout / "notebooks/alpaca_instruction.ipynb").read_text(encoding="utf-8")
+        said = capsys.readouterr().out
+        assert 'git commit --all --message "Release 1.2.3"' in said
+        assert "git tag v1.2.3 && git push origin HEAD v1.2.3" in said
+
+    @pytest.mark.parametrize(
+        ("version", "changelog", "message"),
+        [
+            ("1.2", "## Unreleased\n", "VERSION: expected three numbers"),
+            ("1.2.3", "## 0.1.0\n", "CHANGELOG.md: expected"),
+        ],
+    )
+    def test_what_cannot_be_released_changes_nothing(self, checkout, segno, capsys, version, changelog, message):
+        """A version of two numbers, and a changelog without news, are refused before anything is written."""
+        (checkout / "CHANGELOG.md").write_text(changelog)
+        before = (checkout / "pyproject.toml").read_text(encoding="utf-8")
+        assert release.main([version], checkout) == 2
+        assert message in capsys.readouterr().err
+        assert (checkout / "pyproject.toml").read_text(encoding="utf-8") == before

@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Exercises 1: From rows to tokens
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/workshop/exercises_1_tokens.ipynb)
+#
 # A model that is fine-tuned never sees a table of questions and answers. It sees a row of numbers, some of which it is
 # asked to predict. Most fine-tuning that fails, fails in the step between, and without an error message. Here you
 # do that step by hand, once.
@@ -33,10 +35,10 @@
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
 
 # %% [markdown]
 # Now the packages that the small model needs. On Colab the cell installs what is missing, which takes a few minutes;

@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Exercises 2: What is trained, and what it takes
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/workshop/exercises_2_memory.ipynb)
+#
 # Mistral-7B has 7.2 billion numbers. Trained in the ordinary way they need more memory than a card of 80 GB
 # has; with QLoRA, a free one of 15 GB is enough. There is no trick in it that a pencil cannot follow. This
 # notebook is the pencil.
@@ -29,10 +31,10 @@
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
 
 # %%
 from helpers.workshop import check

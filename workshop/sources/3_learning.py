@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Exercises 3: Loss, and how to read it
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/workshop/exercises_3_learning.ipynb)
+#
 # Training prints numbers that go down. What they count, when they can be compared, and what shape tells you to stop:
 # that is most of what separates people who fine-tune models from people who run notebooks.
 #
@@ -29,10 +31,10 @@
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
 
 # %% [markdown]
 # Now the packages that the small model needs. On Colab the cell installs what is missing, which takes a few minutes;

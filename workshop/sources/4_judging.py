@@ -9,6 +9,8 @@
 # %% [markdown]
 # # Exercises 4: Is it better?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/workshop/exercises_4_judging.ipynb)
+#
 # You have tuned a model, you read ten of its answers, and you like them. So does everyone who tunes a model. Whether
 # it is *better* is a question about answers that you have not read yet, and the answer to it is a number with an
 # uncertainty, or an honest "we cannot tell".
@@ -30,10 +32,10 @@
 import importlib.util
 
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@v0.1.0"
+    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
     get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), "Could not be fetched. On Kaggle: Settings, Internet on; then run again."
+    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
 
 # %%
 from helpers.workshop import check
