@@ -414,7 +414,7 @@ def _questions(options: argparse.Namespace) -> list[Any]:
     from helpers.data.prompts import build_prompt
     from helpers.data.readers import read_file
 
-    rows = read_file(options.data)[: max(options.prompts, options.steady, 128)]
+    rows = read_file(options.data).rows[: max(options.prompts, options.steady, 128)]
     return [build_prompt(row["instruction"], row.get("input") or "", style=options.style) for row in rows]
 
 

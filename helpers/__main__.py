@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | train | compare | plan | runs | doctor | list`."""
+"""The command line: `python -m helpers run | train | compare | data | plan | runs | doctor | list`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from helpers.cli import data as data_command
     from helpers.cli import plan as plan_command
     from helpers.cli.runs import add_commands
     from helpers.evaluation.launch import add_command as add_compare
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     launch.add_command(commands)
     add_compare(commands)
+    data_command.add_command(commands)
     plan_command.add_command(commands)
     add_commands(commands)
 

@@ -59,6 +59,7 @@ max_seq_length = None  # type: int  longest row; longer ones are left out [token
 load_in_4bit = None  # type: bool  hold the base model's weights in 4 bit (NF4)
 precision = None  # type: str  auto (what the card computes natively), bf16, fp16 or fp32
 dataset_name = None  # type: str  hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows
+columns = None  # type: str  which column is what, where the names do not say
 dataset_revision = None  # type: str  hub revision of the data set; pinned for the known ones
 train_rows = None  # type: int  rows to train on; 0 takes all [rows]
 heldout_rows = None  # type: int  rows kept apart to measure the loss on [rows]
@@ -148,8 +149,9 @@ print("this run:", run.shown())
 # %%
 from helpers.data.rows import load_rows
 
-rows = load_rows(config.data, "dolly", config.train.seed)
+rows = load_rows(config.data, "dolly", config.train.seed, given=config.given)
 print(f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out")
+print(*rows.notes, sep="\n")
 print("left out:", rows.left_out or "none")
 
 # %% [markdown]

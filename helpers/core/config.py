@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError
@@ -37,6 +38,7 @@ __all__ = [
     "build_config",
     "changed_parameters",
     "check_skip_layers",
+    "file_kind",
     "parameters",
 ]
 
@@ -67,8 +69,8 @@ DEFAULT_SYSTEM_PROMPT = {
 """What the assistant of a task is told unless the user says otherwise."""
 
 
-ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
-"""How the names of local files with rows end."""
+ROW_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""How the names of local files with rows end; ".gz" may follow."""
 
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """What a GGUF file can hold; the last three need llama.cpp's llama-quantize."""
@@ -107,6 +109,7 @@ class DataConfig(Settings):
     """Which rows, and how they become messages."""
 
     dataset_name: str = setting("", "hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows")
+    columns: str | None = setting(None, "which column is what, where the names do not say")
     dataset_revision: str | None = setting(None, "hub revision of the data set; pinned for the known ones")
     train_rows: int = setting(1000, "rows to train on; 0 takes all", unit="rows", low=0)
     heldout_rows: int = setting(100, "rows kept apart to measure the loss on", unit="rows", low=2, high=5000)
@@ -381,6 +384,12 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             "checkpoint_skip_layers", "0 without gradient_checkpointing", train.checkpoint_skip_layers, remedy
         )
+
+
+def file_kind(name: str) -> str | None:
+    """Return the ending, in small letters and without ".gz", that says how a file of rows is read; None for others."""
+    ending = Path(name.lower().removesuffix(".gz")).suffix
+    return ending if ending in ROW_FILES else None
 
 
 def check_skip_layers(skip: int, layers: int) -> None:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import DATASETS, ROW_FILES, RunConfig, build_config, parameters
+from helpers.core.config import DATASETS, RunConfig, build_config, file_kind, parameters
 from helpers.core.errors import ConfigError
 from helpers.core.files import read_json, write_json
 from helpers.core.runs import RunDirectory
@@ -37,7 +37,7 @@ def write_config(run: RunDirectory, config: RunConfig) -> None:
         config: Its checked configuration.
     """
     name = config.data.dataset_name
-    local = Path(name).suffix.lower() in ROW_FILES or Path(name).exists()
+    local = bool(file_kind(name)) or Path(name).exists()
     data = {
         "path": str(Path(name).resolve()) if local else None,
         "revision": None if local else config.data.dataset_revision or DATASETS.get(name),

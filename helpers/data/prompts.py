@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.core.errors import ConfigError
 
@@ -139,11 +140,11 @@ def build_prompt(
     return (*system, {"role": "user", "content": content})
 
 
-def build_example(row: Mapping[str, str], task: str, *, style: str = "chat", system_prompt: str = "") -> Example:
+def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", system_prompt: str = "") -> Example:
     r"""Turn one row into the messages that the model is trained on.
 
     Args:
-        row: A row of the data set, with the columns of `COLUMNS[task]`.
+        row: With the columns of `COLUMNS[task]`, or with lists of messages, `prompt` and `completion`.
         task: "alpaca" or "dolly".
         style: "chat" or "alpaca".
         system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
@@ -151,10 +152,24 @@ def build_example(row: Mapping[str, str], task: str, *, style: str = "chat", sys
     Returns:
         The example; surrounding white space of each text is dropped.
 
+    Raises:
+        ConfigError: The Alpaca style was asked for, and the row is more than a question and its answer.
+
     Example:
         >>> build_example({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca").prompt
         ({'role': 'user', 'content': 'Add.\n\n1 + 1'},)
     """
+    if "prompt" in row:
+        given = row["prompt"]
+        if style == "alpaca":
+            if len(given) > 1 or len(row["completion"]) > 1:
+                got = [message["role"] for message in (*given, *row["completion"])]
+                remedy = 'The Alpaca block has no place for more. Use prompt_style "chat".'
+                raise ConfigError("prompt_style", "rows of one question and its answer", got, remedy)
+            given = build_prompt(given[0]["content"], style=style)
+        elif system_prompt and given[0]["role"] != "system":
+            given = ({"role": "system", "content": system_prompt}, *given)
+        return Example(tuple(given), tuple(row["completion"]))
     names = COLUMNS[task]
     context = row.get(names.context) or ""
     prompt = build_prompt(row[names.instruction], context, style=style, system_prompt=system_prompt)

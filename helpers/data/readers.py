@@ -1,112 +1,251 @@
-"""Local files as rows: JSON, JSON lines, CSV and Parquet, unchecked but whole."""
+"""Local files as rows: JSON, JSON lines, CSV and Parquet, each also gzipped; whole, and all values as text.
+
+`datasets` and `pandas` guess types ("007" becomes 7, "N/A" nothing) and do not guess delimiters; here it is the other
+way round. Only Parquet is read with a library, pyarrow.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import re
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.core.config import ROW_FILES, file_kind
 from helpers.core.errors import DataError
 from helpers.core.paths import is_file
 
-__all__ = ["READERS", "read_file"]
+__all__ = ["Table", "plain_value", "read_file"]
+
+_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_SAVE_AS = "Open it in the spreadsheet program and save it as CSV in UTF-8 (Excel: Save As, CSV UTF-8)."
+_OTHER_FILES = (
+    (b"PK\x03\x04", "a spreadsheet or another ZIP archive", f"If it is a spreadsheet: {_SAVE_AS}"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Fetch it with `git lfs pull`."),
+    (b"<!doctype html", "a web page", "Download the file itself, not the page that shows it."),
+    (b"<html", "a web page", "Download the file itself, not the page that shows it."),
+)
+"""How files begin that are something else than their name says."""
+
+_COMPRESSED = b"\x1f\x8b"
+_NOT_CP1252 = re.compile(
+    rb"[A-Za-z][\x80\x82-\x84\x86-\x89\x8b\x95\x98\x99\x9b\xa1-\xa9\xab\xac\xae-\xb4\xb6\xb8\xb9\xbb-\xbf\xd7\xf7][A-Za-z]"
+    rb"|[\x80-\xff]{4}"
+)
+"""Bytes of another encoding: they would be symbols inside words in cp1252, or are whole words of another alphabet."""
 
 
-def read_file(path: Path | str) -> list[dict[str, Any]]:
-    """Read a local .json, .jsonl, .csv or .parquet file as a list of rows, unchecked.
+@dataclass(frozen=True)
+class Table:
+    """What a file holds.
 
     Args:
-        path: The file. Text files are UTF-8, with or without a byte order mark.
+        rows: One dictionary a row, if the file is sound: strings, and lists and dictionaries of strings.
+        read_as: How the file was read, such as "CSV, separated by semicolons, cp1252".
+    """
+
+    rows: list[Any]
+    read_as: str
+
+
+def read_file(path: Path | str) -> Table:
+    """Read a local file of rows, unchecked.
+
+    Args:
+        path: The file, in one of the formats of `helpers.core.config.ROW_FILES`. Text is UTF-8, UTF-16 or, where
+            nothing speaks against it, cp1252.
 
     Returns:
-        One dictionary a row.
+        Its rows. Numbers and truth values are text, as the file spells them; null and NaN are "".
 
     Raises:
         DataError: The file is missing, empty, in another encoding, or not what its name says.
     """
     path = Path(path)
-    if path.suffix.lower() not in READERS:
+    kind = file_kind(path.name)
+    if kind is None:
         remedy = "Save it in one of these formats; the ending says how it is read."
-        raise DataError("dataset_name", f"a file that ends in {', '.join(READERS)}", str(path), remedy)
+        remedy = _SAVE_AS if path.suffix.lower() in _SPREADSHEETS else remedy
+        raise DataError("dataset_name", f"a file that ends in {', '.join(ROW_FILES)} or .gz", str(path), remedy)
     if not is_file(path):
         remedy = "Check the path; it starts from the working directory."
         raise DataError("dataset_name", "an existing file", str(path), remedy)
     try:
-        rows = READERS[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        found = f"{path} with byte 0x{error.object[error.start]:02x} at {error.start}"
-        raise DataError("dataset_name", "a file in UTF-8", found, "Save the file again with encoding UTF-8.") from None
+        content = path.read_bytes()
+        packed = content.startswith(_COMPRESSED)
+        content = gzip.decompress(content) if packed else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        found = f"{path} ({error})"
+        raise DataError("dataset_name", "a whole gzip file", found, "Download or compress it again.") from None
     except OSError as error:
         found = f"{path} ({error.strerror or error})"
         raise DataError("dataset_name", "a readable file", found, "Check its permissions, or copy it again.") from None
+    for beginning, what, remedy in _OTHER_FILES:
+        if content[:64].lstrip().lower().startswith(beginning.lower()):
+            raise DataError("dataset_name", "a file of rows", f"{path}, {what}", remedy)
+    if kind == ".parquet":
+        rows, read_as = _parse_parquet(content, path), "Parquet"
+    else:
+        text, encoding = _decode(content, path)
+        del content
+        rows, read_as = (_parse_csv if kind in (".csv", ".tsv") else _parse_json)(text, path)
+        read_as += "" if encoding == "UTF-8" else f", {encoding}"
+    while rows and _is_blank(rows[-1]):
+        rows.pop()
     if not rows:
         raise DataError("dataset_name", "a file with at least one row", str(path), "Fill it, or name another file.")
-    return rows
+    return Table(rows, read_as + (", gzip" if packed else ""))
 
 
-def _text(path: Path) -> str:
-    """Read a file in UTF-8, without its byte order mark, line breaks as they are."""
-    content = path.read_bytes()
-    if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+def plain_value(value: Any) -> Any:
+    """Return a value with everything in it as text: numbers as they are written, null and NaN as ""; but bytes."""
+    if isinstance(value, (str, bytes)):
+        return value
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return {str(name): plain_value(each) for name, each in value.items()}
+    return [plain_value(each) for each in value] if isinstance(value, (list, tuple)) else str(value)
+
+
+def _is_blank(row: Any) -> bool:
+    """Say whether a row holds nothing but white space."""
+    values = row.values() if isinstance(row, dict) else [row]
+    return not any(value.strip() if isinstance(value, str) else value for value in values)
+
+
+def _decode(content: bytes, path: Path) -> tuple[str, str]:
+    """Return a file's text without its byte order mark, line breaks as they are, and the name of its encoding."""
+    encoding = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-8"
+    even, odd = (content[start:2000:2].count(0) for start in (0, 1))
+    if encoding == "UTF-8" and max(even, odd) > 9 * min(even, odd) and 4 * max(even, odd) > len(content[:2000]):
+        encoding = "UTF-16-LE" if odd > even else "UTF-16-BE"
+    if encoding == "UTF-8" and b"\0" in content:
         found = f"{path} with a null byte at {content.index(0)}"
-        remedy = "It may be UTF-16 without its mark: save the file again with encoding UTF-8."
-        raise DataError("dataset_name", "a file in UTF-8", found, remedy)
-    return content.decode("utf-8").removeprefix("\ufeff")
-
-
-def _read_json(path: Path) -> list[Any]:
-    """Read a JSON file that holds a list."""
-    text = _text(path)
+        raise DataError("dataset_name", "a text file", found, "It is damaged, or no text: save it again as UTF-8.")
     try:
-        content = json.loads(text) if text.strip() else []
+        return content.decode(encoding).removeprefix("\ufeff"), encoding
+    except UnicodeDecodeError as error:
+        found = f"{path} with byte 0x{content[error.start]:02x} at {error.start}"
+        if encoding == "UTF-8":
+            with suppress(UnicodeDecodeError):
+                if not _NOT_CP1252.search(content):
+                    return content.decode("cp1252"), "cp1252"
+    remedy = "Save the file again with encoding UTF-8."
+    raise DataError("dataset_name", f"a file in {encoding}", found, remedy) from None
+
+
+def _parse_json(text: str, path: Path) -> tuple[list[Any], str]:
+    """Read a list of rows, one row a line, or rows under a key, whichever the file holds."""
+    beginning = text.lstrip()[:1]
+    lines = path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    if not beginning:
+        return [], "JSON"
+    try:
+        content = _load(text)
     except (ValueError, RecursionError) as error:
+        if lines or (beginning == "{" and "Extra data" in str(error)):
+            numbered = enumerate(text.split("\n"), 1)
+            return [_parse_line(line, f"{path}, line {n}") for n, line in numbered if line.strip()], "JSON lines"
         raise DataError("dataset_name", "valid JSON", str(path), f"{error}.") from None
-    if not isinstance(content, list):
-        raise DataError(
-            "dataset_name",
-            "a JSON list of rows",
-            f"{path} with one {type(content).__name__}",
-            "Wrap the rows in [ ], or save one a line as .jsonl.",
-        )
-    return content
+    if isinstance(content, list):
+        return content, "JSON"
+    if lines:
+        return [content], "JSON lines"
+    under = [k for k, rows in content.items() if rows and _is_rows(rows)] if isinstance(content, dict) else []
+    key = under[0] if len(under) == 1 else next((name for name in ("train", "data") if name in under), None)
+    if key is None:
+        found = f"{path} with one {type(content).__name__}" + (f" of the lists {', '.join(under)}" if under else "")
+        remedy = "Wrap the rows in [ ], or save one a line as .jsonl."
+        raise DataError("dataset_name", "a JSON list of rows, or an object with one", found, remedy)
+    others = [name for name in under if name != key]
+    return content[key], f"JSON, rows under {key!r}" + (f" (not read: {', '.join(others)})" if others else "")
 
 
-def _read_jsonl(path: Path) -> list[Any]:
-    """Read a file with one JSON value a line; empty lines do not count."""
-    return [_parse_line(line, f"{path}, line {n}") for n, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
+def _is_rows(value: Any) -> bool:
+    """Say whether a value is a list of objects."""
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
+def _load(text: str) -> Any:
+    """Return the value that a text spells in JSON, numbers as they are written."""
+    return _without_null(json.loads(text, parse_int=str, parse_float=str, parse_constant=_constant))
+
+
+def _constant(name: str) -> str:
+    """Return what JSON's NaN, Infinity and -Infinity are taken for."""
+    return "" if name == "NaN" else name
+
+
+def _without_null(value: Any) -> Any:
+    """Replace null and truth values by text, in place where rows are large."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        for place, each in enumerate(value):
+            if not isinstance(each, str):
+                value[place] = _without_null(each)
+        return value
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if not isinstance(each, str):
+                value[name] = _without_null(each)
+        return value
+    return plain_value(value)
 
 
 def _parse_line(line: str, where: str) -> Any:
     """Return the value that one line spells."""
     try:
-        return json.loads(line)
+        return _load(line)
     except (ValueError, RecursionError) as error:
         raise DataError("dataset_name", "one JSON object a line", where, f"{error}.") from None
 
 
-def _read_csv(path: Path) -> list[Any]:
-    """Read a CSV file with a header line."""
+def _parse_csv(text: str, path: Path) -> tuple[list[Any], str]:
+    """Read a table with a header line; its delimiter is the commonest one in that line."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    delimiter = max((usual, ",", ";", "\t"), key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    rows: list[dict[str, str]] = []
+    names: list[str] = []
+    began = 1
     try:
-        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-        _check_names(reader.fieldnames or [], path)
-        rows = list(reader)
+        for cells in reader:
+            if not cells:
+                pass
+            elif not names:
+                names = cells
+            elif len(cells) == len(names):
+                rows.append(dict(zip(names, cells, strict=True)))
+            elif any(cells):
+                found = f"{path}, line {began}, with {len(cells)} of {len(names)}"
+                remedy = "Quote fields that contain the delimiter or line breaks."
+                raise DataError("dataset_name", "as many fields in each row as in the header", found, remedy)
+            began = reader.line_num + 1
     except csv.Error as error:
-        raise DataError("dataset_name", "valid CSV with a header line", str(path), f"{error}.") from None
-    ragged = next((i for i, row in enumerate(rows) if None in row or None in row.values()), None)
-    if ragged is not None:
-        raise DataError(
-            "dataset_name",
-            "as many fields in each row as in the header",
-            f"{path}, row {ragged}",
-            "Quote fields that contain commas or line breaks; the number counts from 0.",
-        )
-    return rows
+        line = began if "end of data" in str(error) else reader.line_num
+        remedy = f'{error}. Inside a quoted field write a quotation mark twice: "".'
+        raise DataError("dataset_name", "valid CSV with a header line", f"{path}, line {line}", remedy) from None
+    if "" in names and not any(row[""] for row in rows):
+        names = [name for name in names if name]
+        rows = [{name: row[name] for name in names} for row in rows]
+    _check_names(names, path)
+    words = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    return rows, f"CSV, separated by {words[delimiter]}"
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -117,26 +256,17 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise DataError("dataset_name", "each column once", found, "Rename or remove one of them.")
 
 
-def _read_parquet(path: Path) -> list[Any]:
+def _parse_parquet(content: bytes, path: Path) -> list[Any]:
     """Read a Parquet file."""
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
         _check_names(table.column_names, path)
-        return table.to_pylist()
+        return [plain_value(row) for row in table.to_pylist()]
     except DataError:
         raise
     except Exception as error:  # damaged files make pyarrow 26 raise its own types, OverflowError, KeyError and others
         reason = "".join(str(error).splitlines()[:1]) or type(error).__name__
         remedy = f"pyarrow says: {reason} Write the file again."
         raise DataError("dataset_name", "a Parquet file", str(path), remedy) from None
-
-
-READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-"""What reads a file, by the end of its name in small letters."""

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import DATASETS, DataConfig
+from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
 from helpers.core.paths import is_there
+from helpers.data.formats import Format, recognise, split_turns
+from helpers.data.look import Look
 from helpers.data.prompts import COLUMNS
-from helpers.data.readers import READERS, read_file
+from helpers.data.readers import read_file
 from helpers.data.selection import choose_categories, in_proportion
 
 __all__ = [
-    "MAX_BAD_SHARE",
     "Row",
     "Rows",
+    "Source",
     "data_fingerprint",
     "load_rows",
+    "open_source",
     "read_prompts",
     "read_sample",
-    "row_problem",
+    "rename_columns",
 ]
 
-Row = dict[str, str]
+Row = dict[str, Any]
+"""A row with the columns of its task (`helpers.data.prompts.COLUMNS`), or with lists of messages, `prompt` and
+`completion`."""
 
-MAX_BAD_SHARE = 0.01
-"""Share of unusable rows above which a data set is refused rather than cleaned. Alpaca-cleaned has a few rows without
-an answer among its 51,760; a hand-made file with one bad row in fifty should be looked at."""
-
-_CHANCE = 3
-"""Unusable rows that a draw from a large data set may meet by chance, however small the draw."""
-
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")
-"""A null byte, the mark of a file in another encoding than it says; and half of a character, which JSON can spell as an
-escape and nothing can tokenize."""
-
-_REPEATED = "asks the same as a held-out row"
+_FEW = 8
+"""Held-out rows below which a mean loss says little."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +47,11 @@ class Rows:
 
     Args:
         train: Rows to train on.
-        heldout: Rows kept apart; nothing is asked in both.
+        heldout: Rows kept apart; nothing is asked twice.
         source: Where they come from, with the revision of a hub data set.
         total: How many rows the source has.
         left_out: How many rows were unusable, by reason.
+        notes: What else to know of them: the format, the columns that are not used, and warnings.
     """
 
     train: list[Row]
@@ -64,17 +59,21 @@ class Rows:
     source: str
     total: int
     left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def load_rows(config: DataConfig, task: str, seed: int) -> Rows:
+def load_rows(
+    config: DataConfig, task: str, seed: int, *, given: Collection[str] = ("train_rows", "heldout_rows")
+) -> Rows:
     """Read a data set and draw the training and held-out rows from it.
 
     The bundled sample has fixed training and held-out parts; from anything else rows are drawn at random.
 
     Args:
         config: Which data set, and how many rows.
-        task: "alpaca" or "dolly": which columns to expect.
+        task: "alpaca" or "dolly": what the columns of instructions are called in the rows that come out.
         seed: Seed of the draw.
+        given: The parameters that the user set. Numbers of rows that are not among them adapt to the data.
 
     Returns:
         The rows, with the number left out and why.
@@ -89,11 +88,62 @@ def load_rows(config: DataConfig, task: str, seed: int) -> Rows:
     if config.dataset_name == "sample":
         train = _choose(read_sample(task, "train"), config, seed)
         heldout = _choose(read_sample(task, "heldout"), config, None)
-        _check_count(config, len(train), len(heldout))
-        total = len(train) + len(heldout)
-        return Rows(train[: config.train_rows or None], heldout[: config.heldout_rows], "bundled sample rows", total)
-    total, row_at, source = _open_source(config, task)
-    return _draw(config, task, total, row_at, source, seed)
+        if "heldout_rows" in given and config.heldout_rows > len(heldout):
+            expected = f"at most {len(heldout)}, the held-out rows there are"
+            remedy = "Lower heldout_rows, or name another data set."
+            raise DataError("heldout_rows", expected, config.heldout_rows, remedy)
+        total, heldout = len(train) + len(heldout), heldout[: config.heldout_rows]
+        counts = dataclasses.replace(config, heldout_rows=max(2, len(heldout)))
+        _, count = _fit(counts, len(train) + len(heldout), ("heldout_rows", *given), complete=False, why="")
+        return Rows(train[:count], heldout, "bundled sample rows", total)
+    source = open_source(config.dataset_name, config.dataset_revision, config.columns)
+    return _draw(config, task, source, seed, given)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that can be read one by one, and how they are to be understood.
+
+    Args:
+        name: What to call them.
+        total: How many there are.
+        row_at: Returns one.
+        format: Its columns.
+        read_as: How a file was read; "" for a data set of the hub.
+    """
+
+    name: str
+    total: int
+    row_at: Callable[[int], Any]
+    format: Format
+    read_as: str = ""
+
+
+def open_source(name: str, revision: str | None = None, columns: str | None = None) -> Source:
+    """Open a file or a data set of the hub, and recognise its format.
+
+    Args:
+        name: A local file, or the name of a data set on the hub.
+        revision: The hub's; None takes the one pinned here, or the newest.
+        columns: Which column is what, if that cannot be guessed.
+
+    Returns:
+        The rows, all in memory if they are from a file.
+
+    Raises:
+        DataError: It cannot be read, or no format is recognised.
+        ConfigError: `columns` names what is not there.
+    """
+    if file_kind(name) or is_there(name):
+        table = read_file(name)
+        found = recognise(table.rows, name, columns=columns)
+        shown = f"{Path(name).name} ({len(table.rows)} rows)"
+        return Source(shown, len(table.rows), table.rows.__getitem__, found, table.read_as)
+    revision = revision or DATASETS.get(name)
+    hub = _load_hub(name, revision)
+    beginning = [hub[i] for i in range(min(len(hub), 200))]
+    found = recognise(beginning, name, names=hub.column_names, columns=columns)
+    return Source(f"{name} at {revision or 'its newest revision'}", len(hub), hub.__getitem__, found)
 
 
 def read_sample(task: str, part: str) -> list[Row]:
@@ -120,29 +170,11 @@ def read_prompts() -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def row_problem(row: Any, task: str) -> str | None:
-    """Say what is wrong with a row, or None.
-
-    Args:
-        row: What stands in the file.
-        task: "alpaca" or "dolly".
-
-    Returns:
-        A reason, such as "empty output".
-    """
+def rename_columns(rows: list[Row], task: str) -> list[Row]:
+    """Return converted rows under the task's names of their columns; rows of messages as they are."""
     names = COLUMNS[task]
-    if not isinstance(row, Mapping):
-        return "not an object with columns"
-    for name in names.required():
-        value = row.get(name)
-        if value is not None and not isinstance(value, str):
-            return f"{name} is not text"
-        if name != names.context and not (value or "").strip():
-            return f"empty {name}"
-    for name in (*names.required(), *names.optional):
-        if isinstance(row.get(name), str) and (found := _UNUSABLE.search(row[name])):
-            return f"{name} holds a null byte" if found[0] == "\0" else f"{name} is not valid Unicode"
-    return None
+    new = {"instruction": names.instruction, "input": names.context, "output": names.answer}
+    return [row if "prompt" in row else {new.get(name, name): text for name, text in row.items()} for row in rows]
 
 
 def data_fingerprint(rows: Rows) -> str:
@@ -153,19 +185,6 @@ def data_fingerprint(rows: Rows) -> str:
             digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
         digest.update(b"\n--\n")
     return digest.hexdigest()
-
-
-def _open_source(config: DataConfig, task: str) -> tuple[int, Callable[[int], Any], str]:
-    """Return the number of rows, a function that reads one, and a description of the source."""
-    name = config.dataset_name
-    if Path(name).suffix.lower() in READERS or is_there(name):
-        rows = read_file(name)
-        _check_columns(rows[0], task, name)
-        return len(rows), rows.__getitem__, f"{Path(name).name} ({len(rows)} rows)"
-    revision = config.dataset_revision or DATASETS.get(name)
-    table = _load_hub(name, revision)
-    _check_columns(dict.fromkeys(table.column_names, ""), task, name)
-    return len(table), table.__getitem__, f"{name} at {revision or 'its newest revision'}"
 
 
 def _load_hub(name: str, revision: str | None) -> Any:
@@ -184,48 +203,65 @@ def _load_hub(name: str, revision: str | None) -> Any:
         ) from error
 
 
-def _check_columns(row: Any, task: str, source: str) -> None:
-    """Raise if the first row lacks a column."""
-    names = COLUMNS[task]
-    if not isinstance(row, Mapping):
-        expected = f"rows with the columns {', '.join(names.required())}"
-        raise DataError("dataset_name", expected, row, f"See the first row of {source}.")
-    missing = [n for n in (names.instruction, names.answer) if n not in row]
-    if missing:
-        raise DataError(
-            "dataset_name",
-            f"the columns {', '.join(names.required())}",
-            sorted(map(str, row)),
-            f"{source} lacks {', '.join(missing)}. Rename its columns.",
-        )
-
-
-def _draw(config: DataConfig, task: str, total: int, row_at: Callable[[int], Any], source: str, seed: int) -> Rows:
-    """Draw held-out, then training rows in random order, leaving out the unusable ones and repeated instructions."""
-    wanted = total if not config.train_rows else config.heldout_rows + config.train_rows
-    good: list[Row] = []
-    heldout_keys: set[tuple[str, str]] = set()
-    left_out: Counter[str] = Counter()
-    first_bad: tuple[int, str] | None = None
+def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Collection[str]) -> Rows:
+    """Draw held-out, then training rows in random order, leaving out the unusable ones and repeated questions."""
+    total, wanted = source.total, config.heldout_rows + config.train_rows if config.train_rows else source.total
+    if "heldout_rows" not in given and total < max(wanted, 10 * config.heldout_rows):
+        wanted = total
+    look = Look(source.format)
     order = random.Random(seed).sample(range(total), total)  # noqa: S311 - a draw, not a secret
-    for index in _ordered(order, row_at, config):
-        if len(good) >= wanted:
+    for index in _ordered(order, source.row_at, source.format.used.get("category"), config):
+        if len(look.rows) >= wanted:
             break
-        row = row_at(index)
-        problem = row_problem(row, task)
-        if problem is None and len(good) >= config.heldout_rows and _key(row, task) in heldout_keys:
-            problem = _REPEATED
-        if problem is None:
-            good.append(_plain(row, task))
-            if len(good) <= config.heldout_rows:
-                heldout_keys.add(_key(row, task))
-            continue
-        left_out[problem] += 1
-        if problem != _REPEATED:
-            first_bad = first_bad or (index, problem)
-    _check_bad(left_out, first_bad, len(good), total, source)
-    _check_count(config, len(good) - config.heldout_rows, config.heldout_rows)
-    return Rows(good[config.heldout_rows :], good[: config.heldout_rows], source, total, dict(left_out))
+        look.add(index, source.row_at(index))
+    look.check(total, source.name)
+    complete = wanted == total or len(look.rows) < wanted
+    heldout, train = _fit(config, len(look.rows), given, complete=complete, why=look.why_few(total))
+    notes = [source.format.describe(), *look.warnings()]
+    if (heldout, train) != (config.heldout_rows, config.train_rows or train):
+        notes.append(f"{len(look.rows)} different usable rows: {heldout} of them held out, {train} trained on")
+    parts = look.rows[heldout : heldout + train], look.rows[:heldout]
+    trained, kept = (rename_columns(_single(part), task) for part in parts)
+    if len(trained) + len(kept) != heldout + train:
+        notes.append(f"conversations of several turns: {len(trained)} answers to train on, {len(kept)} held out")
+    return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes))
+
+
+def _single(rows: list[Row]) -> list[Row]:
+    """Return conversations as one row for each answer; other rows as they are."""
+    single = []
+    for row in rows:
+        turns = split_turns(row["prompt"], row["completion"]) if "prompt" in row else []
+        single += [{"prompt": prompt, "completion": answer} for prompt, answer in turns] or [row]
+    return single
+
+
+def _fit(config: DataConfig, usable: int, given: Collection[str], *, complete: bool, why: str) -> tuple[int, int]:
+    """Return the numbers of held-out and training rows: those given, or what fits the data.
+
+    Args:
+        config: The numbers asked for.
+        usable: Rows that were found.
+        given: The parameters that the user set; other numbers adapt.
+        complete: Whether these are all rows of the source.
+        why: Why there are few; "" for no special reason.
+    """
+    heldout, train = config.heldout_rows, config.train_rows
+    if complete and "heldout_rows" not in given:
+        most = usable - train if train and "train_rows" in given else usable // 2
+        heldout = min(heldout, max(_FEW, round(usable / 10)), max(2, most))
+    rest = usable - heldout
+    if rest < 1 and "heldout_rows" not in given:
+        remedy = f"{why}Use a larger data set."
+        raise DataError("dataset_name", "at least 3 different usable rows", f"{usable} usable rows", remedy)
+    if rest < 1:
+        remedy = f"{why}Lower heldout_rows, or use a larger data set."
+        raise DataError("heldout_rows", f"fewer than the {usable} usable rows there are", heldout, remedy)
+    if train > rest and "train_rows" in given:
+        expected = f"at most {rest}, what is left beside {heldout} held-out rows"
+        remedy = f"{why}Lower train_rows or heldout_rows, use 0 for all rows, or use a larger data set."
+        raise DataError("train_rows", expected, train, remedy)
+    return heldout, min(train or rest, rest)
 
 
 def _choose(rows: list[Row], config: DataConfig, seed: int | None) -> list[Row]:
@@ -233,63 +269,16 @@ def _choose(rows: list[Row], config: DataConfig, seed: int | None) -> list[Row]:
     order = list(range(len(rows)))
     if seed is not None:
         random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, not a secret
-    return [rows[i] for i in _ordered(order, rows.__getitem__, config)]
+    return [rows[i] for i in _ordered(order, rows.__getitem__, "category", config)]
 
 
-def _ordered(order: list[int], row_at: Callable[[int], Any], config: DataConfig) -> list[int]:
+def _ordered(order: list[int], row_at: Callable[[int], Any], column: str | None, config: DataConfig) -> list[int]:
     """Apply the category filter and the stratified order, reading categories only if one is asked for."""
 
     def category_of(index: int) -> Any:
         row = row_at(index)
-        return row.get("category") if isinstance(row, Mapping) else None
+        return row.get(column) if isinstance(row, Mapping) else None
 
     if config.category:
         order = choose_categories(order, category_of, config.category)
     return in_proportion(order, category_of) if config.stratified else order
-
-
-def _key(row: Mapping[str, Any], task: str) -> tuple[str, str]:
-    """Return what a row asks."""
-    names = COLUMNS[task]
-    return row[names.instruction].strip(), (row.get(names.context) or "").strip()
-
-
-def _plain(row: Mapping[str, Any], task: str) -> Row:
-    """Return the columns that are used, as text."""
-    names = COLUMNS[task]
-    optional = {n: row[n] for n in names.optional if isinstance(row.get(n), str)}
-    return {**{n: row.get(n) or "" for n in names.required()}, **optional}
-
-
-def _check_bad(left_out: Counter[str], first: tuple[int, str] | None, good: int, total: int, source: str) -> None:
-    """Raise when too large a share of the rows is unusable: of the whole data set, or of the rows looked at."""
-    bad = left_out.total() - left_out[_REPEATED]
-    seen = good + bad
-    if first and bad > min(MAX_BAD_SHARE * total, max(MAX_BAD_SHARE * seen, _CHANCE)):
-        raise DataError(
-            f"row {first[0]}",
-            f"at most {MAX_BAD_SHARE:.0%} unusable rows",
-            f"{bad} of {seen}: {first[1]}",
-            f"Mend or remove the rows in {source}; the number counts from 0.",
-        )
-
-
-def _check_count(config: DataConfig, train: int, heldout: int) -> None:
-    """Raise when there are fewer rows than asked for."""
-    if heldout < config.heldout_rows:
-        expected = f"at most {heldout}, the held-out rows there are"
-        raise DataError("heldout_rows", expected, config.heldout_rows, "Lower heldout_rows, or name another data set.")
-    if train < 1:
-        raise DataError(
-            "heldout_rows",
-            f"fewer than the {train + heldout} usable rows there are",
-            config.heldout_rows,
-            "Lower heldout_rows, or use a larger data set.",
-        )
-    if train < config.train_rows:
-        raise DataError(
-            "train_rows",
-            f"at most {train}, what is left beside {config.heldout_rows} held-out rows",
-            config.train_rows,
-            "Lower train_rows or heldout_rows, use 0 for all rows, or use a larger data set.",
-        )

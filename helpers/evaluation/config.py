@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.core.config import ROW_FILES
 from helpers.core.errors import ConfigError
 from helpers.core.paths import folder_name, is_file
 from helpers.core.settings import Settings, nearest, setting
@@ -32,8 +33,6 @@ DEFAULT_RUN_NAME = "side-by-side"
 
 _HIDDEN = ("preset", "run_name")
 _FREE_TO_CHANGE = ("batch_size", "votes_file")
-_PROMPT_FILES = (".json", ".jsonl", ".csv", ".txt")
-_ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -195,14 +194,14 @@ def _check_together(config: EvaluationConfig) -> None:
 def _check_files(config: EvaluationConfig) -> None:
     """Raise for a file that is not there, or of a kind that cannot be read."""
     named = [
-        ("prompts_file", config.prompts_file, _PROMPT_FILES),
-        ("reference_data", config.reference_data, _ROW_FILES),
+        ("prompts_file", config.prompts_file, (*ROW_FILES, ".txt")),
+        ("reference_data", config.reference_data, ROW_FILES),
     ]
     named += [("votes_file", path, (".csv",)) for path in config.votes_files()]
     for field, name, endings in named:
         if name is None:
             continue
-        if Path(name).suffix.lower() not in endings:
+        if Path(name.lower().removesuffix(".gz")).suffix not in endings:
             remedy = "Save it in one of these formats; the ending says how it is read."
             raise ConfigError(field, f"a file that ends in {', '.join(endings)}", name, remedy)
         if not is_file(name):

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import DataError, EvaluationError
+from helpers.data.formats import RowError, recognise
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
-from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, row_problem
+from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, rename_columns
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.questions import Question, read_questions, reference_questions
 from helpers.evaluation.sources import AdapterSource
@@ -93,7 +94,8 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
     if source.run is None:
         return None, ["the adapter's own training rows are not known; the bundled sample's stand in for them"]
     try:
-        rows = load_rows(training.data, training.task, training.train.seed)
+        given = source.settings.get("given") or ()
+        rows = load_rows(training.data, training.task, training.train.seed, given=given)
     except DataError as error:
         if needed:
             raise
@@ -118,17 +120,34 @@ def _without_marks(rows: Rows) -> Rows:
 
 
 def _file_rows(path: str, task: str, seed: int) -> list[Row]:
-    """Read a file of references, in random order, each row checked."""
+    """Read a file of references in any format, in random order, each row checked.
+
+    Of a conversation the first question and its answer are taken.
+    """
     try:
-        rows = read_file(path)
+        table = read_file(path)
+        found = recognise(table.rows, path)
     except DataError as error:
         raise EvaluationError("reference_data", error.expected, error.got, error.remedy) from error
-    for place, row in enumerate(rows):
-        if problem := row_problem(row, task):
-            expected = f"the columns {', '.join(COLUMNS[task].required())}"
-            raise EvaluationError(f"reference_data, row {place}", expected, problem, "Mend the row, or set `task`.")
+    rows = []
+    for place, row in enumerate(table.rows):
+        try:
+            rows.append(_first_exchange(found.convert(row)))
+        except RowError as error:
+            expected = f"a row of the format {found.name}"
+            raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Mend the row.") from None
     random.Random(seed).shuffle(rows)  # noqa: S311 - a shuffle, not a secret
-    return rows
+    return rename_columns(rows, task)
+
+
+def _first_exchange(row: Row) -> Row:
+    """Return the first question of a conversation, and its answer, as a row of instructions; other rows as they are."""
+    if "prompt" not in row:
+        return row
+    asked = [message["content"] for message in row["prompt"] if message["role"] == "user"]
+    if len(asked) > 1:
+        raise RowError("a question after earlier turns")
+    return {"instruction": asked[0], "input": "", "output": row["completion"][0]["content"]}
 
 
 def _unseen(rows: Sequence[Row], task: str, asked: set[str], trained: set[str]) -> tuple[list[Row], list[str]]:

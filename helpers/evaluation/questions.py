@@ -44,9 +44,9 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
     """Read the prompts.
 
     Args:
-        path: A .jsonl, .json or .csv file with a column `prompt` and perhaps `id`, `category` or `topic`, `context`,
-            `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None takes the bundled
-            prompts.
+        path: A file of rows (`helpers.core.config.ROW_FILES`) with a column `prompt` and perhaps `id`, `category` or
+            `topic`, `context`, `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None
+            takes the bundled prompts.
         count: How many to take, spread over the file; 0 takes all.
 
     Returns:
@@ -76,7 +76,7 @@ def _read(path: Path) -> list[Any]:
     """Read the rows of a file."""
     try:
         if path.suffix.lower() != ".txt":
-            return read_file(path)
+            return read_file(path).rows
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         got = f"byte 0x{error.object[error.start]:02x} at {error.start}"
@@ -97,6 +97,8 @@ def _question(row: Any, place: int, file: str) -> Question:
     if not isinstance(row, Mapping):
         raise EvaluationError(where, "an object with a `prompt`", row, 'Write it as {"prompt": "..."}.')
     instruction = _text(row, _TEXT, where)
+    if not instruction and any(name in row for name in _TEXT):
+        raise EvaluationError(Path(file).name, "a text in each row", f"prompt {place} is blank", "Write or remove it.")
     if not instruction:
         got = sorted(map(str, row))
         raise EvaluationError(

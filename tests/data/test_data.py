@@ -1,4 +1,4 @@
-"""Rows: the bundled ones, every file format, what is refused, and the draw."""
+"""Rows: the bundled ones, those of the hub and of files, what is refused, and the draw."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
-from helpers.data.readers import read_file
-from helpers.data.rows import Rows, data_fingerprint, load_rows, read_prompts, read_sample, row_problem
+from helpers.data.rows import Rows, data_fingerprint, load_rows, read_prompts, read_sample
 
 ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
 TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]
 
 CONTROL = re.compile(r"\[/?INST\]|</?s>|<unk>|<\|\w+\|>|\[/?\w*TOOL\w*\]|\[control_\d+\]")
+
+
+REST = "a model of that kind leaves these rows out, any other learns it as text; remove it"
 
 
 def write_json(path, rows, encoding="utf-8"):
@@ -70,7 +72,9 @@ class TestBundledRows:
     def test_they_are_sound(self, task, context, answer):
         """Every row is text, has an instruction and an answer, and no space around either."""
         for row in [*read_sample(task, "train"), *read_sample(task, "heldout")]:
-            assert row_problem(row, task) is None
+            assert all(isinstance(text, str) for text in row.values())
+            assert row["instruction"]
+            assert row[answer]
             assert all(row[name] == row[name].strip() for name in ("instruction", context, answer)), row
 
     @pytest.mark.parametrize("task", ["alpaca", "dolly"])
@@ -142,97 +146,6 @@ class TestBundledRows:
         assert str(error_of(load, "sample", train_rows=129)).startswith("train_rows: expected at most 128")
 
 
-class TestFiles:
-    """Local files of four kinds."""
-
-    @pytest.mark.parametrize(
-        ("name", "write"),
-        [
-            ("a.json", write_json),
-            ("a.jsonl", write_json),
-            ("a.csv", write_csv),
-            ("a.parquet", write_parquet),
-            ("A.JSON", write_json),
-        ],
-    )
-    def test_every_format_gives_the_same_rows(self, tmp_path, name, write):
-        """Line breaks, commas, quotes and Unicode survive each format."""
-        assert read_file(write(tmp_path / name, TWO)) == TWO
-
-    @pytest.mark.parametrize(("name", "write"), [("a.json", write_json), ("a.jsonl", write_json), ("a.csv", write_csv)])
-    def test_a_byte_order_mark_is_no_part_of_the_text(self, tmp_path, name, write):
-        """A file that begins with a byte order mark reads like one without."""
-        assert read_file(write(tmp_path / name, TWO, "utf-8-sig")) == TWO
-
-    @pytest.mark.parametrize(("name", "write"), [("a.json", write_json), ("a.jsonl", write_json), ("a.csv", write_csv)])
-    def test_another_encoding_is_an_error(self, tmp_path, name, write):
-        """The error names the first byte that is not UTF-8, where it stands, and the remedy."""
-        path = write(tmp_path / name, [{"instruction": "ü", "input": "", "output": "x"}], "latin-1")
-        error = error_of(read_file, path)
-        assert error.expected == "a file in UTF-8"
-        assert f"byte 0xfc at {path.read_bytes().index(0xFC)}" in error.got
-        assert error.remedy == "Save the file again with encoding UTF-8."
-
-    def test_utf_16_is_an_error(self, tmp_path):
-        """A file as Windows editors save "Unicode" is named as such."""
-        (tmp_path / "a.json").write_bytes('[{"instruction": "a"}]'.encode("utf-16"))
-        assert "byte 0xff at 0" in error_of(read_file, tmp_path / "a.json").got
-
-    @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
-    @pytest.mark.parametrize("content", ["", "\n", "\ufeff"])
-    def test_an_empty_file_is_an_error(self, tmp_path, name, content):
-        """A file without rows is called that."""
-        (tmp_path / name).write_text(content, encoding="utf-8")
-        assert error_of(read_file, tmp_path / name).expected == "a file with at least one row"
-
-    @pytest.mark.parametrize(
-        ("name", "content", "expected"),
-        [
-            ("a.json", '{"instruction": "a"}', "a JSON list of rows"),
-            ("a.json", '"text"', "a JSON list of rows"),
-            ("a.json", "[1, 2", "valid JSON"),
-            ("a.json", "[" * 100_000, "valid JSON"),
-            ("a.json", f"[{'9' * 5000}]", "valid JSON"),
-            ("a.jsonl", '{"a": 1}\n{"a": ', "one JSON object a line"),
-            ("a.csv", "a,b\n1,2\n1,2,3\n", "as many fields in each row as in the header"),
-            ("a.csv", "a,b\n1,2\n1\n", "as many fields in each row as in the header"),
-            ("a.csv", 'a,b\n"1,2\n', "valid CSV with a header line"),
-            ("a.parquet", "no parquet", "a Parquet file"),
-            ("a.parquet", "", "a Parquet file"),
-        ],
-    )
-    def test_what_is_not_what_its_name_says_is_an_error(self, tmp_path, name, content, expected):
-        """The error says what the file should have been, and names it."""
-        (tmp_path / name).write_text(content, encoding="utf-8")
-        error = error_of(read_file, tmp_path / name)
-        assert (error.field, error.expected) == ("dataset_name", expected)
-        assert name in error.got
-
-    def test_the_bad_line_is_named(self, tmp_path):
-        """Lines of JSON count from 1, rows of CSV from 0."""
-        (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": \n')
-        assert error_of(read_file, tmp_path / "a.jsonl").got.endswith("a.jsonl, line 3")
-        (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2,3\n")
-        assert error_of(read_file, tmp_path / "a.csv").got.endswith("a.csv, row 1")
-
-    def test_line_separators_inside_a_value_end_no_line(self, tmp_path):
-        """Unicode's own line separators are part of the text."""
-        rows = [{"instruction": "a\u2028b\x85c", "input": "", "output": "d\x0ce"}]
-        assert read_file(write_json(tmp_path / "a.jsonl", rows)) == rows
-
-    def test_a_missing_file_is_an_error(self, tmp_path):
-        """A path that leads nowhere is not taken for a hub id."""
-        assert error_of(load, tmp_path / "missing.json").expected == "an existing file"
-
-    @pytest.mark.parametrize("name", ["a.txt", "a.json.gz", "folder"])
-    def test_other_files_are_an_error(self, tmp_path, name):
-        """The error lists the formats."""
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "a.txt").write_text("x")
-        (tmp_path / "a.json.gz").write_text("x")
-        assert error_of(load, tmp_path / name).expected == "a file that ends in .json, .jsonl, .csv, .parquet"
-
-
 class TestHub:
     """Data sets of the hub."""
 
@@ -274,42 +187,7 @@ class TestHub:
 class TestRows:
     """Single rows and columns."""
 
-    @pytest.mark.parametrize(
-        ("row", "problem"),
-        [
-            ({"instruction": "a", "input": "", "output": "b"}, None),
-            ({"instruction": "a", "input": None, "output": "b"}, None),
-            ({"instruction": "a", "output": "b", "text": 5}, None),
-            ({"instruction": "a", "input": "", "output": ""}, "empty output"),
-            ({"instruction": "a", "input": "", "output": " \n"}, "empty output"),
-            ({"instruction": "a", "input": "", "output": None}, "empty output"),
-            ({"instruction": "a", "input": ""}, "empty output"),
-            ({"instruction": "", "input": "c", "output": "b"}, "empty instruction"),
-            ({"instruction": "a", "input": "", "output": 5}, "output is not text"),
-            ({"instruction": "a", "input": ["c"], "output": "b"}, "input is not text"),
-            ({"instruction": "a", "input": "", "output": "\ud800"}, "output is not valid Unicode"),
-            (["a", "", "b"], "not an object with columns"),
-            (None, "not an object with columns"),
-        ],
-    )
-    def test_the_problem_with_a_row(self, row, problem):
-        """A row has one problem, named by its column, or none."""
-        assert row_problem(row, "alpaca") == problem
-
-    def test_missing_columns_are_an_error(self, tmp_path):
-        """The error names the columns expected, found and missing."""
-        path = write_json(tmp_path / "a.json", [{"prompt": "a", "input": "", "completion": "b"}])
-        error = error_of(load, path)
-        assert error.expected == "the columns instruction, input, output"
-        assert error.got == ["completion", "input", "prompt"]
-        assert error.remedy.endswith("lacks instruction, output. Rename its columns.")
-
-    def test_rows_without_columns_are_an_error(self, tmp_path):
-        """A list of texts is no data set."""
-        error = error_of(load, write_json(tmp_path / "a.json", ["a", "b"]))
-        assert error.expected == "rows with the columns instruction, input, output"
-
-    @pytest.mark.parametrize(("value", "reason"), [("", "empty output"), (7, "output is not text")])
+    @pytest.mark.parametrize(("value", "reason"), [("", "empty output"), ([7], "output is not text")])
     def test_one_bad_row_in_forty_is_an_error(self, tmp_path, value, reason):
         """The error names the row, the share, the reason and the file."""
         rows = [*ROWS[:5], {**ROWS[5], "output": value}, *ROWS[6:]]
@@ -322,7 +200,7 @@ class TestRows:
         """Up to one row in a hundred is left out, with the number and the reason."""
         rows = [{**ROWS[0], "instruction": f"Task {n}", "output": "" if n == 150 else "x"} for n in range(300)]
         loaded = load(write_json(tmp_path / "a.json", rows))
-        assert loaded.left_out == {"empty output": 1}
+        assert loaded.left_out == {"empty output (first: row 150)": 1}
         assert len(loaded.train) + len(loaded.heldout) == 299
 
     def test_a_small_draw_from_a_large_data_set_may_meet_a_bad_row(self, tmp_path):
@@ -334,7 +212,7 @@ class TestRows:
         first = int(drawn.heldout[0]["instruction"])
         rows = [{**good, "instruction": str(n), "output": "" if n == first else "b"} for n in range(1000)]
         loaded = load(write_json(tmp_path / "a.json", rows), train_rows=6)
-        assert loaded.left_out == {"empty output": 1}
+        assert loaded.left_out == {f"empty output (first: row {first})": 1}
         assert len(loaded.train) == 6
 
     def test_a_rotten_large_data_set_is_an_error_in_a_small_draw_too(self, tmp_path):
@@ -348,6 +226,38 @@ class TestRows:
         rows = [{"instruction": str(n), "output": "b", "text": "c", "id": n} for n in range(10)]
         loaded = load(write_json(tmp_path / "a.json", rows))
         assert {tuple(row) for row in loaded.train + loaded.heldout} == {("instruction", "input", "output")}
+
+    def test_the_format_is_said(self, tmp_path):
+        """So are columns that are not used, and control tokens in answers."""
+        rows = [{"instruction": str(n), "output": "b<|im_end|>" if n else "b</s>", "id": n} for n in range(10)]
+        assert load(write_json(tmp_path / "a.json", rows)).notes == (
+            "format: Alpaca (instruction, output); columns not used: id",
+            "warning: 1 of 10 answers end in </s>: remove it, the template writes it",
+            f"warning: 9 of 10 answers hold <|im_end|>, a control token of ChatML: {REST}",
+        )
+
+    def test_conversations_become_a_row_for_each_answer(self, tmp_path):
+        """What cannot be trained is counted by reason, with the first row and turn."""
+        rows = []
+        for n in range(10):
+            texts = ["a", "b", str(n), "c"]
+            rows.append({"conversations": [{"from": ("human", "gpt")[i % 2], "value": t} for i, t in enumerate(texts)]})
+        rows[4]["conversations"] = rows[4]["conversations"][1:]
+        rows[7]["conversations"].append({"from": "tool", "value": "x"})
+        loaded = load(write_json(tmp_path / "a.json", rows))
+        assert loaded.left_out == {
+            "starts with the assistant (first: row 4, turn 1)": 1, "tool calls (first: row 7, turn 5)": 1,
+        }  # fmt: skip
+        assert [len(part) for part in (loaded.train, loaded.heldout)] == [8, 8]
+        assert loaded.notes[-1] == "conversations of several turns: 8 answers to train on, 8 held out"
+        assert sorted({len(row["prompt"]) for row in loaded.train}) == [1, 3]
+
+    def test_data_made_for_something_else_is_refused(self, tmp_path):
+        """Where most conversations cannot be trained on, the error has the reasons."""
+        rows = [{"messages": [{"role": "assistant", "content": str(n)}]} for n in range(10)]
+        error = error_of(load, write_json(tmp_path / "a.json", rows))
+        assert error.expected == "at most 50% of the conversations of a kind that cannot be trained"
+        assert error.got == "10 of 10: starts with the assistant (first: row 0, turn 1)"
 
     def test_dolly_keeps_its_category(self, tmp_path):
         """The category is read where it is text."""
@@ -383,13 +293,56 @@ class TestDraw:
         """Training on more rows is measured on the same ones."""
         assert load(path, train_rows=4).heldout == load(path, train_rows=30).heldout
 
-    def test_nothing_is_asked_in_both_parts(self, tmp_path):
-        """A training row that asks the same as a held-out row is left out and counted."""
+    def test_nothing_is_asked_twice(self, tmp_path):
+        """Rows that ask the same in another case or spacing are left out of both parts and counted."""
         rows = [{**row, "output": f"{row['output']} {copy}"} for row in ROWS for copy in range(2)]
+        rows = [
+            {**row, "instruction": row["instruction"].upper() + " "} if n % 2 else row for n, row in enumerate(rows)
+        ]
         loaded = load(write_json(tmp_path / "a.json", rows), heldout_rows=10)
-        asked = [{(row["instruction"], row["input"]) for row in part} for part in (loaded.train, loaded.heldout)]
-        assert asked[0].isdisjoint(asked[1])
-        assert loaded.left_out["asks the same as a held-out row"] == 80 - 10 - len(loaded.train) > 0
+        asked = [(row["instruction"].strip().lower(), row["input"]) for row in loaded.train + loaded.heldout]
+        assert len(set(asked)) == len(asked) == 40
+        assert loaded.left_out == {"asks the same as an earlier row": 40}
+
+    @pytest.mark.parametrize(
+        ("count", "heldout", "train"),
+        [(5, 2, 3), (12, 6, 6), (20, 8, 12), (91, 9, 82), (400, 40, 360), (999, 100, 899), (1100, 100, 1000)],
+    )
+    def test_numbers_that_were_not_given_adapt(self, tmp_path, count, heldout, train):
+        """About a tenth is held out, from 8 up to the preset's 100; the rest is trained on, up to its 1000."""
+        path = write_json(tmp_path / "a.json", [{**ROWS[0], "instruction": str(n)} for n in range(count)])
+        rows = load_rows(DataConfig(dataset_name=str(path)), "alpaca", 1, given=())
+        assert (len(rows.heldout), len(rows.train)) == (heldout, train)
+        said = f"{count} different usable rows: {heldout} of them held out, {train} trained on"
+        assert (said in rows.notes) == (count < 1100)
+
+    @pytest.mark.parametrize(
+        ("given", "heldout", "train"),
+        [({"heldout_rows": 20}, 20, 20), ({"train_rows": 35}, 5, 35), ({"train_rows": 10}, 8, 10)],
+    )
+    def test_a_number_that_was_given_stands(self, path, given, heldout, train):
+        """The other one adapts to it."""
+        rows = load_rows(DataConfig(dataset_name=str(path), **given), "alpaca", 1, given=given)
+        assert (len(rows.heldout), len(rows.train)) == (heldout, train)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (
+                ("heldout_rows",),
+                "heldout_rows: expected fewer than the 2 usable rows there are, got 2. 39 of 40 rows ask",
+            ),
+            ((), "dataset_name: expected at least 3 different usable rows, got '2 usable rows'. 39 of 40 rows ask"),
+        ],
+    )
+    def test_the_true_reason_is_given(self, tmp_path, given, words):
+        """Where rows repeat one question, the numbers are not to blame."""
+        rows = [{**ROWS[0], "output": str(n)} for n in range(39)] + [ROWS[1]]
+        path = write_json(tmp_path / "a.json", rows)
+        config = DataConfig(dataset_name=str(path), train_rows=0, heldout_rows=2)
+        message = str(error_of(load_rows, config, "alpaca", 1, given=given))
+        assert message.startswith(words)
+        assert "rows ask the same question." in message
 
     @pytest.mark.parametrize(
         ("given", "message"),

@@ -156,9 +156,9 @@ class TestPrompts:
             ("p.txt", b"caf\xe9", "UTF-8"),
             ("p.jsonl", "", "at least one row"),
             ("p.jsonl", '{"prompt": ', "one JSON object a line"),
-            ("p.jsonl", '{"prompt": "  "}', "text under prompt"),
+            ("p.jsonl", '{"prompt": "x"}\n{"prompt": "", "id": "b"}\n{"prompt": "y"}', "prompt 2 is blank"),
             ("p.jsonl", '{"question_text": "x"}', "text under prompt"),
-            ("p.jsonl", '{"prompt": 3}', "expected text"),
+            ("p.jsonl", '{"prompt": {"a": 3}}', "expected text"),
             ("p.jsonl", '["x"]', "an object"),
             ("p.jsonl", '{"prompt": "\\ud800"}', "valid Unicode"),
             ("p.jsonl", '{"prompt": "x", "expected_items": 0}', "1 to 99"),
@@ -316,7 +316,7 @@ class TestReferences:
         [
             ([{"instruction": "A?", "output": "a"}], "at least two rows"),
             ([{"instruction": "A?", "output": ""}] * 2, "empty output"),
-            ([{"question": "A?"}] * 2, "empty instruction"),
+            ([{"question": "A?"}] * 2, "none is known as the output"),
         ],
     )
     def test_unusable_references_are_refused(self, runs_folder, tmp_path, rows, words):
@@ -324,6 +324,18 @@ class TestReferences:
         (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
         with pytest.raises(EvaluationError, match=words):
             self.gather(runs_folder, reference_data=str(tmp_path / "r.jsonl"))
+
+    def test_references_come_in_any_format(self, runs_folder, tmp_path):
+        """Of a conversation the first question and answer are taken; numbers are text."""
+        rows = [
+            {"conversations": [{"from": ("human", "gpt")[i % 2], "value": f"{n} {i}"} for i in range(4)]}
+            for n in range(3)
+        ]
+        (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = self.gather(runs_folder, reference_data=str(tmp_path / "r.jsonl")).references
+        assert sorted((each.prompt.text, each.prompt.reference) for each in found) == [
+            ("0 0", "0 1"), ("1 0", "1 1"), ("2 0", "2 1"),
+        ]  # fmt: skip
 
 
 class TestVotes:

@@ -6,7 +6,8 @@ import pytest
 
 from helpers.core.config import DataConfig, build_config
 from helpers.core.errors import StackError
-from helpers.data.rows import _draw
+from helpers.data.formats import recognise
+from helpers.data.rows import Source, _draw
 from helpers.training.trainer import _check_mode
 
 
@@ -26,7 +27,7 @@ def test_a_silent_fallback_is_an_error():
 
 
 def test_only_rows_that_are_used_are_read():
-    """Of 51,760 rows, 20 to train on and 5 held out, 25 are read, and so formatted and tokenized."""
+    """Of 51,760 rows, 20 to train on and 5 held out, 25 are read."""
     seen = []
 
     def row_at(index):
@@ -34,5 +35,7 @@ def test_only_rows_that_are_used_are_read():
         return {"instruction": f"Say {index}.", "input": "", "output": "It is said."}
 
     wanted = DataConfig(dataset_name="rows.json", train_rows=20, heldout_rows=5)
-    rows = _draw(wanted, "alpaca", 51_760, row_at, "rows", seed=1)
+    source = Source("rows", 51_760, row_at, recognise([row_at(0)], "rows"))
+    seen.clear()
+    rows = _draw(wanted, "alpaca", source, 1, ())
     assert (len(rows.train), len(rows.heldout), len(seen)) == (20, 5, 25)

@@ -1,0 +1,438 @@
+"""Formats of instruction data, recognised by their columns, and each row as instruction and answer, or as messages.
+
+Known are Alpaca's and Dolly's columns, OpenAI's and TRL's `messages`, ShareGPT's `conversations`, TRL's `prompt` and
+`completion` (text or messages), and pairs such as question and answer. Names may be written in any case. Where that is
+not enough, the parameter `columns` says which column is what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from helpers.core.errors import ConfigError, DataError
+from helpers.data.readers import plain_value
+
+__all__ = ["Format", "RowError", "question_key", "recognise", "split_turns"]
+
+_MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+_INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "input", "user", "human")
+_ANSWERS = ("output", "response", "completion", "answer", "solution", "target", "assistant", "gpt")
+_OPTIONAL = {
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "category": ("category",),
+}
+_EXACT = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("question", "answer"))
+"""Pairs that win over any other columns, in this order."""
+
+_NAMES = {
+    ("instruction", "output"): "Alpaca",
+    ("instruction", "response"): "Dolly",
+    ("prompt", "completion"): "TRL's prompt and completion",
+}
+
+_PARTS = ("instruction", "input", "output", "system", "history", "category", "messages", "prompt", "completion")
+"""What the parameter `columns` can name. `prompt` is another word for instruction, `completion` for output."""
+
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "bing", "bard"), "assistant"),
+}
+_TOOLS = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""A null byte, the mark of a file in another encoding than it says; and half of a character, which JSON can spell as an
+escape and nothing can tokenize."""
+
+
+class RowError(Exception):
+    """A row cannot be trained on.
+
+    Args:
+        reason: Why, such as "empty output".
+        turn: Which message of a conversation, counted from 1; None if it is none's fault alone.
+        damaged: Whether the row is not what the format says, rather than a conversation of a kind that is not trained.
+    """
+
+    def __init__(self, reason: str, turn: int | None = None, *, damaged: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.turn = turn
+        self.damaged = damaged
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of one source are read.
+
+    Args:
+        name: What the format is called.
+        used: The source's column for each part, such as {"instruction": "Question", "output": "Answer"}.
+        unused: The columns that are not read.
+        chat: Whether rows become messages; otherwise an instruction, an input and an output.
+    """
+
+    name: str
+    used: dict[str, str]
+    unused: tuple[str, ...]
+    chat: bool
+
+    def describe(self) -> str:
+        """Say in one line what was recognised, which columns are used, and which are not."""
+        used = ", ".join(part if part == column else f"{part} = {column}" for part, column in self.used.items())
+        unused = f"; columns not used: {', '.join(self.unused)}" if self.unused else ""
+        given = "; history is given, not learned" if "history" in self.used else ""
+        return f"format: {self.name} ({used}){given}{unused}"
+
+    def convert(self, row: Any) -> dict[str, Any]:
+        """Return a row in the form that all formats come to.
+
+        Args:
+            row: A row of the source.
+
+        Returns:
+            `instruction`, `input`, `output` and perhaps `category`, as text; or, of chats, `prompt` and `completion`,
+            lists of messages: what is given, and what follows from the first answer that is learned.
+
+        Raises:
+            RowError: The row is damaged, or no chat that can be trained on.
+        """
+        if not isinstance(row, Mapping):
+            raise RowError("not an object with columns")
+        if "messages" in self.used:
+            return _conversation(_list_of(row.get(self.used["messages"])), _system(row, self.used))
+        asked, answer = row.get(self.used["instruction"]), row.get(self.used["output"])
+        if self.chat and (isinstance(asked, list) or isinstance(answer, list)):
+            return _prompt_and_completion(asked, answer, _system(row, self.used))
+        texts = {part: _text(row.get(self.used[part]), self.used[part]) for part in _TEXTS if part in self.used}
+        if texts.setdefault("input", "").strip().casefold() in ("nan", "null"):
+            texts["input"] = ""
+        for part in ("instruction", "output"):
+            if not texts[part].strip():
+                raise RowError(f"empty {self.used[part].strip()}")
+        if not self.chat:
+            return {part: texts[part] for part in _TEXTS if part in texts}
+        prompt = f"{texts['instruction'].strip()}\n\n{texts['input'].strip()}".strip()
+        earlier = _history(row.get(self.used.get("history", ""), ""))
+        asked = [*_system(row, self.used), *earlier, {"role": "user", "content": prompt}]
+        return _prompt_and_completion(asked, texts["output"], [])
+
+
+_TEXTS = ("instruction", "input", "output", "category")
+
+
+def recognise(rows: Sequence[Any], source: str, *, names: Iterable[str] = (), columns: str | None = None) -> Format:
+    """Tell the format of rows by their columns.
+
+    Args:
+        rows: All rows, or as many as are needed to see whether a column holds text.
+        source: What to call the data in messages.
+        names: The columns, where they are known beyond the rows.
+        columns: The parameter of that name, such as "instruction=Question, output=Answer"; None guesses.
+
+    Returns:
+        The format.
+
+    Raises:
+        DataError: No format fits, or more than one does; the message lists the columns that there are.
+        ConfigError: `columns` names a part or a column that does not exist.
+    """
+    known = {str(name): None for row in rows if isinstance(row, Mapping) for name in row}
+    known.update(dict.fromkeys(names))
+    if not known:
+        got = rows[0] if rows else "no rows"
+        raise DataError("dataset_name", "rows with named columns", got, f"See the first row of {source}.")
+    there = list(known)
+    used = _named(columns, there) if columns else {}
+    free = _normalised([name for name in there if name not in used.values()])
+    filled = {name for name, column in free.items() if any(_holds(row, column) for row in rows)}
+    if not used.keys() & {"messages", "instruction", "output"}:
+        found = next((name for name in _MESSAGES if name in free and _is_chat(rows, free[name])), None)
+        if found:
+            used["messages"] = free.pop(found)
+    if "messages" not in used:
+        _find_pair(used, free, filled, there, source)
+    for part, words in _OPTIONAL.items():
+        if part in used or (part != "system" and "messages" in used):
+            continue
+        present = [word for word in words if word in free and word in filled] or [w for w in words if w in free]
+        if len(present) > 1 and all(word in filled for word in present):
+            _refuse(there, source, f"both {' and '.join(free[word] for word in present)} hold text", part)
+        if present:
+            used[part] = free.pop(present[0])
+    if not columns:
+        _refuse_near_misses(used, free, filled, there, source)
+    chat = bool(used.keys() & {"messages", "system", "history"}) or any(
+        isinstance(row, Mapping) and _is_messages(row.get(used[part]))
+        for row in rows
+        for part in ("instruction", "output")
+    )
+    used = {part: used[part] for part in _PARTS if part in used}
+    return Format(_name(used, chat), used, tuple(name for name in there if name not in used.values()), chat)
+
+
+def question_key(row: Mapping[str, Any]) -> bytes:
+    """Return a hash of what a converted row asks, without regard to case and spacing."""
+    if "prompt" in row:
+        asked = [m["content"] for m in row["prompt"]]
+        asked += [m["content"] for m in row["completion"] if m["role"] == "user"]
+    else:
+        asked = [row["instruction"], row["input"]]
+    plain = "\0".join(" ".join(text.casefold().split()) for text in asked)
+    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def split_turns(
+    prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]
+) -> list[tuple[list, list]]:
+    """Make one row of each answer of a conversation.
+
+    A template that writes the system text before the *last* user message, as Mistral's does, shows each answer of a
+    conversation something else than it will see in use. As rows of their own, all see the same.
+
+    Args:
+        prompt: The messages that are given.
+        completion: The rest, from the first answer that is learned.
+
+    Returns:
+        (messages before the answer, the answer) of each.
+    """
+    messages = [*prompt, *completion]
+    places = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] == "assistant"]
+    return [(messages[:place], [messages[place]]) for place in places]
+
+
+def _named(columns: str, there: Sequence[str]) -> dict[str, str]:
+    """Return the columns that the user named, by part."""
+    form = 'pairs such as "instruction=Question, output=Answer"'
+    listed = f"The columns are: {', '.join(there)}."
+    used: dict[str, str] = {}
+    for pair in columns.split(","):
+        part, equals, name = (word.strip() for word in pair.partition("="))
+        if not equals or part.casefold() not in _PARTS:
+            raise ConfigError("columns", form, pair.strip(), f"Known parts are: {', '.join(_PARTS)}. {listed}")
+        found = [c for c in there if c == name] or [c for c in there if _plain_name(c) == _plain_name(name)]
+        if len(found) != 1:
+            close = get_close_matches(name, there, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise ConfigError("columns", "the name of a column", name, f"{hint}{listed}")
+        part = {"prompt": "instruction", "completion": "output"}.get(part.casefold(), part.casefold())
+        if part in used or found[0] in used.values():
+            raise ConfigError("columns", "each part and each column once", pair.strip(), listed)
+        used[part] = found[0]
+    return used
+
+
+def _plain_name(name: str) -> str:
+    """Return a column's name in small letters, words joined by underscores."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
+def _normalised(names: Sequence[str]) -> dict[str, str]:
+    """Return the columns by their plain names; of two that differ in case only, the exact one."""
+    return {_plain_name(name): name for name in sorted(names, key=lambda name: name == _plain_name(name))}
+
+
+def _find_pair(used: dict[str, str], free: dict[str, str], filled: set[str], there: list[str], source: str) -> None:
+    """Add the columns of instruction and answer to those in use."""
+    exact = next((pair for pair in _EXACT if set(pair) <= free.keys()), None)
+    if (
+        exact
+        and not used.keys() & {"instruction", "output"}
+        and not (exact[0] == "question" and "instruction" in filled)
+    ):
+        used["instruction"], used["output"] = (free.pop(name) for name in exact)
+        return
+    for part, words in (("instruction", _INSTRUCTIONS), ("output", _ANSWERS)):
+        if part in used:
+            continue
+        present = [w for w in words if w in free and w in filled] or [w for w in words if w in free]
+        if len(present) > 1 and "input" in present:
+            present.remove("input")  # it goes with an instruction
+        if len(present) > 1:
+            _refuse(there, source, f"{' and '.join(free[w] for w in present)} could each be the {part}", part)
+        if not present:
+            also = (
+                " `chosen` and `rejected` are preference data: name one." if {"chosen", "rejected"} & set(free) else ""
+            )
+            near = [name for name in free.values() if _near(name, words)]
+            why = f"none is known as the {part}" + (f" ({near[0]} comes near)" if near else "") + f".{also}"
+            _refuse(there, source, why.removesuffix("."), part)
+        used[part] = free.pop(present[0])
+
+
+def _refuse(there: Sequence[str], source: str, why: str, part: str) -> None:
+    """Raise, asking for the parameter `columns`."""
+    example = "messages=…" if part == "messages" else f"{part}=…" if part != "output" else "instruction=…, output=…"
+    raise DataError(
+        "dataset_name",
+        "columns of a known format (instruction and output, question and answer, messages, …)",
+        there,
+        f'In {source} {why}. Say which column is what: columns = "{example}", or rename it.',
+    )
+
+
+def _near(name: str, words: Sequence[str]) -> list[str]:
+    """Return which of some words a column's name is nearly."""
+    return get_close_matches(_plain_name(name), words, n=1, cutoff=0.8)
+
+
+def _refuse_near_misses(
+    used: dict[str, str], free: dict[str, str], filled: set[str], there: Sequence[str], source: str
+) -> None:
+    """Raise if a column with text is not used, and nearly has the name of one that would be."""
+    for part, words in _OPTIONAL.items():
+        for name, column in free.items():
+            if part in used or name not in filled or part == "category" or "messages" in used:
+                continue
+            if word := _near(name, words):
+                _refuse(there, source, f"the column {column!r} is nearly {word[0]!r} and would not be used", part)
+
+
+def _holds(row: Any, column: str) -> bool:
+    """Say whether a row has something in a column."""
+    value = row.get(column) if isinstance(row, Mapping) else None
+    return bool(value.strip() if isinstance(value, str) else value is not None and value == value)
+
+
+def _is_chat(rows: Sequence[Any], column: str) -> bool:
+    """Say whether the first value in a column is a list, or the text of one in JSON."""
+    value = next((row[column] for row in rows if _holds(row, column)), "")
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")))
+
+
+def _is_messages(value: Any) -> bool:
+    """Say whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _name(used: Mapping[str, str], chat: bool) -> str:
+    """Return what a format is called."""
+    plain = {part: _plain_name(column) for part, column in used.items()}
+    if "messages" in used:
+        name = {"messages": "messages", "conversations": "ShareGPT conversations"}.get(plain["messages"])
+        return name or f"messages in {used['messages']}"
+    pair = plain["instruction"], plain["output"]
+    return _NAMES.get(pair, f"{pair[0]} and {pair[1]}") + (" with messages" if chat and pair[0] == "prompt" else "")
+
+
+def _text(value: Any, name: str) -> str:
+    """Return a cell as text."""
+    value = plain_value(value)
+    if not isinstance(value, str):
+        raise RowError(f"{name.strip()} is not text")
+    if found := _UNUSABLE.search(value):
+        raise RowError(
+            f"{name.strip()} holds a null byte" if found[0] == "\0" else f"{name.strip()} is not valid Unicode"
+        )
+    return value
+
+
+def _list_of(value: Any) -> list[Any]:
+    """Return a list, also from its text in JSON, as CSV files have it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RowError("messages that are no valid JSON") from None
+    if isinstance(value, (list, tuple)) and value:
+        return list(value)
+    raise RowError("no messages")
+
+
+def _system(row: Mapping[str, Any], used: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the message of a row's own column with the system prompt, if there is one."""
+    text = _text(row.get(used["system"]), used["system"]).strip() if "system" in used else ""
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _history(value: Any) -> list[dict[str, str]]:
+    """Return earlier turns, given as pairs of question and answer or as messages."""
+    if not value:
+        return []
+    turns = _list_of(value)
+    if isinstance(turns[0], Mapping):
+        return _messages(turns, 0)
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in turns):
+        raise RowError("history is not pairs of question and answer")
+    roles = ("user", "assistant")
+    return [{"role": r, "content": _text(t, "history")} for pair in turns for r, t in zip(roles, pair, strict=True)]
+
+
+def _messages(turns: Sequence[Any], before: int) -> list[dict[str, str]]:
+    """Return messages with the roles that templates know."""
+    return [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
+
+
+def _message(turn: Any, place: int) -> dict[str, str]:
+    """Return one message; `place` counts from 1."""
+    if not isinstance(turn, Mapping):
+        raise RowError("a message without role and content", place)
+    role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
+    content = next((turn[key] for key in _CONTENT_KEYS if turn.get(key) is not None), None)
+    if not isinstance(role, str):
+        raise RowError("a message without a role", place)
+    plain = role.strip().casefold()
+    if turn.get("tool_calls") or turn.get("function_call") or plain in _TOOLS:
+        raise RowError("tool calls", place, damaged=False)
+    if plain not in _ROLES:
+        raise RowError(f"unknown role {role.strip()!r}", place, damaged=False)
+    if isinstance(content, (list, tuple)):
+        parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
+        if any(part.get("type", "text") != "text" for part in parts):
+            raise RowError("images or other files", place, damaged=False)
+        content = "".join(_text(part.get("text"), "a message") for part in parts)
+    text = _text(content, "a message")
+    if not text.strip():
+        raise RowError("an empty message", place, damaged=False)
+    return {"role": _ROLES[plain], "content": text.strip()}
+
+
+def _conversation(turns: Sequence[Any], system: list[dict[str, str]]) -> dict[str, Any]:
+    """Return a whole conversation, of which each answer is learned."""
+    messages = _messages(turns, 0)
+    if messages[0]["role"] != "system":
+        messages = [*system, *messages]
+    _check_turns(messages, before=len(messages) - len(turns))
+    ends = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return {"prompt": messages[:ends], "completion": messages[ends:]}
+
+
+def _prompt_and_completion(asked: Any, answer: Any, system: list[dict[str, str]]) -> dict[str, Any]:
+    """Return a prompt, of which nothing is learned, and its completion."""
+    given = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    learned = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+    prompt, completion = _messages(given, 0), _messages(learned, len(given))
+    if not prompt:
+        raise RowError("an empty prompt")
+    prompt = prompt if prompt[0]["role"] == "system" else [*system, *prompt]
+    _check_turns([*prompt, *completion], before=len(prompt) - len(given))
+    if not completion or completion[0]["role"] != "assistant":
+        raise RowError("a completion that does not begin with the assistant", len(given) + 1, damaged=False)
+    return {"prompt": prompt, "completion": completion}
+
+
+def _check_turns(messages: Sequence[Mapping[str, str]], *, before: int) -> None:
+    """Raise unless user and assistant take turns, from the user's first message to the assistant's last."""
+    turns = [message["role"] for message in messages]
+    first = turns[:1] == ["system"]
+    for place, role in enumerate(turns[first:], 1 + first - before):
+        expected = ("user", "assistant")[(place + before - first - 1) % 2]
+        if role == expected:
+            continue
+        if role == "system":
+            raise RowError("a system message that is not the first", place, damaged=False)
+        if place + before == 1 + first:
+            raise RowError("starts with the assistant", place, damaged=False)
+        raise RowError(f"two messages of the {role} in a row", place, damaged=False)
+    if not turns[first:] or turns[-1] != "assistant":
+        raise RowError("no answer at its end", len(turns) - before, damaged=False)
