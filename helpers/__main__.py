@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import signal
+import stat
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from helpers.core.errors import ConfigError, HelpersError
+from helpers.core.text import PLAIN
 
 __all__ = ["main"]
 
-say = partial(print, flush=True)
+CELL_TIMEOUT = 12 * 3600
+"""Seconds, as long as a session on Colab; in Jupyter a cell may take as long as it likes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done; 1 a cell failed, the doctor found a problem, or badges differ; 2 what was asked for
         cannot be done, as argparse has it too; 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=PLAIN)  # a terminal in ASCII or Latin-1 gets "-" for a true minus sign
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -43,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="folder under runs/; by default the task and the preset")
     run.add_argument("--resume", choices=("auto", "never", "must"), help="go on, start over, or insist on going on")
     run.add_argument("-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter")
+    limit = f"a cell may take this many seconds, {CELL_TIMEOUT} by default; 0 for no limit"
+    run.add_argument("--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="SECONDS", help=limit)
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 
@@ -86,9 +100,44 @@ def _run(options: argparse.Namespace) -> int:
 
     given = _given(options.pairs, options.preset)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended too
-    executed = run_notebook(options.notebook, given, run_name=options.name, resume=options.resume, report=say)
-    say("\n" + summarize(RunDirectory(executed.parent)))
+    _end_with_reader()
+    executed = run_notebook(
+        options.notebook,
+        given,
+        run_name=options.name,
+        resume=options.resume,
+        cell_timeout=options.cell_timeout or None,
+        report=partial(print, flush=True),
+    )
+    print("\n" + summarize(RunDirectory(executed.parent)))
     return 0
+
+
+def _end_with_reader() -> None:
+    """End this process, and the kernel with it, as soon as nobody reads what it prints: `... | head` closes a pipe.
+
+    A write would notice only after the next line, which a long training may not print for an hour.
+    """
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # no file, as in a test
+        return
+    if not hasattr(select, "poll") or not stat.S_ISFIFO(os.fstat(number).st_mode):
+        return
+    watch = select.poll()
+    watch.register(number, 0)  # errors only: the other end was closed
+
+    def wait() -> None:
+        watch.poll()
+        _drop_output()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _drop_output() -> None:
+    """Send what would still be printed nowhere, so that Python's own end does not fail at a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help(options: argparse.Namespace) -> int:

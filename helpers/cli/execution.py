@@ -12,7 +12,6 @@ Importing this module imports papermill, which takes a second or more; `helpers.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import re
@@ -27,12 +26,12 @@ import zmq
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
 from traitlets import default
 
-from helpers.cli.failures import kernel_died, kernel_missing, stopped
+from helpers.cli.failures import endless, kernel_died, kernel_missing, not_run, stopped
 from helpers.core.files import write_text
 from helpers.core.secrets import redact
 
@@ -62,7 +61,7 @@ class OwnKernelManager(AsyncKernelManager):
         checkout = str(Path(__file__).resolve().parents[2])
         paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"],
             display_name="Python 3",
             language="python",
             metadata=get_kernel_dict().get("metadata", {}),  # says whether this ipykernel can encrypt
@@ -114,6 +113,7 @@ class _Manager(NotebookExecutionManager):
         self.report = report
         self.lines = _Lines(report)
         self.current = 0
+        self.raised: dict[int, CellExecutionError] = {}
 
     def save(self, **kwargs: Any) -> None:
         if "nb" in kwargs:
@@ -127,6 +127,17 @@ class _Manager(NotebookExecutionManager):
         if cell.cell_type == "markdown":
             for marks, title in HEADING.findall(cell.source):
                 self.report(f"\n{marks} {title}")
+
+    def cell_exception(
+        self,
+        cell: nbformat.NotebookNode,
+        cell_index: int | None = None,
+        exception: CellExecutionError | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if exception is not None:
+            self.raised[cell_index or 0] = exception
+        super().cell_exception(cell, cell_index, **kwargs)
 
     def cell_complete(self, cell: nbformat.NotebookNode, cell_index: int | None = None, **kwargs: Any) -> None:
         self.lines.end()
@@ -148,26 +159,58 @@ class _StrictEngine(Engine):
 
     @classmethod
     def execute_notebook(
-        cls, nb: nbformat.NotebookNode, kernel_name: str, *, executed_copy: Path, report: Report, **_: Any
+        cls,
+        nb: nbformat.NotebookNode,
+        kernel_name: str,
+        *,
+        executed_copy: Path,
+        cell_timeout: int | None,
+        report: Report,
+        **_: Any,
     ) -> nbformat.NotebookNode:
         manager = _Manager(nb, executed_copy, report)
         options = {"kernel_name": kernel_name, "kernel_manager_class": OwnKernelManager, "startup_timeout": 120}
-        client = _Client(manager, timeout=None, stdout_file=manager.lines, **options)
-        client.log.setLevel("CRITICAL")  # it prints "Kernel died", which is said below
+        client = _Client(manager, timeout=cell_timeout, stdout_file=manager.lines, **options)
+        client.log.setLevel("CRITICAL")  # it prints "Kernel died" and "Timeout waiting", which is said below
         manager.notebook_start()
         try:
             client.execute()
         except DeadKernelError as error:
             manager.cell_exception(manager.nb.cells[manager.current], manager.current)
             raise kernel_died(manager.nb.cells, manager.current, client.started.exit_code) from error
+        except CellTimeoutError:
+            manager.cell_exception(manager.nb.cells[manager.current], manager.current)
+            raise endless(manager.nb.cells, manager.current, cell_timeout or 0) from None
         except RuntimeError as error:  # what jupyter_client raises when a kernel does not come up
             raise kernel_missing(str(error)) from error
         finally:
             manager.notebook_complete()
+        _check_all_ran(manager.nb.cells, manager.raised)
         return manager.nb
 
 
-def execute(notebook: Path, parameters: Mapping[str, Any], executed_copy: Path, report: Report) -> None:
+def _check_all_ran(cells: list[nbformat.NotebookNode], raised: Mapping[int, CellExecutionError]) -> None:
+    """Raise unless every code cell ran and none failed.
+
+    papermill takes `sys.exit(0)` for success, and a cell whose error IPython could not show, as when memory ran out
+    while it formatted one, leaves no output of the kind "error".
+    """
+    for index, cell in enumerate(cells):
+        failed = any(output["output_type"] == "error" for output in cell.get("outputs", []))
+        if failed or index in raised:
+            raise stopped(cells, index, raised.get(index))
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            raise not_run(cells, index)
+
+
+def execute(
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    executed_copy: Path,
+    report: Report,
+    *,
+    cell_timeout: int | None = None,
+) -> None:
     """Execute a notebook from its first cell to its last.
 
     The kernel's working directory is this process's, as with plain papermill: relative paths mean the same here and
@@ -178,28 +221,24 @@ def execute(notebook: Path, parameters: Mapping[str, Any], executed_copy: Path, 
         parameters: Checked values by name.
         executed_copy: Where the executed notebook is written, after each cell.
         report: Called with each line that is worth showing.
+        cell_timeout: Seconds that a cell may take; None for as many as it likes.
 
     Raises:
-        CellError: A cell failed, the kernel died, or the notebook ended before its last cell.
+        CellError: A cell failed or did not end, the kernel died, or the notebook ended before its last cell.
         RunError: The executed copy cannot be written.
     """
     papermill_engines.register(ENGINE, _StrictEngine)
-    # What a cell raises is found below, together with sys.exit(0), which papermill takes for success.
-    with contextlib.suppress(papermill.PapermillExecutionError):
-        papermill.execute_notebook(
-            str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths with the parameters
-            None,  # papermill's own copy, which holds local paths and is not written whole
-            dict(parameters),
-            engine_name=ENGINE,
-            kernel_name="python3",
-            language="python",
-            executed_copy=executed_copy,
-            report=report,
-        )
-    cells = nbformat.read(executed_copy, 4).cells
-    for index, cell in enumerate(cells):
-        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
-            raise stopped(cells, index)
+    papermill.execute_notebook(
+        str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths with the parameters
+        None,  # papermill's own copy, which holds local paths and is not written whole
+        dict(parameters),
+        engine_name=ENGINE,
+        kernel_name="python3",
+        language="python",
+        executed_copy=executed_copy,
+        cell_timeout=cell_timeout,
+        report=report,
+    )
 
 
 def executed_text(notebook: nbformat.NotebookNode) -> str:

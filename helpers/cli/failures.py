@@ -11,7 +11,7 @@ from typing import Any
 import helpers.core.errors
 from helpers.core.errors import RunError
 
-__all__ = ["CellError", "kernel_died", "kernel_missing", "stopped", "where"]
+__all__ = ["CellError", "endless", "kernel_died", "kernel_missing", "not_run", "stopped", "where"]
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
@@ -35,19 +35,20 @@ class CellError(RunError):
         self.details = details
 
 
-def stopped(cells: Sequence[Mapping[str, Any]], index: int) -> CellError:
+def stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None) -> CellError:
     """Describe a cell that raised.
 
     Args:
         cells: All cells of the executed notebook.
         index: Which one raised, from 0.
-
-    Returns:
-        The error to raise.
+        raised: nbclient's CellExecutionError, all that is known if the cell shows no error.
     """
     outputs = [output for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
-    error = outputs[-1] if outputs else {"ename": "an error without a message", "evalue": "", "traceback": []}
+    error = outputs[-1] if outputs else {"ename": "", "evalue": "", "traceback": []}
     name, message = error["ename"], error["evalue"]
+    if not outputs:
+        name = getattr(raised, "ename", "") or "an error that IPython could not show"
+        message = getattr(raised, "evalue", "") or "most often, memory ran out"
     if name == "SystemExit":
         said = f"SystemExit({message}): the cells below were not run"
     elif name in helpers.core.errors.__all__ and re.match(r".+: expected .+, got ", message, re.DOTALL):
@@ -55,6 +56,20 @@ def stopped(cells: Sequence[Mapping[str, Any]], index: int) -> CellError:
     else:
         said = _shorten(error["traceback"]) or f"{name}: {message}"
     return CellError(where(cells, index), "a cell that runs", name, details=_details(cells, index, said))
+
+
+def not_run(cells: Sequence[Mapping[str, Any]], index: int) -> CellError:
+    """Describe a cell that was not run, though no cell before it says why."""
+    said = "It was not run, and no cell above shows an error: the kernel stopped answering."
+    return CellError(where(cells, index), "a cell that is run", "no run", details=_details(cells, index, said))
+
+
+def endless(cells: Sequence[Mapping[str, Any]], index: int, seconds: int) -> CellError:
+    """Describe a cell that took longer than `cell_timeout`."""
+    remedy = "Raise --cell-timeout (0 for no limit) if it does need longer."
+    said = f"It did not end within {seconds:,} s. {remedy}"
+    place = where(cells, index)
+    return CellError(place, f"a cell that ends within {seconds:,} s", "none", remedy, _details(cells, index, said))
 
 
 def kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int | None) -> CellError:

@@ -91,7 +91,7 @@ def find_notebook(name: str) -> Path:
     return path.resolve()
 
 
-def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def check_parameters(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], Plan | None]:
     """Check a notebook's parameters by name, by type, and together.
 
     Args:
@@ -100,15 +100,14 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             "none" for None where that is the default.
 
     Returns:
-        The given parameters, in their types.
+        The given parameters, in their types, and what they plan; None for a notebook without a task.
 
     Raises:
         ConfigError: A name is unknown, a value does not fit or holds a secret, or two contradict each other.
         StackError: The preset needs a GPU and there is none.
     """
     values = _convert(path, given)
-    _configure(path, values)
-    return values
+    return values, _configure(path, values)
 
 
 def run_notebook(
@@ -117,6 +116,7 @@ def run_notebook(
     *,
     run_name: str | None = None,
     resume: str | None = None,
+    cell_timeout: int | None = None,
     report: Callable[[str], object] = print,
 ) -> Path:
     """Execute a notebook into its run directory.
@@ -127,6 +127,7 @@ def run_notebook(
         run_name: Folder under `runs/`, and the parameter of that name if the notebook has one. By default the task
             and the preset, or the notebook's name.
         resume: "auto", "never" or "must", for notebooks with that parameter; see `helpers.core.runs.open_run`.
+        cell_timeout: Seconds that a cell may take; None for as many as it likes.
         report: Called with each line worth showing: what cells print, numbered headings, a failing cell.
 
     Returns:
@@ -135,11 +136,10 @@ def run_notebook(
     Raises:
         HelpersError: Something is wrong with the parameters, the machine or the run directory, or another process is
             writing the run; no kernel was started.
-        CellError: A cell failed, the kernel died, or a cell printed a secret. The executed copy is kept.
+        CellError: A cell failed or did not end, the kernel died, or a cell printed a secret. The executed copy is kept.
     """
     path = find_notebook(name)
-    values = _convert(path, _with_run(path, given, run_name, resume))
-    plan = _configure(path, values)
+    values, plan = check_parameters(path, _with_run(path, given, run_name, resume))
     if plan is None:
         folder = _open_folder(run_name or values.get("run_name") or path.stem)
     else:
@@ -148,7 +148,7 @@ def run_notebook(
         folder = RunDirectory(runs_root() / plan.run_name)
     refuse_held(folder.path)
     with holding(folder.path / EXECUTING):  # the run's own lock is for the kernel to take
-        _execute(path, values, folder, report)
+        _execute(path, values, folder, cell_timeout, report)
     return folder.path / EXECUTED
 
 
@@ -227,14 +227,20 @@ def _open_folder(run_name: str) -> RunDirectory:
     return folder
 
 
-def _execute(path: Path, values: Mapping[str, Any], folder: RunDirectory, report: Callable[[str], object]) -> None:
+def _execute(
+    path: Path,
+    values: Mapping[str, Any],
+    folder: RunDirectory,
+    cell_timeout: int | None,
+    report: Callable[[str], object],
+) -> None:
     """Run the checked notebook, and show what went wrong."""
     from helpers.cli.execution import execute
 
     copy = folder.path / EXECUTED
     report(f"{path.stem} -> {folder.shown(EXECUTED)}")
     try:
-        execute(path, values, copy, report)
+        execute(path, values, copy, report, cell_timeout=cell_timeout)
     except CellError as error:
         report(redact(error.details) + f"\nThe executed copy is kept: {folder.shown(EXECUTED)}")
         raise

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["format_bytes", "format_number", "format_table"]
+__all__ = ["PLAIN", "format_bytes", "format_number", "format_table"]
 
 DASH, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
+
+PLAIN = "plain"
+"""Name of a codec's error handler: what an encoding cannot hold is written in ASCII, or as a question mark."""
+
+_SUBSTITUTES = {
+    MINUS: "-",
+    DASH: "-",
+    "\N{EN DASH}": "-",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{RIGHTWARDS ARROW}": "->",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{ALMOST EQUAL TO}": "~",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+}
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what to write for characters that an encoding cannot hold, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    hidden = error.object[error.start : error.end]
+    return "".join(_SUBSTITUTES.get(each, "?") for each in hidden), error.end
+
+
+codecs.register_error(PLAIN, _in_ascii)
 
 
 def format_bytes(number: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -106,6 +108,44 @@ class TestRun:
         monkeypatch.setattr(notebooks, "run_notebook", interrupt)
         assert main(["run", str(path)]) == 130
         assert capsys.readouterr().err == "interrupted\n"
+
+
+class TestEnding:
+    """What ends a run from outside."""
+
+    @pytest.fixture
+    def start(self, tmp_path):
+        """Start `run` on a notebook whose last cell is busy without printing, in a process of its own."""
+        path = write_notebook(tmp_path / "a.ipynb", "# T", "print('started', flush=True)\nwhile True:\n    pass")
+        environment = {**os.environ, "HELPERS_RUNS_DIR": str(tmp_path / "runs")}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+        with subprocess.Popen([sys.executable, "-m", "helpers", "run", str(path)], **pipes) as process:
+            while process.stdout.readline() != "started\n":
+                assert process.poll() is None
+            yield process
+            process.kill()
+
+    def test_a_termination_is_quiet(self, start):
+        """SIGTERM ends it with status 143, no traceback of its own or of the kernel's."""
+        start.send_signal(signal.SIGTERM)
+        assert start.wait(timeout=60) == 143
+        assert start.stderr.read() == ""
+
+    def test_a_closed_pipe_is_noticed_at_once(self, start):
+        """Though the cell would print nothing for hours."""
+        start.stdout.close()
+        assert start.wait(timeout=60) == 143
+        assert start.stderr.read() == ""
+
+    @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "Zo? - 5 -> ?"), ("latin-1", "Zo\u00eb - 5 -> ?")])
+    def test_a_terminal_without_unicode_ends_no_run(self, tmp_path, encoding, shown):
+        """What it cannot show is written in ASCII, or as a question mark."""
+        path = write_notebook(tmp_path / "a.ipynb", "# T", "print('Zo\u00eb \u2212 5 \u2192 \u65e5')")
+        environment = {**os.environ, "HELPERS_RUNS_DIR": str(tmp_path / "runs"), "PYTHONIOENCODING": encoding}
+        command = [sys.executable, "-m", "helpers", "run", str(path)]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout.decode(encoding).splitlines()
 
 
 class TestOthers:

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
 from papermill.translators import PythonTranslator
 from small_notebooks import PARAMETERS, write_notebook
 
 from helpers.cli import notebooks
-from helpers.cli.execution import executed_text
+from helpers.cli.execution import _check_all_ran, executed_text
 from helpers.cli.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
 from helpers.core.errors import ConfigError, RunError, StackError
 from helpers.core.files import write_json
@@ -156,7 +157,14 @@ class TestChecking:
     def test_text_is_converted_to_the_declared_type(self, small):
         """Values from a command line become what the notebook expects."""
         given = {"count": "3", "rate": "2e-4", "loud": "TRUE", "name": "7", "limit": "none"}
-        assert check_parameters(small, given) == {"count": 3, "rate": 0.0002, "loud": True, "name": "7", "limit": None}
+        values, _ = check_parameters(small, given)
+        assert values == {"count": 3, "rate": 0.0002, "loud": True, "name": "7", "limit": None}
+            "count": 3,
+            "rate": 0.0002,
+            "loud": True,
+            "name": "7",
+            "limit": None,
+        }
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -418,6 +426,34 @@ class TestFailing:
         error, reported, _ = run_failing(tmp_path, monkeypatch, "import sys\nsys.exit(0)", "print('never')")
         assert error.got == "SystemExit"
         assert "SystemExit(0): the cells below were not run" in reported
+
+    @pytest.mark.parametrize("after", [["print('never')"], []], ids=["in the middle", "in the last cell"])
+    def test_an_error_that_ipython_cannot_show_is_a_failure(self, tmp_path, monkeypatch, after):
+        """Memory runs out while IPython formats one: the cell has no error output, and papermill finds none."""
+        broken = "def broken(*_, **__):\n    raise MemoryError\nget_ipython()._showtraceback = broken"
+        broken += "\nget_ipython().showtraceback = broken"
+        error, reported, copy = run_failing(tmp_path, monkeypatch, broken, "1 / 0", *after)
+        assert error.field == f'cell 4 of {4 + len(after)}, In [3], under "3. Train"'
+        assert error.got == "MemoryError"
+        assert '"output_type": "error"' not in copy
+        assert "    1 / 0\n\nMemoryError: most often, memory ran out" in reported
+
+    def test_a_cell_without_end_is_ended(self, tmp_path, monkeypatch):
+        """The error names the cell and the limit; without one a cell may take as long as it likes."""
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
+        path = write_notebook(tmp_path / "bad.ipynb", "# Title", "while True:\n    pass", "print('never')")
+        with pytest.raises(CellError, match=r"^cell 3 of 4.*: expected a cell that ends within 2 s") as caught:
+            run_notebook(str(path), {}, run_name="bad", cell_timeout=2, report=[].append)
+        assert caught.value.remedy == "Raise --cell-timeout (0 for no limit) if it does need longer."
+
+    def test_a_cell_that_was_not_run_is_a_failure(self):
+        """Also when no cell says why."""
+        cells = [
+            nbformat.v4.new_code_cell(source, execution_count=n) for source, n in (("1", 1), ("", None), ("2", None))
+        ]
+        with pytest.raises(CellError, match=r"^cell 3 of 3: expected a cell that is run"):
+            _check_all_ran(cells, {})
+        _check_all_ran(cells[:2], {})
 
     def test_a_secret_that_is_printed_is_removed_and_fails_the_run(self, tmp_path, monkeypatch):
         """Neither the report nor the copy shows the token."""
