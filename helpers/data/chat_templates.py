@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import TemplateError
+from helpers.core.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,8 +183,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
     """
     import jinja2
 
+    endless = TemplateError("chat_template", "a template that ends within a minute", tokenizer.name_or_path)
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+        with time_limit(60, endless):
+            return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
     except jinja2.TemplateError as error:
         roles = [message.get("role") for message in messages]
         raise TemplateError("messages", "a conversation that the template can write", roles, str(error)) from None

@@ -110,15 +110,19 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     """Render the prompts with the tokenizer that stands beside the weights."""
     from transformers import AutoTokenizer
 
+    from helpers.core.errors import TemplateError
+    from helpers.core.time_limit import time_limit
     from helpers.data.chat_templates import template_sha256
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     if not tokenizer.chat_template:
         return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
-    rendered = [
-        tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
-        for p in request["prompts"]
-    ]
+    endless = TemplateError("chat_template", "a template that ends within a minute", str(request["folder"]))
+    with time_limit(60, endless):
+        rendered = [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
+            for p in request["prompts"]
+        ]
     return {
         "template_sha256": template_sha256(tokenizer),
         "prompt_ids": rendered,

@@ -15,6 +15,7 @@ from typing import Any
 from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
 from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.processes import place
+from helpers.core.time_limit import time_limit
 from helpers.data.chat_templates import install_template
 from helpers.model.patches.imports import long_lived, sft_alone
 from helpers.runtime.device_map import loader_options
@@ -203,8 +204,13 @@ def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
 
     loaded = load_model(config.model, style=config.data.prompt_style)
     loaded.tokenizer = _load_tokenizer(folder)
+    remedy = "Its adapter_config.json has a pattern that does not end: name the modules instead."
+    endless = ExportError("adapter_dir", "an adapter that is attached within ten minutes", str(folder), remedy)
     try:
-        loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+        with time_limit(600, endless):
+            loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+    except HelpersError:
+        raise
     except Exception as error:  # PEFT, safetensors and torch each raise their own types
         remedy = "Train again, or name the base model that the adapter was made for."
         raise ExportError("adapter_dir", "an adapter of this base model", _said(error), remedy) from error

@@ -159,12 +159,6 @@ class TestChecking:
         given = {"count": "3", "rate": "2e-4", "loud": "TRUE", "name": "7", "limit": "none"}
         values, _ = check_parameters(small, given)
         assert values == {"count": 3, "rate": 0.0002, "loud": True, "name": "7", "limit": None}
-            "count": 3,
-            "rate": 0.0002,
-            "loud": True,
-            "name": "7",
-            "limit": None,
-        }
 
     @pytest.mark.parametrize(
         ("given", "message"),
