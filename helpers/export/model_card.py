@@ -224,13 +224,13 @@ def _verified(verification: Verification | None) -> str:
     """Say whether the export was proven to be the tuned model."""
     if verification is None:
         return "This export was not verified."
-    rows = {check.name: f"{'pass' if check.passed else 'FAIL'}. {check.detail}" for check in verification.checks}
-    head = (
-        "PASS: reloaded in a fresh process, without Unsloth, it is the tuned model."
-        if verification.passed
-        else "FAIL: this export is not proven to be the tuned model. Do not use it."
-    )
-    return f"{head}\n\n{table(rows, ('check', 'result'))}"
+    rows = {check.name: f"{check.result}. {check.detail}" for check in verification.checks}
+    meaning = {
+        "PASS": "reloaded in a fresh process, without Unsloth, it is the tuned model.",
+        "FAIL": "this export is not the tuned model. Do not use it.",
+        "CANNOT TELL": "not proven. Training moved too little for its effect to be seen beside rounding.",
+    }
+    return f"{verification.result}: {meaning[verification.result]}\n\n{table(rows, ('check', 'result'))}"
 
 
 def _limits(config: RunConfig) -> str:

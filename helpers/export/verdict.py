@@ -1,4 +1,4 @@
-"""From distances to a verdict: close to the tuned model, far from its base, and why."""
+"""From distances to a verdict: PASS, FAIL, or CANNOT TELL where the adapter's effect is within rounding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from helpers.core.errors import ExportError
 from helpers.core.runs import finite
 from helpers.export.reference import Reference
-from helpers.model.distance import Distance
+from helpers.model.distance import Check, Distance, word
 
-__all__ = ["LIMITS", "Check", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
+__all__ = ["LIMITS", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
 
 LIMITS = {
     "visible": 4.0,  # the adapter moves the logits at least this many times as far as precision does
@@ -30,27 +30,12 @@ all, lies at half the effect or farther, which is never close; every smaller fau
 
 
 @dataclass(frozen=True)
-class Check:
-    """One part of a verification.
-
-    Args:
-        name: What was checked.
-        passed: Whether it is as it should be.
-        detail: The numbers, in plain words.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
 class Verification:
     """Whether an export is the tuned model.
 
     Args:
         name: "adapter" or "merged".
-        checks: The parts; all must pass.
+        checks: The parts.
         numbers: What was measured, by name.
         thresholds: The limits that the numbers were held against.
     """
@@ -61,20 +46,28 @@ class Verification:
     thresholds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+    def passed(self) -> bool | None:
+        """Whether it is the tuned model; None if no check failed and one could not be told."""
+        results = [check.passed for check in self.checks]
+        return False if False in results else None if None in results else True
+
+    @property
+    def result(self) -> str:
+        """PASS, FAIL or CANNOT TELL."""
+        return word(self.passed)
 
     @property
     def explanation(self) -> str:
-        """The verdict in plain words."""
-        shown = self.checks if self.passed else [c for c in self.checks if not c.passed]
+        """The result in plain words: the checks that did not pass, or all."""
+        shown = [c for c in self.checks if c.passed is self.passed] if not self.passed else self.checks
         return " ".join(check.detail for check in shown)
 
     def lines(self) -> str:
-        """Return the verdict and every check, one a line."""
-        marks = [f"  {'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}" for c in self.checks]
-        return "\n".join([f"{'PASS' if self.passed else 'FAIL'}: {self.name}", *marks])
+        """Return the result and every check, one a line."""
+        marks = {True: "ok  ", False: "FAIL", None: "?   "}
+        return "\n".join(
+            [f"{self.result}: {self.name}", *(f"  {marks[c.passed]} {c.name}: {c.detail}" for c in self.checks)]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers that are not finite become None."""
@@ -82,7 +75,8 @@ class Verification:
         checks = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in self.checks]
         content = {
             "name": self.name,
-            "passed": self.passed,
+            "result": self.result,
+            "passed": bool(self.passed),
             "explanation": self.explanation,
             "checks": checks,
             "numbers": plain,
@@ -91,12 +85,12 @@ class Verification:
         return json.loads(json.dumps(content, allow_nan=False))
 
     def require(self) -> Verification:
-        """Return itself if it passed.
+        """Return itself unless it failed; what cannot be told is marked as not proven, and may be used with care.
 
         Raises:
-            ExportError: It did not, with what is wrong.
+            ExportError: It failed, with what is wrong.
         """
-        if not self.passed:
+        if self.passed is False:
             raise ExportError(self.name, "an export that is the tuned model", "FAIL", self.explanation)
         return self
 
@@ -124,23 +118,21 @@ def judge_distance(
         f"The adapter moves the logits by {base.rms:.2g} (root mean square); rounding alone, measured, by "
         f"{noise[0]:.2g}."
     )
-    doubt = (
-        ""
-        if visible
-        else f" Below {LIMITS['visible']:.0f} times that, the tuned model cannot be told from its base: train longer."
+    if not visible:
+        seen += f" Below {LIMITS['visible']:.0f} times that, it cannot be told from its base: train longer."
+    near = tuned.rms <= (limit * effect if visible else LIMITS["close"] * floor + effect)
+    apart = f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
+    apart += (
+        f"; at most {limit:.1%} may be rounding." if visible or not near else "; cannot tell whether that is close."
     )
-    close = visible and ratio <= limit
-    apart = f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect" + (
-        f"; at most {limit:.1%} may be rounding." if visible else "; cannot tell whether that is close."
-    )
-    far = visible and math.isfinite(export_base.rms) and export_base.rms > tuned.rms
+    far = math.isfinite(export_base.rms) and export_base.rms > tuned.rms
     away = (
         f"It is {export_base.rms:.2g} from the base, {'farther' if far else 'not farther'} than from the tuned model."
     )
     checks = [
-        Check("effect of the adapter", visible, seen + doubt),
-        Check("close to the tuned model", close, apart),
-        Check("far from the base", far, away),
+        Check("effect of the adapter", True if visible else None, seen),
+        Check("close to the tuned model", near if told else None, apart),
+        Check("far from the base", far if visible else None, away),
     ]
     return checks, {**LIMITS, "largest_ratio": limit}
 

@@ -15,9 +15,9 @@ from helpers.core.errors import ExportError
 from helpers.export.folders import RECORD, record_export
 from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
-from helpers.export.verdict import Check, Verification, judge_answers, judge_distance, judge_tokenizer
+from helpers.export.verdict import Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.export.weights import compare_weights
-from helpers.model.distance import Distance, add_distances, measure_distance
+from helpers.model.distance import Check, Distance, add_distances, measure_distance
 from helpers.model.load import free_memory
 
 __all__ = ["verify_adapter", "verify_merged"]

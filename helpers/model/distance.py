@@ -8,13 +8,38 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Distance", "add_distances", "jitter_activations", "jitter_weights", "measure_distance"]
+__all__ = ["Check", "Distance", "add_distances", "jitter_activations", "jitter_weights", "measure_distance", "word"]
 
 MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
 
 FLIP_SHARE = 1 / 12
 """Rounding to nearest leaves an error with the variance of 1/12 of a squared step. Moving one number in twelve by one
 step, up or down, has the same variance, so that the effect of rounding can be measured by doing it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a comparison of two models.
+
+    Args:
+        name: What was checked.
+        passed: Whether it is as it should be; None if that cannot be told, such as of an adapter without effect.
+        detail: The numbers, in plain words.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+    @property
+    def result(self) -> str:
+        """PASS, FAIL or CANNOT TELL."""
+        return word(self.passed)
+
+
+def word(passed: bool | None) -> str:
+    """Return what True, False and None mean as a result: PASS, FAIL, CANNOT TELL."""
+    return {True: "PASS", False: "FAIL", None: "CANNOT TELL"}[passed]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
 from helpers.core.runs import RunDirectory
 from helpers.export.model_card import model_card, write_card
-from helpers.export.verdict import Check, Verification
+from helpers.export.verdict import Verification
+from helpers.model.distance import Check
 
 METRICS = {
     "eval_loss_before": 2.5,
@@ -75,7 +76,7 @@ def test_card_states_losses_licence_and_verdict(run):
 
 def test_failed_verification_is_written_in_large_letters(run):
     """A card never hides a failure."""
-    assert "FAIL: this export is not proven" in model_card(
+    assert "FAIL: this export is not the tuned model" in model_card(
         run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=FAILED
     )
 
