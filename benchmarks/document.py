@@ -20,6 +20,22 @@ from tools.svg import Drawing
 BEGIN, END = "<!-- speed: written by scripts/build_figures -->", "<!-- end of speed -->"
 """Between these lines the README's tables stand."""
 
+HOW = """
+## Where the speed comes from
+
+- **Attention.** On torch 2.11, Colab's version, Unsloth launches one attention call for each row, layer and pass.
+  `helpers/model/patches/attention.py` computes all rows in one launch, with a kernel that torch 2.11 already carries.
+- **CUDA graphs.** Where the host is slower than the card, a layer's kernels are recorded once and replayed
+  (`helpers/model/patches/cuda_graphs.py`). Each recording is compared with the plain pass before it is used.
+- **Recomputation.** A layer that is recomputed skips its final, unused product
+  (`helpers/model/patches/optimizer_step.py`).
+- **Answers.** Generation copies the weights to 16 bit once and replays a CUDA graph for each token
+  (`helpers/model/decoding`).
+- **The start.** Rows that are not used are not prepared, and only Unsloth's SFT trainer is built
+  (`helpers/model/patches/imports.py`). If you need the others, import unsloth before anything of this project.
+"""
+"""The last section of docs/speed.md."""
+
 TITLES = {"batch": "Rows in a pass", "length": "Length of packed sequences", "rows": "Number of rows"}
 
 
@@ -75,15 +91,11 @@ def loss_picture(place: int, machine: str) -> str:
 
 def short(results: Path) -> Iterator[str]:
     """Yield the README's lines."""
-    train, generate = tables.find("train", results), tables.find("generate", results)
-    if train:
-        yield from (*introduction(train), "", *tables.training(train, short=True), "")
-    if generate:
-        yield from (*tables.answers(generate), "")
-        if lasting := list(tables.lasting(generate)):
-            yield from (*lasting, "")
-    yield "[docs/speed.md](docs/speed.md) has all figures and charts; [benchmarks](benchmarks/README.md) says how to"
-    yield "measure again."
+    train, generate, startup = (tables.find(kind, results) for kind in ("train", "generate", "startup"))
+    yield from (*tables.waiting(train, generate, startup), "")
+    cards = dict.fromkeys(record["machine"]["gpus"][0] for record in (train, generate, startup) if record)
+    yield f"Mistral-7B's shape in 4 bit, LoRA of rank 16, on {' and '.join(cards)}. What was compared with what,"
+    yield "memory, losses, and where the speed comes from: [docs/speed.md](docs/speed.md)."
 
 
 def introduction(record: dict[str, Any]) -> Iterator[str]:
@@ -117,6 +129,7 @@ def document(results: Path) -> Iterator[str]:
     yield from learned(results)
     yield from memory(results)
     yield from sameness(results)
+    yield from ("", *HOW.strip().splitlines())
 
 
 def notes(record: dict[str, Any]) -> list[str]:

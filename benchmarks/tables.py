@@ -95,18 +95,13 @@ def labels(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def training(record: Mapping[str, Any], *, short: bool = False) -> Iterator[str]:
-    """Yield the table of training speeds; short, without what only explains."""
-    hidden: set[str] = set()
-    if short:
-        hidden = {name for name in LABELS if name.startswith("plain-")} - {best_plain(record)}
-        hidden |= {"ours-8-checkpointing", "ours-8-8bit", "ours-8-unpacked", "ours-8-sdpa", "official-8"}
+def training(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of training speeds."""
     named = labels(record)
     yield "| training | examples/s | peak GiB | against the first |"
     yield "|---|---:|---:|---:|"
     for name, examples, peak, ratio in speeds(record):
-        if name not in hidden:
-            yield f"| {named[name]} | {examples:.1f} | {peak:.1f} | {times(ratio)} |"
+        yield f"| {named[name]} | {examples:.1f} | {peak:.1f} | {times(ratio)} |"
     if any(run.get("graphs") for runs in record["runs"].values() for run in runs):
         yield ""
         yield "Where CUDA graphs are replayed, the peak is all memory that is reserved, since what graphs keep does not"
@@ -181,6 +176,39 @@ def times(ratio: float) -> str:
     if ratio < 0.995:
         return f"{ratio:.2f}".rstrip("0") + "x"
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x".replace(".0x", "x")
+
+
+def waiting(
+    train: Mapping[str, Any] | None, generate: Mapping[str, Any] | None, startup: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Yield the README's table: what one waits for, with each side's seconds."""
+    yield "| you wait for | Unsloth's own notebook | TRL, PEFT, bitsandbytes | these notebooks |"
+    yield "|---|---:|---:|---:|"
+    if startup:
+        sides = [_seconds(figure(startup, name, "total_seconds")) for name in ("official", "ours")]
+        yield f"| the first step, from the first cell on | {sides[0]} | | {sides[1]} |"
+    if train:
+        rates = {name: rate for name, rate, _, _ in speeds(train)}
+        cells = [_seconds(1000 / rates[name]) if name in rates else "" for name in ("official", "plain", "ours-8")]
+        yield f"| 1,000 rows of Alpaca, 8 a step | {' | '.join(cells)} |"
+        packed = [name for name in rates if name.startswith("ours-packed")]
+        cells = [_seconds(1000 / max(rates[n] for n in names)) if names else "" for names in (_packed(rates), packed)]
+        yield f"| the same, packed, each at its best | | {' | '.join(cells)} |"
+    if generate:
+        seconds = dict(answering(generate))
+        names = (ONE_BY_ONE, next((name for name in seconds if "transformers" in name), ""), COUNTED)
+        cells = [_seconds(seconds[name]) if name in seconds else "" for name in names]
+        yield f"| base and tuned answers to {generate['prompts']} prompts | {' | '.join(cells)} |"
+
+
+def _packed(rates: Mapping[str, float]) -> list[str]:
+    """Return the packed settings of the plain libraries."""
+    return [name for name in rates if name.startswith("plain-packed")]
+
+
+def _seconds(number: float) -> str:
+    """Return seconds as one feels them: "2.1 s", "18 s", "4.0 min"."""
+    return f"{number / 60:.1f} min" if number >= 120 else f"{number:.0f} s" if number >= 10 else f"{number:.1f} s"
 
 
 def starting(record: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_package import DIRECTIONS
 
 from helpers import __version__
 from tools.badges import notebook_badges, read_facts, read_release
@@ -216,6 +217,12 @@ class TestTexts:
         """What one is told to `make` can be made."""
         named = re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", read("CONTRIBUTING.md"), re.MULTILINE)
         assert {a or b for a, b in named} <= set(make_targets())
+
+    def test_the_maps_show_every_room(self):
+        """README's tree and CONTRIBUTING's table name the rooms of the package, in the order of their directions."""
+        tree = [path.split("/")[1] for path in tree_paths(read("README.md")) if re.fullmatch(r"helpers/\w+", path)]
+        table = re.findall(r"^\| `helpers/(\w+)` \|", read("CONTRIBUTING.md"), re.MULTILINE)
+        assert tree == table == list(DIRECTIONS)
 
     def test_the_tree_in_the_readme_exists(self):
         """Each line of the README's commented tree names something that is there."""
