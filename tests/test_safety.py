@@ -87,13 +87,14 @@ class TestCode:
 
     @pytest.mark.parametrize("path", CODE)
     def test_nothing_is_unpickled_and_no_text_is_run(self, path):
-        """No call loads a pickle or runs a text as code; the trainer's own state files are in test_resume."""
-        assert [call for call in calls(CODE[path]) if call[0] in UNPICKLES] == []
+        """No call loads a pickle, or runs a text as code but where the project's own notebooks are run as programs."""
+        allowed = {"exec"} if Path(path).name == "program.py" else set()
+        assert [call for call in calls(CODE[path]) if call[0] in UNPICKLES - allowed] == []
 
     @pytest.mark.parametrize("path", CODE)
     def test_code_of_a_model_s_repository_is_never_trusted(self, path):
-        """`trust_remote_code` is passed nowhere, neither as an argument nor in a dictionary of options."""
-        assert "trust_remote_code" not in CODE[path]
+        """`trust_remote_code` is False wherever it is passed: left out, transformers would ask whether to run it."""
+        assert set(re.findall(r"trust_remote_code[\"']?\s*[=:]\s*(\w+)", CODE[path])) <= {"False"}
 
     @pytest.mark.parametrize("path", CODE)
     def test_no_archive_is_unpacked(self, path):
@@ -106,7 +107,8 @@ class TestCode:
 
     def test_pip_installs_in_the_setup_cell_alone(self):
         """In the package only the function behind the setup cell runs pip; in notebooks only a cell that begins so."""
-        running = [p for p, text in CODE.items() if re.search(r'"pip",\s*"install"', text)]
+        installed = ("helpers", "notebooks", "workshop")
+        running = [p for p, text in CODE.items() if re.search(r'"pip",\s*"install"', text) and p.startswith(installed)]
         assert running == ["helpers/runtime/setup.py"]
         users = [p for p, text in CODE.items() if "_pip_install(" in text or "_install_until_done(" in text]
         assert users == ["helpers/runtime/setup.py"]

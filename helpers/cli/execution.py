@@ -245,7 +245,7 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
     """Return an executed notebook as the text of an .ipynb file fit to be shown to others.
 
     Widget state is left out (it bloats the file, and GitHub shows "Invalid Notebook": colabtools issue 5255), as are
-    papermill's local paths, and secrets. Progress bars go, and what a cell printed piece by piece becomes one text:
+    papermill's local paths. Progress bars go, and what a cell printed piece by piece becomes one text:
     nbconvert would put each word of a streamed answer on a line of its own.
 
     Args:
@@ -264,7 +264,7 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
             del cell.metadata["tags"]
         if "outputs" in cell:
             cell.outputs = _readable(cell.outputs)
-    return redact(nbformat.writes(clean) + "\n")
+    return nbformat.writes(clean) + "\n"
 
 
 def _readable(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import RunError
+from helpers.core.secrets import redact
 from helpers.core.text import format_bytes
 
 __all__ = [
@@ -137,14 +138,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, whole or not at all, line breaks as they are.
+    """Write text in UTF-8, whole or not at all, line breaks as they are, secrets taken out.
 
     Half of a character, which UTF-8 cannot hold, becomes an escape that JSON reads back.
 
     Raises:
         RunError: The disk refuses.
     """
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, redact(text).encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -137,25 +137,44 @@ def _pip_install(requirements: Sequence[str]) -> None:
 
 
 def read_secret(name: str) -> str | None:
-    """A token, from where tokens belong; never printed, and never a notebook parameter.
+    """Return a token, from where tokens belong; never printed, and never a notebook parameter.
+
+    Asked are the environment variable of that name; on a Colab page, Colab's secret; on Kaggle, the notebook's secret;
+    and for HF_TOKEN what `hf auth login` has stored. Colab's `userdata.get` waits ten seconds for a page that is not
+    there (huggingface/huggingface_hub#2686), so a kernel that is not Colab's own never asks.
 
     Args:
         name: Such as "HF_TOKEN".
-
-    Returns:
-        The environment variable of that name, else on a Colab page the secret of that name, else None. Colab's
-        `userdata.get` waits ten seconds for a page that is not there (huggingface/huggingface_hub#2686), so a kernel
-        that is not Colab's own never asks.
     """
     value = os.environ.get(name, "").strip()
-    if value or not _on_colab_page():
-        return value or None
+    if not value and _on_colab_page():
+        value = _colab_secret(name)
+    if not value and hardware.where() == "kaggle":
+        value = _kaggle_secret(name)
+    if not value and name == "HF_TOKEN" and hardware.where() != "colab":  # there, get_token asks userdata as well
+        from huggingface_hub import get_token
+
+        value = (get_token() or "").strip()
+    return value or None
+
+
+def _colab_secret(name: str) -> str:
     from google.colab import errors, userdata
 
     try:
-        return (userdata.get(name) or "").strip() or None
+        return (userdata.get(name) or "").strip()
     except (userdata.SecretNotFoundError, userdata.NotebookAccessError, errors.Error):
-        return None
+        return ""
+
+
+def _kaggle_secret(name: str) -> str:
+    """Return a secret that was attached to the notebook (kaggle.com/docs/notebooks, "Secrets")."""
+    try:
+        from kaggle_secrets import UserSecretsClient
+
+        return (UserSecretsClient().get_secret(name) or "").strip()
+    except Exception:  # it has types of its own for no secret, no Internet and no login
+        return ""
 
 
 def _on_colab_page() -> bool:

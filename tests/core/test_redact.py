@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 
-from helpers.core.secrets import redact, removed_in, secrets_in
+from helpers.core.files import write_json
+from helpers.core.secrets import SECRET_NAMES, redact, removed_in, secrets_in
 
 TOKEN = "hf_" + "Ab1" * 12
 
@@ -14,7 +16,7 @@ TOKEN = "hf_" + "Ab1" * 12
 @pytest.fixture(autouse=True)
 def no_secrets(monkeypatch):
     """No secret is set but the test's own."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "KAGGLE_KEY"):
+    for name in SECRET_NAMES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -34,7 +36,63 @@ def test_json_stays_json(monkeypatch):
 def test_a_hugging_face_token_needs_no_variable():
     """Tokens of Hugging Face's form are removed wherever they come from."""
     assert redact(f"login({TOKEN!r})") == "login('[removed: token]')"
-    assert secrets_in(TOKEN) == ["a Hugging Face token"]
+    assert secrets_in(TOKEN) == ["token"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("hf_oauth_eyJhbGciOi.abc-def_ghijkl.xyz", "[removed: token]"),
+        ("ghp_" + "a1" * 18, "[removed: GitHub token]"),
+        ("x=gho_" + "a1" * 18, "x=[removed: GitHub token]"),
+        ("github_pat_" + "11ABC_x" * 9, "[removed: GitHub token]"),
+        ("sk-" + "a1" * 24, "[removed: API key]"),
+        ("sk-proj-abc_def-ghiJKL0123456789", "[removed: API key]"),
+        ("AKIA" + "IOSF" * 4, "[removed: AWS key]"),
+        ("AWS_SECRET_ACCESS_KEY=" + "wJ/+" * 10, "AWS_SECRET_ACCESS_KEY=[removed: AWS key]"),
+        ('"aws_secret_access_key": "' + "wJ/+" * 10 + '"', '"aws_secret_access_key": "[removed: AWS key]"'),
+        ("https://me:s3cret@host/x?y", "https://me:[removed: password]@host/x?y"),
+        ("https://:s3cret@host", "https://:[removed: password]@host"),
+        (f"https://me:{TOKEN}@host", "https://me:[removed: token]@host"),
+    ],
+)
+def test_other_services_tokens_are_removed(text, kept):
+    """Of GitHub, of OpenAI and its likes, of Amazon, and passwords in URLs."""
+    assert redact(text) == kept
+    assert redact(redact(text)) == kept
+    assert secrets_in(text) == removed_in(kept)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "risk-assessment-of-something-that-is-longer-than-a-key",
+        "sk-learn-contrib-packages-of-interest",
+        "http://localhost:8080/a@b",
+        "a/path/that/is/long/enough/to/be/base64/and/is/not",
+        "user_hf_model_name_with_many_letters_in_its_name",
+        "0123456789abcdef" * 4,
+    ],
+)
+def test_ordinary_words_stay(text):
+    """Long words, paths, ports and sums are no secrets."""
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("before", ["", "u", "me:", "user"])
+def test_base64_hides_no_token(monkeypatch, before):
+    """As in a header of HTTP: "user:token" in base64, of the usual alphabet or the one for URLs."""
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789?>?>abcdef")
+    for secret, name in ((TOKEN, "token"), ("0123456789?>?>abcdef", "WANDB_API_KEY")):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(f"{before}{secret} and more".encode()).decode()
+            assert redact(f"Basic {encoded}!") == f"Basic [removed: {name}]!"
+
+
+def test_every_written_text_is_redacted(tmp_path):
+    """Whatever writes a run's files writes no token."""
+    write_json(tmp_path / "manifest.json", {"data": f"https://me:{TOKEN}@host/rows.json"})
+    assert TOKEN not in (tmp_path / "manifest.json").read_text()
 
 
 def test_short_values_are_no_secrets(monkeypatch):

@@ -201,6 +201,35 @@ class TestSecrets:
         assert read_secret("A_TOKEN") is None
         assert colab.asked == []
 
+    @pytest.fixture
+    def kaggle(self, monkeypatch):
+        """A Kaggle notebook whose secret A_TOKEN is "from-kaggle"."""
+
+        class Client:
+            def get_secret(self, name):
+                if name != "A_TOKEN":
+                    raise type("BackendError", (Exception,), {})
+                return "from-kaggle"
+
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+        monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=Client))
+
+    @pytest.mark.usefixtures("kaggle")
+    def test_kaggle_s_secret_is_read(self):
+        """The secret attached to the notebook; one that is not there is None."""
+        os.environ.pop("A_TOKEN", None)
+        assert read_secret("A_TOKEN") == "from-kaggle"
+        assert read_secret("ANOTHER_TOKEN") is None
+
+    def test_a_stored_login_is_used(self, monkeypatch, tmp_path):
+        """What `hf auth login` wrote down is Hugging Face's token, and no other."""
+        (tmp_path / "token").write_text("hf_stored")
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "A_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        assert read_secret("HF_TOKEN") == "hf_stored"
+        assert read_secret("A_TOKEN") is None
+
 
 def test_importing_the_module_loads_nothing_heavy():
     """The module needs the standard library only, and packaging not before it is used."""
