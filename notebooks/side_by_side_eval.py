@@ -84,7 +84,7 @@ if importlib.util.find_spec("helpers") is None:
 
 # %%
 from helpers.display.tables import show_table
-from helpers.evaluation.lesson import configure_evaluation
+from helpers.evaluation.session import configure_evaluation
 
 config = configure_evaluation(globals())
 show_table(config.flat())
@@ -121,7 +121,7 @@ print(f"adapter: {adapter.shown()}, trained on {training.model.model_name}, prom
 # Everything that the comparison makes goes into a folder of its own.
 
 # %%
-from helpers.evaluation.lesson import open_evaluation
+from helpers.evaluation.session import open_evaluation
 
 run = open_evaluation(config, adapter, resume=resume)
 print("this comparison:", run.shown())
@@ -224,6 +224,14 @@ print("left out:", left_out or "none")
 show_table(reference_table(references, arms))
 
 # %% [markdown]
+# What did training cost elsewhere? The bundled rows of the task that was *not* trained tell whether the model forgot
+# something. Their loss is judged below, question by question.
+
+# %%
+other_task = () if config.mode == "aa" else score_references(bench, material.other, arms[:2])[0]
+show_table(reference_table(other_task, arms))
+
+# %% [markdown]
 # Lower is better in every column but the count. Compare the arms, not the size of the numbers: how likely an answer can
 # be depends on the text. If these are the rows that training measured itself on, its last number must come
 # out again here. That is the best proof that the right adapter sits on the right model.
@@ -251,10 +259,11 @@ print(f"base {mean(base_nll):.2f} ± {stdev(base_nll):.2f}, tuned {mean(tuned_nl
 # outside, chance alone is an unlikely explanation.
 
 # %%
-from helpers.evaluation.stats.tests import t_interval
+from helpers.core.paired import estimate
 
 differences = [tuned - base for base, tuned in zip(base_nll, tuned_nll, strict=True)]
-print(f"mean difference {mean(differences):+.2f}, interval {t_interval(differences)}")
+found = estimate(differences)
+print(f"mean difference {found.mean:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f}")
 
 # %% [markdown]
 # The interval lies below zero: on these four questions, chance is hardly the reason. The means and spreads above could
@@ -276,10 +285,10 @@ answers = answer_all(bench, material.asked(), arms, batch_size=config.batch_size
 # From here on no model is needed. Prompts, answers and scores go into one record, and every answer is measured.
 
 # %%
-from helpers.evaluation.lesson import compare
+from helpers.evaluation.session import compare
 from helpers.evaluation.overview import look_over
 
-comparison = compare(config, adapter, training, material, arms, answers, references)
+comparison = compare(config, adapter, training, material, arms, answers, references, other_task)
 overview = look_over(comparison)
 
 # %% [markdown]
@@ -300,10 +309,10 @@ show_pairs(comparison, overview, pick_ids(comparison, 4))
 
 # %%
 from helpers.evaluation.metrics.reference import chrf_signature
-from helpers.evaluation.show import answer_table
+from helpers.evaluation.show import measure_table
 
 print("chrF++:", chrf_signature())
-show_table(answer_table(overview, arms))
+show_table(measure_table(overview, arms))
 
 # %% [markdown]
 # Look at *Cut at the limit* first: where many answers were cut, the other lines measure how answers begin. *Asked-for
@@ -320,7 +329,7 @@ show_table(answer_table(overview, arms))
 # %%
 import textwrap
 
-print(textwrap.fill("Verdict: " + overview.headline, 100))
+print(textwrap.fill("Verdict: " + overview.headline(), 100))
 
 # %% [markdown]
 # In detail, a measure a row: the mean difference with its interval, how many questions went which way, and the tests.
@@ -332,16 +341,17 @@ print(textwrap.fill("Verdict: " + overview.headline, 100))
 # means need not be exactly the one there.
 
 # %%
-from helpers.evaluation.show import show_verdicts
+from helpers.evaluation.overview import verdict_rows
 
-show_verdicts(overview)
+show_table(verdict_rows(overview) or {"verdicts": "none, since both arms are the base model"})
 
 # %% [markdown]
 # The first row of the table as a picture: every question by itself, and the mean with its interval at the bottom. Look
 # for single questions that carry the whole mean.
 
 # %%
-from helpers.evaluation.gallery import draw_all, show_picture
+from helpers.evaluation.report.figures import draw_all
+from helpers.evaluation.show import show_picture
 
 pictures = draw_all(comparison, overview)
 show_picture(pictures, "differences", run.path)
@@ -397,7 +407,7 @@ print(shifted)
 # One answer in full. Read the marked words aloud: do they carry meaning, or manner?
 
 # %%
-from helpers.evaluation.report.heatmap import draw_shift
+from helpers.evaluation.report.figures import draw_shift
 
 example = material.prompts[0].prompt
 pictures["token_shift"] = draw_shift(shifts[example.id], example.text)
@@ -416,19 +426,10 @@ show_picture(pictures, "token_shift", run.path)
 # answers are kept, and only the votes are new. `vote_key.json` says who wrote what. Do not hand it out.
 
 # %%
-from helpers.evaluation.votes.voting import prepare_vote
+from helpers.evaluation.votes.vote import prepare_vote, warn_of_cut_pairs
 
 items, key = prepare_vote(run, comparison, overview)
-print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}")
-
-# %% [markdown]
-# Or vote right here. When you are through, run the cells below once more.
-
-# %%
-from helpers.evaluation.votes.widget import vote_widget
-
-my_votes = []
-vote_widget(items, my_votes.extend)
+print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}", warn_of_cut_pairs(overview), sep="\n")
 
 # %% [markdown]
 # The reveal. Each prompt counts once, however many people voted. The *sign test* asks how often coin tosses would give
@@ -438,9 +439,10 @@ vote_widget(items, my_votes.extend)
 # beyond what chance would give: 0 is no more than chance, 1 is full agreement.
 
 # %%
-from helpers.evaluation.votes.voting import count_votes, describe_votes
+from helpers.evaluation.votes.vote import count_votes, describe_votes
 
-votes = count_votes(config, key, my_votes)
+votes = count_votes(config.votes_files(), key)
+overview = look_over(comparison, votes)
 print(describe_votes(votes))
 
 # %% [markdown]
@@ -462,10 +464,9 @@ show_table(wins_table())
 # %%
 from helpers.evaluation.teaching import rows_needed
 
-first = next(iter(overview.differences))
+measured = next(iter(overview.estimates.values()))
 for effect in (0.1, 0.05, 0.02):
-    rows = rows_needed(overview.differences[first].differences, effect)
-    print(f"a difference of {effect} in {overview.verdicts[first].metric}: {rows} rows")
+    print(f"a mean difference of {effect}: {rows_needed(measured, effect)} rows")
 
 # %% [markdown]
 # Hold these numbers against the rows that were scored here: a gain that needs more of them than you have stays
@@ -506,19 +507,18 @@ show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": f"{n
 # for your own analysis, and for two tools that show and rank answers.
 
 # %%
-from helpers.evaluation.lesson import finish_evaluation, write_files
+from helpers.evaluation.session import finish_evaluation, write_files
 
 if votes:
-    pictures |= draw_all(comparison, overview, votes=votes)
-found = describe_votes(votes).splitlines()[0] if votes else ""
-more = {"figures": list(pictures.values()), "neighbours": neighbours, "votes": votes, "said": found}
+    pictures |= draw_all(comparison, overview, votes)
+more = {"figures": list(pictures.values()), "neighbours": neighbours, "votes": votes}
 show_table(write_files(run, comparison, overview, **more))
 
 # %% [markdown]
 # The numbers are kept with the run, and the run is marked as complete.
 
 # %%
-finish_evaluation(run, comparison, overview, token_shift=shifted, votes=found or None)
+finish_evaluation(run, comparison, overview, token_shift=shifted, votes=describe_votes(votes) if votes else None)
 print("report:", run.shown("report.html"))
 
 # %% [markdown]

@@ -51,7 +51,8 @@ def _numbers(metrics: dict[str, Any]) -> list[str]:
     if before is not None and after is not None:
         lines.append(f"held-out loss  {before:.3f} -> {after:.3f} nats a token")
     if change := metrics.get("eval_loss_change"):
-        interval = f"95 % interval {_signed(change['low'])} to {_signed(change['high'])}"
+        ends = [_signed(change[end]) for end in ("low", "high") if change.get(end) is not None]
+        interval = f"95 % interval {' to '.join(ends)}" if ends else "no interval"
         lines.append(f"mean change    {_signed(change['mean'])} ({interval}, {change['rows']} rows, paired)")
     if metrics.get("examples_per_second") is not None:
         lines.append(f"speed          {metrics['examples_per_second']:.2f} examples/s")

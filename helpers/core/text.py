@@ -1,14 +1,15 @@
-"""Numbers, bytes and tables as people read them."""
+"""Numbers, bytes and tables as people read them, and texts that do no harm where they are shown."""
 
 from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["PLAIN", "format_bytes", "format_number", "format_table"]
+__all__ = ["PLAIN", "format_bytes", "format_number", "format_table", "plain_cell", "visible"]
 
 DASH, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
 
@@ -38,6 +39,13 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(PLAIN, _in_ascii)
+
+# What a spreadsheet takes for a formula: at a cell's start and, where semicolons separate cells, after a semicolon or a
+# line break inside the cell.
+_FORMULA = re.compile(r"(^|[;\t\n])(?=\s*[=+\-@\t])")
+_NEWLINES = re.compile("\r\n?|[\u2028\u2029\x85]")
+# Control characters and those that reorder the text around them, but neither tab nor newline.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def format_bytes(number: float) -> str:
@@ -98,3 +106,27 @@ def _places(value: float) -> int:
     """Return the decimals that show three figures, or two below 0.1, and never more than five."""
     magnitude = math.floor(math.log10(abs(value)))
     return min(5, max(0, (2 if magnitude >= -1 else 1) - magnitude))
+
+
+def visible(text: str) -> str:
+    r"""Make the characters visible that a browser or a terminal would hide, drop or obey.
+
+    Returns:
+        The text with every kind of line break as "\n", and control characters, bidirectional overrides and lone
+        surrogates written out, such as "[U+202E]".
+
+    Example:
+        >>> visible("a\x00b")
+        'a[U+0000]b'
+    """
+    return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", _NEWLINES.sub("\n", text))
+
+
+def plain_cell(text: str) -> str:
+    """Return a text as a spreadsheet may have it: what it would take for a formula begins with an apostrophe.
+
+    Example:
+        >>> plain_cell("@SUM(1)"), plain_cell("a;=1+1"), plain_cell("well-known")
+        ("'@SUM(1)", "a;'=1+1", 'well-known')
+    """
+    return _FORMULA.sub(r"\1'", visible(text))

@@ -1,24 +1,44 @@
-"""What all pictures of the evaluation share: house style, vector output for the report, PNG for the notebook."""
+"""One palette and one style for everything that is drawn: tables, plots, the report and its figures."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from helpers.core.files import write_bytes
-from helpers.display.tables import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BASE", "BETTER", "INK", "SOFT", "WORSE", "Drawing", "new_figure", "plain_text"]
+__all__ = [
+    "BASE",
+    "BETTER",
+    "INK",
+    "LEARNED",
+    "NEITHER",
+    "SHIFTED",
+    "SOFT",
+    "TUNED",
+    "WORSE",
+    "Drawing",
+    "new_figure",
+    "plain_text",
+]
 
-# Okabe and Ito's colours, told apart with any kind of colour vision (https://jfly.uni-koeln.de/color/).
-BETTER, WORSE, BASE = "#0072B2", "#D55E00", "#8a8a8a"
-"""Blue for better, vermilion for worse, grey for neither; shapes differ too."""
+BASE, TUNED = "#9a4a00", "#5b3aa8"
+"""The two arms, brown and violet, in tables, figures, cards and marks alike."""
+
+BETTER, WORSE, NEITHER = "#17653a", "#a3195b", "#8a8a8a"
+"""Verdicts and single rows: green, magenta, grey. Shapes differ too, so that no one needs to see the colours."""
+
+LEARNED = "#0072B2"
+"""What the loss is taken over, and the loss on held-out rows: blue (Okabe and Ito)."""
+
+SHIFTED = {"marginal": "#f3e3a1", "shifted": "#e2b007"}
+"""Tokens that the base model would not have written: amber, the darker the further down it ranks them."""
 
 INK, SOFT = "#1c1c1c", "#5f5f5f"
 """Text and axes. The report inverts pictures in dark mode, so that these become light."""
@@ -62,14 +82,11 @@ class Drawing:
             self.figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata=metadata)
         return stream.getvalue().decode("utf-8")
 
-    def save(self, folder: Path) -> Picture:
+    def save(self, folder: Path) -> Path:
         """Write the picture as PNG on white, which is readable in a dark notebook too.
 
-        Args:
-            folder: Where to.
-
         Returns:
-            The picture, which a notebook shows.
+            The file, named after the picture.
 
         Raises:
             RunError: The disk refuses.
@@ -81,11 +98,7 @@ class Drawing:
             self.figure.savefig(content, format="png", dpi=150, facecolor="white", bbox_inches="tight")
         path = folder / f"{self.name}.png"
         write_bytes(path, content.getvalue())
-        return Picture(path)
-
-    def row(self) -> dict[str, Any]:
-        """Return the picture as `helpers.evaluation.report.page.write_report` takes it."""
-        return {"title": self.title, "caption": self.caption, "svg": self.svg()}
+        return path
 
 
 def new_figure(height: float, *, width: float = 4.4, grid: str = "x") -> tuple[Figure, Axes]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.files import write_bytes
-from helpers.core.text import format_table
+from helpers.core.text import format_table, visible
 from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.display.style import INK, LEARNED, NEITHER, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,9 +30,6 @@ __all__ = [
     "show_mask",
     "show_table",
 ]
-
-BLUE, ORANGE, GREY, TEXT = "#0072B2", "#D55E00", "#8a8a8a", "#595959"
-"""Colours that people with any kind of colour vision can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
 
 _CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
 _BLOCK = "padding:.2em .8em;margin:.5em 0;white-space:pre-wrap"
@@ -92,14 +90,15 @@ def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: 
         limit: Characters after which a cell is cut.
 
     Returns:
-        The table; every value is escaped.
+        The table; every value is escaped, and what a page or a terminal would obey is written out.
     """
     if isinstance(rows, Mapping):
-        lines = [[str(k), _cell(v, limit)] for k, v in rows.items()]
+        lines = [[visible(str(k)), _cell(v, limit)] for k, v in rows.items()]
         head: list[str] = []
     else:
-        head = list(rows[0]) if rows else []
-        lines = [[_cell(row.get(name, ""), limit, group=1_000) for name in head] for row in rows]
+        names = list(rows[0]) if rows else []
+        head = [visible(name) for name in names]
+        lines = [[_cell(row.get(name, ""), limit, group=1_000) for name in names] for row in rows]
     html_head = "".join(f'<th style="{_CELL}">{escape(h)}</th>' for h in head)
     body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
     html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
@@ -119,10 +118,10 @@ def show_conversation(example: Example) -> Shown:
     for message in example.messages():
         learned = message["role"] == "assistant"
         note = "learned" if learned else "given"
-        style = f"border-left:4px solid {BLUE if learned else GREY};{_BLOCK}"
+        style = f"border-left:4px solid {LEARNED if learned else NEITHER};{_BLOCK}"
         head = f"<b>{escape(message['role'])}</b> <small>({note})</small>"
-        blocks.append(f'<div style="{style}">{head}\n{escape(message["content"])}</div>')
-        lines.append(f"[{message['role']}, {note}]\n{message['content']}")
+        blocks.append(f'<div style="{style}">{head}\n{escape(visible(message["content"]))}</div>')
+        lines.append(f"[{message['role']}, {note}]\n{visible(message['content'])}")
     return Shown("".join(blocks), "\n\n".join(lines))
 
 
@@ -138,10 +137,10 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
     """
     pieces, given, learned = [], [], []
     for token, label in zip(row.input_ids, row.labels, strict=True):
-        text = tokenizer.decode([token]).replace("\n", "⏎")
+        text = visible(tokenizer.decode([token]).replace("\n", "⏎"))
         on = label != IGNORED
         (learned if on else given).append(text)
-        style = f"background:{BLUE};color:#fff;text-decoration:underline" if on else "background:#8883"
+        style = f"background:{LEARNED};color:#fff;text-decoration:underline" if on else "background:#8883"
         pieces.append(
             f'<span style="{style};border-radius:3px;padding:0 .15em;margin:1px;display:inline-block;'
             f'white-space:pre" title="id {token}">{escape(text)}</span>'
@@ -167,13 +166,13 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     """
     figure, axes = _figure(3.2)
     steps, losses = zip(*metrics["train_loss"], strict=True)
-    axes.plot(steps, losses, color=GREY, linewidth=1.2, label="training rows, one step each")
+    axes.plot(steps, losses, color=NEITHER, linewidth=1.2, label="training rows, one step each")
     held_steps, held = zip(*metrics["eval_loss"], strict=True)
-    axes.plot(held_steps, held, color=BLUE, marker="o", linewidth=2, label="held-out rows")
+    axes.plot(held_steps, held, color=LEARNED, marker="o", linewidth=2, label="held-out rows")
     for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
         place = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # the grey line may pass here
-        axes.annotate(f"{loss:.3f}", (step, loss), **place, color=BLUE, bbox=paper)
+        axes.annotate(f"{loss:.3f}", (step, loss), **place, color=LEARNED, bbox=paper)
     axes.set_xlabel("optimizer step")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss (nats per token)")
@@ -197,9 +196,9 @@ def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Pict
         words.setdefault(row.get("category") or "(none)", []).append(len(row["response"].split()))
     names = sorted(words, key=lambda name: len(words[name]))
     figure, axes = _figure(0.8 + 0.3 * len(names), grid="x")
-    bars = axes.barh(names, [len(words[name]) for name in names], color=BLUE)
+    bars = axes.barh(names, [len(words[name]) for name in names], color=LEARNED)
     medians = [sorted(words[name])[len(words[name]) // 2] for name in names]
-    axes.bar_label(bars, [f"median {m} words" for m in medians], padding=4, color=TEXT, fontsize=8)
+    axes.bar_label(bars, [f"median {m} words" for m in medians], padding=4, color=SOFT, fontsize=8)
     axes.set_xlabel("rows")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.5)
@@ -222,9 +221,9 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Pictur
         The picture, which a notebook shows.
     """
     figure, axes = _figure(2.4)
-    axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=BLUE)
+    axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=LEARNED)
     if max(lengths) > 0.6 * limit:
-        axes.axvline(limit, color=ORANGE, linestyle="--", label=f"max_seq_length = {limit}")
+        axes.axvline(limit, color=INK, linestyle="--", label=f"max_seq_length = {limit}")
         axes.legend(frameon=False)
     axes.set_xlabel("tokens in a row")
     axes.set_ylabel("rows")
@@ -237,7 +236,10 @@ def _cell(value: Any, limit: int, *, group: int = 10_000) -> str:
     A column groups from a thousand on, so that its numbers look alike; a parameter such as the seed 3407 does not.
     """
     long_number = type(value) is int and value >= group
-    text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if long_number else str(value)
+    if isinstance(value, float):
+        text = f"{value:.4g}" if value >= 0 else f"\N{MINUS SIGN}{-value:.4g}"
+    else:
+        text = f"{value:,}" if long_number else visible(str(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -119,8 +119,8 @@ def compare_run(config: EvaluationConfig, *, resume: str = "auto") -> RunDirecto
 
 def _open(config: EvaluationConfig, resume: str) -> _Opened:
     """Find the adapter, open the run, and gather what is asked."""
-    from helpers.evaluation.lesson import open_evaluation
     from helpers.evaluation.material import gather
+    from helpers.evaluation.session import open_evaluation
     from helpers.evaluation.sources import find_adapter, training_config
 
     source = find_adapter(config.adapter_dir)
@@ -136,9 +136,9 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     from helpers.evaluation import generate
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.cache import AnswerCache
-    from helpers.evaluation.lesson import compare
-    from helpers.evaluation.report.cards import headline_arms
+    from helpers.evaluation.overview import headline_arms
     from helpers.evaluation.sanity import judge, reproduces_training
+    from helpers.evaluation.session import compare
     from helpers.evaluation.sources import recorded_loss
 
     training, material, arms = opened.training, opened.material, choose_arms(config)
@@ -151,7 +151,8 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     print(reproduces_training(references, *recorded_loss(opened.source, config)), flush=True)
     cache = AnswerCache(opened.run.path / "answers_cache.json", bench.configuration())
     answers = generate.answer_all(bench, material.asked(), arms, batch_size=config.batch_size, cache=cache)
-    comparison = compare(config, opened.source, training, material, arms, answers, references)
+    other = () if config.mode == "aa" else generate.score_references(bench, material.other, arms[:2])[0]
+    comparison = compare(config, opened.source, training, material, arms, answers, references, other)
     return comparison, _shift(bench, opened, comparison, headline_arms(comparison)[1])
 
 
@@ -168,18 +169,18 @@ def _shift(bench: Any, opened: _Opened, comparison: Comparison, tuned: Arm) -> s
 
 def _finish(config: EvaluationConfig, opened: _Opened, comparison: Comparison, shifted: str) -> None:
     """Judge, draw, and write everything that the notebook writes."""
-    from helpers.evaluation.gallery import draw_all
-    from helpers.evaluation.lesson import finish_evaluation, write_files
     from helpers.evaluation.metrics.contamination import nearest_examples
     from helpers.evaluation.overview import look_over
-    from helpers.evaluation.votes.voting import count_votes, describe_votes, prepare_vote
+    from helpers.evaluation.report.figures import draw_all
+    from helpers.evaluation.session import finish_evaluation, write_files
+    from helpers.evaluation.votes.vote import count_votes, describe_votes, prepare_vote
 
     run, overview = opened.run, look_over(comparison)
     _, key = prepare_vote(run, comparison, overview)
-    votes = count_votes(config, key)
-    found = describe_votes(votes).splitlines()[0] if votes else ""
+    votes = count_votes(config.votes_files(), key)
+    overview = look_over(comparison, votes)
     asked = [question.prompt for question in opened.material.asked()]
     neighbours = nearest_examples(asked, opened.material.train_texts())
-    figures = list(draw_all(comparison, overview, votes=votes).values())
-    write_files(run, comparison, overview, figures=figures, neighbours=neighbours, votes=votes, said=found)
-    finish_evaluation(run, comparison, overview, token_shift=shifted, votes=found or None)
+    figures = list(draw_all(comparison, overview, votes).values())
+    write_files(run, comparison, overview, figures=figures, neighbours=neighbours, votes=votes)
+    finish_evaluation(run, comparison, overview, token_shift=shifted, votes=describe_votes(votes) if votes else None)

@@ -31,6 +31,8 @@ class Material:
         task: The columns of `train`: "alpaca" or "dolly".
         train_known: Whether `train` are the adapter's own rows.
         notes: What a reader must know about where the rows come from.
+        other_task: The task that was not trained, "alpaca" or "dolly".
+        other: Bundled rows of that task, whose good answers show what training cost elsewhere.
     """
 
     prompts: tuple[Question, ...]
@@ -40,6 +42,8 @@ class Material:
     task: str
     train_known: bool
     notes: tuple[str, ...]
+    other_task: str = ""
+    other: tuple[Question, ...] = ()
 
     def asked(self) -> tuple[Question, ...]:
         """Return everything that is answered: the prompts, then the first references."""
@@ -83,9 +87,18 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
     if len(kept) < 2:
         expected = "at least two rows that were not trained on"
         raise EvaluationError("reference_data", expected, len(kept), "Use a larger file.")
-    references = reference_questions(kept, task_of)
+    other_task = "dolly" if task == "alpaca" else "alpaca"
+    other = _unseen(read_sample(other_task, "heldout"), other_task, set(), {_asks(row, task) for row in train})[0]
     return Material(
-        prompts, references, min(config.answered_rows, len(kept)), tuple(train), task, own is not None, tuple(notes)
+        prompts,
+        reference_questions(kept, task_of),
+        min(config.answered_rows, len(kept)),
+        tuple(train),
+        task,
+        own is not None,
+        tuple(notes),
+        other_task,
+        reference_questions(other[: config.reference_rows], other_task, "other"),
     )
 
 
@@ -153,16 +166,16 @@ def _first_exchange(row: Row) -> Row:
 def _unseen(rows: Sequence[Row], task: str, asked: set[str], trained: set[str]) -> tuple[list[Row], list[str]]:
     """Leave out rows that are asked already, or that the adapter was trained on, and say how many."""
     kept: dict[str, Row] = {}
-    lost = {"asked twice": 0, "trained on": 0}
+    left = {"asked twice": 0, "trained on": 0}
     for row in rows:
         text = _asks(row, task)
         if text in trained:
-            lost["trained on"] += 1
+            left["trained on"] += 1
         elif text in asked or text in kept:
-            lost["asked twice"] += 1
+            left["asked twice"] += 1
         else:
             kept[text] = row
-    return list(kept.values()), [f"{count} rows left out: {why}" for why, count in lost.items() if count]
+    return list(kept.values()), [f"{count} rows left out: {why}" for why, count in left.items() if count]
 
 
 def _asks(row: Row, task: str) -> str:

@@ -10,36 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import EvaluationError
 from helpers.core.files import write_text
+from helpers.core.text import visible
 
-__all__ = ["embed_json", "read_part", "render_page", "visible", "write_page"]
-
-_NEWLINES = re.compile("\r\n?|[\u2028\u2029\x85]")
-# Control characters and those that reorder the text around them, but neither tab nor newline.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    r"""Make the characters that a browser would hide, drop or obey visible.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text with every kind of line break as "\n", and control characters, bidirectional overrides and lone
-        surrogates written out, such as "[U+202E]".
-
-    Example:
-        >>> visible("a\x00b")
-        'a[U+0000]b'
-    """
-    return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", _NEWLINES.sub("\n", text))
+__all__ = ["embed_json", "read_part", "render_page", "write_page"]
 
 
 def embed_json(data: object) -> str:

@@ -153,30 +153,38 @@ def _check_twice(what: str, values: Sequence[str], file: str) -> None:
         places[value] = place
 
 
-def reference_questions(rows: Sequence[Mapping[str, str]], task: str) -> tuple[Question, ...]:
+def reference_questions(rows: Sequence[Mapping[str, str]], task: str, name: str = "row") -> tuple[Question, ...]:
     """Turn rows of a data set into questions with a reference.
 
     Rows of Dolly keep their category; those of Alpaca are told apart by whether they have an input. Rows that share a
-    context share a source, so that statistics count them as one.
+    context, or ask the same but for case and white space, share a source, so that statistics count them as one.
 
     Args:
         rows: With the columns of the task.
         task: "alpaca" or "dolly".
+        name: What the prompts' ids begin with.
 
     Returns:
         One question a row, in their order.
     """
     names = COLUMNS[task]
     contexts = [(row.get(names.context) or "").strip() for row in rows]
+    asked = [user_text(row[names.instruction], context) for row, context in zip(rows, contexts, strict=True)]
+    plain = [" ".join(text.casefold().split()) for text in asked]
     found = []
     for place, (row, context) in enumerate(zip(rows, contexts, strict=True), 1):
-        shared = contexts.index(context) + 1 if context and contexts.count(context) > 1 else 0
         prompt = Prompt(
-            id=f"row-{place:03d}",
-            text=user_text(row[names.instruction], context),
+            id=f"{name}-{place:03d}",
+            text=asked[place - 1],
             category=row.get("category") or ("with input" if context else "without input"),
-            source=f"context of row {shared}" if shared else "",
+            source=_shared("context", contexts, place - 1) or _shared("question", plain, place - 1),
             reference=row[names.answer].strip(),
         )
         found.append(Question(prompt, row[names.instruction].strip(), context))
     return tuple(found)
+
+
+def _shared(what: str, texts: Sequence[str], place: int) -> str:
+    """Name the first row that has the same text; "" if no other row has it."""
+    text = texts[place]
+    return f"{what} of row {texts.index(text) + 1}" if text and texts.count(text) > 1 else ""

@@ -5,15 +5,9 @@ Everything in `helpers.evaluation` but `generate` works on these alone, never on
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-__all__ = ["Answer", "Arm", "Comparison", "Prompt", "ReferenceScore", "RunInfo", "build_record"]
-
-Record = TypeVar("Record")
+__all__ = ["Answer", "Arm", "Comparison", "Prompt", "ReferenceScore", "RunInfo"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,10 @@ class ReferenceScore:
     tokens: int
     utf8_bytes: int
 
+    def mean(self) -> float:
+        """Return -log p a token, EOS included, in nats: what training lowers."""
+        return (self.nll + self.eos_nll) / (self.tokens + 1)
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -104,9 +102,11 @@ class RunInfo:
         adapter: Path or id of the adapter.
         system_prompt: The system prompt of all templated arms; "" for none.
         max_new_tokens: The length limit of an answer, in tokens.
-        seed: Seed of generation, bootstrap and blind shuffling.
+        seed: Seed of generation and blind shuffling.
         created: ISO 8601 time in UTC.
         details: Further name-value pairs worth showing (versions, hardware, decoding).
+        held_out: Whether the references are known not to be training rows.
+        other_task: The bundled rows that the adapter was not trained on, "alpaca" or "dolly"; "" if none were scored.
     """
 
     title: str
@@ -117,6 +117,8 @@ class RunInfo:
     seed: int
     created: str
     details: dict[str, str] = field(default_factory=dict)
+    held_out: bool = True
+    other_task: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Comparison:
 
     `answers` holds one `Answer` for each prompt and arm; `references` one `ReferenceScore` for each arm and each prompt
     that has a reference and was scored (the two sets of prompts may differ: scoring is cheap, generating is not).
+    `other_task` holds one for each bundled row of the task that was not trained, and for base and tuned alone.
     """
 
     info: RunInfo
@@ -132,30 +135,4 @@ class Comparison:
     arms: tuple[Arm, ...]
     answers: tuple[Answer, ...]
     references: tuple[ReferenceScore, ...] = ()
-
-
-def build_record(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    """Build a record from what stood in a file, each value of the type that its field has.
-
-    Args:
-        kind: A dataclass, such as `Answer`.
-        row: Its fields by name.
-
-    Returns:
-        The record.
-
-    Raises:
-        TypeError: A field is missing, unknown or of another type.
-
-    Example:
-        >>> build_record(Arm, {"name": "base", "label": "Base", "adapter": False}).prompting
-        'template'
-    """
-    hints = typing.get_type_hints(kind)
-    for name in hints.keys() & row.keys():
-        hint, value = hints[name], row[name]
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        plain = tuple(typing.get_origin(each) or each for each in allowed)
-        if type(value) not in plain and not (float in plain and type(value) is int):
-            raise TypeError(f"{name} is not {' or '.join(each.__name__ for each in plain)}")
-    return kind(**row)
+    other_task: tuple[ReferenceScore, ...] = ()

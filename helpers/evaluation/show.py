@@ -1,28 +1,35 @@
-"""What the notebook shows of a comparison: pairs of answers side by side, and tables by arm."""
+"""What the notebook shows of a comparison: pairs of answers side by side, pictures, and tables by arm."""
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from helpers.display.tables import Shown, show_table
-from helpers.evaluation.metrics.catalogue import METRICS
-from helpers.evaluation.metrics.gains import tuning_gains
-from helpers.evaluation.metrics.reference import reference_metrics
+from helpers.core.text import visible
+from helpers.display.style import BASE, TUNED, Drawing
+from helpers.display.tables import Shown
 from helpers.evaluation.overview import Overview
-from helpers.evaluation.pages import visible
 from helpers.evaluation.records import Arm, Comparison, ReferenceScore
 from helpers.evaluation.report.cards import prompt_cards
+from helpers.evaluation.report.page import measure_rows
 
-__all__ = ["answer_table", "pick_ids", "reference_table", "show_pairs", "show_verdicts"]
+__all__ = ["measure_table", "pick_ids", "reference_table", "show_pairs", "show_picture"]
 
-_SHOWN = ("words", "list_items", "items_met", "rep_4", "truncated", "empty", "rouge_l", "rouge_lsum", "chrf")
-_SHARES = ("yes/no", "share")
-_COLOURS = {"base": "#D55E00", "tuned": "#0072B2"}
+_COLOURS = {"base": BASE, "tuned": TUNED}
 _CARD = "border:1px solid #8886;border-radius:8px;padding:.7em 1em;margin:.8em 0"
 _GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20em),1fr));gap:1em;margin-top:.6em"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;line-height:1.5"
+_MISSING = {
+    "differences": "Nothing was scored in both arms, so there are no differences to draw.",
+    "categories": "The questions have fewer than two categories, so there is nothing to tell apart.",
+    "ladder": "A ladder needs three arms or more, and references. Set arms to all four.",
+    "lengths": "Length can be held against votes or ROUGE-L only, and there are neither: answer some references.",
+    "token_shift": "No answer was ranked.",
+}
 
 
 def show_pairs(comparison: Comparison, overview: Overview, ids: Sequence[str]) -> Shown:
@@ -32,29 +39,20 @@ def show_pairs(comparison: Comparison, overview: Overview, ids: Sequence[str]) -
         comparison: Prompts and answers.
         overview: Its table, for the badges.
         ids: Prompts to show, in this order.
-
-    Returns:
-        One card a prompt; every text is escaped.
     """
-    pair = overview.base, overview.tuned
-    gains = tuning_gains(comparison, overview.table, pair)
-    cards = {c["id"]: c for c in prompt_cards(comparison, pair=pair, scores=overview.table, gains=gains)}
-    references = {prompt.id: prompt.reference for prompt in comparison.prompts}
-    chosen = [(cards[name], references[name]) for name in ids if name in cards]
-    html = "".join(_card(card, reference) for card, reference in chosen)
-    return Shown(html, "\n\n".join(_plain(card) for card, _ in chosen))
+    cards = {card["id"]: card for card in prompt_cards(comparison, overview)}
+    chosen = [cards[name] for name in ids if name in cards]
+    return Shown("".join(map(_card, chosen)), "\n\n".join(map(_plain, chosen)))
 
 
-def _card(card: Mapping[str, Any], reference: str | None) -> str:
+def _card(card: Mapping[str, Any]) -> str:
     head = (
         f"<b>{_safe(card['text'])}</b> <small>({_safe(card['category'] or card['id'])}; {_safe(card['note'])})</small>"
     )
     sides = "".join(_side(side) for side in card["pair"])
-    foot = (
-        f"<details><summary>reference</summary><div style='{_TEXT}'>{_safe(reference)}</div></details>"
-        if reference
-        else ""
-    )
+    foot = ""
+    if card["reference"]:
+        foot = f"<details><summary>reference</summary><div style='{_TEXT}'>{_safe(card['reference'])}</div></details>"
     return f'<div style="{_CARD}"><div style="{_TEXT}">{head}</div><div style="{_GRID}">{sides}</div>{foot}</div>'
 
 
@@ -81,82 +79,61 @@ def _plain(card: Mapping[str, Any]) -> str:
         + (" ".join("".join(s.text for s in side["spans"]).split())[:200] or side["blank"])
         for side in card["pair"]
     ]
-    return "\n".join([f"{card['id']}: {' '.join(card['text'].split())[:110]}", *sides])
+    return visible("\n".join([f"{card['id']}: {' '.join(card['text'].split())[:110]}", *sides]))
 
 
 def pick_ids(comparison: Comparison, count: int) -> list[str]:
-    """Choose prompts to show, spread evenly over all that were answered.
-
-    Args:
-        comparison: Prompts and answers.
-        count: How many at most.
-    """
+    """Choose at most `count` prompts to show, evenly over all that were answered."""
     answered = {answer.prompt_id for answer in comparison.answers}
     ids = [prompt.id for prompt in comparison.prompts if prompt.id in answered]
     step = max(1, -(-len(ids) // count)) if count else 1
     return ids[::step][:count]
 
 
+def show_picture(pictures: Mapping[str, Drawing], name: str, folder: Path) -> Shown:
+    """Save a picture as PNG in a folder and show it with its caption, or say why there is none."""
+    if name not in pictures:
+        return Shown(f"<p>{_MISSING[name]}</p>", _MISSING[name])
+    drawing = pictures[name]
+    encoded = base64.b64encode(drawing.save(folder).read_bytes()).decode("ascii")
+    title, caption = visible(drawing.title), visible(drawing.caption)
+    image = f'<img alt="{escape(title)}" style="max-width:min(100%,34em)" src="data:image/png;base64,{encoded}">'
+    stop = "" if title.endswith(("?", "…")) else "."
+    html = f'<p><b>{escape(title)}</b></p>{image}<p style="max-width:44em">{escape(caption)}</p>'
+    return Shown(html, f"{title}{stop} {caption}")
+
+
 def reference_table(scores: Sequence[ReferenceScore], arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Return what the good answers cost each arm: a row an arm.
+    """Return how likely the good answers are under each arm, over all their tokens together: a row an arm.
 
-    Args:
-        scores: Reference scores of all arms.
-        arms: The arms, in order.
-
-    Returns:
-        NLL in nats a token with and without EOS, perplexity, and bits a byte, over all answers together.
+    Perplexity is exp(NLL with EOS a token); bits per byte leave the EOS out, so that tokenizers can be compared.
     """
     rows = []
     for arm in arms:
-        if own := [score for score in scores if score.arm == arm.name]:
-            found = reference_metrics(own)
-            rows.append(
-                {
-                    "arm": arm.label,
-                    "good answers": found.prompts,
-                    "NLL, nats/token": found.nll / found.tokens if found.tokens else None,
-                    "NLL with EOS": (found.nll + found.eos_nll) / (found.tokens + found.prompts),
-                    "perplexity": found.perplexity(),
-                    "bits per byte": found.bits_per_byte(),
-                }
-            )
+        own = [score for score in scores if score.arm == arm.name]
+        if not own:
+            continue
+        nll, tokens = math.fsum(score.nll for score in own), sum(score.tokens for score in own)
+        with_eos = (nll + math.fsum(score.eos_nll for score in own)) / (tokens + len(own))
+        size = sum(score.utf8_bytes for score in own)
+        rows.append(
+            {
+                "arm": arm.label,
+                "good answers": len(own),
+                "NLL with EOS, nats/token": with_eos,
+                "NLL of the words": nll / tokens if tokens else None,
+                "perplexity": math.exp(min(with_eos, 700)),
+                "bits per byte": nll / math.log(2) / size if size else None,
+            }
+        )
     return rows
 
 
-def answer_table(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Return how the arms' answers are built, and how near to the references they are: a row a metric.
-
-    Args:
-        overview: Its table.
-        arms: The arms, in order.
-
-    Returns:
-        Means over the prompts that have the metric; "-" where none has.
-    """
-    rows = []
-    for name in _SHOWN:
-        metric = METRICS[name]
-        row: dict[str, Any] = {"metric": metric.label}
-        for arm in arms:
-            known = [float(r[name]) for r in overview.table if r["arm"] == arm.name and r[name] is not None]
-            mean = sum(known) / len(known) if known else None
-            percent = metric.unit in _SHARES and name not in ("rouge_l", "rouge_lsum")
-            row[arm.label] = (
-                "-" if mean is None else f"{mean:.0%}".replace("%", " %") if percent else f"{mean:#.3g}".rstrip(".")
-            )
-        rows.append(row)
-    return rows
-
-
-def show_verdicts(overview: Overview) -> Shown:
-    """Show all verdicts, each in a word and in a paragraph.
-
-    Args:
-        overview: What was judged.
-    """
-    rows = [
-        {"measure": METRICS[n].label, "verdict": v.outcome, "in words": v.text.partition(". ")[2] or v.text}
-        for n, v in overview.verdicts.items()  # the first sentence says what stands in the other two columns
+def measure_table(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Return the mean of each measure in every arm, and the paired difference of the two headline arms: a row each."""
+    return [
+        {"measure": row["label"], "what it is": row["definition"]}
+        | dict(zip((arm.label for arm in arms), row["cells"], strict=True))
+        | {"difference": row["difference"], "95 % interval": row["interval"], "rows": row["n"]}
+        for row in measure_rows(overview, arms)
     ]
-    return show_table(rows, limit=900)

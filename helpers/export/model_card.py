@@ -204,7 +204,7 @@ def _losses(metrics: Mapping[str, Any]) -> str:
         f"{metrics['eval_loss_after']:.4f} after "
         f"training on {metrics.get('supervised_tokens', 0):,} answer tokens."
     )
-    if change:
+    if change.get("low") is not None:
         text += (
             f" Mean change a row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} "
             f"(paired t, "

@@ -12,7 +12,7 @@ from helpers.core.processes import gather, place
 from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.model.decoding.support import causal_model
 
-__all__ = ["RowScore", "mean_loss", "score_rows"]
+__all__ = ["RowScore", "mean_loss", "prompt_numbers", "score_rows"]
 
 PACKED_TOKENS = 8192
 """Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. Of a 7B model's memory
@@ -169,3 +169,10 @@ def _losses(
 def _row_score(losses: Sequence[float]) -> RowScore:
     """Return the score of a row: the last learned token is its EOS."""
     return RowScore(math.fsum(losses[:-1]), losses[-1], len(losses) - 1)
+
+
+def prompt_numbers(rows: Sequence[TokenizedExample]) -> list[int]:
+    """Number the rows' prompts; rows that ask the same have the same number."""
+    prompts = [tuple(i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED) for row in rows]
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return [number[prompt] for prompt in prompts]

@@ -20,7 +20,7 @@ from helpers.data.contract import Contract
 from helpers.model.load import LoadedModel
 from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_passes
 from helpers.model.patches.optimizer_step import quick_steps
-from helpers.model.scoring import RowScore, mean_loss, score_rows
+from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
 from helpers.runtime.device_map import own_cards
 from helpers.training.checkpoints import Checkpoint, last_complete
 from helpers.training.failures import nan_error, weights_are_finite
@@ -81,6 +81,7 @@ class Training:
     def _begin(self, trainer: Any) -> TrainResult:
         """Measure the held-out rows before the first step."""
         result = TrainResult(mode=dict(trainer.mode))
+        result.heldout_sources = prompt_numbers(self.heldout.tokenized)
         result.heldout_before = self._score()
         result.eval_loss.append((0, mean_loss(result.heldout_before)))
         self.report(f"before training: held-out loss {result.eval_loss[0][1]:.4f}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from helpers.core.paired import Estimate, estimate
+from helpers.core.text import format_number
 from helpers.model.scoring import RowScore
 
 __all__ = ["TrainResult", "compare_scores", "describe_change"]
@@ -19,6 +22,7 @@ class TrainResult:
         eval_loss: (step, mean held-out loss a token); the first is from before training.
         heldout_before: Score of each held-out row before training.
         heldout_after: The same after it.
+        heldout_sources: Which rows ask the same: rows with one number count once.
         train_seconds: Time in optimizer steps, measurements of the held-out loss left out.
         rows: Rows seen, repeats counted.
         tokens: Tokens seen, padding not counted.
@@ -31,6 +35,7 @@ class TrainResult:
     eval_loss: list[tuple[int, float]] = field(default_factory=list)
     heldout_before: list[RowScore] = field(default_factory=list)
     heldout_after: list[RowScore] = field(default_factory=list)
+    heldout_sources: list[int] = field(default_factory=list)
     train_seconds: float = 0.0
     rows: int = 0
     tokens: int = 0
@@ -53,15 +58,20 @@ class TrainResult:
         scores = {name: [RowScore(**row) for row in state[name]] for name in ("heldout_before", "heldout_after")}
         return cls(**{**state, **losses, **scores})
 
+    def change(self) -> Estimate:
+        """Estimate the mean change of the held-out rows' losses."""
+        return compare_scores(self.heldout_before, self.heldout_after, self.heldout_sources or None)
+
     def metrics(self) -> dict[str, Any]:
         """Return the figures that `metrics.json` keeps."""
         seconds = max(self.train_seconds, 1e-9)
+        change = self.change()
         return {
             "train_loss": [[step, loss] for step, loss in self.train_loss],
             "eval_loss": [[step, loss] for step, loss in self.eval_loss],
             "eval_loss_before": self.eval_loss[0][1],
             "eval_loss_after": self.eval_loss[-1][1],
-            "eval_loss_change": compare_scores(self.heldout_before, self.heldout_after),
+            "eval_loss_change": {name: getattr(change, name) for name in ("mean", "low", "high", "rows", "sources")},
             "supervised_tokens": self.supervised_tokens,
             "tokens": self.tokens,
             "rows_seen": self.rows,
@@ -73,44 +83,34 @@ class TrainResult:
         }
 
 
-def compare_scores(before: list[RowScore], after: list[RowScore]) -> dict[str, float]:
-    """Return the mean change of the rows' losses with its 95 % interval (paired t).
+def compare_scores(
+    before: list[RowScore], after: list[RowScore], sources: Sequence[Hashable] | None = None
+) -> Estimate:
+    """Estimate the mean change of the rows' losses, in nats a token; negative is better.
 
     Args:
         before: One score a row.
         after: The same rows later.
-
-    Returns:
-        `mean`, `low`, `high` in nats a token (negative is better), and `rows`.
+        sources: Rows that share one count once; None if no two do.
     """
-    from scipy import stats
-
-    differences = [b.mean() - a.mean() for a, b in zip(before, after, strict=True)]
-    mean = sum(differences) / len(differences)
-    error = stats.sem(differences)
-    reach = float(stats.t.ppf(0.975, len(differences) - 1) * error)
-    return {"mean": mean, "low": mean - reach, "high": mean + reach, "rows": len(differences)}
+    return estimate([b.mean() - a.mean() for a, b in zip(before, after, strict=True)], sources)
 
 
 def describe_change(result: TrainResult) -> str:
-    """Say in words whether the held-out loss fell, with its interval.
-
-    Args:
-        result: A finished training.
-
-    Returns:
-        Two sentences.
-    """
-    change = compare_scores(result.heldout_before, result.heldout_after)
+    """Say in words whether the held-out loss fell, with its interval."""
+    change = result.change()
     before, after = result.eval_loss[0][1], result.eval_loss[-1][1]
     verdict = (
-        "That is an improvement beyond chance."
-        if change["high"] < 0
-        else "That is worse beyond chance."
-        if change["low"] > 0
-        else "The interval contains zero: from these rows one cannot say whether training helped."
+        "Held-out answers became more likely."
+        if change.is_below(0)
+        else "Held-out answers became less likely."
+        if change.is_above(0)
+        else f"Cannot tell whether training helped: {change.why_no_verdict or 'the interval contains zero'}."
     )
+    mean = format_number(change.mean, sign=True)
+    ends = [format_number(end, sign=True) for end in (change.low, change.high)]
+    interval = "" if change.low is None else f" (95 % interval {ends[0]} to {ends[1]})"
     return (
-        f"Held-out loss {before:.3f} before, {after:.3f} after. Mean change of {change['rows']} rows: "
-        f"{change['mean']:+.3f} nats a token (95 % interval {change['low']:+.3f} to {change['high']:+.3f}). {verdict}"
+        f"Held-out loss {before:.3f} before, {after:.3f} after. Mean change of {change.rows} rows: "
+        f"{mean} nats a token{interval}. {verdict}"
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.evaluation.votes.ballot import read_votes
+from helpers.evaluation.votes.ballot import KeyItem, VoteKey
 
 from helpers.cli.tasks import TASKS, find_task
 from helpers.core.errors import ConfigError, EvaluationError
 from helpers.evaluation.arms import choose_arms
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
-from helpers.evaluation.lesson import run_parameters
 from helpers.evaluation.material import gather
 from helpers.evaluation.questions import read_questions, reference_questions
+from helpers.evaluation.session import run_parameters
 from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
-from helpers.evaluation.votes.ballots import read_votes
-from helpers.evaluation.votes.votes import KeyItem, VoteKey
 
 SETTINGS = {"task": "alpaca", "preset": "smoke", "model_name": "smollm2-135m", "dataset_name": "sample", "seed": 3407}
 

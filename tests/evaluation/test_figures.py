@@ -7,34 +7,36 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers.core.errors import EvaluationError
 from helpers.display.style import new_figure, plain_text
-from helpers.evaluation.gallery import draw_all, show_picture
-from helpers.evaluation.metrics.table import PairedDifferences
 from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.overview import look_over
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
-from helpers.evaluation.report.figures import draw_categories, draw_differences, draw_ladder, draw_lengths
-from helpers.evaluation.report.heatmap import draw_shift, lay_out
-from helpers.evaluation.stats.summaries import slices, summarise
-from helpers.evaluation.votes.ballots import Vote
+from helpers.evaluation.report.figures import draw_all, draw_differences, draw_ladder, draw_lengths, draw_shift, lay_out
+from helpers.evaluation.show import show_picture
+from helpers.evaluation.votes.ballot import KeyItem, Vote, VoteKey
 from helpers.evaluation.votes.tally import reveal
-from helpers.evaluation.votes.votes import KeyItem, VoteKey
 
 VALUES = (-0.3, -0.2, -0.25, 0.1, -0.15, -0.05, 0.0, -0.4)
+INFO = RunInfo("t", "b", "a", "", 8, 1, "2026-01-01")
+ARMS = (Arm("base", "Base", adapter=False), Arm("tuned", "Tuned", adapter=True))
 
 
-def differences(values=VALUES, metric="nll"):
-    """Return paired differences."""
-    names = tuple(f"p{n}" for n in range(len(values)))
-    return PairedDifferences(
-        metric, "tuned", "base", names, tuple(values), ("x",) * len(values), names, (False,) * len(values)
+def overview(values=VALUES, **losses):
+    """Return rows whose ten-token references cost the tuned arm so much more, and other arms what is named."""
+    arms = [*ARMS, *(Arm(name, name, adapter=False, prompting=name.removeprefix("base_")) for name in losses)]
+    shifts = {"base": [0.0] * len(values), "tuned": values} | losses
+    prompts = tuple(Prompt(f"p{n}", "?") for n in range(len(values)))
+    scores = tuple(
+        ReferenceScore(prompt.id, arm.name, 20 + 10 * shifts[arm.name][n], 0.0, 9, 40)
+        for n, prompt in enumerate(prompts)
+        for arm in arms
     )
+    return Comparison(INFO, prompts, tuple(arms), (), scores)
 
 
-def summary(values=VALUES, higher_is_better=False):
-    """Return their summary."""
-    return summarise(list(values), metric="NLL", higher_is_better=higher_is_better, resamples=99)
+def differences(values=VALUES):
+    """Return the picture of their differences."""
+    return draw_differences(look_over(overview(values)), "nll_with_eos")
 
 
 def example():
@@ -60,7 +62,7 @@ class TestDrawing:
 
     def test_svg_is_transparent_and_has_no_fonts(self):
         """Letters are shapes, so the picture looks the same inside any page; nothing is painted behind it."""
-        svg = draw_differences(differences(), summary()).svg()
+        svg = differences().svg()
         root = ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
         assert "<text" not in svg
@@ -68,19 +70,15 @@ class TestDrawing:
 
     def test_svg_is_the_same_each_time(self):
         """No date and no random ids."""
-        drawing = draw_differences(differences(), summary())
+        drawing = differences()
         assert drawing.svg() == drawing.svg()
         assert "<dc:date>" not in drawing.svg()
 
     def test_png_is_saved_under_its_name(self, tmp_path):
         """The picture shows in a notebook."""
-        picture = draw_differences(differences(), summary()).save(tmp_path / "new")
-        assert picture.path == tmp_path / "new" / "differences.png"
-        assert picture._repr_png_().startswith(b"\x89PNG")
-
-    def test_report_rows_have_all_three_parts(self):
-        """Title, caption and SVG text."""
-        assert sorted(draw_differences(differences(), summary()).row()) == ["caption", "svg", "title"]
+        picture = differences().save(tmp_path / "new")
+        assert picture == tmp_path / "new" / "differences.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
     def test_any_text_can_be_drawn(self):
         """Formulas, line breaks and characters that the font lacks do no harm."""
@@ -95,61 +93,54 @@ class TestFigures:
     """What each picture says."""
 
     def test_differences_count_both_sides(self):
-        """Six of eight rows fell, one rose, one stayed; the mean's interval is stated."""
-        caption = draw_differences(differences(), summary()).caption
-        assert caption.startswith("Each line is one prompt: 6 better (circles), 1 worse (triangles), 1 equal.")
-        assert "\u22120.156" in caption
-        assert "It does not touch zero" in caption
-
-    def test_undecided_differences_say_so(self):
-        """An interval that holds zero gives no verdict."""
-        assert (
-            "It holds zero: no verdict."
-            in draw_differences(differences((-0.1, 0.1, 0.2)), summary((-0.1, 0.1, 0.2))).caption
+        """Six of eight rows fell, one rose, one stayed; the mean's interval is stated, and no verdict."""
+        assert differences().caption == (
+            "Each line is one row: 6 better (circles), 1 worse (triangles), 1 equal. The diamond is the mean, "
+            "\u22120.156, and the bar its 95 % interval, \u22120.298 to \u22120.014. "
+            "Look for single rows that carry the mean."
         )
 
-    def test_one_prompt_has_no_interval(self):
+    def test_one_row_has_no_interval(self):
         """The caption says why."""
-        caption = draw_differences(differences((0.1,)), summary((0.1,))).caption
-        assert "there is no interval: one prompt does not show how much prompts differ." in caption
+        assert differences((0.1,)).caption.endswith("there is no interval: one row does not show how much rows differ.")
 
-    def test_neutral_metrics_are_neither_good_nor_bad(self):
-        """Words are above or below, not better or worse."""
-        caption = draw_differences(differences((3.0, -1.0), "words"), summary((3.0, -1.0), None)).caption
-        assert "1 above, 1 below" in caption
-
-    def test_categories_with_few_prompts_show_counts(self):
-        """Two prompts get no interval, and the caption warns."""
-        found = slices([*VALUES, 0.1, 0.2], ["many"] * 8 + ["few"] * 2, higher_is_better=False, resamples=99)
-        drawing = draw_categories(found, differences())
-        assert "Clear of zero: many. 1 with fewer than six prompts show counts only." in drawing.caption
-        with pytest.raises(EvaluationError, match="at least one category"):
-            draw_categories({}, differences())
+    def test_categories_with_few_rows_show_counts(self):
+        """Two rows get no interval, and the caption warns of looking at many."""
+        caption = draw_all(example(), look_over(example()))["categories"].caption
+        assert "1 with fewer than six rows show counts only." in caption
+        assert caption.endswith("take them as questions, not as answers.")
 
     @pytest.mark.parametrize(
-        ("tuned", "few_shot", "words"),
+        ("few_shot", "words"),
         [
-            (1.5, 1.75, "reach 50 % of what"),
-            (1.7, 1.6, "as much as tuning or more"),
-            (1.5, 2.1, "gain nothing here"),
-            (2.2, 1.9, "tuning gains nothing"),
+            (-0.1, "The adapter gives more than examples in the prompt (tuned minus examples \u22120.200, \u22120."),
+            (-0.5, "Examples in the prompt give more than the adapter, and need no training"),
+            (-0.3, "These rows cannot tell which gives more"),
         ],
     )
-    def test_the_ladder_compares_examples_with_the_adapter(self, tuned, few_shot, words):
-        """How much of the gain is the prompt's doing is said in percent, where there is a gain."""
-        means = {"base": 2.0, "base_few_shot": few_shot, "tuned": tuned}
-        others = {name: differences(metric="nll") for name in ("base_few_shot", "tuned")}
-        assert words in draw_ladder(means, others, {}).caption
-        with pytest.raises(EvaluationError, match="Score more arms"):
-            draw_ladder({"tuned": 1.0}, {}, {})
+    def test_the_ladder_compares_examples_with_the_adapter_in_pairs(self, few_shot, words):
+        """By the interval of their own differences."""
+        noise = [0.05, -0.05] * 8
+        values = [-0.3 + each for each in noise]
+        found = overview(values, base_few_shot=[few_shot - each / 2 for each in noise])
+        assert words in draw_ladder(found, look_over(found)).caption
+
+    def test_few_rows_conclude_nothing_about_the_prompt(self):
+        """However clear their means are."""
+        found = overview(VALUES, base_few_shot=[5.0 + value for value in VALUES])
+        assert "These rows cannot tell which gives more" in draw_ladder(found, look_over(found)).caption
+
+    def test_a_ladder_needs_three_arms(self):
+        """Without examples there is nothing to hold the adapter against."""
+        assert draw_ladder(overview(), look_over(overview())) is None
 
     def test_length_is_held_against_gains(self):
         """Counts of longer and shorter answers that gained."""
-        pairs = {"a": (10, 20), "b": (10, 5), "c": (10, 15), "d": (1, 1)}
-        drawing = draw_lengths(pairs, {"a": 1.0, "b": -1.0, "c": -1.0}, gain_label="vote", are_votes=True)
-        assert "Of 2 longer tuned answers 1 is better, of 1 shorter tuned answers 0 are better." in drawing.caption
-        with pytest.raises(EvaluationError, match="Score references, or vote"):
-            draw_lengths(pairs, {}, gain_label="vote")
+        comparison = example()
+        assert "Of 4 longer tuned answers 4 are better, of 0 shorter tuned answers 0 are better." in (
+            draw_lengths(look_over(comparison)).caption
+        )
+        assert draw_lengths(look_over(overview())) is None
 
     def test_tokens_break_between_words(self):
         """A token that does not fit goes to the next line without its space; a full stop may stick out."""
@@ -180,7 +171,7 @@ class TestGallery:
         """With votes, length is held against who won."""
         comparison = example()
         key = VoteKey("base", "tuned", {"i": KeyItem("p1", "base", "tuned")})
-        pictures = draw_all(comparison, look_over(comparison), votes=reveal([Vote("i", "right", voter="Ann")], key))
+        pictures = draw_all(comparison, look_over(comparison), reveal([Vote("i", "b", voter="Ann")], key))
         assert "Of 1 longer tuned answers 1 is better" in pictures["lengths"].caption
 
     def test_what_is_missing_is_said(self, tmp_path):
@@ -191,4 +182,4 @@ class TestGallery:
         shown = show_picture(pictures, "ladder", tmp_path)
         assert (tmp_path / "ladder.png").is_file()
         assert "data:image/png;base64," in shown._repr_html_()
-        assert repr(shown).startswith("How much is the prompt's doing?")
+        assert repr(shown).startswith("How much does prompting alone give?")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.metrics.contamination import describe_leakage, leakage_rows, nearest_examples, similarity
-from helpers.evaluation.overview import look_over, slice_rows, verdict_rows
+from helpers.core.paired import estimate
+from helpers.evaluation.metrics.contamination import describe_leakage, nearest_examples
+from helpers.evaluation.overview import look_over, verdict_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
-from helpers.evaluation.teaching import length_matched, robustness, rows_needed, wins_table, worst_rows
+from helpers.evaluation.teaching import robustness, rows_needed, wins_table, worst_rows
+from helpers.evaluation.votes.ballot import KeyItem, Vote, VoteKey
+from helpers.evaluation.votes.tally import reveal
 
 ARMS = (Arm("base", "Base", adapter=False), Arm("tuned", "Tuned", adapter=True))
 INFO = RunInfo("t", "base", "adapter", "", 64, 7, "2026-01-01")
@@ -32,12 +37,14 @@ def comparison(losses, *, texts=None, cut=()):
 class TestLeakage:
     """Which training example a prompt is nearest to."""
 
-    def test_similarity_counts_words_and_pairs(self):
-        """The texts "red car" and "red bus" share one of five words and pairs; case and punctuation do not count."""
-        assert similarity("red car", "red bus") == 0.2
-        assert similarity("Name it!", "name IT") == 1.0
-        assert similarity("a b c", "c b a") == pytest.approx(3 / 7)
-        assert similarity("", "...") == 0.0
+    @pytest.mark.parametrize(
+        ("prompt", "example", "score"),
+        [("red car", "red bus", 0.2), ("Name it!", "name IT", 1.0), ("a b c", "c b a", 3 / 7), ("x", "...", 0.0)],
+    )
+    def test_words_and_pairs_of_words_are_compared(self, prompt, example, score):
+        """The texts "red car" and "red bus" share one of five; case and punctuation do not count."""
+        (found,) = nearest_examples([Prompt("p", prompt)], [example])
+        assert found.score == pytest.approx(score)
 
     def test_the_nearest_is_found(self):
         """Of all examples the one that shares most, and of equals the first."""
@@ -49,7 +56,7 @@ class TestLeakage:
     def test_without_examples_nothing_is_near(self):
         """No training rows, no neighbour."""
         (found,) = nearest_examples([Prompt("a", "x")], [])
-        assert (found.place, leakage_rows([found])) == (-1, [])
+        assert found.place == -1
         assert describe_leakage([found]) == "There are no training rows to compare with."
 
     def test_words_name_what_is_nearly_the_same(self):
@@ -59,68 +66,59 @@ class TestLeakage:
         )
         assert describe_leakage(found).startswith("1 of 2 prompts are nearly the same as a training example: same.")
         assert describe_leakage(found[1:]).startswith("No prompt is nearly the same")
-        assert leakage_rows(found)[0] == {"prompt_id": "same", "text": "Sum up this text.", "score": 1.0}
 
 
 class TestOverview:
     """Verdicts in plain words."""
 
-    def test_a_clear_gain_is_said_in_one_sentence(self):
-        """Eight rows that all gain about 0.2 nats decide."""
-        losses = [(2.0 + n / 10, 1.8 + n / 10 - n / 100) for n in range(8)]
-        overview = look_over(comparison(losses))
-        assert overview.headline.startswith(
-            "Tuning helped: it made good answers that it never saw more likely. "
-            "NLL of the reference: \u22120.235 nats/token (95 % interval \u22120.255 to \u22120.215, 8 rows)."
+    def test_a_clear_gain_is_said_with_what_is_known_of_the_answers(self):
+        """Sixteen rows that all gain about 0.2 nats decide the first question, and nobody has answered the second."""
+        losses = [(2.0 + n / 10, 1.8 + n / 10 - n / 100) for n in range(16)]
+        assert look_over(comparison(losses)).headline() == (
+            "Held-out answers became more likely. Whether its own answers are better: cannot tell (16 pairs)."
         )
 
-    def test_a_loss_is_said_too(self):
-        """Rows that all lose give the opposite sentence."""
-        overview = look_over(comparison([(1.8, 2.0 + n / 100) for n in range(8)]))
-        assert overview.headline.startswith("Tuning hurt: it made good answers that it never saw less likely.")
+    def test_rows_that_may_have_been_trained_on_are_not_called_held_out(self):
+        """The headline says what they are."""
+        losses = [(2.0 + n / 10, 1.8 + n / 10 - n / 100) for n in range(16)]
+        unknown = replace(comparison(losses), info=replace(INFO, held_out=False))
+        assert look_over(unknown).headline().startswith("The reference answers became more likely.")
 
-    def test_undecided_is_a_verdict(self):
-        """Gains and losses that cancel are inconclusive."""
-        overview = look_over(comparison([(2.0, 2.0 + (-1) ** n / 10) for n in range(8)]))
-        assert overview.headline.startswith("Inconclusive: these 8 rows cannot tell whether tuning helped.")
+    def test_what_was_lost_elsewhere_is_the_third_question(self):
+        """Rows of the other task that lose 0.2 nats each."""
+        other = [
+            ReferenceScore(f"other-{n}", arm.name, 10 * (2 + (0.2 + n / 100) * arm.adapter), 1.0, 9, 40)
+            for n in range(14)
+            for arm in ARMS
+        ]
+        plain = comparison([(2.0, 1.9 - n / 100) for n in range(14)])
+        lost = look_over(replace(plain, info=replace(INFO, other_task="dolly"), other_task=tuple(other)))
+        assert [verdict.outcome for verdict in lost.verdicts] == ["better", "cannot tell", "worse"]
+        assert lost.headline().endswith("On dolly rows, which it was not trained on, it became worse.")
 
-    def test_cut_answers_are_mentioned(self):
-        """When a quarter of the pairs or more was cut."""
-        losses = [(2.0, 1.9 - n / 100) for n in range(4)]
-        assert "In 1 of 4 pairs an answer was cut" in look_over(comparison(losses, cut={"p1"})).headline
-        assert "was cut" not in look_over(comparison(losses)).headline
+    def test_votes_answer_the_second_question(self):
+        """Ten of ten."""
+        plain = comparison([(2.0, 1.9 - n / 100) for n in range(10)])
+        key = VoteKey("base", "tuned", {f"i{n}": KeyItem(f"p{n}", "tuned", "base") for n in range(10)})
+        votes = reveal([Vote(f"i{n}", "a", voter="Ann") for n in range(10)], key)
+        assert look_over(plain, votes).verdicts[1].outcome == "preferred"
 
-    def test_two_draws_of_one_model_are_judged_by_their_words(self):
-        """In mode aa both arms find every reference equally likely, so likelihood is not judged."""
-        arms = (Arm("base", "Base, first draw", adapter=False), Arm("again", "Base, second draw", adapter=False))
-        prompts = tuple(Prompt(f"p{n}", f"Question {n}?", reference="a b c d") for n in range(4))
-        said = {"base": "a b c d", "again": "a b"}
-        answers = tuple(
-            Answer(p.id, a.name, said[a.name] + " x" * n, 5, "eos") for n, p in enumerate(prompts) for a in arms
-        )
-        scores = tuple(ReferenceScore(p.id, a.name, 1.0, 0.1, 10, 40) for p in prompts for a in arms)
-        overview = look_over(Comparison(INFO, prompts, arms, answers, scores))
-        assert next(iter(overview.verdicts)) == "rouge_l"
-        assert overview.headline.startswith("The two draws differ, though both come from the base model. ROUGE-L:")
+    def test_cut_answers_are_counted(self):
+        """A pair in which one answer was cut."""
+        overview = look_over(comparison([(2.0, 1.9 - n / 100) for n in range(4)], cut={"p1"}))
+        assert (overview.cut, overview.answered) == (1, 4)
+        assert "cannot tell (4 pairs, 1 with an answer cut at the length limit)" in overview.headline()
 
     def test_nothing_scored_is_no_verdict(self):
         """Answers without references can be read, not judged by likelihood."""
         plain = Comparison(INFO, (Prompt("p", "?"),), ARMS, (), ())
-        assert look_over(plain).headline.startswith("Nothing was scored")
+        assert [verdict.outcome for verdict in look_over(plain).verdicts] == ["cannot tell", "cannot tell"]
 
-    def test_rows_for_the_report_hold_both_means(self):
-        """Base, tuned and their difference agree."""
+    def test_rows_for_metrics_json_hold_question_verdict_and_reason(self):
+        """One row a verdict."""
         row = verdict_rows(look_over(comparison([(2.0, 1.5), (3.0, 2.0)])))[0]
-        assert (row["metric"], row["base"], row["tuned"], row["difference"], row["n"]) == ("nll", 2.5, 1.75, -0.75, 2)
-
-    def test_small_categories_show_counts(self):
-        """Four rows of a category are too few for an interval."""
-        rows = slice_rows(look_over(comparison([(2.0, 1.9 - n / 100) for n in range(8)])))
-        assert (rows[0]["category"], rows[0]["low"], rows[0]["text"]) == (
-            "even",
-            None,
-            "too few for an interval: better on 4, worse on 0",
-        )
+        assert (row["question"], row["verdict"]) == ("Are held-out answers more likely?", "cannot tell")
+        assert row["because"].startswith("2 independent rows are too few, 12 are needed. NLL with EOS: ")
 
 
 class TestTeaching:
@@ -133,11 +131,18 @@ class TestTeaching:
     def test_rows_needed_are_the_published_ones(self):
         """Cohen's effects 1.0 and 0.5 need 10 and 34 rows, as the tables of the paired t test have it."""
         differences = [1.0, -1.0, 1.0, -1.0, 0.0]
-        assert (rows_needed(differences, 1.0), rows_needed(differences, 0.5)) == (10, 34)
-        assert rows_needed([0.1, 0.1], 0.1) is None
-        assert rows_needed([0.1], 0.1) is None
+        found = estimate(differences)
+        assert (rows_needed(found, 1.0), rows_needed(found, 0.5)) == (10, 34)
+        assert rows_needed(estimate([0.1, 0.1]), 0.1) is None
+        assert rows_needed(estimate([0.1]), 0.1) is None
         with pytest.raises(EvaluationError, match="smallest difference that matters"):
-            rows_needed(differences, 0.0)
+            rows_needed(found, 0.0)
+
+    def test_rows_that_share_sources_are_worth_less(self):
+        """Twins say nothing new: twice the rows are needed, and one source too few."""
+        differences = [1.0, -1.0, 1.0, -1.0, 0.0]
+        alone, twins = estimate(differences), estimate(differences * 2, list(range(5)) * 2)
+        assert (rows_needed(alone, 0.5), rows_needed(twins, 0.5)) == (34, 66)
 
     def test_the_worst_come_first(self):
         """At most five rows that lost, by their NLL."""
@@ -149,8 +154,7 @@ class TestTeaching:
         """8 against 10 words stay, 7 against 10 do not."""
         texts = [("w " * 8, "w " * 10), ("w " * 7, "w " * 10), ("w " * 10, "w " * 10)]
         overview = look_over(comparison([(2.0, 1.0)] * 3, texts=texts))
-        assert length_matched(overview, "nll").prompt_ids == ("p0", "p2")
-        assert length_matched(overview, "unknown") is None
+        assert [row["pairs"] for row in robustness(overview, "rouge_l")] == [3, 3, 2]
 
     def test_robustness_has_three_views(self):
         """All pairs, pairs that were not cut, pairs of like length."""

@@ -12,34 +12,44 @@ from browser import Page, needs_chromium, run_in_page
 from hostile import HOSTILE, RUN, hostile_comparison, plain_comparison, run_info
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.metrics.gains import clean_rows, tuning_gains
-from helpers.evaluation.pages import embed_json, visible
+from helpers.core.text import visible
+from helpers.display import style
+from helpers.display.style import Drawing
+from helpers.evaluation.metrics.contamination import Neighbour
+from helpers.evaluation.overview import headline_arms, look_over
+from helpers.evaluation.pages import embed_json, read_part
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore
-from helpers.evaluation.report.cards import badges, headline_arms, prompt_cards
-from helpers.evaluation.report.diffs import Span, word_diff
-from helpers.evaluation.report.page import write_report
-from helpers.evaluation.report.tables import ladder, slice_row, verdict_row
+from helpers.evaluation.report.cards import Span, badges, prompt_cards, word_diff
+from helpers.evaluation.report.page import measure_rows, ordered_arms, write_report
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><script>parent.pwned=1</script><circle r='4'/></svg>"
-VERDICT = {"metric": "rouge_l", "label": "ROUGE-L", "base": 0.2, "tuned": 0.25, "difference": 0.05}
-VERDICT |= {"low": 0.01, "high": 0.09, "p": 0.02, "p_holm": 0.04, "n": 12, "text": "A gain.", "direction": "better"}
+
+
+class Picture(Drawing):
+    """A picture whose SVG is given."""
+
+    def svg(self):
+        """Return a hostile picture."""
+        return SVG
+
+
+def report(path, comparison=None, **more):
+    """Write a report and return its text."""
+    comparison = plain_comparison() if comparison is None else comparison
+    return write_report(path / "r.html", comparison, look_over(comparison), **more).read_text(encoding="utf-8")
 
 
 def hostile_page(tmp_path):
     """Write a report in which every text that can be hostile is."""
     comparison, text = hostile_comparison(), HOSTILE["closed-script"] + HOSTILE["handlers"]
-    scores = [{"prompt_id": answer.prompt_id, "arm": answer.arm, "rep4": 0.5} for answer in comparison.answers]
-    path = write_report(
-        tmp_path / "report.html",
+    comparison = replace(comparison, info=replace(comparison.info, other_task=text))
+    return report(
+        tmp_path,
         comparison,
-        headline=text,
-        scores=scores,
-        verdicts=[VERDICT | {"label": text, "text": HOSTILE["unbroken"], "direction": text}],
-        slices=[{"category": HOSTILE["unbroken"], "metric": text, "n": 3, "text": text}],
-        figures=[{"title": text, "caption": HOSTILE["unbroken"], "svg": SVG}],
-        leakage=[{"prompt_id": prompt.id, "text": text, "score": 0.5} for prompt in comparison.prompts],
+        figures=[Picture("x", text, HOSTILE["unbroken"], None)],
+        neighbours=[Neighbour(prompt.id, 0, text, 0.5) for prompt in comparison.prompts],
+        votes=f"{text}\n{HOSTILE['unbroken']}",
     )
-    return path.read_text(encoding="utf-8")
 
 
 def example(**changes):
@@ -89,20 +99,20 @@ def test_policy_lets_in_the_one_script(tmp_path):
 
 def test_page_names_no_address(tmp_path):
     """A report of harmless texts holds no address of any host: fonts, styles and scripts are its own."""
-    page = write_report(tmp_path / "r.html", plain_comparison(), headline="Inconclusive.").read_text(encoding="utf-8")
+    page = report(tmp_path)
     assert re.findall(r"(?:https?:|url\(|@import|//[a-z])", page) == []
 
 
 def test_reads_without_script(tmp_path):
     """Without JavaScript all answers are visible; what is hidden is the toolbar and the theme button, which need it."""
-    page = Page(write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8"))
+    page = Page(report(tmp_path))
     assert [attrs["id"] for _, attrs in page.elements if "hidden" in attrs] == ["theme", "tools"]
     assert "plan a route before noon and check it p3" in page.said
 
 
 def test_every_control_has_a_name(tmp_path):
     """Inputs and selects stand inside labels, and buttons have text, so a screen reader can name them."""
-    text = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
+    text = report(tmp_path)
     labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
     assert len(labels) == len(re.findall(r"<(?:input|select)", text)) == 7
     assert re.findall(r"<button[^>]*>(.*?)</button>", text) == ["Dark mode", "Reset"]
@@ -110,62 +120,70 @@ def test_every_control_has_a_name(tmp_path):
 
 def test_verdict_comes_first(tmp_path):
     """The headline stands before the first table, the first table before the first answer."""
-    text = write_report(tmp_path / "r.html", plain_comparison(), headline="Tuning hurt.", verdicts=[VERDICT]).read_text(
-        encoding="utf-8"
-    )
-    places = [text.index(mark) for mark in ("<h1>", "Tuning hurt.", "<table", 'class="card"')]
+    text = report(tmp_path, example())
+    places = [text.index(mark) for mark in ("<h1>", "Whether held-out answers", "<table", 'class="card"')]
     assert places == sorted(places)
 
 
-def test_report_of_two_arms_has_no_ladder(tmp_path):
+def test_report_of_answers_alone_has_no_other_sections(tmp_path):
     """Sections without content are left out."""
-    text = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
-    ids = re.findall(r'<h2 id="(\w+)"', text)
-    assert ids == ["verdict", "prompts", "about"]
+    assert re.findall(r'<h2 id="(\w+)"', report(tmp_path)) == ["verdict", "measures", "prompts", "about"]
 
 
 def test_report_of_everything_has_all_sections(tmp_path):
     """Each argument adds its section, in the order a reader needs them."""
-    text = hostile_page(tmp_path)
-    ids = re.findall(r'<h2 id="(\w+)"', text)
-    assert ids == ["verdict", "summary", "ladder", "slices", "figures", "hurt", "prompts", "about"]
+    ids = re.findall(r'<h2 id="(\w+)"', hostile_page(tmp_path))
+    assert ids == ["verdict", "votes", "measures", "figures", "hurt", "prompts", "about"]
+
+
+def test_each_measure_is_defined_where_it_stands(tmp_path):
+    """A line under its name."""
+    text = report(tmp_path, example())
+    assert 'NLL with EOS, nats/token<span class="meaning">Mean -log p of the reference' in text
+    assert "9 more measures" not in text
+    assert "more measures, described and not judged" in text
+
+
+def test_what_a_verdict_rests_on_is_folded_under_it(tmp_path):
+    """Its outcome, with a sign and not with colour alone, and its figures."""
+    page = report(tmp_path, example())
+    assert re.search(r'<span class="state cannot-tell"><span aria-hidden="true">○ </span>cannot tell</span>', page)
+    assert "5 independent rows are too few, 12 are needed. NLL with EOS:" in page
+    assert "How to read this" in page[: page.index("<table")]
+
+
+def test_a_page_has_one_minus_sign(tmp_path):
+    """No hyphen stands before a number that is shown."""
+    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", report(tmp_path, example()), flags=re.DOTALL)
+    assert re.findall(r"(?<![\w-])-\d", text) == []
+    assert "\u2212" in text
+
+
+def test_colours_of_the_page_are_those_of_the_pictures():
+    """The base's and the tuned arm's, and those for better and worse, are named once in `helpers.display.style`."""
+    css = read_part("theme.css")
+    named = {"--first": style.BASE, "--second": style.TUNED, "--good": style.BETTER, "--warn": style.WORSE}
+    assert {name: re.search(rf"{name}: (#\w+);", css)[1] for name in named} == named
+
+
+def test_a_colour_means_one_thing():
+    """No two roles share one."""
+    roles = [getattr(style, name) for name in style.__all__ if isinstance(getattr(style, name), str)]
+    assert len(set(roles)) == len(roles) == 8
 
 
 def test_report_without_answers_says_so(tmp_path):
     """A comparison that was scored but not generated gives a report with no cards."""
     comparison = replace(example(), answers=())
-    text = write_report(tmp_path / "r.html", comparison, headline="None.").read_text(encoding="utf-8")
+    text = report(tmp_path, comparison)
     assert "No prompt has an answer yet." in text
     assert "0 answered, 5 scored against a reference" in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"scores": [{"arm": "base"}]}, "scores[0]"),
-        ({"verdicts": [{"metric": "x"}]}, "verdicts[0]"),
-        ({"figures": [{"title": "x"}]}, "figures"),
-        ({"leakage": [{"text": "x"}]}, "leakage[0]"),
-    ],
-)
-def test_rows_without_what_names_them_are_refused(tmp_path, changes, field):
-    """The error names the argument and the row."""
-    with pytest.raises(EvaluationError) as caught:
-        write_report(tmp_path / "r.html", plain_comparison(), headline="None.", **changes)
-    assert caught.value.field == field
 
 
 def test_folder_as_path_is_refused(tmp_path):
     """A folder where a file name belongs gives advice, not an IsADirectoryError."""
     with pytest.raises(EvaluationError, match=r"report\.html"):
-        write_report(tmp_path, plain_comparison(), headline="None.")
-
-
-def test_png_is_embedded(tmp_path):
-    """A PNG goes in as base64."""
-    figures = [{"title": "t", "caption": "c", "png": b"\x89PNG"}]
-    text = write_report(tmp_path / "r.html", plain_comparison(), headline="N", figures=figures).read_text("utf-8")
-    assert 'src="data:image/png;base64,iVBORw=="' in text
+        write_report(tmp_path, plain_comparison(), look_over(plain_comparison()))
 
 
 def test_headline_arms_of_an_a_a_run_are_the_first_two():
@@ -181,33 +199,37 @@ def test_one_arm_cannot_be_compared():
 
 
 def test_gains_prefer_reference_scores():
-    """NLL gains are base minus tuned, per token, for the prompts both arms scored."""
-    comparison = example()
-    gains = tuning_gains(comparison, [], headline_arms(comparison))
-    assert gains.values == pytest.approx({"p0": 0.2, "p1": 0.5, "p3": 0.1, "p4": -0.1, "p5": -0.3})
-    assert gains.worst() == ["p5", "p4"]
+    """NLL gains are base minus tuned, per token and with the EOS, for the prompts both arms scored."""
+    overview = look_over(example())
+    label, gains = overview.gains()
+    assert label == "NLL with EOS"
+    assert gains == pytest.approx({"p0": 2 / 11, "p1": 5 / 11, "p3": 1 / 11, "p4": -1 / 11, "p5": -3 / 11})
+    assert overview.worst() == ["p5", "p4"]
 
 
 def test_gains_fall_back_on_rouge():
     """Without reference scores the gain is tuned minus base ROUGE-L; without either there is none."""
     comparison = plain_comparison(1)
-    rows = [{"prompt_id": "p0", "arm": arm, "rouge_l": value} for arm, value in (("base", 0.5), ("tuned", 0.25))]
-    pair = headline_arms(comparison)
-    assert tuning_gains(comparison, rows, pair).values == {"p0": -0.25}
-    assert tuning_gains(comparison, [], pair) is None
+    assert look_over(comparison).gains() == ("", {})
+    prompts = (replace(comparison.prompts[0], reference="plan the route before noon p0"),)
+    label, gains = look_over(replace(comparison, prompts=prompts)).gains()
+    assert (label, gains) == ("ROUGE-L", {"p0": pytest.approx(-1 / 3)})
 
 
-def test_unknown_scores_are_left_out():
-    """None and NaN are dropped, shorter names of three metrics understood, zero and False kept."""
-    row = {"prompt_id": "p", "arm": "base", "words": None, "nll": float("nan"), "rep4": 0.0, "asked_met": False}
-    assert clean_rows([row]) == [{"prompt_id": "p", "arm": "base", "rep_4": 0.0, "items_met": False}]
+def test_two_draws_of_one_model_are_not_judged():
+    """In an A/A test the headline says that differences are noise, and there is no NLL to compare."""
+    comparison = example()
+    arms = (comparison.arms[0], replace(comparison.arms[1], adapter=False))
+    overview = look_over(replace(comparison, arms=arms))
+    assert (overview.verdicts, "nll_with_eos" in overview.estimates) == ((), False)
+    assert overview.headline() == "Both answers come from the base model: whatever differs here is noise."
 
 
 def test_badges_name_what_is_good_and_what_is_not():
     """A badge carries its meaning in words, not in colour alone."""
     answer = Answer("p", "base", "a b c", 3, "length")
-    row = {"words": 3, "list_items": 2, "asked_for": 3, "asked_met": False, "rep4": 0.34, "template_leak": True}
-    assert [(badge["kind"], badge["text"]) for badge in badges(answer, clean_rows([row])[0])] == [
+    row = {"words": 3, "list_items": 2, "asked_items": 3.0, "items_met": 0.0, "rep_4": 0.34, "template_leak": 1.0}
+    assert [(badge["kind"], badge["text"]) for badge in badges(answer, row)] == [
         ("plain", "3 words"),
         ("plain", "2 list items"),
         ("warn", "asked for 3: not met"),
@@ -226,7 +248,7 @@ def test_badges_need_no_scores():
 def test_cards_flag_what_the_filters_ask_for():
     """Flags of the example: p1 truncated, p2 equal, p3 of unlike length."""
     comparison = example()
-    cards = prompt_cards(comparison, pair=headline_arms(comparison), scores=[], gains=None)
+    cards = prompt_cards(comparison, look_over(comparison))
     flags = {card["id"]: card["differs"] + card["truncated"] + card["matched"] for card in cards}
     assert flags == {"p0": "100", "p1": "110", "p2": "001", "p3": "100", "p4": "100", "p5": "100"}
 
@@ -237,7 +259,7 @@ def test_length_match_allows_a_fifth():
     for words, matched in ((8, "1"), (7, "0")):
         answers = (Answer("p", "base", "w " * words, 9, "eos"), Answer("p", "tuned", "w " * 10, 9, "eos"))
         comparison = Comparison(run_info(), (prompt,), arms, answers)
-        assert prompt_cards(comparison, pair=arms, scores=[], gains=None)[0]["matched"] == matched
+        assert prompt_cards(comparison, look_over(comparison))[0]["matched"] == matched
 
 
 def test_differences_are_words():
@@ -263,36 +285,38 @@ def test_differences_give_up_on_what_is_too_alike_or_too_unlike():
     assert (repetitive.marked, repetitive.shared) == (False, None)
 
 
+def test_the_same_answer_is_shown_once():
+    """The second side says so; an empty one says that it is empty."""
+    cards = {card["id"]: card["pair"] for card in prompt_cards(example(), look_over(example()))}
+    assert [side["blank"] for side in cards["p2"]] == ["", "The same answer."]
+    assert [side["blank"] for side in cards["p0"]] == ["", ""]
+
+
 def test_interval_picture_is_centred_on_zero():
-    """The widest end lies at 44 of 50; a row without an interval shows its mean alone."""
-    assert verdict_row(VERDICT)["plot"] == {"middle": 74.44, "low": 54.89, "high": 94.0}
-    assert slice_row({"difference": -1.0, "low": None, "high": None})["plot"] == {
-        "middle": 6.0,
-        "low": None,
-        "high": None,
-    }
-    assert slice_row({})["plot"] is None
+    """The widest end lies at 44 of 50; with fewer than six rows there is neither interval nor picture."""
+    few = measure_rows(look_over(example()), example().arms)[0]
+    assert (few["interval"], few["plot"]) == ("\u2014", None)
+    texts = [("w " * 10, "w " * (n + 8)) for n in range(6)]
+    arms = example().arms
+    prompts = tuple(Prompt(f"p{n}", "?") for n in range(6))
+    answers = tuple(
+        Answer(p.id, a.name, t, 9, "eos")
+        for p, both in zip(prompts, texts, strict=True)
+        for a, t in zip(arms, both, strict=True)
+    )
+    rows = measure_rows(look_over(Comparison(run_info(), prompts, arms, answers)), arms)
+    words = next(row for row in rows if row["label"] == "Words")
+    assert (words["cells"], words["difference"], words["n"]) == (["10", "10.5"], "+0.500", "6")
+    assert words["interval"] == "\u22121.46 to +2.46"
+    assert words["plot"] == {"middle": 58.93, "low": 23.86, "high": 94.0}
 
 
-def test_verdict_row_writes_the_adjusted_p():
-    """The table shows Holm's p-value, and marks the outcome by a sign beside the word."""
-    row = verdict_row(VERDICT | {"p_holm": 0.0004})
-    assert (row["p"], row["state"], row["mark"], row["interval"]) == ("< 0.001", "better", "▲ ", "+0.010 to +0.090")
-
-
-def test_ladder_orders_arms_by_prompting():
-    """Bare, template, few-shot, then the adapter; each cell is a mean over the prompts that have the metric."""
+def test_arms_are_ordered_by_prompting():
+    """Bare, template, few-shot, then the adapter; each cell is a mean over the prompts that have the measure."""
     arms = [Arm("tuned", "T", adapter=True), Arm("base", "B", adapter=False)]
     arms += [Arm(f"base_{name}", name, adapter=False, prompting=name) for name in ("few_shot", "bare")]
-    scores = [{"prompt_id": str(n), "arm": arm.name, "words": n * 10} for n in (1, 2) for arm in arms]
-    scores += [
-        {"prompt_id": "1", "arm": "tuned", "asked_met": True},
-        {"prompt_id": "2", "arm": "tuned", "asked_met": None},
-    ]
-    found = ladder(Comparison(run_info(), (), tuple(arms), ()), scores, (arms[1], arms[0]))
-    assert found["columns"] == ["Asked-for items met", "Words"]
-    assert [row["label"] for row in found["rows"]] == ["bare", "B", "few_shot", "T"]
-    assert [cell["text"] for cell in found["rows"][3]["cells"]] == ["100 %", "15"]
+    found = ordered_arms(Comparison(run_info(), (), tuple(arms), ()))
+    assert [arm.label for arm in found] == ["bare", "B", "few_shot", "T"]
 
 
 def test_json_cannot_end_its_element():
@@ -323,7 +347,7 @@ def test_nothing_runs_and_nothing_overflows(tmp_path, width):
 @needs_chromium
 def test_policy_stops_what_escaping_would_miss(tmp_path):
     """A payload planted past the escaping does not run, while the page's own script does its work."""
-    page = write_report(tmp_path / "r.html", plain_comparison(), headline="None.").read_text(encoding="utf-8")
+    page = report(tmp_path)
     payload = f'<script>{RUN}</script><img src="data:," onerror="{RUN}"><a id="a" href="javascript:{RUN}">x</a>'
     page = page.replace("<main>", f"<main>{payload}", 1)
     script = "var find = document.getElementById.bind(document); find('a').click();"
@@ -367,7 +391,7 @@ return found;
 @needs_chromium
 def test_filters_orders_and_theme_work(tmp_path):
     """Each control does what its label says; marks differ in line style, not in colour alone."""
-    page = write_report(tmp_path / "r.html", example(), headline="None.").read_text(encoding="utf-8")
+    page = report(tmp_path, example())
     assert run_in_page(page, BEHAVE, tmp_path, keep_policy=True, width=1280) == {
         "all": "p0 p1 p2 p3 p4 p5",
         "search": "p4",

@@ -13,21 +13,22 @@ from hostile import HOSTILE, hostile_comparison, plain_comparison
 
 from helpers.core.errors import EvaluationError
 from helpers.core.runs import RunDirectory
+from helpers.core.text import visible
 from helpers.evaluation.overview import look_over
-from helpers.evaluation.pages import visible
-from helpers.evaluation.votes.ballots import CRITERIA, Vote, read_votes, write_votes
-from helpers.evaluation.votes.tally import Tally, TickShare, reveal
-from helpers.evaluation.votes.votes import (
+from helpers.evaluation.votes.ballot import (
+    CRITERIA,
     BlindItem,
     KeyItem,
+    Vote,
     VoteKey,
     blind_items,
     read_key,
+    read_votes,
     write_key,
     write_vote_page,
 )
-from helpers.evaluation.votes.voting import prepare_vote
-from helpers.evaluation.votes.widget import vote_widget
+from helpers.evaluation.votes.tally import Tally, TickShare, reveal
+from helpers.evaluation.votes.vote import check_votes, count_votes, describe_votes, prepare_vote, warn_of_cut_pairs
 
 HEADER = "item_id,choice,concrete,on_topic,structure,voter,seconds"
 KEY = VoteKey(
@@ -61,7 +62,7 @@ def test_sides_are_balanced():
     """Each arm is on the left in half of the first showings, whatever the seed."""
     for seed in range(20):
         items, key = blind_items(plain_comparison(8), seed, repeats=0)
-        assert Counter(key.items[item.id].left for item in items) == {"base": 4, "tuned": 4}
+        assert Counter(key.items[item.id].a for item in items) == {"base": 4, "tuned": 4}
 
 
 def test_sides_do_not_follow_order():
@@ -69,7 +70,7 @@ def test_sides_do_not_follow_order():
     left = Counter()
     for seed in range(400):
         _, key = blind_items(plain_comparison(4), seed, repeats=0)
-        left.update(place for place, item in enumerate(key.items.values()) if item.left == "tuned")
+        left.update(place for place, item in enumerate(key.items.values()) if item.a == "tuned")
     assert all(150 < left[place] < 250 for place in range(4))
 
 
@@ -80,7 +81,7 @@ def test_key_tells_who_said_what():
     said = {(answer.prompt_id, answer.arm): answer.text for answer in comparison.answers}
     for item in items:
         entry = key.items[item.id]
-        assert (item.left, item.right) == (said[entry.prompt_id, entry.left], said[entry.prompt_id, entry.right])
+        assert (item.a, item.b) == (said[entry.prompt_id, entry.a], said[entry.prompt_id, entry.b])
 
 
 def test_repeats_come_later_with_sides_exchanged():
@@ -93,13 +94,13 @@ def test_repeats_come_later_with_sides_exchanged():
         for name in twice:
             (first, one), (second, two) = [(at, show) for at, show in enumerate(shows) if show.prompt_id == name]
             assert second > first + 1
-            assert (one.left, one.right) == (two.right, two.left)
+            assert (one.a, one.b) == (two.b, two.a)
 
 
 def test_one_prompt_can_be_voted_on():
     """A single pair is shown, and again with sides exchanged."""
     items, _ = blind_items(plain_comparison(1), 1)
-    assert (items[0].left, items[0].right) == (items[1].right, items[1].left)
+    assert (items[0].a, items[0].b) == (items[1].b, items[1].a)
     assert len({item.id for item in items}) == 2
 
 
@@ -123,7 +124,7 @@ def test_page_depends_on_sides_alone(tmp_path):
     """The page is a function of title and items, which hold nothing but ids and texts; no arm is named in it."""
     items, _ = blind_items(plain_comparison(6), 5)
     page = write_vote_page(tmp_path / "vote.html", items, "Which is better?").read_text(encoding="utf-8")
-    assert [set(item) for item in data_of(page)["items"]] == [{"id", "prompt", "left", "right"}] * 8
+    assert [set(item) for item in data_of(page)["items"]] == [{"id", "prompt", "a", "b"}] * 8
     lower = POLICY.sub("", page).lower()
     assert [
         word for word in ("tuned", "adapter", "base", "arm", "seed", "3407") if re.search(rf"\b{word}", lower)
@@ -146,7 +147,7 @@ def test_hostile_texts_stay_data(tmp_path):
     page = write_vote_page(tmp_path / "vote.html", items, HOSTILE["closed-style"]).read_text(encoding="utf-8")
     calm = write_vote_page(tmp_path / "calm.html", [BlindItem("i", "p", "l", "r")] * 2, "t").read_text(encoding="utf-8")
     assert [tag for tag, _ in Page(page).elements] == [tag for tag, _ in Page(calm).elements]
-    shown = {text for item in data_of(page)["items"] for text in (item["left"], item["right"])}
+    shown = {text for item in data_of(page)["items"] for text in (item["a"], item["b"])}
     assert shown == set(map(visible, HOSTILE.values()))
 
 
@@ -185,9 +186,9 @@ def csv_file(tmp_path, *lines, name="votes.csv", header=HEADER, encoding="utf-8"
 
 def test_votes_are_read(tmp_path):
     """A good line gives a vote; empty cells mean that nothing was said; blank lines and a BOM are no matter."""
-    path = csv_file(tmp_path, "i1,left,both,,neither,Zoë,4.5", ",,,,,,", "i2,both_bad,,,,Zoë,", encoding="utf-8-sig")
-    assert read_votes(path, KEY) == (
-        Vote("i1", "left", "both", "", "neither", "Zoë", 4.5),
+    path = csv_file(tmp_path, "i1,a,both,,neither,Zoë,4.5", ",,,,,,", "i2,both_bad,,,,Zoë,", encoding="utf-8-sig")
+    assert read_votes([path], KEY) == (
+        Vote("i1", "a", "both", "", "neither", "Zoë", 4.5),
         Vote("i2", "both_bad", voter="Zoë"),
     )
 
@@ -195,7 +196,7 @@ def test_votes_are_read(tmp_path):
 def test_semicolons_of_spreadsheets_are_read(tmp_path):
     """A file saved again by a spreadsheet with semicolons and decimal commas is understood."""
     path = csv_file(tmp_path, "i1;left;;;;Ann, B.;4,5", header=HEADER.replace(",", ";"))
-    assert read_votes([path], KEY) == (Vote("i1", "left", voter="Ann, B.", seconds=4.5),)
+    assert read_votes([path], KEY) == (Vote("i1", "a", voter="Ann, B.", seconds=4.5),)
 
 
 def test_several_voters_are_merged(tmp_path):
@@ -221,7 +222,7 @@ def test_several_voters_are_merged(tmp_path):
 def test_bad_cells_are_refused(tmp_path, line, field, got):
     """The error names file, line and column, and what stands there."""
     with pytest.raises(EvaluationError) as caught:
-        read_votes(csv_file(tmp_path, line), KEY)
+        read_votes([csv_file(tmp_path, line)], KEY)
     assert (caught.value.field, caught.value.got) == (field, got)
     assert caught.value.remedy
 
@@ -229,65 +230,57 @@ def test_bad_cells_are_refused(tmp_path, line, field, got):
 def test_second_vote_of_a_voter_is_refused(tmp_path):
     """The same file twice, or two people of one name, is an error and not two votes."""
     path = csv_file(tmp_path, "i1,left,,,,Ann,1")
-    with pytest.raises(EvaluationError, match="Pass each file once"):
+    with pytest.raises(EvaluationError, match="each file once"):
         read_votes([path, path], KEY)
+    with pytest.raises(EvaluationError, match="a second vote of Ann for i1"):
+        read_votes([csv_file(tmp_path, "i1,a,,,,Ann,1", "i1,b,,,,Ann,1")], KEY)
 
 
 def test_missing_columns_are_refused(tmp_path):
     """A file without a column is refused before any line is read."""
     path = csv_file(tmp_path, "i1,left,,,,1", header=HEADER.replace("voter,", ""))
     with pytest.raises(EvaluationError, match="Add voter"):
-        read_votes(path, KEY)
+        read_votes([path], KEY)
 
 
 def test_other_encodings_are_refused(tmp_path):
     """A file saved as Latin-1 or UTF-16 is refused, not read as nonsense."""
     for encoding in ("latin-1", "utf-16"):
         with pytest.raises(EvaluationError, match="UTF-8"):
-            read_votes(csv_file(tmp_path, "i1,left,,,,Zoë,1", encoding=encoding), KEY)
+            read_votes([csv_file(tmp_path, "i1,left,,,,Zoë,1", encoding=encoding)], KEY)
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
     """No file and no votes are told apart."""
     with pytest.raises(EvaluationError, match="a file that exists"):
-        read_votes(tmp_path / "none.csv", KEY)
+        read_votes([tmp_path / "none.csv"], KEY)
     with pytest.raises(EvaluationError, match="at least one vote"):
-        read_votes(csv_file(tmp_path), KEY)
-
-
-def test_votes_round_trip(tmp_path):
-    """Votes written are read back equal, a name that a spreadsheet would run included."""
-    votes = (Vote("i1", "left", "both", "left", "", '=cmd|"x"', 2.5), Vote("i2", "tie", voter="Ann; B", seconds=None))
-    path = write_votes(tmp_path / "deep" / "votes.csv", votes)
-    assert "'=cmd" in path.read_text(encoding="utf-8")
-    assert read_votes(path, KEY) == votes
+        read_votes([csv_file(tmp_path)], KEY)
 
 
 def test_reveal_counts_for_the_tuned_arm():
-    """Left on i1 is base, left on i2 is tuned; ties and both bad are no preference."""
-    votes = [Vote("i1", "left", voter="Ann"), Vote("i2", "left", voter="Ann")]
-    votes += [Vote("i1", "right", voter="Ben"), Vote("i2", "both_bad", voter="Ben")]
+    """A on i1 is base, A on i2 is tuned; ties and both bad are no preference."""
+    votes = [Vote("i1", "a", voter="Ann"), Vote("i2", "a", voter="Ann")]
+    votes += [Vote("i1", "b", voter="Ben"), Vote("i2", "both_bad", voter="Ben")]
     found = reveal(votes, KEY)
-    assert found.per_voter == {"Ann": Tally(wins=1, ties=0, losses=1), "Ben": Tally(wins=1, ties=1, losses=0)}
     assert found.merged_outcomes == {"p1": "tie", "p2": "win"}
     assert found.merged == Tally(wins=1, ties=1, losses=0)
-    assert found.both_bad == {"p2": 1}
+    assert found.both_bad == 1
     assert found.outcomes["Ben"] == {"p1": "win", "p2": "tie"}
 
 
 def test_repeated_pair_counts_once():
-    """A voter who says left both times prefers a side, not an arm: the pair is a tie and the voter not consistent."""
-    found = reveal([Vote("i1", "left", voter="Ann"), Vote("i1b", "left", voter="Ann")], KEY)
-    assert found.per_voter["Ann"] == Tally(wins=0, ties=1, losses=0)
+    """A voter who says A both times prefers a letter, not an arm: the pair is a tie and the voter not consistent."""
+    found = reveal([Vote("i1", "a", voter="Ann"), Vote("i1b", "a", voter="Ann")], KEY)
+    assert found.merged == Tally(wins=0, ties=1, losses=0)
     assert found.repeats == {"Ann": (("loss", "win"),)}
-    assert found.consistent("Ann") == (0, 1)
-    found = reveal([Vote("i1", "right", voter="Ann"), Vote("i1b", "left", voter="Ann")], KEY)
-    assert (found.merged, found.consistent("Ann")) == (Tally(wins=1, ties=0, losses=0), (1, 1))
+    found = reveal([Vote("i1", "b", voter="Ann"), Vote("i1b", "a", voter="Ann")], KEY)
+    assert (found.merged, found.repeats) == (Tally(wins=1, ties=0, losses=0), {"Ann": (("win", "win"),)})
 
 
 def test_ticks_are_shares_of_those_who_answered():
-    """A tick for a side counts for the arm on it; votes that did not say are left out."""
-    votes = [Vote("i1", "tie", concrete="left", voter="A"), Vote("i2", "tie", concrete="both", voter="A")]
+    """A tick for A or B counts for the arm behind it; votes that did not say are left out."""
+    votes = [Vote("i1", "tie", concrete="a", voter="A"), Vote("i2", "tie", concrete="both", voter="A")]
     votes += [Vote("i1", "tie", concrete="neither", voter="B"), Vote("i2", "tie", voter="B")]
     assert reveal(votes, KEY).ticks["concrete"] == {"base": TickShare(2, 3), "tuned": TickShare(1, 3)}
     assert reveal(votes, KEY).ticks["structure"] == {"base": TickShare(0, 0), "tuned": TickShare(0, 0)}
@@ -298,51 +291,71 @@ def test_reveal_refuses_nothing_and_strangers():
     with pytest.raises(EvaluationError, match="at least one vote"):
         reveal([], KEY)
     with pytest.raises(EvaluationError, match="an item of the key"):
-        reveal([Vote("i9", "left", voter="A")], KEY)
+        reveal([Vote("i9", "a", voter="A")], KEY)
 
 
-def test_widget_collects_votes():
-    """Clicking through the widget, one step back included, hands over one vote for each pair, once."""
-    items, key = blind_items(plain_comparison(3), 1, repeats=1)
-    done = []
-    box = vote_widget(items, done.append, voter="Ann")
-    name, head, _, _, ticks, buttons, foot = box.children
-    left, right, _, _, back = buttons.children
-    ticks.children[0].value = "both"
-    left.click()
-    back.click()
-    assert (head.value, left.button_style, ticks.children[0].value) == ("<b>Pair 1 of 4</b>", "info", "both")
-    right.click()
-    name.value = "Anna"
-    for _ in items[1:]:
-        left.click()
-    right.click()
-    assert len(done) == 1
-    assert [vote.choice for vote in done[0]] == ["right", "left", "left", "left"]
-    assert [vote.concrete for vote in done[0]] == ["both", "", "", ""]
-    assert {vote.voter for vote in done[0]} == {"Anna"}
-    assert reveal(done[0], key).merged
-    assert (right.disabled, foot.value) == (True, "<b>Thank you: 4 votes.</b>")
+def test_the_three_questions_stand_in_the_result():
+    """So do calls of both bad, what voters share, and how steady each is."""
+    votes = [Vote("i1", "b", concrete="b", on_topic="both", voter="Ann"), Vote("i1b", "a", voter="Ann")]
+    votes += [Vote("i1", "b", concrete="neither", voter="Ben"), Vote("i2", "both_bad", voter="Ben")]
+    assert describe_votes(reveal(votes, KEY)).splitlines() == [
+        "Concrete and plausible: tuned 1, base 0, of 2 votes.",
+        "On topic: tuned 1, base 1, of 1 votes.",
+        "Both bad: 1 of 4 votes.",
+        "2 voters gave the same vote in 100 % of shared cases.",
+        "Ann judged 1 of 1 repeated pairs alike both times.",
+    ]
+    assert describe_votes(None) == "No votes yet: this part is skipped."
 
 
-def test_widget_escapes():
-    """A hostile answer is text in the widget too."""
-    items, _ = blind_items(hostile_comparison(), 1, repeats=0)
-    box = vote_widget(items, print)
-    texts = box.children[3].children
-    for _ in items[:-1]:
-        assert {tag for widget in (*texts, box.children[2]) for tag, _ in Page(widget.value).elements} <= {
-            "div",
-            "b",
-            "i",
-        }
-        box.children[5].children[0].click()
+def test_voters_of_one_name_are_told_apart_by_file(tmp_path):
+    """Two Anns are two voters; the same votes in two files are one person's."""
+    one = csv_file(tmp_path, "i1,a,,,,Ann,1", name="ann-1.csv")
+    two = csv_file(tmp_path, "i1,b,,,,Ann,2", "i2,a,,,,Ann,3", name="ann-2.csv")
+    ben = csv_file(tmp_path, "i1,a,,,,Ben,1", name="ben.csv")
+    voters = [vote.voter for vote in read_votes([one, two, ben], KEY)]
+    assert voters == ["Ann (ann-1)", "Ann (ann-2)", "Ann (ann-2)", "Ben"]
+    copy = csv_file(tmp_path, "i1,a,,,,Ann,1", name="copy.csv")
+    with pytest.raises(EvaluationError, match="Pass each file once"):
+        read_votes([one, copy], KEY)
 
 
-def test_widget_needs_items():
-    """An empty widget is refused."""
-    with pytest.raises(EvaluationError, match="at least one pair"):
-        vote_widget([], print)
+def test_votes_of_former_pages_are_read(tmp_path):
+    """Left was A and right was B, in votes and in keys."""
+    path = csv_file(tmp_path, "i1,left,right,,,Ann,1")
+    assert read_votes([path], KEY) == (Vote("i1", "a", "b", voter="Ann", seconds=1.0),)
+    items = {"i1": {"prompt_id": "p1", "left": "base", "right": "tuned"}}
+    former = {"format": "side-by-side vote key 1", "baseline": "base", "contender": "tuned", "items": items}
+    (tmp_path / "key.json").write_text(json.dumps(former))
+    assert read_key(tmp_path / "key.json").items == {"i1": KeyItem("p1", "base", "tuned")}
+
+
+def test_votes_are_checked_before_anything_is_loaded(tmp_path):
+    """Form always; whether they are on this run's page, if an earlier run left its key."""
+    path = csv_file(tmp_path, "i9,a,,,,Ann,1")
+    check_votes([], tmp_path)
+    check_votes([path], tmp_path)
+    write_key(tmp_path / "vote_key.json", KEY)
+    with pytest.raises(EvaluationError, match="vote on this run"):
+        check_votes([path], tmp_path)
+    with pytest.raises(EvaluationError, match="a file that exists"):
+        check_votes([tmp_path / "none.csv"], tmp_path)
+
+
+def test_counting_needs_files():
+    """Without any there is nothing to count."""
+    assert count_votes([], KEY) is None
+
+
+@pytest.mark.parametrize(("cut", "warned"), [(0, False), (1, False), (2, True), (8, True)])
+def test_many_cut_pairs_are_said_before_people_vote(cut, warned):
+    """From a quarter of eight pairs on."""
+    comparison = plain_comparison(8)
+    names = [prompt.id for prompt in comparison.prompts[:cut]]
+    ends = {True: "length", False: "eos"}
+    answers = tuple(replace(a, finish_reason=ends[a.prompt_id in names]) for a in comparison.answers)
+    said = warn_of_cut_pairs(look_over(replace(comparison, answers=answers)))
+    assert said.startswith(f"In {cut} of 8 pairs an answer was cut") is warned
 
 
 CAPTURE = """
@@ -356,9 +369,9 @@ var find = document.getElementById.bind(document);
 function press(key) { find('prompt').dispatchEvent(new KeyboardEvent('keydown', {key: key, bubbles: true})); }
 function tick(name, value) { document.querySelector('[name=' + name + '][value=' + value + ']').click(); }
 find('voter').value = '=Zoë, "B"'; find('go').click();
-var seen = [], wide = 0, wanted = ['1', '2', '3', '4', 'ArrowLeft', 'ArrowRight'];
+var seen = [], wide = 0, wanted = ['1', '2', '3', '4', 'a', 'B'];
 for (var n = 0; !find('vote').hidden && n < 99; n++) {
-  seen.push([find('prompt').textContent, find('left').textContent, find('right').textContent]);
+  seen.push([find('prompt').textContent, find('a').textContent, find('b').textContent]);
   wide = Math.max(wide, document.documentElement.scrollWidth);
   if (n === 1) { find('back').click(); find('next').click(); tick('on_topic', 'both'); tick('structure', 'neither'); }
   press(wanted[n % 6]);
@@ -377,12 +390,12 @@ def test_page_exports_votes_that_are_read(tmp_path):
     found = run_in_page(page, CAST, tmp_path / "run", keep_policy=True, before=CAPTURE)
     assert found["summary"] == "8 of 8 pairs voted on."
     assert found["file"] == "votes-zo-b.csv"
-    assert found["seen"] == [[item.prompt, item.left, item.right] for item in items]
+    assert found["seen"] == [[item.prompt, item.a, item.b] for item in items]
     path = tmp_path / "votes.csv"
     path.write_text(found["csv"], encoding="utf-8", newline="")
-    votes = read_votes(path, key)
+    votes = read_votes([path], key)
     assert [vote.item_id for vote in votes] == [item.id for item in items]
-    assert [vote.choice for vote in votes] == ["left", "right", "tie", "both_bad", "left", "right", "left", "right"]
+    assert [vote.choice for vote in votes] == ["a", "b", "tie", "both_bad", "a", "b", "a", "b"]
     assert [getattr(votes[1], name) for name in CRITERIA] == ["", "both", "neither"]
     assert {vote.voter for vote in votes} == {'=Zoë, "B"'}
     assert found["csv"] == "\ufeff" + found["area"].replace("\n", "\r\n")
@@ -405,7 +418,7 @@ def test_votes_survive_a_closed_page(tmp_path):
     items, _ = blind_items(plain_comparison(3), 3, repeats=0)
     page = write_vote_page(tmp_path / "vote.html", items, "Which?").read_text(encoding="utf-8")
     name = data_of(page)["page"]
-    votes = {items[0].id: {"choice": "left", "concrete": "", "on_topic": "", "structure": "", "seconds": 1}}
+    votes = {items[0].id: {"choice": "a", "concrete": "", "on_topic": "", "structure": "", "seconds": 1}}
     saved = json.dumps({"voter": "Ann", "place": 1, "votes": votes})
     before = f"try{{localStorage.setItem('votes-{name}',{json.dumps(saved)})}}catch(e){{}}"
     script = f"""document.getElementById('go').click();
@@ -422,7 +435,7 @@ def test_page_works_without_storage(tmp_path):
     deny = "Object.defineProperty(window,'localStorage',{get:function(){throw new Error('denied')}});"
     found = run_in_page(page, CAST, tmp_path / "run", keep_policy=True, before=CAPTURE + deny)
     (tmp_path / "votes.csv").write_text(found["csv"], encoding="utf-8", newline="")
-    assert [vote.choice for vote in read_votes(tmp_path / "votes.csv", key)] == ["left", "right"]
+    assert [vote.choice for vote in read_votes([tmp_path / "votes.csv"], key)] == ["a", "b"]
 
 
 def test_a_class_is_asked_to_judge_24_pairs_at_most(tmp_path):

@@ -166,7 +166,7 @@ class TestComparison:
         """A checked comparison and its adapter; looking at the machine is left out."""
         from evaluation.test_config import build, make_run
 
-        from helpers.evaluation import lesson
+        from helpers.evaluation import session as lesson
         from helpers.evaluation.sources import find_adapter
 
         monkeypatch.setattr(lesson, "describe_hardware", dict)
@@ -177,14 +177,14 @@ class TestComparison:
 
     def test_it_is_locked(self, comparison, runs_folder):
         """From now on no other process may write it."""
-        from helpers.evaluation.lesson import open_evaluation
+        from helpers.evaluation.session import open_evaluation
 
         open_evaluation(*comparison)
         assert find_holder(runs_folder / "side") is not None
 
     def test_a_cell_that_fails_marks_it(self, comparison, monkeypatch):
         """Its manifest says that it failed and why, instead of running for ever."""
-        from helpers.evaluation import lesson
+        from helpers.evaluation import session as lesson
 
         watched = []
         monkeypatch.setattr(lesson, "watch_cells", watched.append)
@@ -195,7 +195,7 @@ class TestComparison:
 
     def test_starting_again_forgets_the_failure(self, comparison):
         """A second start of the same comparison runs again."""
-        from helpers.evaluation.lesson import open_evaluation
+        from helpers.evaluation.session import open_evaluation
 
         open_evaluation(*comparison).mark_failed(RuntimeError("no answers"))
         manifest = open_evaluation(*comparison).manifest()

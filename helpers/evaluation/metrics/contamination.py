@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from helpers.evaluation.records import Prompt
 
-__all__ = ["NEAR", "Neighbour", "describe_leakage", "leakage_rows", "nearest_examples", "similarity"]
+__all__ = ["NEAR", "Neighbour", "describe_leakage", "nearest_examples"]
 
 NEAR = 0.5
 """From this share on, a prompt counts as nearly the same as a training example."""
@@ -37,24 +37,6 @@ class Neighbour:
     place: int
     text: str
     score: float
-
-
-def similarity(first: str, second: str) -> float:
-    """Return the share of words and neighbouring pairs of words that two texts have in common.
-
-    Args:
-        first: A text.
-        second: Another.
-
-    Returns:
-        From 0 to 1; 0 if neither has a word.
-
-    Example:
-        >>> similarity("Name three uses of AI.", "name THREE uses of AI"), similarity("red car", "red bus")
-        (1.0, 0.2)
-    """
-    left, right = _grams(first), _grams(second)
-    return len(left & right) / len(left | right) if left | right else 0.0
 
 
 def nearest_examples(prompts: Sequence[Prompt], examples: Sequence[str]) -> tuple[Neighbour, ...]:
@@ -92,16 +74,6 @@ def _grams(text: str) -> set[str]:
     """Return a text's words and pairs of neighbouring words, in small letters."""
     words = _WORD.findall(text.casefold())
     return {*words, *(f"{one} {two}" for one, two in pairwise(words))}
-
-
-def leakage_rows(neighbours: Sequence[Neighbour]) -> list[dict[str, object]]:
-    """Return the neighbours as `helpers.evaluation.report.page.write_report` takes them.
-
-    Args:
-        neighbours: From `nearest_examples`; those without any example are left out.
-    """
-    known = [each for each in neighbours if each.place >= 0]
-    return [{"prompt_id": each.prompt_id, "text": each.text, "score": each.score} for each in known]
 
 
 def describe_leakage(neighbours: Sequence[Neighbour]) -> str:

@@ -1,19 +1,23 @@
-"""The table of scores: every metric for each prompt and arm, and their paired differences."""
+"""The table of scores: one row for each prompt, arm and measure, as a pandas frame.
+
+Columns: `prompt_id`, `category`, `source`, `arm`, `metric`, `value`. A measure that does not apply to an answer has no
+row. The same frame is written as scores.csv.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.metrics.asked import asked_items, gives_items
-from helpers.evaluation.metrics.catalogue import COLUMNS, FINISH_REASONS, METRICS
-from helpers.evaluation.metrics.reference import check_reference_score, chrf, rouge
-from helpers.evaluation.metrics.structure import (
-    count_bold,
-    count_headings,
+from helpers.core.paired import Estimate, estimate
+from helpers.core.text import visible
+from helpers.evaluation.metrics.reference import chrf, rouge_l
+from helpers.evaluation.metrics.text import (
+    asked_items,
     count_words,
     echoes_prompt,
     is_empty,
@@ -22,37 +26,84 @@ from helpers.evaluation.metrics.structure import (
     repetition,
     template_leaks,
 )
+from helpers.evaluation.records import Answer, Comparison, Prompt, ReferenceScore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import pandas as pd
 
-    from helpers.evaluation.records import Answer, Comparison, Prompt, ReferenceScore
+__all__ = [
+    "FINISH_REASONS",
+    "METRICS",
+    "Metric",
+    "estimate_difference",
+    "means_by_arm",
+    "paired_differences",
+    "score_table",
+    "scores_by_answer",
+]
 
-__all__ = ["PairedDifferences", "paired", "score_table"]
+FINISH_REASONS = ("eos", "stop", "length")
+
+Record = TypeVar("Record", Answer, ReferenceScore)
+
+COLUMNS = ["prompt_id", "category", "source", "arm", "metric", "value"]
 
 
-def score_table(comparison: Comparison) -> list[dict[str, object]]:
-    """Score every answer and every reference: one flat row for each prompt and arm.
+@dataclass(frozen=True)
+class Metric:
+    """What a measure means.
 
     Args:
-        comparison: Prompts, arms, answers and reference scores.
+        label: What reports call it.
+        definition: One line.
+        higher_is_better: True, False, or None for what is neither good nor bad in itself.
+        unit: Of the value; "yes/no" is 1 or 0, and "share" a share of 1.
+    """
+
+    label: str
+    definition: str
+    higher_is_better: bool | None = None
+    unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "nll_with_eos": Metric(
+        "NLL with EOS", "Mean -log p of the reference's tokens and its closing token.", False, "nats/token"
+    ),
+    "nll": Metric("NLL of the words", "The same without the closing token.", False, "nats/token"),
+    "bits_per_byte": Metric("Bits per byte", "-log2 p of the reference over its UTF-8 bytes.", False, "bits/byte"),
+    "other_task_nll": Metric(
+        "NLL on the other task", "NLL with EOS of bundled rows of the task that was not trained.", False, "nats/token"
+    ),
+    "rouge_l": Metric("ROUGE-L", "F1 of the longest sequence of words shared with the reference.", True),
+    "chrf": Metric("chrF++", "F2 of runs of 1 to 6 characters and of words and word pairs.", True),
+    "items_met": Metric("Asked-for items met", "Gives as many items as the prompt asks for.", True, "yes/no"),
+    "list_items": Metric("List items", "Numbered and bulleted lines.", None, "items"),
+    "words": Metric("Words", "Runs between white space with a letter or digit.", None, "words"),
+    "tokens": Metric("Tokens", "Tokens generated, the closing token included.", None, "tokens"),
+    "rep_4": Metric("Repetition", "Share of runs of four words that were said before.", False, "share"),
+    "truncated": Metric("Cut at the limit", "Stopped by the length limit, not by the model.", None, "yes/no"),
+    "empty": Metric("Empty", "Shows nothing.", False, "yes/no"),
+    "prompt_echo": Metric("Prompt echo", "Repeats the prompt, or begins with its first 12 words.", False, "yes/no"),
+    "template_leak": Metric("Template marks", "Holds control tokens or headers of a template.", False, "yes/no"),
+    "refusal": Metric("Refusal", "Opens with a phrase that refusals use; a heuristic.", None, "yes/no"),
+}
+
+
+def score_table(comparison: Comparison) -> pd.DataFrame:
+    """Score every answer and every reference.
 
     Returns:
-        Rows in the order of prompts and arms, each with the keys `COLUMNS` in that order. Yes/no is 1 or 0. None means
-        that a metric does not apply: no reference, nothing asked for, no answer generated.
+        The frame described at the top of this module, in the order of prompts and arms. Measures are those of
+        `METRICS`, `asked_items`, and of each reference the sums in nats `reference_nll` and `reference_eos_nll` with
+        `reference_tokens` and `reference_bytes`.
 
     Raises:
         EvaluationError: There are no prompts or arms, an id is used twice, an answer or score belongs to no prompt or
             arm or comes twice, a prompt lacks some arms, or a finish reason or a score is impossible.
-
-    Example:
-        >>> from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, RunInfo
-        >>> answer = Answer("ai", "base", "- Sell it", tokens=4, finish_reason="eos")
-        >>> info = RunInfo("Demo", "base", "adapter", "", 64, 0, "2025-01-01T00:00:00Z")
-        >>> arm = Arm("base", "Base", adapter=False)
-        >>> score_table(Comparison(info, (Prompt("ai", "What next?"),), (arm,), (answer,)))[0]["list_items"]
-        1
     """
+    import pandas as pd
+
     _check_names(comparison)
     answers = _by_place(comparison, "answers", comparison.answers)
     references = _by_place(comparison, "references", comparison.references)
@@ -60,10 +111,16 @@ def score_table(comparison: Comparison) -> list[dict[str, object]]:
     for prompt in comparison.prompts:
         for arm in comparison.arms:
             place = (prompt.id, arm.name)
-            row = dict.fromkeys(COLUMNS) | {"prompt_id": prompt.id, "category": prompt.category}
-            row |= {"source": prompt.source, "arm": arm.name} | _answer_row(prompt, answers.get(place))
-            rows.append(row | _reference_row(references.get(place)))
-    return rows
+            scores = _answer_scores(prompt, answers.get(place)) | _reference_scores(references.get(place))
+            rows += _rows(prompt.id, visible(prompt.category), visible(prompt.source), arm.name, scores)
+    for score in comparison.other_task:
+        _check_score(score)
+        rows += _rows(score.prompt_id, "", "", score.arm, {"other_task_nll": score.mean()})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str, float | None]) -> Iterator[tuple]:
+    return ((prompt_id, category, source, arm, n, float(v)) for n, v in scores.items() if v is not None)
 
 
 def _check_names(comparison: Comparison) -> None:
@@ -77,12 +134,10 @@ def _check_names(comparison: Comparison) -> None:
             raise EvaluationError(field, "names that are used once", twice, "Give each its own.")
 
 
-def _by_place(
-    comparison: Comparison, field: str, records: Iterable[Answer | ReferenceScore]
-) -> dict[tuple[str, str], Answer | ReferenceScore]:
+def _by_place(comparison: Comparison, field: str, records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     """Index records by prompt and arm, and check that each prompt has one for every arm or for none."""
     prompts, arms = {prompt.id for prompt in comparison.prompts}, {arm.name for arm in comparison.arms}
-    found: dict[tuple[str, str], Answer | ReferenceScore] = {}
+    found: dict[tuple[str, str], Record] = {}
     for record in records:
         place = (record.prompt_id, record.arm)
         if record.prompt_id not in prompts or record.arm not in arms:
@@ -96,157 +151,100 @@ def _by_place(
     return found
 
 
-def _answer_row(prompt: Prompt, answer: Answer | None) -> dict[str, object]:
-    """Score one answer; only what was asked for when there is none."""
+def _answer_scores(prompt: Prompt, answer: Answer | None) -> dict[str, float | None]:
     asked = asked_items(prompt.text) if prompt.expected_items is None else prompt.expected_items
     if answer is None:
-        return {"asked_items": asked}
+        return {}
     if answer.finish_reason not in FINISH_REASONS:
         field = f"answers[{answer.prompt_id!r}, {answer.arm!r}].finish_reason"
-        raise EvaluationError(
-            field, f"one of {', '.join(FINISH_REASONS)}", answer.finish_reason, "Correct the answer's finish_reason."
-        )
-    met = gives_items(answer.text, asked)
+        expected = f"one of {', '.join(FINISH_REASONS)}"
+        raise EvaluationError(field, expected, answer.finish_reason, "Correct the answer's finish_reason.")
+    text, items = answer.text, list_items(answer.text)
     return {
-        "finish_reason": answer.finish_reason,
         "asked_items": asked,
         "tokens": answer.tokens,
-        "truncated": int(answer.finish_reason == "length"),
-        "items_met": None if met is None else int(met),
-        "prompt_echo": int(echoes_prompt(answer.text, prompt.text)),
-        **_text_row(answer.text),
-        **_likeness_row(prompt.reference, answer.text),
-    }
-
-
-def _text_row(text: str) -> dict[str, object]:
-    items = list_items(text)
-    return {
-        "empty": int(is_empty(text)),
+        "truncated": answer.finish_reason == "length",
+        "empty": is_empty(text),
         "words": count_words(text),
-        "headings": count_headings(text),
-        "bold": count_bold(text),
-        "list_items": items.total(),
-        "numbered_items": items.numbered,
-        "bulleted_items": items.bulleted,
-        "nested_items": items.nested,
+        "list_items": items.total,
+        "items_met": None if asked is None else items.main == asked,
         "rep_4": repetition(text),
-        "template_leak": int(bool(template_leaks(text))),
-        "refusal": int(looks_like_refusal(text)),
+        "prompt_echo": echoes_prompt(text, prompt.text),
+        "template_leak": bool(template_leaks(text)),
+        "refusal": looks_like_refusal(text),
+        "rouge_l": None if prompt.reference is None else rouge_l(prompt.reference, text),
+        "chrf": None if prompt.reference is None else chrf(prompt.reference, text),
     }
 
 
-def _likeness_row(reference: str | None, text: str) -> dict[str, object]:
-    if reference is None:
-        return {}
-    rouge_l, rouge_lsum = rouge(reference, text) or (None, None)
-    return {"rouge_l": rouge_l, "rouge_lsum": rouge_lsum, "chrf": chrf(reference, text)}
-
-
-def _reference_row(score: ReferenceScore | None) -> dict[str, object]:
+def _reference_scores(score: ReferenceScore | None) -> dict[str, float | None]:
     if score is None:
         return {}
-    check_reference_score(score)
+    _check_score(score)
     return {
         "nll": score.nll / score.tokens if score.tokens else None,
-        "nll_with_eos": (score.nll + score.eos_nll) / (score.tokens + 1),
+        "nll_with_eos": score.mean(),
         "bits_per_byte": score.nll / math.log(2) / score.utf8_bytes if score.utf8_bytes else None,
+        "reference_nll": score.nll,
+        "reference_eos_nll": score.eos_nll,
+        "reference_tokens": score.tokens,
+        "reference_bytes": score.utf8_bytes,
     }
 
 
-@dataclass(frozen=True)
-class PairedDifferences:
-    """One metric, a minus b, for each prompt on which both arms have it.
-
-    Args:
-        metric: The column of the table.
-        a: The arm that the difference is counted for.
-        b: The arm subtracted.
-        prompt_ids: The prompts, in the order of the comparison.
-        differences: One number per prompt, in the metric's unit.
-        categories: The slice of each prompt, "" for none.
-        clusters: The source of each prompt; a prompt without one is its own.
-        truncated: Whether either answer was cut at the length limit.
-    """
-
-    metric: str
-    a: str
-    b: str
-    prompt_ids: tuple[str, ...]
-    differences: tuple[float, ...]
-    categories: tuple[str, ...]
-    clusters: tuple[str, ...]
-    truncated: tuple[bool, ...]
-
-    def keep(self, wanted: Sequence[bool]) -> PairedDifferences:
-        """Return those prompts for which `wanted`, one flag per prompt, is true; possibly none."""
-        if len(wanted) != len(self.prompt_ids):
-            raise EvaluationError(
-                "wanted",
-                f"{len(self.prompt_ids)} flags, one per prompt",
-                len(wanted),
-                "Pass the flags of all prompts, in their order.",
-            )
-        fields = ("prompt_ids", "differences", "categories", "clusters", "truncated")
-        pick = {name: tuple(v for v, keep in zip(getattr(self, name), wanted, strict=True) if keep) for name in fields}
-        return replace(self, **pick)
-
-    def without_truncated(self) -> PairedDifferences:
-        """Return the prompts that both arms answered to the end: a truncated answer is not a worse answer."""
-        return self.keep([not cut for cut in self.truncated])
+def _check_score(score: ReferenceScore) -> None:
+    """Refuse a reference score that no model can have given."""
+    for field in ("nll", "eos_nll", "tokens", "utf8_bytes"):
+        value = getattr(score, field)
+        if not (math.isfinite(value) and value >= 0):
+            where = f"references[{score.prompt_id!r}, {score.arm!r}].{field}"
+            raise EvaluationError(where, "a finite number of at least 0", value, "Score it again.")
 
 
-def paired(
-    comparison: Comparison,
-    metric: str,
-    a: str = "tuned",
-    b: str = "base",
-    *,
-    table: Sequence[Mapping[str, object]] | None = None,
-) -> PairedDifferences:
+def means_by_arm(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each measure (index) in each arm (columns), over the prompts that have it."""
+    return table.groupby(["metric", "arm"])["value"].mean().unstack("arm")
+
+
+def scores_by_answer(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the scores of each prompt and arm by measure."""
+    groups = table.groupby(["prompt_id", "arm"])
+    return {place: dict(zip(rows["metric"], rows["value"], strict=True)) for place, rows in groups}
+
+
+def paired_differences(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.DataFrame:
     """Subtract one arm from another, prompt by prompt.
 
     Args:
-        comparison: Prompts, arms, answers and reference scores.
-        metric: A key of `METRICS`.
+        table: From `score_table`.
+        metric: A measure.
         a: The arm that the difference is counted for.
         b: The arm subtracted.
-        table: What `score_table(comparison)` returned, to spare computing it once more for every metric.
 
     Returns:
-        The differences of those prompts on which both arms have the metric.
-
-    Raises:
-        EvaluationError: The metric or an arm is unknown, or no prompt has the metric in both arms; also as for
-            `score_table`.
-
-    Example:
-        Typically `d = paired(comparison, "words")`, then `summarise(d.differences, d.clusters, metric="Words")`.
+        A row for each prompt on which both arms have the measure, in the order of the table: index `prompt_id`, columns
+        `category`, `cluster` (the prompt's source, or the prompt itself), `difference` (in the measure's unit), `cut`
+        (whether either answer was cut at the length limit) and `words_a`, `words_b` (NaN without answers).
     """
-    if metric not in METRICS:
-        raise EvaluationError("metric", f"one of {', '.join(METRICS)}", metric, "Correct the name.")
-    names = [arm.name for arm in comparison.arms]
-    for field, arm in (("a", a), ("b", b)):
-        if arm not in names:
-            raise EvaluationError(field, f"one of the arms {', '.join(names)}", arm, "Correct the name.")
-    rows = {(row["prompt_id"], row["arm"]): row for row in (score_table(comparison) if table is None else table)}
-    pairs = [(rows[prompt.id, a], rows[prompt.id, b]) for prompt in comparison.prompts]
-    pairs = [pair for pair in pairs if pair[0][metric] is not None and pair[1][metric] is not None]
-    if not pairs:
-        remedy = f"{METRICS[metric].label} needs a reference or a count asked for." if rows else ""
-        raise EvaluationError("metric", "one that some prompt has in both arms", metric, remedy)
-    return PairedDifferences(
-        metric=metric,
-        a=a,
-        b=b,
-        prompt_ids=tuple(one["prompt_id"] for one, _ in pairs),
-        differences=tuple(float(one[metric]) - float(two[metric]) for one, two in pairs),
-        categories=tuple(one["category"] for one, _ in pairs),
-        clusters=tuple(_cluster(one) for one, _ in pairs),
-        truncated=tuple(bool(one["truncated"] or two["truncated"]) for one, two in pairs),
-    )
+    own = table[table["metric"] == metric]
+    pairs = own[own["arm"] == a].set_index("prompt_id")[["category", "source", "value"]]
+    others = own[own["arm"] == b].set_index("prompt_id")["value"]
+    pairs = pairs[pairs.index.isin(others.index)]
+    pairs["difference"] = pairs.pop("value") - others
+    source = pairs.pop("source")
+    pairs["cluster"] = ("source: " + source).where(source != "", "prompt: " + pairs.index.to_series())
+    more = table[table["metric"].isin(["truncated", "words"]) & table["arm"].isin([a, b])]
+    more = more.pivot_table(index="prompt_id", columns=["metric", "arm"], values="value")
+    more = more.reindex(index=pairs.index, columns=[(m, arm) for m in ("truncated", "words") for arm in (a, b)])
+    pairs["cut"] = more["truncated"].max(axis=1) > 0
+    pairs["words_a"], pairs["words_b"] = more["words", a], more["words", b]
+    return pairs
 
 
-def _cluster(row: Mapping[str, object]) -> str:
-    """Name the source of a prompt; one without a source gets a name that no source can have."""
-    return f"source:{row['source']}" if row["source"] else f"prompt:{row['prompt_id']}"
+def estimate_difference(pairs: pd.DataFrame) -> Estimate | None:
+    """Estimate the mean of paired differences, clustered by source; None without any.
+
+    Args:
+        pairs: From `paired_differences`, or some of its rows.
+    """
+    return estimate(pairs["difference"].tolist(), pairs["cluster"].tolist()) if len(pairs) else None

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from helpers.core.errors import EvaluationError
-from helpers.evaluation.metrics.gains import Gains, clean_rows
+from helpers.core.text import format_number
+from helpers.evaluation.metrics.contamination import Neighbour
+from helpers.evaluation.metrics.table import scores_by_answer
+from helpers.evaluation.overview import Overview
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt
-from helpers.evaluation.report.diffs import Span, word_diff
 
-__all__ = ["badges", "headline_arms", "prompt_cards"]
+__all__ = ["Span", "WordDiff", "badges", "prompt_cards", "word_diff"]
 
 _REPEATS = 0.2  # share of repeated 4-grams from which an answer is called repetitive
 _SIMILAR = 0.2  # largest difference in words, over the words of the longer answer, of a length-matched pair
+_MOST_PAIRS = 60_000  # equal words, one in each answer; difflib is slow on answers that repeat themselves
+_LEAST_SHARED = 0.2  # below this share of common words the marks would cover nearly everything
 
 
-def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
-    """Choose the two arms that are shown side by side.
-
-    Args:
-        comparison: What was compared.
-
-    Returns:
-        The arms "base" and "tuned" if there are such; else the first arm without and the first with the adapter; else
-        the first two.
-
-    Raises:
-        EvaluationError: There are fewer than two arms.
-    """
-    arms = comparison.arms
-    if len(arms) < 2:
-        raise EvaluationError("arms", "at least two arms", [arm.name for arm in arms], "Generate answers for two arms.")
-    named = {arm.name: arm for arm in arms}
-    if "base" in named and "tuned" in named:
-        return named["base"], named["tuned"]
-    without = [arm for arm in arms if not arm.adapter]
-    with_it = [arm for arm in arms if arm.adapter]
-    return (without[0], with_it[0]) if without and with_it else (arms[0], arms[1])
-
-
-def badges(answer: Answer, row: Mapping[str, Any]) -> list[dict[str, str]]:
+def badges(answer: Answer, row: Mapping[str, float]) -> list[dict[str, str]]:
     """Say in a few words how an answer is built.
 
     Args:
         answer: The answer.
-        row: Its scores, as `clean_rows` gives them: `words`, `list_items`, `asked_items`, `items_met`, `rep_4`,
-            `truncated`, `empty`, `template_leak`, `prompt_echo`, `refusal` and `rouge_l` are used where they are given.
+        row: Its scores by measure.
 
     Returns:
         Badges, each with a `text` and a `kind`: "good", "plain" or "warn".
@@ -56,9 +40,9 @@ def badges(answer: Answer, row: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append(("plain", _count(row["list_items"], "list item")))
     if "asked_items" in row and "items_met" in row:
         met = bool(row["items_met"])
-        found.append(("good" if met else "warn", f"asked for {row['asked_items']}: {'met' if met else 'not met'}"))
+        found.append(("good" if met else "warn", f"asked for {int(row['asked_items'])}: {'met' if met else 'not met'}"))
     if "rouge_l" in row:
-        found.append(("plain", f"ROUGE-L {row['rouge_l']:.2f}"))
+        found.append(("plain", f"ROUGE-L {format_number(row['rouge_l'])}"))
     warnings = {
         "empty answer": row.get("empty", not answer.text.strip()),
         "cut at the length limit": row.get("truncated", answer.finish_reason == "length"),
@@ -76,36 +60,32 @@ def _count(number: float, thing: str) -> str:
 
 
 def prompt_cards(
-    comparison: Comparison,
-    *,
-    pair: tuple[Arm, Arm],
-    scores: Sequence[Mapping[str, Any]],
-    gains: Gains | None,
-    leakage: Sequence[Mapping[str, Any]] = (),
+    comparison: Comparison, overview: Overview, neighbours: Sequence[Neighbour] = ()
 ) -> list[dict[str, Any]]:
-    """Lay out each prompt that both arms of the pair answered.
+    """Lay out each prompt that both arms of the headline answered.
 
     Args:
         comparison: What was compared.
-        pair: The two arms shown side by side.
-        scores: Flat rows, one a prompt and arm.
-        gains: What the order "biggest gain" goes by.
-        leakage: Rows with `prompt_id`, `text` (the nearest training example) and perhaps `score` (0 to 1).
+        overview: Names the two arms and has the scores.
+        neighbours: The nearest training example of each prompt.
 
     Returns:
         What the template shows, in the order of the prompts.
     """
+    pair = overview.base, overview.tuned
     answers = {(answer.prompt_id, answer.arm): answer for answer in comparison.answers}
-    rows = {(row["prompt_id"], row["arm"]): row for row in clean_rows(scores)}
-    leaks = {row["prompt_id"]: row for row in leakage}
+    rows, gains, worst = scores_by_answer(overview.table), overview.gains()[1], overview.worst()
+    leaks = {each.prompt_id: each for each in neighbours if each.place >= 0}
     cards = []
     for prompt in comparison.prompts:
         given = {arm.name: answers.get((prompt.id, arm.name)) for arm in comparison.arms}
         if given[pair[0].name] is None or given[pair[1].name] is None:
             continue
-        card = {**_ask(prompt, len(cards) + 1), **_pair(prompt, pair, given, rows), **_gain(prompt, gains)}
-        card |= _further(comparison, pair, given, rows) | {"leak": _leak(leaks.get(prompt.id))}
-        cards.append(card)
+        gain, leak = gains.get(prompt.id), leaks.get(prompt.id)
+        card = {**_ask(prompt, len(cards) + 1), **_pair(prompt, pair, given, rows)}
+        card |= {"gain": "" if gain is None else f"{gain:.6g}", "hurt": f"{gain:.6g}" if prompt.id in worst else ""}
+        card |= {"leak": leak and {"text": leak.text, "score": f"{leak.score:.2f}"}}
+        cards.append(card | _further(comparison, pair, given, rows))
     return cards
 
 
@@ -115,7 +95,9 @@ def _ask(prompt: Prompt, place: int) -> dict[str, Any]:
     }
 
 
-def _pair(prompt: Prompt, pair: tuple[Arm, Arm], given: Mapping[str, Any], rows: Mapping[Any, Any]) -> dict[str, Any]:
+def _pair(
+    prompt: Prompt, pair: tuple[Arm, Arm], given: Mapping[str, Any], rows: Mapping[tuple[str, str], Mapping[str, float]]
+) -> dict[str, Any]:
     """Lay the two answers side by side and note what the filters ask for; flags are "1" or "0"."""
     first, second = given[pair[0].name], given[pair[1].name]
     diff = word_diff(first.text, second.text)
@@ -125,11 +107,14 @@ def _pair(prompt: Prompt, pair: tuple[Arm, Arm], given: Mapping[str, Any], rows:
         rows.get((prompt.id, answer.arm), {}).get("truncated", answer.finish_reason == "length")
         for answer in (first, second)
     ]
+    same = first.text == second.text
     sides = [_side(first, pair[0], "base", diff.left, rows), _side(second, pair[1], "tuned", diff.right, rows)]
+    if same and first.text.strip():
+        sides[1]["blank"] = "The same answer."
     return {
         "pair": sides,
-        "note": _note(diff.shared, diff.marked, same=first.text == second.text),
-        "differs": str(int(first.text != second.text)),
+        "note": _note(diff.shared, diff.marked, same=same),
+        "differs": str(int(not same)),
         "truncated": str(int(any(cut))),
         "matched": str(int(abs(lengths[0] - lengths[1]) <= _SIMILAR * longer)),
         "length": str(abs(lengths[0] - lengths[1])),
@@ -144,14 +129,19 @@ def _note(shared: float | None, marked: bool, *, same: bool) -> str:
     return f"{100 * shared:.0f} % of words shared" + ("" if marked else ", so differences are not marked")
 
 
-def _side(answer: Answer, arm: Arm, role: str, spans: Sequence[Span], rows: Mapping[Any, Any]) -> dict[str, Any]:
+def _side(
+    answer: Answer, arm: Arm, role: str, spans: Sequence[Span], rows: Mapping[tuple[str, str], Mapping[str, float]]
+) -> dict[str, Any]:
     blank = "" if answer.text.strip() else "This answer is empty." if not answer.text else "Only white space."
     row = rows.get((answer.prompt_id, answer.arm), {})
     return {"role": role, "label": arm.label, "spans": spans, "blank": blank, "badges": badges(answer, row)}
 
 
 def _further(
-    comparison: Comparison, pair: tuple[Arm, Arm], given: Mapping[str, Any], rows: Mapping[Any, Any]
+    comparison: Comparison,
+    pair: tuple[Arm, Arm],
+    given: Mapping[str, Any],
+    rows: Mapping[tuple[str, str], Mapping[str, float]],
 ) -> dict[str, Any]:
     more = [arm for arm in comparison.arms if arm not in pair and given[arm.name] is not None]
     sides = [_side(given[arm.name], arm, "", (Span(given[arm.name].text, only=False),), rows) for arm in more]
@@ -159,14 +149,80 @@ def _further(
     return {"further": sides, "further_title": title}
 
 
-def _gain(prompt: Prompt, gains: Gains | None) -> dict[str, str]:
-    value = gains.values.get(prompt.id) if gains else None
-    hurt = value is not None and prompt.id in gains.worst()
-    return {"gain": "" if value is None else f"{value:.6g}", "hurt": f"{value:.6g}" if hurt else ""}
+@dataclass(frozen=True)
+class Span:
+    """A piece of an answer.
+
+    Args:
+        text: The piece, white space included.
+        only: Whether only this answer says it.
+    """
+
+    text: str
+    only: bool
 
 
-def _leak(row: Mapping[str, Any] | None) -> dict[str, str] | None:
-    if row is None:
-        return None
-    score = row.get("score")
-    return {"text": str(row.get("text", "")), "score": "" if score is None else f"{score:.2f}"}
+@dataclass(frozen=True)
+class WordDiff:
+    """Two answers in pieces.
+
+    Args:
+        left: The pieces of the first answer; joined, they are the answer.
+        right: The pieces of the second.
+        shared: Words in common, in the same order, over the words of the longer answer: 0 to 1, or
+            None if they were not compared.
+        marked: Whether the pieces say what differs. False when too little is shared, or the answers are too long or too
+            repetitive to compare; then each answer is one unmarked piece.
+    """
+
+    left: tuple[Span, ...]
+    right: tuple[Span, ...]
+    shared: float | None
+    marked: bool
+
+
+def word_diff(left: str, right: str) -> WordDiff:
+    """Compare two answers word by word with `difflib`.
+
+    Args:
+        left: One answer.
+        right: The other.
+
+    Returns:
+        Both in pieces. White space never counts as a difference.
+
+    Example:
+        >>> word_diff("plan the route", "plan a route").left
+        (Span(text='plan ', only=False), Span(text='the', only=True), Span(text=' route', only=False))
+    """
+    if left == right:
+        return WordDiff((Span(left, only=False),), (Span(right, only=False),), 1.0, marked=True)
+    first, second = left.split(), right.split()
+    longer = max(len(first), len(second))
+    counts = Counter(second)
+    if sum(counts[word] for word in first) > _MOST_PAIRS:
+        return _plain(left, right, None)
+    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    shared = sum(block.size for block in blocks) / longer if longer else 1.0
+    if shared < _LEAST_SHARED:
+        return _plain(left, right, shared)
+    ours = {block.a + step for block in blocks for step in range(block.size)}
+    theirs = {block.b + step for block in blocks for step in range(block.size)}
+    return WordDiff(_spans(left, ours), _spans(right, theirs), shared, marked=True)
+
+
+def _plain(left: str, right: str, shared: float | None) -> WordDiff:
+    return WordDiff((Span(left, only=False),), (Span(right, only=False),), shared, marked=False)
+
+
+def _spans(text: str, common: set[int]) -> tuple[Span, ...]:
+    """Cut a text where its words begin or cease to be common; white space is marked only between two marked words."""
+    pieces = re.findall(r"\s+|\S+", text)
+    only, place = [], 0
+    for piece in pieces:
+        only.append(not piece.isspace() and place not in common)
+        place += not piece.isspace()
+    for at, piece in enumerate(pieces):
+        only[at] |= piece.isspace() and 0 < at < len(pieces) - 1 and only[at - 1] and only[at + 1]
+    runs = groupby(zip(pieces, only, strict=True), key=itemgetter(1))
+    return tuple(Span("".join(piece for piece, _ in run), mark) for mark, run in runs)

@@ -2,248 +2,248 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from helpers.core.errors import EvaluationError
+from helpers.core.paired import Estimate
 from helpers.core.text import format_number
-from helpers.display.style import BASE, BETTER, INK, SOFT, WORSE, Drawing, new_figure, plain_text
-from helpers.evaluation.metrics.catalogue import METRICS
-from helpers.evaluation.metrics.table import PairedDifferences
-from helpers.evaluation.stats.summaries import PairedSummary
-from helpers.evaluation.stats.tests import t_interval
+from helpers.display.style import (
+    BASE,
+    BETTER,
+    INK,
+    NEITHER,
+    SHIFTED,
+    SOFT,
+    TUNED,
+    WORSE,
+    Drawing,
+    new_figure,
+    plain_text,
+)
+from helpers.evaluation.metrics.table import METRICS, estimate_difference, means_by_arm, paired_differences
+from helpers.evaluation.metrics.token_shift import ShiftedToken, describe_shift, shift_of
+from helpers.evaluation.overview import JUDGED, Overview
+from helpers.evaluation.records import Comparison
+from helpers.evaluation.report.page import FEWEST_FOR_INTERVAL, ordered_arms
+from helpers.evaluation.votes.tally import Reveal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_categories", "draw_differences", "draw_ladder", "draw_lengths"]
+__all__ = [
+    "draw_all",
+    "draw_categories",
+    "draw_differences",
+    "draw_ladder",
+    "draw_lengths",
+    "draw_shift",
+    "lay_out",
+]
+
+_COLUMNS, _LINES = 40, 18  # characters in a line of the token picture, and lines, that a phone can show
+_VOTES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 
 
-def draw_differences(differences: PairedDifferences, summary: PairedSummary) -> Drawing:
-    """Draw the difference of every prompt, in order of size, over their mean with its interval.
+def draw_all(comparison: Comparison, overview: Overview, votes: Reveal | None = None) -> dict[str, Drawing]:
+    """Draw everything that can be drawn.
 
     Args:
-        differences: One metric's paired differences.
-        summary: Their summary.
+        comparison: What was compared.
+        overview: What came of it.
+        votes: Blind votes, which then take the place of ROUGE-L beside length.
 
     Returns:
-        The picture.
+        Pictures by name: "differences", "categories", "ladder", "lengths"; without data, there is none.
     """
-    values = sorted(differences.differences)
+    found: list[Drawing | None] = []
+    if name := next((name for name in (JUDGED, "rouge_l") if name in overview.pairs), None):
+        found += [draw_differences(overview, name), draw_categories(overview, name)]
+    found += [draw_ladder(comparison, overview), draw_lengths(overview, votes)]
+    return {picture.name: picture for picture in found if picture}
+
+
+def draw_differences(overview: Overview, name: str) -> Drawing:
+    """Draw a measure's difference for every prompt, in order of size, over their mean with its interval."""
+    found = overview.estimates[name]
+    values = sorted(overview.pairs[name]["difference"])
     figure, axes = new_figure(min(1.7 + 0.13 * len(values), 6.5))
-    for better, color, marker in ((True, BETTER, "o"), (False, WORSE, "v"), (None, BASE, "s")):
-        places = [i for i, value in enumerate(values) if _is_better(value, summary) is better]
+    for better, color, marker in ((True, BETTER, "o"), (False, WORSE, "v"), (None, NEITHER, "s")):
+        places = [i for i, value in enumerate(values) if _is_better(value, name) is better]
         axes.hlines(places, 0, [values[i] for i in places], color=color, linewidth=1.3, alpha=0.55)
         axes.plot([values[i] for i in places], places, marker, color=color, markersize=4.5, linestyle="")
     mean_at = -max(1.6, 0.09 * len(values))
-    _interval(axes, mean_at, summary)
+    _interval(axes, mean_at, found)
     axes.axvline(0, color=SOFT, linewidth=1)
-    axes.set_yticks([mean_at, (len(values) - 1) / 2], ["mean", f"{len(values)} prompts"])
-    axes.set_xlabel(_axis(differences))
-    return Drawing("differences", f"{summary.metric}, prompt by prompt", _differences_caption(summary), figure)
+    axes.set_yticks([mean_at, (len(values) - 1) / 2], ["mean", f"{len(values)} rows"])
+    axes.set_xlabel(_axis(overview, name))
+    caption = f"Each line is one row: {_counts(found, name)}. {_interval_words(found)}"
+    return Drawing("differences", f"{METRICS[name].label}, row by row", caption, figure)
 
 
-def _is_better(value: float, summary: PairedSummary) -> bool | None:
-    if value == 0 or summary.higher_is_better is None:
-        return None
-    return (value > 0) == summary.higher_is_better
+def _is_better(value: float, name: str) -> bool | None:
+    direction = METRICS[name].higher_is_better
+    return None if value == 0 or direction is None else (value > 0) == direction
 
 
-def _interval(axes: Axes, place: float, summary: PairedSummary, *, color: str = INK) -> None:
+def _interval(axes: Axes, place: float, found: Estimate) -> None:
     """Draw a mean with its interval, if it has one."""
-    interval = summary.interval
-    if interval is not None and interval.known():
-        axes.hlines(place, interval.low, interval.high, color=color, linewidth=3.5)
-    if summary.mean is not None:
-        axes.plot([summary.mean], [place], "D", color=color, markersize=7)
+    if found.low is not None:
+        axes.hlines(place, found.low, found.high, color=INK, linewidth=3.5)
+    axes.plot([found.mean], [place], "D", color=INK, markersize=7)
 
 
-def _axis(differences: PairedDifferences) -> str:
+def _axis(overview: Overview, name: str) -> str:
     """Name an axis of differences."""
-    metric = METRICS[differences.metric]
+    metric = METRICS[name]
     unit = f" ({metric.unit})" if metric.unit and metric.unit != "yes/no" else ""
     side = {True: "right is better", False: "left is better", None: "neither side is better"}[metric.higher_is_better]
-    return f"{metric.label}{unit}\n{differences.a} minus {differences.b}: {side}"
+    return f"{metric.label}{unit}\n{overview.tuned.name} minus {overview.base.name}: {side}"
 
 
-def _differences_caption(summary: PairedSummary) -> str:
-    better, worse = (summary.higher, summary.lower) if summary.higher_is_better else (summary.lower, summary.higher)
-    words = ("above", "below") if summary.higher_is_better is None else ("better (circles)", "worse (triangles)")
-    better, worse = (summary.higher, summary.lower) if summary.higher_is_better is None else (better, worse)
-    counts = f"Each line is one prompt: {better} {words[0]}, {worse} {words[1]}"
-    counts += f", {summary.ties} equal." if summary.ties else "."
-    return f"{counts} {_interval_words(summary)}"
+def _counts(found: Estimate, name: str) -> str:
+    higher = METRICS[name].higher_is_better
+    better, worse = (found.above, found.below) if higher else (found.below, found.above)
+    return f"{better} better (circles), {worse} worse (triangles)" + (f", {found.equal()} equal" * bool(found.equal()))
 
 
-def _interval_words(summary: PairedSummary) -> str:
-    """Say what a mean and its interval mean."""
-    interval = summary.interval
-    mean = f"The diamond is the mean, {format_number(summary.mean, sign=True)}"
-    if interval is None or not interval.known():
-        return f"{mean}; there is no interval: {interval.note if interval else 'too few prompts.'}"
-    ends = f"{format_number(interval.low, sign=True)} to {format_number(interval.high, sign=True)}"
-    says = (
-        "does not touch zero, so chance alone is an unlikely cause"
-        if interval.excludes(0)
-        else "holds zero: no verdict"
-    )
-    return f"{mean}, and the bar its 95 % interval, {ends}. It {says}."
+def _interval_words(found: Estimate) -> str:
+    mean = f"The diamond is the mean, {format_number(found.mean, sign=True)}"
+    if found.low is None:
+        return f"{mean}; there is no interval: {found.why_no_interval}."
+    ends = " to ".join(format_number(end, sign=True) for end in (found.low, found.high))
+    return f"{mean}, and the bar its 95 % interval, {ends}. Look for single rows that carry the mean."
 
 
-def draw_categories(summaries: Mapping[str, PairedSummary], differences: PairedDifferences) -> Drawing:
-    """Draw one metric for each category: an interval where there are six prompts or more, else counts.
-
-    Args:
-        summaries: By category, from `helpers.evaluation.overview.category_summaries`.
-        differences: The metric's differences, which name its axis.
+def draw_categories(overview: Overview, name: str) -> Drawing | None:
+    """Draw one measure for each category: an interval where there are six prompts or more, else counts.
 
     Returns:
-        The picture.
-
-    Raises:
-        EvaluationError: There is no category.
+        The picture; None with fewer than two categories.
     """
-    if not summaries:
-        raise EvaluationError("categories", "at least one category", [], "Give the prompts categories.")
-    figure, axes = new_figure(1.1 + 0.5 * len(summaries))
-    for place, summary in enumerate(summaries.values()):
-        decided = summary.interval is not None and summary.interval.excludes(0)
-        better = _is_better(summary.mean or 0.0, summary)
-        _interval(axes, place, summary, color=(BETTER if better else WORSE) if decided else BASE)
-        if summary.mean is None:
-            axes.text(0, place, f"  {_counts(summary)}", va="center", color=SOFT, fontsize=10)
+    pairs = overview.pairs[name]
+    groups = {label: rows for label, rows in pairs.groupby("category", sort=False) if label}
+    if len(groups) < 2:
+        return None
+    figure, axes = new_figure(1.1 + 0.5 * len(groups))
+    for place, rows in enumerate(groups.values()):
+        found = estimate_difference(rows)
+        if found is not None and len(rows) >= FEWEST_FOR_INTERVAL:
+            _interval(axes, place, found)
+        elif found is not None:
+            axes.text(0, place, f"  {_short_counts(found, name)}", va="center", color=SOFT, fontsize=10)
     axes.axvline(0, color=SOFT, linewidth=1)
-    names = [f"{plain_text(name, 24)} ({each.n})" for name, each in summaries.items()]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(_axis(differences))
-    return Drawing("categories", "By category", _categories_caption(summaries), figure)
+    axes.set_yticks(range(len(groups)), [f"{plain_text(label, 24)} ({len(rows)})" for label, rows in groups.items()])
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlabel(_axis(overview, name))
+    few = sum(len(rows) < FEWEST_FOR_INTERVAL for rows in groups.values())
+    caption = "The number of rows stands behind each name; diamond and bar are the mean and its 95 % interval."
+    caption += f" {few} with fewer than six rows show counts only." if few else ""
+    caption += " Among many categories some differ by chance: take them as questions, not as answers."
+    return Drawing("categories", "By category", caption, figure)
 
 
-def _counts(summary: PairedSummary) -> str:
-    better, worse = (summary.higher, summary.lower) if summary.higher_is_better else (summary.lower, summary.higher)
-    return f"better {better}, worse {worse}" + (f", equal {summary.ties}" if summary.ties else "")
+def _short_counts(found: Estimate, name: str) -> str:
+    better, worse = (found.above, found.below) if METRICS[name].higher_is_better else (found.below, found.above)
+    return f"better {better}, worse {worse}" + (f", equal {found.equal()}" if found.equal() else "")
 
 
-def _categories_caption(summaries: Mapping[str, PairedSummary]) -> str:
-    decided = [name for name, each in summaries.items() if each.interval is not None and each.interval.excludes(0)]
-    few = sum(each.interval is None for each in summaries.values())
-    text = "The number of prompts stands behind each name; diamond and bar are the mean and its 95 % interval. "
-    text += f"Clear of zero: {', '.join(decided)}." if decided else "No category is clear of zero."
-    text += f" {few} with fewer than six prompts show counts only." if few else ""
-    return f"{text} Looking at many categories finds differences by chance: take them as questions, not as answers."
-
-
-def draw_ladder(
-    means: Mapping[str, float], differences: Mapping[str, PairedDifferences], labels: Mapping[str, str]
-) -> Drawing:
+def draw_ladder(comparison: Comparison, overview: Overview) -> Drawing | None:
     """Draw how far each way of asking gets: every arm against the base with its template.
 
-    Args:
-        means: Mean NLL of the good answers by arm, in nats a token, in the order of drawing; "base" is among them.
-        differences: For each other arm, its paired differences to "base".
-        labels: What reports call the arms.
-
     Returns:
-        The picture.
-
-    Raises:
-        EvaluationError: "base" is missing, or is alone.
+        The picture; None with fewer than three arms or without references.
     """
-    if "base" not in means or len(means) < 2:
-        raise EvaluationError("arms", "base and at least one other arm", list(means), "Score more arms.")
-    figure, axes = new_figure(1.2 + 0.5 * len(means))
-    for place, name in enumerate(means):
-        color = BETTER if name == "tuned" else BASE
-        if name in differences:
-            interval = t_interval(differences[name].differences, differences[name].clusters)
-            low, high = (interval.low, interval.high) if interval.known() else (None, None)
-            if low is not None and high is not None:
-                axes.hlines(place, means["base"] + low, means["base"] + high, color=color, linewidth=3.5)
-        axes.plot([means[name]], [place], "D" if name == "tuned" else "o", color=color, markersize=8)
+    arms = ordered_arms(comparison)
+    if len(arms) < 3 or JUDGED not in overview.pairs:
+        return None
+    means = means_by_arm(overview.table).loc[JUDGED]
+    figure, axes = new_figure(1.2 + 0.5 * len(arms))
+    for place, arm in enumerate(arms):
+        color = {overview.base.name: BASE, overview.tuned.name: TUNED}.get(arm.name, NEITHER)
+        found = None if arm == overview.base else _against(overview, arm.name, overview.base.name)
+        if found is not None and found.low is not None and found.high is not None:
+            base = means[overview.base.name]
+            axes.hlines(place, base + found.low, base + found.high, color=color, linewidth=3.5)
+        axes.plot([means[arm.name]], [place], "D" if arm.adapter else "o", color=color, markersize=8)
         axes.annotate(
-            f"{means[name]:.2f}",
-            (means[name], place),
+            f"{means[arm.name]:.2f}",
+            (means[arm.name], place),
             (0, 8),
             textcoords="offset points",
             ha="center",
             fontsize=9.5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the base's number stands on its line
         )
-    axes.axvline(means["base"], color=SOFT, linewidth=1)
-    axes.set_yticks(range(len(means)), [labels.get(name, name) for name in means])
-    axes.set_ylim(len(means) - 0.5, -0.75)
+    axes.axvline(means[overview.base.name], color=SOFT, linewidth=1)
+    axes.set_yticks(range(len(arms)), [plain_text(arm.label, 24) for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.75)
     axes.margins(x=0.12)
-    axes.set_xlabel("NLL of good answers\n(nats/token; left is better)")
-    return Drawing("ladder", "How much is the prompt's doing?", _ladder_caption(means), figure)
-
-
-def _ladder_caption(means: Mapping[str, float]) -> str:
-    text = (
-        "The vertical line is the base model with its template; each bar is the 95 % interval of the difference to it."
+    axes.set_xlabel("NLL of the references with EOS\n(nats/token; left is better)")
+    caption = "The vertical line is the base model with its template; each bar is the 95 % interval of the difference."
+    return Drawing(
+        "ladder", "How much does prompting alone give?", f"{caption} {_examples_words(overview)}".strip(), figure
     )
-    if "base_few_shot" not in means or "tuned" not in means:
-        return text
-    prompted, tuned = means["base"] - means["base_few_shot"], means["base"] - means["tuned"]
-    if tuned <= 0:
-        return f"{text} Here tuning gains nothing, so there is nothing for examples in the prompt to explain."
-    if prompted <= 0:
-        return f"{text} Examples in the prompt gain nothing here; what the tuned arm gains is the adapter's doing."
-    if prompted >= tuned:
-        return f"{text} Here examples in the prompt gain as much as tuning or more, and need no training."
-    share = f"{prompted / tuned:.0%}".replace("%", " %")
-    return f"{text} Examples in the prompt alone reach {share} of what tuning gains."
 
 
-def draw_lengths(
-    pairs: Mapping[str, tuple[int, int]],
-    gains: Mapping[str, float],
-    *,
-    gain_label: str,
-    are_votes: bool = False,
-    name: str = "tuned",
-) -> Drawing:
+def _against(overview: Overview, a: str, b: str) -> Estimate | None:
+    return estimate_difference(paired_differences(overview.table, JUDGED, a, b))
+
+
+def _examples_words(overview: Overview) -> str:
+    """Compare the adapter with examples in the prompt, by their own paired interval."""
+    found = _against(overview, overview.tuned.name, "base_few_shot")
+    if found is None:
+        return ""
+    against = f"tuned minus examples {format_number(found.mean, sign=True)}"
+    if found.low is not None:
+        against += f", {format_number(found.low, sign=True)} to {format_number(found.high, sign=True)}"
+    if found.is_below(0):
+        return f"The adapter gives more than examples in the prompt ({against})."
+    if found.is_above(0):
+        return f"Examples in the prompt give more than the adapter, and need no training ({against})."
+    return f"These rows cannot tell which gives more, the adapter or examples in the prompt ({against})."
+
+
+def draw_lengths(overview: Overview, votes: Reveal | None = None) -> Drawing | None:
     """Draw each prompt's gain over the difference in length: are answers only better for being longer?
 
     Args:
-        pairs: Words of the base and the tuned answer by prompt.
-        gains: How much better the tuned answer is by prompt, such as its ROUGE-L minus the base's, or votes.
-        gain_label: What the gain is.
-        are_votes: Whether gains are votes: 1 win, 0 tie, -1 loss.
-        name: What the arm is called whose gains these are.
+        overview: Its words and ROUGE-L.
+        votes: If there are any, the gain is who won.
 
     Returns:
-        The picture.
-
-    Raises:
-        EvaluationError: No prompt has both.
+        The picture; None without answers that have a gain.
     """
-    names = [name for name in pairs if name in gains]
-    if not names:
-        raise EvaluationError("gains", "a prompt with both answers and a gain", [], "Score references, or vote.")
+    pairs = overview.pairs.get("words")
+    if votes is not None:
+        gains = {name: _VOTES[outcome] for name, outcome in votes.merged_outcomes.items()}
+    else:
+        gains = overview.pairs["rouge_l"]["difference"].to_dict() if "rouge_l" in overview.pairs else {}
+    names = [] if pairs is None else [name for name in pairs.index if name in gains]
+    if pairs is None or not names:
+        return None
+    longer = pairs.loc[names, "difference"].tolist()
+    values = [gains[name] for name in names]
     figure, axes = new_figure(3.1, grid="both")
-    longer = [pairs[name][1] - pairs[name][0] for name in names]
-    for sign, color, marker in ((1, BETTER, "o"), (-1, WORSE, "v"), (0, BASE, "s")):
-        chosen = [i for i, name in enumerate(names) if _sign(gains[name]) == sign]
-        x, y = [longer[i] for i in chosen], [gains[names[i]] for i in chosen]
+    for sign, color, marker in ((1, BETTER, "o"), (-1, WORSE, "v"), (0, NEITHER, "s")):
+        chosen = [i for i, value in enumerate(values) if _sign(value) == sign]
+        x, y = [longer[i] for i in chosen], [values[i] for i in chosen]
         axes.plot(x, y, marker, color=color, markersize=6, alpha=0.8, linestyle="")
     axes.axhline(0, color=SOFT, linewidth=1)
     axes.axvline(0, color=SOFT, linewidth=1)
-    if are_votes:
+    if votes is not None:
         axes.set_yticks([-1, 0, 1], ["lost", "tie", "won"])
         axes.set_ylim(-1.4, 1.4)
-    axes.set_xlabel(f"words: {name} minus base")
-    axes.set_ylabel(gain_label)
-    return Drawing(
-        "lengths", "Is longer better?", _lengths_caption(longer, [gains[each] for each in names], name), figure
-    )
+    axes.set_xlabel(f"words: {overview.tuned.name} minus {overview.base.name}")
+    axes.set_ylabel("blind vote" if votes is not None else f"ROUGE-L: {overview.tuned.name} minus {overview.base.name}")
+    return Drawing("lengths", "Is longer better?", _lengths_caption(longer, values, overview.tuned.name), figure)
 
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def _lengths_caption(longer: Sequence[int], gains: Sequence[float], name: str) -> str:
+def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str) -> str:
     """Count gains among longer and among shorter answers."""
     counts = []
     for word, sign in (("longer", 1), ("shorter", -1)):
@@ -253,3 +253,72 @@ def _lengths_caption(longer: Sequence[int], gains: Sequence[float], name: str) -
     text = f"Each mark is one prompt; right of the line the {name} answer is longer."
     text += f" {counts[0].capitalize()}, {counts[1]}."
     return f"{text} If gains stood only on one side, length could be the cause: compare answers of like length."
+
+
+def lay_out(tokens: Sequence[ShiftedToken], columns: int = _COLUMNS) -> list[tuple[int, int, str, str]]:
+    """Place tokens on a grid of characters, breaking lines between tokens.
+
+    Args:
+        tokens: In order.
+        columns: Characters in a line.
+
+    Returns:
+        (line, column, text, class) of each piece that shows; white space at a line's start is dropped.
+    """
+    placed, line, column = [], 0, 0
+    for token in tokens:
+        breaks = token.text.count("\n")
+        text = plain_text(token.text).replace(r"\$", "$")
+        space = bool(token.text) and token.text[0].isspace() and column > 0 and not breaks
+        if breaks and column:
+            line, column = line + min(breaks, 2), 0
+        text = text[:columns]
+        hangs = 2 if not any(c.isalnum() for c in text) else 0  # a full stop may stick out
+        if column + space + len(text) > columns + hangs:
+            line, column, space = line + 1, 0, False
+        if text:
+            placed.append((line, column + space, text, shift_of(token.rank)))
+        column += space + len(text)
+    return placed
+
+
+def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
+    """Draw an answer with the tokens marked that the base model would not have chosen.
+
+    Args:
+        tokens: From `helpers.evaluation.generate.token_shift`.
+        title: The prompt, in a few words.
+
+    Returns:
+        The picture; of a long answer, its beginning.
+    """
+    placed = [each for each in lay_out(tokens) if each[0] < _LINES]
+    lines = max((line for line, *_ in placed), default=0) + 1
+    figure, axes = new_figure(0.3 + 0.27 * (lines + 2), width=4.4, grid="")
+    axes.set_axis_off()
+    axes.set_xlim(0, _COLUMNS + 2)
+    axes.set_ylim(lines + 1.6, -0.6)
+    for line, column, text, shift in placed:
+        _mark(axes, line, column, text, shift)
+    for place, (shift, words) in enumerate((("marginal", "rank 2-3"), ("shifted", "rank 4 and beyond"))):
+        _mark(axes, lines + 0.9, 13 * place, words, shift)
+    if not placed:
+        axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=11.8)
+    text = "The base model reads the answer. Marked is what it would not have written itself."
+    cut = " The picture shows the beginning." if lines >= _LINES else ""
+    caption = f"{text} {describe_shift(tokens)}{cut}"
+    return Drawing("token_shift", f"Token shift: {plain_text(title, 60)}", caption, figure)
+
+
+def _mark(axes: Axes, line: float, column: int, text: str, shift: str) -> None:
+    """Write one token on its background; shifted ones are underlined too."""
+    from matplotlib.patches import Rectangle
+
+    if shift in SHIFTED:
+        box = Rectangle((column, line - 0.42), len(text), 0.84, facecolor=SHIFTED[shift], linewidth=0)
+        axes.add_patch(box)
+    if shift == "shifted":
+        axes.plot([column, column + len(text)], [line + 0.42] * 2, color=INK, linewidth=1.6, solid_capstyle="butt")
+    style = {"family": "DejaVu Sans Mono", "fontsize": 11.8, "color": INK, "parse_math": False}
+    for offset, character in enumerate(text):
+        axes.text(column + offset + 0.5, line, character, va="center", ha="center", **style)

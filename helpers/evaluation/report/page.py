@@ -11,71 +11,70 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from helpers.core.errors import EvaluationError
+from helpers.core.paired import Estimate
 from helpers.core.text import format_number
-from helpers.evaluation.metrics.gains import Gains, tuning_gains
+from helpers.display.style import Drawing
+from helpers.evaluation.metrics.contamination import Neighbour
+from helpers.evaluation.metrics.table import METRICS, means_by_arm
+from helpers.evaluation.overview import DESCRIBED, JUDGED, Overview
 from helpers.evaluation.pages import render_page, write_page
-from helpers.evaluation.records import Comparison
-from helpers.evaluation.report.cards import headline_arms, prompt_cards
-from helpers.evaluation.report.tables import ladder, slice_row, verdict_row
+from helpers.evaluation.records import Arm, Comparison
+from helpers.evaluation.report.cards import prompt_cards
 
-__all__ = ["write_report"]
+__all__ = ["FEWEST_FOR_INTERVAL", "measure_rows", "ordered_arms", "write_report"]
+
+FEWEST_FOR_INTERVAL = 6
+"""Rows below which no interval is shown: it would be too wide to mean anything."""
+
+_MARKS = {"better": "▲", "preferred": "▲", "not worse": "▲", "worse": "▼", "not preferred": "▼", "cannot tell": "○"}
+_STEPS = {"bare": 0, "template": 1, "few_shot": 2}
 
 
 def write_report(
     path: str | Path,
     comparison: Comparison,
+    overview: Overview,
     *,
-    headline: str,
-    scores: Sequence[Mapping[str, Any]] = (),
-    verdicts: Sequence[Mapping[str, Any]] = (),
-    slices: Sequence[Mapping[str, Any]] = (),
-    figures: Sequence[Mapping[str, Any]] = (),
-    leakage: Sequence[Mapping[str, Any]] = (),
+    figures: Sequence[Drawing] = (),
+    neighbours: Sequence[Neighbour] = (),
+    votes: str = "",
 ) -> Path:
     """Write the report.
 
     Args:
         path: The HTML file to write.
         comparison: Prompts, arms and answers.
-        headline: The verdict in plain words; a sentence or two.
-        scores: One row a prompt and arm: `prompt_id`, `arm`, and any of the metrics that `cards.badges` names. None
-            and NaN mean that a metric is not known.
-        verdicts: One row a metric: `metric`, `label`, `base`, `tuned`, `difference`, `low`, `high`, `p`, `p_holm`, `n`,
-            `text`, and `direction`: the outcome in a word, as `verdicts.Verdict.outcome` has it. Numbers may be None.
-        slices: One row a category and metric: `category`, `metric`, `n`, `difference`, `low`, `high`, `text`.
-        figures: Pictures with a `title`, a `caption` that says what they mean, and `svg` (text) or `png` (bytes).
-        leakage: The nearest training example of a prompt: `prompt_id`, `text`, and perhaps `score` (0 to 1).
+        overview: What is said of them.
+        figures: Pictures with their captions.
+        neighbours: The nearest training example of each prompt.
+        votes: What the votes say besides the verdict, a line a statement; "" without votes.
 
     Returns:
         The path written.
 
     Raises:
-        EvaluationError: There are fewer than two arms, a row lacks what names it, or a figure has no picture.
-
-    Example:
-        >>> write_report("report.html", comparison, headline="Inconclusive: 8 prompts cannot tell.")  # doctest: +SKIP
-        PosixPath('report.html')
+        EvaluationError: The path is a folder.
+        RunError: The disk refuses.
     """
-    _check_rows("scores", scores, ("prompt_id", "arm"))
-    _check_rows("verdicts", verdicts, ("label",))
-    _check_rows("slices", slices, ("category", "metric"))
-    _check_rows("leakage", leakage, ("prompt_id",))
-    pair = headline_arms(comparison)
-    gains = tuning_gains(comparison, scores, pair)
-    cards = prompt_cards(comparison, pair=pair, scores=scores, gains=gains, leakage=leakage)
+    cards = prompt_cards(comparison, overview, neighbours)
+    arms = ordered_arms(comparison)
+    roles = {overview.base.name: "base", overview.tuned.name: "tuned"}
     context = {
         "info": comparison.info,
         "created": _day(comparison.info.created),
-        "pair": pair,
-        "headline": headline,
+        "pair": (overview.base, overview.tuned),
+        "headline": overview.headline(),
         "counts": _counts(comparison, cards),
-        "verdicts": [verdict_row(row) for row in verdicts],
-        "ladder": ladder(comparison, scores, pair),
-        "slices": [slice_row(row) for row in slices],
-        "figures": [_figure(row) for row in figures],
-        "gains": gains,
-        "hurt": _hurt(comparison, cards, gains),
+        "verdicts": [
+            {"question": v.question, "outcome": v.outcome, "mark": _MARKS[v.outcome], "basis": v.basis}
+            for v in overview.verdicts
+        ],
+        "votes": votes.splitlines(),
+        "arms": [{"label": arm.label, "role": roles.get(arm.name, "")} for arm in arms],
+        "measures": measure_rows(overview, arms),
+        "figures": [_figure(each) for each in figures],
+        "gain": overview.gains()[0],
+        "hurt": _hurt(comparison, overview, cards),
         "categories": sorted({card["category"] for card in cards if card["category"]}),
         "cards": cards,
         "details": _details(comparison),
@@ -84,11 +83,57 @@ def write_report(
     return write_page(path, page)
 
 
-def _check_rows(name: str, rows: Sequence[Mapping[str, Any]], needed: tuple[str, ...]) -> None:
-    for place, row in enumerate(rows):
-        for key in needed:
-            if key not in row:
-                raise EvaluationError(f"{name}[{place}]", f"the keys {', '.join(needed)}", sorted(row), f"Add `{key}`.")
+def ordered_arms(comparison: Comparison) -> list[Arm]:
+    """Return the arms, the least prompted first and those with the adapter last."""
+    return sorted(comparison.arms, key=lambda arm: (arm.adapter, _STEPS.get(arm.prompting, 3)))
+
+
+def measure_rows(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Lay out each measure: its mean in every arm, and the paired difference of the two headline arms.
+
+    Args:
+        overview: What was measured.
+        arms: The columns.
+
+    Returns:
+        Rows with `label`, `definition`, `cells` (text by arm), `difference`, `interval`, `n` and `plot`: where a
+        picture 100 wide, with zero in the middle, has the interval.
+    """
+    means = means_by_arm(overview.table)
+    rows = []
+    for name in (JUDGED, *DESCRIBED):
+        if name not in overview.estimates:
+            continue
+        metric, found = METRICS[name], overview.estimates[name]
+        share = metric.unit in ("yes/no", "share")
+        cells = [format_number(means.loc[name].get(arm.name), share=share) for arm in arms]
+        rows.append(
+            {
+                "label": metric.label + (f", {metric.unit}" if "/" in metric.unit and not share else ""),
+                "definition": metric.definition,
+                "cells": cells,
+                "difference": format_number(found.mean, sign=True, share=share),
+                "interval": _interval(found, share),
+                "n": str(found.rows),
+                "plot": _plot(found),
+            }
+        )
+    return rows
+
+
+def _interval(found: Estimate, share: bool) -> str:
+    if found.low is None or found.rows < FEWEST_FOR_INTERVAL:
+        return format_number(None)
+    return " to ".join(format_number(end, sign=True, share=share) for end in (found.low, found.high))
+
+
+def _plot(found: Estimate) -> dict[str, float] | None:
+    """Place a difference and its interval on a line from 0 to 100 whose middle is zero."""
+    if found.low is None or found.high is None or found.rows < FEWEST_FOR_INTERVAL:
+        return None
+    widest = max(abs(found.low), abs(found.high)) or 1.0
+    ends = {"middle": found.mean, "low": found.low, "high": found.high}
+    return {name: round(50 + 44 * value / widest, 2) for name, value in ends.items()}
 
 
 def _day(created: str) -> str:
@@ -105,34 +150,24 @@ def _counts(comparison: Comparison, cards: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(cards)} answered" + (f", {scored} scored against a reference" if scored else "")
 
 
-def _figure(row: Mapping[str, Any]) -> dict[str, str]:
+def _figure(drawing: Drawing) -> dict[str, str]:
     """Embed a picture as a data URL: inside `img` neither its scripts run nor do its ids clash with another's."""
-    picture, kind = (row["svg"], "svg+xml") if row.get("svg") else (row.get("png"), "png")
-    if not picture:
-        raise EvaluationError("figures", "`svg` text or `png` bytes", sorted(row), "Pass the picture with its title.")
-    raw = picture.encode("utf-8") if isinstance(picture, str) else picture
-    source = f"data:image/{kind};base64,{base64.b64encode(raw).decode('ascii')}"
-    return {"title": row.get("title", ""), "caption": row.get("caption", ""), "source": source}
+    encoded = base64.b64encode(drawing.svg().encode("utf-8")).decode("ascii")
+    return {"title": drawing.title, "caption": drawing.caption, "source": f"data:image/svg+xml;base64,{encoded}"}
 
 
-def _hurt(comparison: Comparison, cards: Sequence[Mapping[str, Any]], gains: Gains | None) -> list[dict[str, str]]:
-    if gains is None:
-        return []
+def _hurt(comparison: Comparison, overview: Overview, cards: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     anchors = {card["id"]: card["anchor"] for card in cards}
-    texts = {prompt.id: prompt.text for prompt in comparison.prompts}
+    texts = {prompt.id: " ".join(prompt.text.split()) for prompt in comparison.prompts}
+    gains = overview.gains()[1]
     return [
         {
             "anchor": anchors.get(name, ""),
-            "title": _short(texts.get(name, name)),
-            "change": format_number(gains.values[name], sign=True),
+            "title": texts[name] if len(texts[name]) <= 100 else texts[name][:97] + "…",
+            "change": format_number(gains[name], sign=True),
         }
-        for name in gains.worst()
+        for name in overview.worst()
     ]
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:97] + "…"
 
 
 def _details(comparison: Comparison) -> list[tuple[str, str]]:

@@ -96,6 +96,9 @@
     addEventListener("afterprint", function () { opened.forEach(function (fold) { fold.open = false; }); });
   }
 
+  if (innerWidth >= 768) {
+    Array.prototype.forEach.call(document.querySelectorAll("details.wide"), function (fold) { fold.open = true; });
+  }
   theme();
   printing();
   if (!cards.length) { return; }
@@ -104,7 +107,7 @@
   find("tools").addEventListener("submit", function (event) { event.preventDefault(); });
   find("tools").addEventListener("reset", function () { setTimeout(update, 0); });
   Array.prototype.forEach.call(list.querySelectorAll(".ask .said, .side .said"), function (text) {
-    if (text.offsetHeight > (text.parentNode.className === "ask" ? 300 : 640)) { clip(text); }
+    if (text.offsetHeight > (innerWidth < 768 ? 230 : text.parentNode.className === "ask" ? 300 : 640)) { clip(text); }
   });
   update();
 }());

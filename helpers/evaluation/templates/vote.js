@@ -4,7 +4,7 @@
   var data = JSON.parse(find("data").textContent);
   var items = data.items;
   var criteria = ["concrete", "on_topic", "structure"];
-  var keys = { 1: "left", 2: "right", 3: "tie", 4: "both_bad", ArrowLeft: "left", ArrowRight: "right" };
+  var keys = { 1: "a", 2: "b", 3: "tie", 4: "both_bad", a: "a", b: "b" };
   var columns = ["item_id", "choice", "concrete", "on_topic", "structure", "voter", "seconds"];
   var state = { voter: "", place: 0, votes: {} };
   var since = 0;
@@ -52,8 +52,8 @@
     screen("vote");
     var item = items[place], now = vote();
     find("prompt").textContent = item.prompt;
-    fill("left", item.left);
-    fill("right", item.right);
+    fill("a", item.a);
+    fill("b", item.b);
     find("count").textContent = "Pair " + (place + 1) + " of " + items.length;
     find("progress").value = said();
     find("back").disabled = place === 0;
@@ -92,7 +92,7 @@
   /* A leading apostrophe keeps spreadsheets from reading a name as a formula; the notebook takes it off again. */
   function cell(value) {
     var text = String(value).replace(/[\r\n]+/g, " ");
-    if (/^[=+\-@\t]/.test(text)) { text = "'" + text; }
+    if (/(^|;)\s*[=+\-@\t\r]/.test(text)) { text = "'" + text; }
     return /[",;]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   }
 
@@ -149,7 +149,8 @@
   document.addEventListener("keydown", function (event) {
     var typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
     if (find("vote").hidden || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) { return; }
-    if (keys[event.key]) { event.preventDefault(); choose(keys[event.key]); }
+    var key = event.key.toLowerCase();
+    if (keys[key]) { event.preventDefault(); choose(keys[key]); }
   });
 
   if (restore()) { find("voter").value = state.voter; if (said()) { find("go").textContent = "Continue"; } }

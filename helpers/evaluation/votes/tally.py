@@ -7,12 +7,11 @@ prompt that several people voted on counts once too, for the arm that more of th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from helpers.core.errors import EvaluationError
-from helpers.evaluation.votes.ballots import CRITERIA, Vote
-from helpers.evaluation.votes.votes import VoteKey
+from helpers.evaluation.votes.ballot import CRITERIA, Vote, VoteKey
 
 __all__ = ["Ballot", "Reveal", "Tally", "TickShare", "reveal"]
 
@@ -28,25 +27,19 @@ class Ballot:
         prompt_id: On which prompt.
         outcome: "win", "tie" or "loss" of the contender.
         both_bad: Whether the tie was between two bad answers.
-        contender_right: Whether the contender was on the right.
+        contender_second: Whether the contender's answer was B.
     """
 
     voter: str
     prompt_id: str
     outcome: str
     both_bad: bool
-    contender_right: bool
+    contender_second: bool
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Wins, ties and losses of the contender, in prompts.
-
-    Args:
-        wins: Prompts on which the contender was preferred.
-        ties: Prompts without a preference.
-        losses: Prompts on which the baseline was preferred.
-    """
+    """Wins, ties and losses of the contender, in prompts."""
 
     wins: int
     ties: int
@@ -74,56 +67,34 @@ class Reveal:
         baseline: The arm that was compared against.
         contender: The arm whose wins are counted.
         merged: Over all voters, each prompt counted once.
-        per_voter: By voter.
         merged_outcomes: By prompt: "win", "tie" or "loss".
         outcomes: By voter and prompt, repeated pairs counted once.
         repeats: By voter: the outcomes of each pair that was seen twice.
         ticks: By criterion and arm.
-        both_bad: Votes that called both answers bad, by prompt.
+        both_bad: Votes that called both answers bad.
         ballots: Every vote, in the order it was read.
     """
 
     baseline: str
     contender: str
     merged: Tally
-    per_voter: dict[str, Tally]
     merged_outcomes: dict[str, str]
     outcomes: dict[str, dict[str, str]]
     repeats: dict[str, tuple[tuple[str, str], ...]]
     ticks: dict[str, dict[str, TickShare]]
-    both_bad: dict[str, int]
+    both_bad: int
     ballots: tuple[Ballot, ...]
-
-    def consistent(self, voter: str) -> tuple[int, int]:
-        """Count a voter's repeated pairs.
-
-        Args:
-            voter: The voter's name.
-
-        Returns:
-            How many were judged alike both times, and how many were repeated.
-        """
-        pairs = self.repeats[voter]
-        return sum(first == second for first, second in pairs), len(pairs)
 
 
 def reveal(votes: Iterable[Vote], key: VoteKey) -> Reveal:
-    """Turn votes for sides into wins, ties and losses of the contender.
+    """Turn votes for A or B into wins, ties and losses of the contender.
 
     Args:
-        votes: From `read_votes` or the widget.
+        votes: From `read_votes`.
         key: The key of the same items.
-
-    Returns:
-        The tallies, per voter and merged, and everything needed to test them.
 
     Raises:
         EvaluationError: There are no votes, or one is for an item that is not in the key.
-
-    Example:
-        >>> key = VoteKey("base", "tuned", {"a": KeyItem("p", "tuned", "base")})  # doctest: +SKIP
-        >>> reveal([Vote("a", "left", voter="Anna")], key).merged  # doctest: +SKIP
-        Tally(wins=1, ties=0, losses=0)
     """
     votes = tuple(votes)
     if not votes:
@@ -134,16 +105,16 @@ def reveal(votes: Iterable[Vote], key: VoteKey) -> Reveal:
         seen.setdefault(ballot.voter, {}).setdefault(ballot.prompt_id, []).append(ballot.outcome)
     outcomes = {voter: {name: _agreed(found) for name, found in rows.items()} for voter, rows in seen.items()}
     merged = _merge(outcomes)
+    counts = Counter(merged.values())
     return Reveal(
         baseline=key.baseline,
         contender=key.contender,
-        merged=_tally(merged),
-        per_voter={voter: _tally(rows) for voter, rows in outcomes.items()},
+        merged=Tally(counts["win"], counts["tie"], counts["loss"]),
         merged_outcomes=merged,
         outcomes=outcomes,
         repeats={voter: tuple((f[0], f[1]) for f in rows.values() if len(f) > 1) for voter, rows in seen.items()},
         ticks={criterion: _ticks(criterion, votes, key) for criterion in CRITERIA},
-        both_bad=dict(Counter(ballot.prompt_id for ballot in ballots if ballot.both_bad)),
+        both_bad=sum(ballot.both_bad for ballot in ballots),
         ballots=ballots,
     )
 
@@ -152,9 +123,9 @@ def _ballot(vote: Vote, key: VoteKey) -> Ballot:
     item = key.items.get(vote.item_id)
     if item is None:
         raise EvaluationError("item_id", "an item of the key", vote.item_id, "Use the key of the page voted on.")
-    preferred = {"left": item.left, "right": item.right}.get(vote.choice)
+    preferred = {"a": item.a, "b": item.b}.get(vote.choice)
     sign = 0 if preferred is None else 1 if preferred == key.contender else -1
-    return Ballot(vote.voter, item.prompt_id, _OUTCOMES[sign], vote.choice == "both_bad", item.right == key.contender)
+    return Ballot(vote.voter, item.prompt_id, _OUTCOMES[sign], vote.choice == "both_bad", item.b == key.contender)
 
 
 def _agreed(outcomes: list[str]) -> str:
@@ -163,19 +134,14 @@ def _agreed(outcomes: list[str]) -> str:
 
 def _merge(outcomes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Give each prompt to the arm that more voters preferred."""
-    sums: dict[str, int] = {}
+    sums: Counter[str] = Counter()
     for rows in outcomes.values():
         for name, outcome in rows.items():
-            sums[name] = sums.get(name, 0) + (outcome == "win") - (outcome == "loss")
+            sums[name] += (outcome == "win") - (outcome == "loss")
     return {name: _OUTCOMES[(total > 0) - (total < 0)] for name, total in sums.items()}
 
 
-def _tally(outcomes: Mapping[str, str]) -> Tally:
-    counts = Counter(outcomes.values())
-    return Tally(counts["win"], counts["tie"], counts["loss"])
-
-
-def _ticks(criterion: str, votes: Iterable[Vote], key: VoteKey) -> dict[str, TickShare]:
+def _ticks(criterion: str, votes: Sequence[Vote], key: VoteKey) -> dict[str, TickShare]:
     """Count for how many of the votes that answered a question each arm was ticked."""
     said = [(getattr(vote, criterion), key.items[vote.item_id]) for vote in votes if getattr(vote, criterion)]
     shares = {}

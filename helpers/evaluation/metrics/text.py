@@ -1,6 +1,6 @@
-"""What an answer looks like: its words, its Markdown structure, repetition, leaks. Pure text, no library, no model.
+"""What an answer looks like: its words, list items, repetition, leaks. Pure text, no model.
 
-Code in fences or backticks is left out of all counts but words: a `# comment` in it is no heading.
+How many items a prompt asks for is told here too, so that an answer can be held against it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ListItems",
-    "count_bold",
-    "count_headings",
+    "asked_items",
     "count_words",
     "echoes_prompt",
     "is_empty",
@@ -24,8 +23,6 @@ __all__ = [
 
 _BULLET = re.compile(r"(?P<indent>[ \t]*)[-*+\u2022\u2013] +(?P<rest>.*)")
 _NUMBERED = re.compile(r"(?P<indent>[ \t]*)(?:#{1,6} +)?(?:\*\*|__)?\(?\d{1,3}[.)](?:\*\*|__)? +(?P<rest>.*)")
-_HEADING = re.compile(r" {0,3}#{1,6} +[^#\s]")
-_BOLD = re.compile(r"\*\*[^\s*][^*\n]*\*\*|(?<!\w)__[^\s_][^_\n]*__(?!\w)")
 _LEAKS = re.compile(
     r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|PREFIX|MIDDLE|SUFFIX|IMG)\]"
     r"|</?s>|<unk>|<pad>|<</?SYS>>"
@@ -41,26 +38,57 @@ _REFUSAL = re.compile(
     r"|\bas an ai\b|\bas a (?:large )?language model\b|\bi (?:apologi[sz]e),? but\b"
 )
 
+_WORDS = (
+    *("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_VALUES = {word: number for number, word in enumerate(_WORDS, start=2)}
+# Words in ASCII alone: without regard to case, "\u0131" is an "i" and "\u017f" an "s" to Python's re.
+_NUMBER = r"(?P<number>\d{1,3}|(?a:" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r"))"
+_NOUNS = (
+    "actions|advantages|alternatives|answers|applications|approaches|areas|arguments|aspects|benefits|bullets?|"
+    "categories|causes|challenges|changes|components|concepts|considerations|criteria|differences|disadvantages|"
+    "drawbacks|elements|examples|facts|factors|features|functions|goals|habits|headlines|hints|ideas|initiatives|"
+    "innovations|insights|issues|items|keywords|KPIs|lessons|limitations|measures|methods|metrics|mistakes|names|"
+    "objectives|opportunities|options|points|possibilities|practices|principles|problems|pros|cons|qualities|questions|"
+    "reasons|recommendations|risks|roles|rules|scenarios|skills|slogans|solutions|stages|steps|strategies|strengths|"
+    "subjects|suggestions|tactics|tasks|techniques|things|tips|titles|tools|topics|trends|types|use[ -]?cases|uses|"
+    "ways|weaknesses"
+)
+_UNITS = (
+    r"(?:bullet )?(?:sentence|word|paragraph|line|character|letter|page|token|second|minute|hour|day|week|month|"
+    r"quarter|year|decade|percent|per|time|dollar|euro|pound|people|person|employee|million|billion|thousand|hundred|"
+    r"star|kilo|mile|degree)s?\b"
+)
+_NOT_ADJECTIVE = rf"(?!(?:and|or|to|of|in|for|with|on|from|that|who|which|{_UNITS}|{'|'.join(_WORDS)}|\d)\b)"
+_BEFORE = re.compile(
+    r"(?:[\d.,:/$\u20ac\u00a3-]|\b(?:at least|at most|up to|no more than|more than|fewer than|less than|over|under|"
+    r"about|around|roughly|approximately|between|to|or)\s)\Z",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(
+    rf"\b{_NUMBER}(?:\s+of\s+(?:the|our|your|its))?[-\s]+"
+    rf"(?:{_NOT_ADJECTIVE}[^\W\d][\w'-]*,?\s+){{0,3}}?(?P<noun>{_NOUNS}|(?<=-)(?:step|item|point|part))\b",
+    re.IGNORECASE,
+)
+_LED = re.compile(
+    rf"\b(?:top|list(?:s? of)?|name|suggest|recommend|propose|identify|brainstorm|give(?: me| us)?|provide)\s+{_NUMBER}"
+    rf"(?!\s*(?:%|-\s*\d|\u2013\s*\d|[.,]\d|(?:to|or)\b|\d))(?![-\s]+{_UNITS})(?:\s+(?P<noun>[^\W\d][\w'-]*))?",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class ListItems:
     """The list items of an answer.
 
     Args:
-        numbered: Lines that begin with a number, such as "1." or "**2)**", nested ones included.
-        bulleted: Lines that begin with "-", "*", "+", a bullet or an en dash, nested ones included.
-        nested: Those of both that are indented by 2 or more spaces against the outermost item.
+        total: Numbered and bulleted lines, nested ones included.
         main: Items that answer "give me N": the outermost numbered ones, or the outermost bullets without any.
     """
 
-    numbered: int
-    bulleted: int
-    nested: int
+    total: int
     main: int
-
-    def total(self) -> int:
-        """All items: numbered and bulleted."""
-        return self.numbered + self.bulleted
 
 
 def _prose_lines(text: str) -> list[str]:
@@ -81,49 +109,11 @@ def count_words(text: str) -> int:
     Bullets, dashes and emoji alone are no words; the number of a list item is one. Scripts without spaces, such as
     Chinese, come out as few long words.
 
-    Args:
-        text: An answer.
-
-    Returns:
-        A count.
-
     Example:
         >>> count_words("- state-of-the-art, indeed!")
         2
     """
     return sum(any(map(str.isalnum, run)) for run in text.split())
-
-
-def count_headings(text: str) -> int:
-    r"""Count Markdown headings: lines that begin with one to six # and a space. A bold line is no heading.
-
-    Args:
-        text: An answer.
-
-    Returns:
-        A count.
-
-    Example:
-        >>> count_headings("# Plan\n## Costs\n#hashtag")
-        2
-    """
-    return sum(bool(_HEADING.match(line)) for line in _prose_lines(text))
-
-
-def count_bold(text: str) -> int:
-    """Count bold spans: **so** or __so__, each within one line.
-
-    Args:
-        text: An answer.
-
-    Returns:
-        A count.
-
-    Example:
-        >>> count_bold("**Costs** fall, and __quality__ rises by 2 ** 3")
-        2
-    """
-    return sum(len(_BOLD.findall(line)) for line in _prose_lines(text))
 
 
 def _indents(pattern: re.Pattern[str], lines: list[str]) -> list[int]:
@@ -133,28 +123,20 @@ def _indents(pattern: re.Pattern[str], lines: list[str]) -> list[int]:
 
 
 def list_items(text: str) -> ListItems:
-    r"""Count list items, one a line: numbered, bulleted, nested.
+    r"""Count list items, one a line; code in fences or backticks is left out.
 
+    Own patterns, since Markdown's rules do not know models' habits, such as "**1. Sell**", "(2)" or an en dash.
     "First, ... Second, ..." in running text, "Step 1:", "a)" and emoji used as bullets are not counted.
-
-    Args:
-        text: An answer.
-
-    Returns:
-        The counts.
 
     Example:
         >>> list_items("1. Sell\n   - online\n2. Rent")
-        ListItems(numbered=2, bulleted=1, nested=1, main=2)
+        ListItems(total=3, main=2)
     """
     lines = _prose_lines(text)
     numbered, bulleted = _indents(_NUMBERED, lines), _indents(_BULLET, lines)
-    outermost = min(numbered + bulleted, default=0)
     leading = numbered or bulleted
     margin = min(leading, default=0)
-    main = sum(indent < margin + 2 for indent in leading)
-    nested = sum(indent >= outermost + 2 for indent in numbered + bulleted)
-    return ListItems(len(numbered), len(bulleted), nested, main)
+    return ListItems(len(numbered) + len(bulleted), sum(indent < margin + 2 for indent in leading))
 
 
 def repetition(text: str, size: int = 4) -> float:
@@ -185,9 +167,6 @@ def echoes_prompt(text: str, prompt: str) -> bool:
         text: An answer.
         prompt: What was asked.
 
-    Returns:
-        Whether it does.
-
     Example:
         >>> echoes_prompt("How can AI help? AI can help a lot.", "How can AI help?")
         True
@@ -205,9 +184,6 @@ def template_leaks(text: str) -> tuple[str, ...]:
     <|im_start|>), and Alpaca's lines ("### Response:", "Below is an instruction that describes a task"). An answer that
     writes about these, or HTML's <s>, is found too.
 
-    Args:
-        text: An answer.
-
     Returns:
         Each one as it stands, in order, repeats included.
 
@@ -220,12 +196,6 @@ def template_leaks(text: str) -> tuple[str, ...]:
 
 def is_empty(text: str) -> bool:
     r"""Whether an answer shows nothing: no characters, or only white space, control and invisible ones.
-
-    Args:
-        text: An answer.
-
-    Returns:
-        Whether it does.
 
     Example:
         >>> is_empty(" \n\u200b")
@@ -241,15 +211,43 @@ def looks_like_refusal(text: str) -> bool:
     phrases follow the list of Zou et al. (arXiv 2307.15043). It misses refusals in other words, and takes "I cannot
     stress enough" for one.
 
-    Args:
-        text: An answer.
-
-    Returns:
-        Whether it does.
-
     Example:
         >>> looks_like_refusal("I'm sorry, but I can't help with that.")
         True
     """
     opening = " ".join(text[:200].lower().replace("\u2019", "'").split())
     return bool(_REFUSAL.search(opening))
+
+
+def _value(number: str) -> int:
+    return int(number) if number.isdigit() else _VALUES[number.lower()]
+
+
+def asked_items(prompt: str) -> int | None:
+    """Find how many items a prompt asks for.
+
+    Counts are digits or words from two to twenty, before a noun that names items ("three ways", "5 innovative ideas",
+    "a five-step plan") or after a word that asks for them ("list of four companies", "top 10"). Units are not items
+    ("in two sentences", "5 years"), nor are years, shares, one, or more than 100. Cautious on purpose: with a range,
+    "at least", or two different counts ("three benefits and two risks") there is no single right number; give
+    `Prompt.expected_items` then.
+
+    Args:
+        prompt: What is asked, in English.
+
+    Returns:
+        A count from 2 to 100, or None when the prompt names none or more than one.
+
+    Example:
+        >>> asked_items("In two sentences, suggest three ways to cut costs."), asked_items("What is AI?")
+        (3, None)
+    """
+    found: dict[int, tuple[int, str]] = {}
+    for pattern in (_COUNTED, _LED):
+        for match in pattern.finditer(prompt):
+            start = match.start("number")
+            value = _value(match["number"])
+            if 2 <= value <= 100 and not _BEFORE.search(prompt[max(0, start - 20) : start]):
+                found.setdefault(start, (value, (match["noun"] or "").lower()))
+    counts = set(found.values())
+    return counts.pop()[0] if len(counts) == 1 else None

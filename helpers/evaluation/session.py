@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from helpers.core.config import RunConfig
@@ -13,16 +14,16 @@ from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, run
 from helpers.display.style import Drawing
 from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
-from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
-from helpers.evaluation.formats import write_comparison, write_scores
+from helpers.evaluation.files import write_alpaca_eval, write_comparison, write_llm_comparator, write_scores
 from helpers.evaluation.material import Material
-from helpers.evaluation.metrics.contamination import Neighbour, leakage_rows
-from helpers.evaluation.overview import Overview, slice_rows, verdict_rows
+from helpers.evaluation.metrics.contamination import Neighbour
+from helpers.evaluation.overview import JUDGED, OTHER_TASK, Overview, verdict_rows
 from helpers.evaluation.records import Answer, Arm, Comparison, ReferenceScore, RunInfo
 from helpers.evaluation.report.page import write_report
 from helpers.evaluation.show import reference_table
 from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.votes.tally import Reveal
+from helpers.evaluation.votes.vote import check_votes, describe_votes
 from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import installed_versions
 from helpers.training.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
@@ -68,7 +69,8 @@ def run_parameters(config: EvaluationConfig, source: AdapterSource) -> dict[str,
 def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: str = "auto") -> RunDirectory:
     """Lock and open the evaluation's own run directory, and write down what is known so far.
 
-    In a notebook, a cell that fails from now on marks the run as failed.
+    Votes are read at once, so that a mistake in them does not show after everything was computed. In a notebook, a cell
+    that fails from now on marks the run as failed.
 
     Args:
         config: The checked configuration.
@@ -81,7 +83,9 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     Raises:
         RunError: The directory belongs to something else, to an evaluation with other parameters, or to another
             process.
+        EvaluationError: A file of votes cannot be read, or its votes are on another page than this run's.
     """
+    check_votes(config.votes_files(), runs_root() / config.run_name)
     parameters = run_parameters(config, source)
     check_run(config.run_name, parameters, resume=resume)
     hold_lock(runs_root() / config.run_name)
@@ -112,6 +116,7 @@ def compare(
     arms: Sequence[Arm],
     answers: Sequence[Answer],
     references: Sequence[ReferenceScore],
+    other_task: Sequence[ReferenceScore] = (),
 ) -> Comparison:
     """Put prompts, arms, answers and scores together.
 
@@ -123,6 +128,7 @@ def compare(
         arms: Who answered.
         answers: Their answers.
         references: Their reference scores.
+        other_task: Scores of base and tuned on rows of the task that was not trained.
 
     Returns:
         What everything after it works on.
@@ -139,9 +145,11 @@ def compare(
         seed=config.seed,
         created=now(),
         details={"Decoding": drawn, "Prompt style": training.data.prompt_style, "Rows": "\n".join(material.notes)},
+        held_out=material.train_known,
+        other_task=material.other_task if other_task else "",
     )
     prompts = tuple(each.prompt for each in (*material.prompts, *material.references))
-    return Comparison(info, prompts, tuple(arms), tuple(answers), tuple(references))
+    return Comparison(info, prompts, tuple(arms), tuple(answers), tuple(references), tuple(other_task))
 
 
 def write_files(
@@ -152,7 +160,6 @@ def write_files(
     figures: Sequence[Drawing] = (),
     neighbours: Sequence[Neighbour] = (),
     votes: Reveal | None = None,
-    said: str = "",
 ) -> list[dict[str, str]]:
     """Write the report, and the files that other tools read.
 
@@ -163,27 +170,19 @@ def write_files(
         figures: Pictures for the report.
         neighbours: The nearest training example of each prompt.
         votes: Blind votes, if there are any.
-        said: A sentence on the votes, added to the headline.
 
     Returns:
         A row a file: its path as people type it, and what it is for.
     """
-    write_report(
-        run.path / "report.html",
-        comparison,
-        headline=f"{overview.headline} {said}".strip(),
-        scores=overview.table,
-        verdicts=verdict_rows(overview),
-        slices=slice_rows(overview),
-        figures=[each.row() for each in figures],
-        leakage=leakage_rows(neighbours),
-    )
+    said = describe_votes(votes) if votes else ""
+    page = {"figures": figures, "neighbours": neighbours, "votes": said}
+    write_report(run.path / "report.html", comparison, overview, **page)
     write_comparison(run.path / "comparison.json", comparison)
-    write_scores(run.path / "scores.csv", comparison, overview.table)
-    write_llm_comparator(run.path / "llm_comparator.json", comparison, scores=overview.table, votes=votes)
-    write_alpaca_eval(run.path / "alpaca_eval", comparison, votes=votes)
+    write_scores(run.path / "scores.csv", overview.table)
+    write_llm_comparator(run.path / "llm_comparator.json", comparison, overview, votes)
+    write_alpaca_eval(run.path / "alpaca_eval", comparison, overview, votes)
     named = {
-        "report.html": "everything on one page, without a network",
+        "report.html": "everything on one page that works offline",
         "vote.html": "the voting page to hand out",
         "vote_key.json": "who wrote what; keep it to yourself",
         "comparison.json": "prompts, answers and reference scores",
@@ -203,15 +202,16 @@ def finish_evaluation(run: RunDirectory, comparison: Comparison, overview: Overv
         overview: What came of it.
         **more: Further entries of `metrics.json`, such as `votes`.
     """
-    verdicts = [{k: v for k, v in row.items() if k != "label"} for row in verdict_rows(overview)]
-    scored = reference_table(comparison.references, comparison.arms)
     answered = len({answer.prompt_id for answer in comparison.answers})
     run.update_metrics(
-        verdict=overview.headline,
-        verdicts=verdicts,
-        references=scored,
+        verdict=overview.headline(),
+        verdicts=verdict_rows(overview),
+        estimates={
+            name: asdict(overview.estimates[name]) for name in (JUDGED, OTHER_TASK) if name in overview.estimates
+        },
+        references=reference_table(comparison.references, comparison.arms),
         prompts_answered=answered,
         arms=[arm.name for arm in comparison.arms],
         **more,
     )
-    run.update_manifest(state="complete", finished=now(), verdict=overview.headline, report="report.html")
+    run.update_manifest(state="complete", finished=now(), verdict=overview.headline(), report="report.html")
