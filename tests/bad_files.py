@@ -7,11 +7,9 @@ import json
 
 from helpers.core.config import DataConfig
 from helpers.data.rows import load_rows
-from helpers.evaluation.formats import read_comparison
 from helpers.evaluation.material import _file_rows
 from helpers.evaluation.questions import read_questions
-from helpers.evaluation.votes.ballots import read_votes
-from helpers.evaluation.votes.votes import KeyItem, VoteKey, read_key
+from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_key, read_votes
 
 GOOD = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(6)]
 CSV = "instruction,input,output\n"
@@ -19,16 +17,6 @@ KEY = VoteKey("base", "tuned", {"i1": KeyItem("p1", "base", "tuned")})
 VOTES = "item_id,choice,concrete,on_topic,structure,voter,seconds\n"
 FORMAT = "side-by-side vote key 1"
 HUGE, DEEP = "9" * 5000, "[" * 200_000
-INFO = {"title": "t", "base_model": "b", "adapter": "a", "system_prompt": "", "max_new_tokens": 1, "seed": 1,
-        "created": "2026"}  # fmt: skip
-EMPTY = {
-    "format": "side-by-side comparison 1",
-    "info": INFO,
-    "prompts": [],
-    "arms": [],
-    "answers": [],
-    "references": [],
-}
 
 
 def written(folder, name, content):
@@ -186,9 +174,9 @@ BALLOTS = [
     ("v.csv", VOTES.replace("seconds", "voter") + "i1,left,,,,Ann,1\n", "Add seconds"),
     ("v.csv", VOTES.replace("\n", ",voter\n") + "i1,left,,,,Ann,1,Ben\n", "each column once"),
     ("v.csv", VOTES + "i9,left,,,,Ann,1\n", "an item of the key, got 'i9'"),
-    ("v.csv", VOTES + "i1,middle,,,,Ann,1\n", "one of left, right"),
-    ("v.csv", VOTES + "i1,LEFT,,,,Ann,1\n", "one of left, right"),
-    ("v.csv", VOTES + "i1,,,,,Ann,1\n", "one of left, right"),
+    ("v.csv", VOTES + "i1,middle,,,,Ann,1\n", "one of a, b"),
+    ("v.csv", VOTES + "i1,LEFT,,,,Ann,1\n", "one of a, b"),
+    ("v.csv", VOTES + "i1,,,,,Ann,1\n", "one of a, b"),
     ("v.csv", VOTES + "i1,left,yes,,,Ann,1\n", "concrete: expected one of"),
     ("v.csv", VOTES + "i1,left,,,,,1\n", "voter: expected a name"),
     ("v.csv", VOTES + "i1,left\n", "voter: expected a name"),
@@ -211,25 +199,10 @@ KEYS = [
     ("k.json", DEEP, "a readable vote key"),
     ("k.json", '{"format": "other"}', "^format: expected"),
     ("k.json", json.dumps({"format": FORMAT, "baseline": "b", "contender": "t", "items": []}), "a readable vote key"),
-    ("k.json", json.dumps({"format": FORMAT, "baseline": 1, "contender": "t", "items": {}}), "baseline is not str"),
+    ("k.json", json.dumps({"format": FORMAT, "baseline": 1, "contender": "t", "items": {}}), "a name that is no text"),
     ("k.json", json.dumps({"format": FORMAT, "baseline": "b", "contender": "t", "items": {"i": 3}}), "vote key"),
     ("k.json", json.dumps({"format": FORMAT, "baseline": "b", "contender": "t",
-                           "items": {"i": {"prompt_id": [], "left": "a", "right": "b"}}}), "prompt_id is not str"),
-]  # fmt: skip
-
-COMPARISONS = [
-    ("c.json", None, "a readable comparison"),
-    ("c.json", "{", "a readable comparison"),
-    ("c.json", "[]", "a readable comparison"),
-    ("c.json", DEEP, "a readable comparison"),
-    ("c.json", '{"format": 7}', "^format: expected"),
-    ("c.json", json.dumps({**EMPTY, "prompts": 3}), "a readable comparison"),
-    ("c.json", json.dumps({**EMPTY, "prompts": ["x"]}), "a readable comparison"),
-    ("c.json", json.dumps({**EMPTY, "prompts": [{"id": [], "text": "x"}]}), "id is not str"),
-    ("c.json", json.dumps({**EMPTY, "info": {**INFO, "seed": "x"}}), "seed is not int"),
-    ("c.json", json.dumps({**EMPTY, "info": {**INFO, "colour": "x"}}), "a readable comparison"),
-    ("c.json", json.dumps({**EMPTY, "answers": [{"prompt_id": "p", "arm": "base", "text": "x", "tokens": 1,
-                                                 "finish_reason": "eos"}]}), "a listed prompt and arm"),
+                           "items": {"i": {"prompt_id": [], "left": "a", "right": "b"}}}), "a name that is no text"),
 ]  # fmt: skip
 
 REFERENCES = [
@@ -251,9 +224,8 @@ def _load(path):
 READERS = {
     "data": (_load, DATA),
     "prompts": (lambda path: read_questions(str(path)), PROMPTS),
-    "votes": (lambda path: read_votes(path, KEY), BALLOTS),
+    "votes": (lambda path: read_votes([path], KEY), BALLOTS),
     "key": (read_key, KEYS),
-    "comparison": (read_comparison, COMPARISONS),
     "reference rows": (lambda path: _file_rows(str(path), "alpaca", 1), REFERENCES),
 }
 """What reads a file, and the files that it refuses."""
@@ -274,7 +246,7 @@ def swell(folder):
     """Read votes with a cell that is larger than the csv module takes."""
     before = csv.field_size_limit(1000)
     try:
-        read_votes(written(folder, "v.csv", VOTES + f"i1,left,,,,{'x' * 2000},1\n"), KEY)
+        read_votes([written(folder, "v.csv", VOTES + f"i1,left,,,,{'x' * 2000},1\n")], KEY)
     finally:
         csv.field_size_limit(before)
 
@@ -286,10 +258,10 @@ OTHERS = [
     ("a category that no row has", choose, "^category: .*data with a column category"),
     ("prompts that are missing", lambda folder: read_questions(str(folder / "no.txt")), "a readable file"),
     ("more prompts than there are", lambda folder: read_questions(None, 17), "^prompt_count: .*at most 16"),
-    ("votes that are missing", lambda folder: read_votes(folder / "no.csv", KEY), "a file that exists"),
+    ("votes that are missing", lambda folder: read_votes([folder / "no.csv"], KEY), "a file that exists"),
     ("votes with a cell beyond bounds", swell, "valid CSV"),
-    ("votes with an overlong name", lambda folder: read_votes("x" * 5000 + ".csv", KEY), "a readable file"),
-    ("votes with a null byte in the name", lambda folder: read_votes("a\0.csv", KEY), "a readable file"),
+    ("votes with an overlong name", lambda folder: read_votes(["x" * 5000 + ".csv"], KEY), "a readable file"),
+    ("votes with a null byte in the name", lambda folder: read_votes(["a\0.csv"], KEY), "a readable file"),
 ]
 
 CASES = [

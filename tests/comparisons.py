@@ -265,7 +265,7 @@ def _one_prompt(bench, arms, material):
     answers = answer_all(bench, row, arms[:2], batch_size=4, report=lambda line: None)
     info = RunInfo("one", "base", "adapter", "", 8, 0, "2026-01-01")
     overview = look_over(Comparison(info, (row[0].prompt,), tuple(arms[:2]), answers, scores))
-    return {"headline": overview.headline, "outcomes": {n: v.outcome for n, v in overview.verdicts.items()}}
+    return {"headline": overview.headline(), "outcomes": [verdict.outcome for verdict in overview.verdicts]}
 
 
 def _room(bench, arms, material):

@@ -37,20 +37,18 @@ from helpers.core.config import DataConfig, build_config, parameters
 from helpers.core.lock import HOLDER, LOCK, find_holder
 from helpers.core.runs import RunDirectory, check_run, open_run, runs_root
 from helpers.core.secrets import redact, secrets_in
+from helpers.core.text import visible
 from helpers.data.prompts import clean_references
 from helpers.data.rows import load_rows
 from helpers.data.selection import choose_categories, in_proportion
 from helpers.evaluation.cache import AnswerCache
 from helpers.evaluation.compatibility import adapter_shape, same_base_name
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
-from helpers.evaluation.formats import read_comparison
-from helpers.evaluation.metrics.asked import asked_items, gives_items
-from helpers.evaluation.metrics.structure import list_items
-from helpers.evaluation.pages import embed_json, visible
+from helpers.evaluation.metrics.text import asked_items, list_items
+from helpers.evaluation.pages import embed_json
 from helpers.evaluation.questions import read_questions
 from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
-from helpers.evaluation.votes.ballots import read_votes
-from helpers.evaluation.votes.votes import KeyItem, VoteKey, read_key
+from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_key, read_votes
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.memory.shapes import shape_of
 from helpers.runtime.lockfile import install_plan, read_lock, read_waivers
@@ -128,7 +126,7 @@ class TestData:
 
 
 class TestComparison:
-    """Prompts, votes and their key, and a comparison that was written before."""
+    """Prompts, votes and their key."""
 
     @fuzz(
         350,
@@ -153,7 +151,7 @@ class TestComparison:
     )
     def test_votes(self, place, content):
         """A file of votes of any content is read or refused."""
-        survives(read_votes, put(place / "v.csv", content), KEY)
+        survives(read_votes, [put(place / "v.csv", content)], KEY)
 
     @fuzz(
         300,
@@ -168,23 +166,7 @@ class TestComparison:
             content["items"] = {"i1": item}
         key = survives(read_key, put(place / "k.json", content))
         if key is not None:
-            survives(read_votes, put(place / "v.csv", (",".join(VOTES) + "\ni1,left,,,,Ann,1\n").encode()), key)
-
-    @fuzz(
-        300,
-        whole=nearly(dict.fromkeys(["info", "prompts", "arms", "answers", "references"])),
-        told=nearly({"title": "t", "base_model": "b", "adapter": "a", "system_prompt": "", "max_new_tokens": 9,
-                     "seed": 1, "created": "2026", "details": {}}),
-        prompt=nearly({"id": "p", "text": "x", "category": "c", "reference": None, "expected_items": 3}),
-        arm=nearly({"name": "base", "label": "Base", "adapter": False}),
-        answer=nearly({"prompt_id": "p", "arm": "base", "text": "x", "tokens": 3, "finish_reason": "eos"}),
-        score=nearly({"prompt_id": "p", "arm": "base", "nll": 1.5, "eos_nll": 1, "tokens": 3, "utf8_bytes": 9}),
-    )  # fmt: skip
-    def test_comparison(self, place, whole, told, prompt, arm, answer, score):
-        """A comparison of any content is read or refused."""
-        parts = {"info": told, "prompts": [prompt], "arms": [arm], "answers": [answer], "references": [score]}
-        content = {name: parts.get(name) if value is None else value for name, value in whole.items()}
-        survives(read_comparison, put(place / "c.json", {"format": "side-by-side comparison 1", **content}))
+            survives(read_votes, [put(place / "v.csv", (",".join(VOTES) + "\ni1,left,,,,Ann,1\n").encode())], key)
 
     @fuzz(100, content=st.binary(max_size=60) | json_bytes | nearly({"format": 1, "answers": {"x": {}}}))
     def test_kept_answers(self, place, content):
@@ -206,7 +188,6 @@ class TestTexts:
         """How many items it asks for or gives, and its reference marks, can be told of any text."""
         asked = asked_items(text)
         assert asked is None or 2 <= asked <= 100
-        assert gives_items(text, asked) in (None, True, False)
         assert list_items(text).main >= 0
         assert clean_references(text)[1] >= 0
         assert isinstance(redact(text), str)

@@ -23,11 +23,10 @@ from helpers.core.runs import RunDirectory, open_run
 from helpers.display.style import Drawing, new_figure
 from helpers.display.tables import plot_categories, plot_lengths, plot_losses
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
-from helpers.evaluation.exports import write_alpaca_eval, write_llm_comparator
-from helpers.evaluation.formats import write_comparison, write_scores
+from helpers.evaluation.files import write_alpaca_eval, write_comparison, write_llm_comparator, write_scores
+from helpers.evaluation.overview import look_over
 from helpers.evaluation.report.page import write_report
-from helpers.evaluation.votes.ballots import Vote, write_votes
-from helpers.evaluation.votes.votes import blind_items, write_key, write_vote_page
+from helpers.evaluation.votes.ballot import blind_items, write_key, write_vote_page
 from helpers.export.folders import record_export, staged_folder
 from helpers.export.model_card import write_card
 from helpers.model.smollm2 import smollm2_folder
@@ -35,7 +34,7 @@ from helpers.training.checkpoints import last_complete
 from helpers.training.persist import Persister, persist_folder, prepare_persist
 
 CURVE = {"train_loss": [[1, 2.0], [2, 1.9]], "eval_loss": [[0, 2.0], [2, 1.8]]}
-COMPARISON = plain_comparison()
+COMPARISON, MANY = plain_comparison(), plain_comparison(200)
 ROWS = [{"instruction": "x", "response": "y", "category": "a"}]
 
 
@@ -65,14 +64,13 @@ WRITES = {
     "lengths.png": lambda path: plot_lengths([3, 4], 9, path),
     "categories.png": lambda path: plot_categories(ROWS, path),
     "differences.png": save_drawing,
-    "report.html": lambda path: write_report(path, COMPARISON, headline="x"),
+    "report.html": lambda path: write_report(path, COMPARISON, look_over(COMPARISON)),
     "vote.html": lambda path: write_vote_page(path, blind_items(COMPARISON, 1)[0], "x"),
     "vote_key.json": lambda path: write_key(path, blind_items(plain_comparison(200), 1)[1]),
-    "votes.csv": lambda path: write_votes(path, [Vote("i1", "left", voter="A" * 20_000)]),
-    "comparison.json": lambda path: write_comparison(path, plain_comparison(200)),
-    "scores.csv": lambda path: write_scores(path, plain_comparison(200)),
-    "llm_comparator.json": lambda path: write_llm_comparator(path, plain_comparison(200)),
-    "model_outputs.json": lambda path: write_alpaca_eval(path.parent, plain_comparison(200)),
+    "comparison.json": lambda path: write_comparison(path, MANY),
+    "scores.csv": lambda path: write_scores(path, look_over(MANY).table),
+    "llm_comparator.json": lambda path: write_llm_comparator(path, MANY, look_over(MANY)),
+    "model_outputs.json": lambda path: write_alpaca_eval(path.parent, MANY, look_over(MANY)),
     "answers_cache.json": lambda path: AnswerCache(path, {}).add({"k": CachedAnswer("x" * 20_000, 1, "eos")}),
     "notebook.ipynb": save_notebook,
     "config.json": lambda path: write_json(path, {"x": "x" * 20_000}),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.evaluation.votes.ballot import read_votes
-from helpers.evaluation.votes.ballot import KeyItem, VoteKey
 
 from helpers.cli.tasks import TASKS, find_task
 from helpers.core.errors import ConfigError, EvaluationError
@@ -16,6 +14,7 @@ from helpers.evaluation.material import gather
 from helpers.evaluation.questions import read_questions, reference_questions
 from helpers.evaluation.session import run_parameters
 from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
+from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_votes
 
 SETTINGS = {"task": "alpaca", "preset": "smoke", "model_name": "smollm2-135m", "dataset_name": "sample", "seed": 3407}
 
@@ -348,4 +347,4 @@ class TestVotes:
         )
         key = VoteKey("base", "tuned", {"iknown": KeyItem("p", "base", "tuned")})
         with pytest.raises(EvaluationError, match="answers have changed since"):
-            read_votes(tmp_path / "v.csv", key)
+            read_votes([tmp_path / "v.csv"], key)

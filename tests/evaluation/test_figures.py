@@ -96,7 +96,7 @@ class TestFigures:
         """Six of eight rows fell, one rose, one stayed; the mean's interval is stated, and no verdict."""
         assert differences().caption == (
             "Each line is one row: 6 better (circles), 1 worse (triangles), 1 equal. The diamond is the mean, "
-            "\u22120.156, and the bar its 95 % interval, \u22120.298 to \u22120.014. "
+            "\u22120.156, and the bar its 95 % interval, \u22120.295 to \u22120.018. "
             "Look for single rows that carry the mean."
         )
 
