@@ -128,9 +128,11 @@ def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
     gpu = find_gpu()
     precision = choose_precision(gpu.capability if gpu else None)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     install_template(tokenizer, "chat")
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, device_map={"": 0 if gpu else "cpu"})
+    base = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=dtype, device_map={"": 0 if gpu else "cpu"}, trust_remote_code=False
+    )
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGET_MODULES)))
     return model, tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -71,6 +72,32 @@ for folder in (good, bad):
 """Loads two models in a fresh process, the second from a pickle that makes a file when it is loaded."""
 
 
+ASKED = """
+import json, sys
+from pathlib import Path
+from helpers.core.config import ModelConfig
+from helpers.evaluation.generate import _base_config
+from helpers.export.gguf_vocab import read_vocabulary
+from helpers.export.worker import answer_request
+from helpers.model.load import _load_tokenizer, load_model
+folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+request = {"folder": str(folder), "base": str(folder), "revision": None, "precision": "fp32", "prompt_ids": []}
+for load in (
+    lambda: load_model(ModelConfig(model_name=str(folder), max_seq_length=64, load_in_4bit=False)),
+    lambda: _load_tokenizer(folder),
+    lambda: _base_config(str(folder), None),
+    lambda: answer_request({**request, "kind": "adapter"}, output),
+    lambda: answer_request({**request, "kind": "merged"}, output),
+    lambda: read_vocabulary(folder, 8),
+):
+    try:
+        load()
+    except Exception as error:
+        print("refused", type(error).__name__, str(error)[:80].replace(chr(10), " "))
+"""
+"""Loads a folder whose configuration names code, in every way that this project loads models and tokenizers."""
+
+
 def calls(text):
     """Return (name as written, line) of each call in a source."""
     nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
@@ -131,6 +158,21 @@ class TestModels:
         assert good == "loaded"
         assert re.match(r"model_name: expected a model that can be loaded, .*safetensors", bad)
         assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.slow
+    def test_code_beside_a_model_is_not_run(self, tmp_path):
+        """A folder with `auto_map` is refused by all that load models and tokenizers, whatever stands on stdin."""
+        folder, mark = tmp_path / "model", tmp_path / "ran"
+        folder.mkdir()
+        (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+        classes = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", None]}
+        (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+        settings = {"tokenizer_class": "EvilTokenizer", "auto_map": classes}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        command = [sys.executable, "-W", "ignore", "-c", ASKED, str(folder), str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, input="y\n" * 50, capture_output=True, text=True, check=True)
+        assert done.stdout.count("refused") == 6, done.stdout
+        assert not mark.exists()
 
 
 class TestSecrets:

@@ -127,7 +127,7 @@ def _base_config(base: str, revision: str | None) -> dict[str, Any]:
 
     options = {"revision": revision} if revision and not Path(base).is_dir() else {}
     try:
-        return AutoConfig.from_pretrained(base, **options).to_dict()
+        return AutoConfig.from_pretrained(base, trust_remote_code=False, **options).to_dict()
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise StackError("model_name", "a base model that can be loaded", base, reason) from error

@@ -80,7 +80,7 @@ def read_vocabulary(folder: Path | str, size: int) -> GgufVocabulary:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model, pre = _kind(content)
     tokens, types = _tokens(content, size, model)

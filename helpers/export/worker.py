@@ -69,7 +69,7 @@ def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = {"revision": request["revision"]} if request["revision"] else {}
-    config = AutoConfig.from_pretrained(request["base"], **options)
+    config = AutoConfig.from_pretrained(request["base"], trust_remote_code=False, **options)
     if getattr(config, "quantization_config", None):
         config.quantization_config["bnb_4bit_compute_dtype"] = str(_dtype(request["precision"])).removeprefix("torch.")
     base = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +77,7 @@ def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         config=config,
         dtype=_dtype(request["precision"]),
         use_safetensors=True,
+        trust_remote_code=False,
         device_map={"": _first_device()},
         **options,
     )
@@ -100,7 +101,9 @@ def _load_merged(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[st
             room = {0: int(0.7 * free), "cpu": int(0.7 * (available_memory() or 0))}
             options = {"device_map": "auto", "max_memory": room, "offload_folder": str(output / "offload")}
             where = "cuda:0, main memory and disk"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+    )
     names = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
     computed = names[str(dtype).removeprefix("torch.")]
     return model, {"stored": names.get(stored, "fp32"), "loaded": f"merged model on {where} in {computed}"}
@@ -114,7 +117,7 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     from helpers.core.time_limit import time_limit
     from helpers.data.chat_templates import template_sha256
 
-    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
     if not tokenizer.chat_template:
         return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
     endless = TemplateError("chat_template", "a template that ends within a minute", str(request["folder"]))

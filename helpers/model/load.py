@@ -6,6 +6,7 @@ import gc
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "model_source",
+    "put_adapter",
     "trainable_parameters",
     "without_adapter",
 ]
@@ -185,7 +187,7 @@ def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
     """Load a base model afresh and put a saved adapter on it.
 
     Args:
-        folder: What `helpers.training.trainer.save_adapter` wrote.
+        folder: What `helpers.export.save_adapter` wrote.
         config: Names the base model.
 
     Returns:
@@ -199,22 +201,73 @@ def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
         if not (folder / name).is_file():
             remedy = "Save or copy the adapter again; weights in a .bin file are a pickle and are not loaded."
             raise ExportError("adapter_dir", f"a folder with {name}", str(folder), remedy)
-    import_unsloth()
-    from peft import PeftModel
-
     loaded = load_model(config.model, style=config.data.prompt_style)
     loaded.tokenizer = _load_tokenizer(folder)
-    remedy = "Its adapter_config.json has a pattern that does not end: name the modules instead."
-    endless = ExportError("adapter_dir", "an adapter that is attached within ten minutes", str(folder), remedy)
+    loaded.model = put_adapter(loaded.model, folder)
+    return loaded
+
+
+def put_adapter(model: Any, folder: Path | str) -> Any:
+    """Put a saved adapter on a base model, which must stay what it is when the adapter is switched off.
+
+    Some adapters change the base weights themselves, so that the model without them is not the base: those initialised
+    with PiSSA or OLoRA, or with `layer_replication`. They are found by comparing logits from before and after.
+
+    Args:
+        model: The base model.
+        folder: What `helpers.export.save_adapter` wrote.
+
+    Returns:
+        PEFT's model around it.
+
+    Raises:
+        ExportError: The adapter belongs to another model, lacks weights or has too many, or changes the base.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    from helpers.model.distance import jitter_activations, measure_distance
+
+    remedy = "Train again, or name the base model that the adapter was made for."
+    pattern = "Its adapter_config.json has a pattern that does not end: name the modules instead."
+    endless = ExportError("adapter_dir", "an adapter that is attached within ten minutes", str(folder), pattern)
+    training = model.training
+    model.eval()
+    before = _probe(model)
+    with jitter_activations(model):
+        rounding = measure_distance(before, _probe(model)).rms
     try:
-        with time_limit(600, endless):
-            loaded.model = PeftModel.from_pretrained(loaded.model, str(folder))
+        with time_limit(600, endless), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            tuned = PeftModel.from_pretrained(model, str(folder))
+        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+            stored = set(file.keys())
     except HelpersError:
         raise
     except Exception as error:  # PEFT, safetensors and torch each raise their own types
-        remedy = "Train again, or name the base model that the adapter was made for."
         raise ExportError("adapter_dir", "an adapter of this base model", _said(error), remedy) from error
-    return loaded
+    if wrong := sorted(stored ^ set(get_peft_model_state_dict(tuned))):
+        said = f"{len(wrong)} missing or unexpected, such as {wrong[0]}"
+        raise ExportError("adapter_dir", "the adapter's weights, all of them and no others", said, remedy)
+    with tuned.disable_adapter():
+        moved = measure_distance(before, _probe(tuned)).rms
+    if not moved <= 4 * max(rounding, 1e-6):
+        said = f"logits that are {moved:.2g} off with the adapter switched off; rounding explains {rounding:.2g}"
+        remedy = "It changes the base weights, as PiSSA, OLoRA and layer_replication do; merge it, or train plain LoRA."
+        raise ExportError("adapter_dir", "an adapter that leaves the base model as it is", said, remedy)
+    tuned.train(training)
+    return tuned
+
+
+def _probe(model: Any) -> list[Any]:
+    """Return the logits of a few fixed tokens."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+    ids = torch.arange(100, 132, device=device).unsqueeze(0)
+    with torch.no_grad():
+        return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()]
 
 
 def trainable_parameters(model: Any) -> tuple[int, int]:
@@ -255,6 +308,7 @@ def _from_pretrained(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
     options["use_safetensors"] = True  # pytorch_model.bin is a pickle
+    options["trust_remote_code"] = False  # left out, transformers asks, and a "y" runs a stranger's code
     if place().count > 1:  # a whole model for each process, on its own GPU
         options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
     options |= loader_options()
@@ -280,7 +334,7 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise a dozen unrelated types
         raise ExportError("adapter_dir", "a tokenizer beside the adapter", _said(error), "Save it again.") from error
     if not tokenizer.chat_template:

@@ -71,11 +71,13 @@ def _unpack(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, trust_remote_code=False)
     # transformers 5.17 reads eos = bos = <|im_start|> and no pad from this file; the model ends a turn with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
     tokenizer.clean_up_tokenization_spaces = False
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF_FILE, dtype=torch.bfloat16, trust_remote_code=False
+    )
     config = loaded.config
     # transformers 5.17 keeps the GGUF marker after dequantizing and then refuses to save: build the model anew.
     del config.quantization_config

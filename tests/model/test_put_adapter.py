@@ -1,0 +1,81 @@
+"""A saved adapter on its base: all of its weights, and a base that stays the base."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from helpers.core.errors import ExportError
+from helpers.model.load import put_adapter
+
+LINEAR = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture
+def base(tiny_mistral):
+    """A tiny Mistral of one's own."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_mistral)
+
+
+def saved(base, folder, **settings):
+    """Save an adapter with visible weights for a base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM", **settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def fresh(folder):
+    """Load the base anew."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_plain_adapter_leaves_the_base_as_it_is(base, tiny_mistral, tmp_path):
+    """With LoRA switched off the model is the base; with it, another; it is in the mode that the base was in."""
+    tuned = put_adapter(fresh(tiny_mistral).train(), saved(base, tmp_path / "adapter"))
+    assert tuned.training
+    assert tuned.peft_config["default"].r == 4
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_changes_the_base_is_refused(base, tiny_mistral, tmp_path, init):
+    """PiSSA and OLoRA take a part out of the base weights: the model without them is not the base."""
+    folder = saved(base, tmp_path / "adapter", init_lora_weights=init)
+    with pytest.raises(ExportError, match="leaves the base model as it is"):
+        put_adapter(fresh(tiny_mistral), folder)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_missing_or_too_many_are_refused(base, tiny_mistral, tmp_path, change):
+    """PEFT only warns of a matrix that the file lacks, and drops one too many."""
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(base, tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+    tensors |= {name.replace("layers.1", "layers.7"): tensors[name].clone()} if change == "unexpected" else {}
+    if change == "missing":
+        del tensors[name]
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match="1 missing or unexpected, such as base_model"):
+        put_adapter(fresh(tiny_mistral), folder)
+
+
+def test_an_adapter_of_another_base_is_refused(base, tiny_mistral, tmp_path):
+    """Matrices of other shapes do not fit."""
+    folder = saved(base, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    with pytest.raises(ExportError, match="an adapter of this base model"):
+        put_adapter(fresh(tiny_mistral), folder)
