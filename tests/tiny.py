@@ -7,24 +7,32 @@ import shutil
 from pathlib import Path
 
 
-def build_tokenizer(folder: Path) -> Path:
-    """Write the fast form of Mistral's v0.3 tokenizer, from the SentencePiece file that mistral-common carries.
+def build_tokenizer(folder: Path, file: str = "mistral_instruct_tokenizer_240323.model.v3") -> Path:
+    """Write the fast form of a tokenizer of Mistral's, by default v0.3's, from the file that mistral-common carries.
 
     transformers 5.17 orders the merges by token id; SentencePiece merges by score, which differs for runs of spaces.
     They are put into the order of their scores here, and `test_templates` compares the result with mistral-common.
 
     Args:
         folder: Where to; made if need be.
+        file: Its name in mistral-common: a SentencePiece model, or a "tekken" file.
 
     Returns:
         The folder.
     """
     import mistral_common
+
+    if file.startswith("tekken"):
+        from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
+
+        source = Path(mistral_common.__file__).parent / "data" / file
+        convert_tekken_tokenizer(str(source), chat_template="").save_pretrained(folder)
+        return folder
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    source = Path(mistral_common.__file__).parent / "data" / file
     shutil.copy(source, folder / "tokenizer.model")
     settings = {
         "tokenizer_class": "LlamaTokenizer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from pathlib import Path
 
 import pytest
 from characters import character_tokenizer, chatml_tokenizer
@@ -17,6 +18,8 @@ from helpers.data.chat_templates import (
     control_strings,
     find_control_text,
     install_template,
+    masked_template,
+    needs_single_answers,
     refuse_control_text,
     render,
     template_sha256,
@@ -27,6 +30,17 @@ PIECES = (
     " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "    ", "\u00a0", "▁", "é", "e\u0301", "İ", "ß", "ﬁ", "٣", "你好",
     "日本", "🙂", "👩‍👩‍👧", "\u200b", "\ufeff", "עברית", "def f():\n    return", "```", "- one\n- two",
 )  # fmt: skip
+
+
+OWN = (
+    "{%- for message in messages %}{{- message.role + ':' + message.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
+)
+GOOD = (
+    "{{- bos_token }}{%- for message in messages %}{{- message.role + ':' + message.content + '<end>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
+)
+"""Templates of models that nobody knows here."""
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +157,177 @@ class TestMistral:
         assert template_sha256(loaded) == template_sha256(mistral_tokenizer)
 
 
+OTHERS = {
+    "v1": ("tokenizer.model.v1", "mistral-v1"),
+    "v2": ("mistral_instruct_tokenizer_240216.model.v2", "mistral-v3"),
+    "nemo": ("tekken_240718.json", "mistral-v3-tekken"),
+    "ministral": ("tekken_240911.json", "mistral-v3-tekken"),
+}
+
+
+@pytest.fixture(scope="module", params=list(OTHERS))
+def other_mistral(request, tmp_path_factory):
+    """Another instruct tokenizer of Mistral's, its template's name, and Mistral's own encoder for it."""
+    import mistral_common
+    from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
+    from mistral_common.protocol.instruct.request import InstructRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from tiny import build_tokenizer
+    from transformers import AutoTokenizer
+
+    file, name = OTHERS[request.param]
+    tokenizer = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path_factory.mktemp("other"), file))
+    source = Path(mistral_common.__file__).parent / "data" / file
+    encoder = MistralTokenizer.from_file(str(source)).instruct_tokenizer
+    kinds = {"user": UserMessage, "assistant": AssistantMessage}
+
+    def encode(turns, system=None):
+        messages = [kinds[role](content=content) for role, content in turns]
+        return encoder.encode_instruct(InstructRequest(messages=messages, system_prompt=system)).tokens
+
+    return tokenizer, name, encode
+
+
+class TestOtherMistrals:
+    """v0.1 and v0.2, which share a tokenizer, Mixtral's v2, Nemo, and Ministral 8B."""
+
+    def test_generated_conversations_have_the_ids_of_mistral_common(self, other_mistral):
+        """Conversations of one to four turns, with and without a system prompt, ending with either side."""
+        tokenizer, name, encode = other_mistral
+        assert install_template(tokenizer, "chat") == name
+        draw = random.Random(name)
+        for number in range(200):
+            ends = ("user", "assistant")[number % 2]
+            said, prompt = random_conversation(draw, 1 + number % 4, system=number % 3 == 0, ends=ends)
+            ours = ids_of(tokenizer, messages_of(said, prompt), answer_next=ends == "user")
+            assert ours == encode(said, prompt), (said, prompt)
+
+    def test_answers_are_masked_as_in_mistral_common(self, other_mistral):
+        """What is learned are the ids that each answer adds to what was said before it."""
+        tokenizer, _, encode = other_mistral
+        install_template(tokenizer, "chat")
+        draw = random.Random(1)
+        for turns in (1, 2, 3, 4):
+            said, _ = random_conversation(draw, turns, system=False, ends="assistant")
+            said = [(role, text.strip()) for role, text in said]
+            ids, mask = masked(tokenizer, messages_of(said))
+            assert ids == encode(said)
+            assert mask == added_by_answers(said, encode)
+
+
+def masked(tokenizer, messages):
+    """Return a conversation's ids, and 1 for each that belongs to an answer."""
+    out = tokenizer.apply_chat_template(
+        messages, chat_template=masked_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
+    )
+    return out["input_ids"], out["assistant_masks"]
+
+
+def added_by_answers(said, encode):
+    """Return 1 for each id that an answer adds, 0 for the others, by Mistral's own library."""
+    mask = []
+    for place in range(2, len(said) + 1, 2):
+        mask += [0] * (len(encode(said[: place - 1])) - len(mask))
+        mask += [1] * (len(encode(said[:place])) - len(mask))
+    return mask
+
+
+class TestMasks:
+    """Which tokens of a conversation are learned."""
+
+    @pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
+    def test_each_answer_and_its_eos(self, mistral_tokenizer, mistral_common, turns):
+        """Random conversations without a system prompt, against mistral-common."""
+        draw = random.Random(turns)
+        for _ in range(20):
+            said, _ = random_conversation(draw, turns, system=False, ends="assistant")
+            said = [(role, text.strip()) for role, text in said]
+            ids, mask = masked(mistral_tokenizer, messages_of(said))
+            assert ids == mistral_common(said)
+            assert mask == added_by_answers(said, mistral_common)
+            assert sum(i == 2 and m == 1 for i, m in zip(ids, mask, strict=True)) == turns
+
+    def test_a_system_prompt_before_one_answer(self, mistral_tokenizer, mistral_common):
+        """It is given, not learned."""
+        ids, mask = masked(mistral_tokenizer, messages_of([("user", "A"), ("assistant", "B")], "S"))
+        assert ids == mistral_common([("user", "A"), ("assistant", "B")], "S")
+        assert [i for i, m in zip(ids, mask, strict=True) if m] == ids[-2:]
+
+    @pytest.mark.parametrize("template", [CHATML, ALPACA, OWN])
+    def test_any_template(self, template):
+        """The text is that of the plain template, and what is learned reads as answer and EOS, time and again."""
+        tokenizer = chatml_tokenizer()
+        tokenizer.chat_template = template
+        messages = messages_of([("user", "A"), ("assistant", "yes yes"), ("user", "B"), ("assistant", "no")], "S")
+        ids, mask = masked(tokenizer, messages)
+        assert tokenizer.decode(ids) == render(tokenizer, messages, answer_next=False).rstrip()
+        learned = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+        assert learned == "yes yes<|im_end|>no<|im_end|>"
+
+    def test_only_mistral_s_v3_needs_answers_apart(self, mistral_tokenizer):
+        """With a system prompt, its earlier turns are written in another way once more is said."""
+        assert needs_single_answers(mistral_tokenizer)
+        assert not needs_single_answers(chatml_tokenizer())
+
+
+class TestOwnTemplates:
+    """Models of other families, with the template that they bring along."""
+
+    @staticmethod
+    def tokenizer(template):
+        """Return a tokenizer with other control tokens."""
+        from characters import _build
+
+        special = {"<pad>": 0, "<bos>": 1, "<end>": 2}
+        return _build(special, template, bos_token="<bos>", eos_token="<end>")
+
+    def test_one_that_passes_the_checks_is_kept(self):
+        """The name says so."""
+        tokenizer = self.tokenizer(GOOD)
+        assert install_template(tokenizer, "chat") == "own"
+        assert tokenizer.chat_template == GOOD
+
+    def test_white_space_after_the_last_eos_is_cut_off(self):
+        """Inside a conversation it stays."""
+        tokenizer = self.tokenizer(GOOD.replace("'<end>' }}", "'<end>\\n' }}"))
+        assert install_template(tokenizer, "chat") == "own"
+        messages = messages_of([("user", "A"), ("assistant", "B"), ("user", "C")])
+        so_far = "<bos>user:A<end>\nassistant:B<end>"
+        assert render(tokenizer, messages[:2], answer_next=False) == so_far
+        assert (
+            render(tokenizer, messages, answer_next=True)
+            == "<bos>user:A<end>\nassistant:B<end>\nuser:C<end>\nassistant:"
+        )
+        assert masked(tokenizer, messages[:2])[1] == [0] * 19 + [1, 1]
+
+    @pytest.mark.parametrize(
+        ("change", "check"),
+        [
+            (("+ '<end>' }}", "+ ';' }}"), "ends an answer with EOS"),
+            (("{{- bos_token }}", ""), "writes BOS once, at the start"),
+            (("{{- bos_token }}", "{{- bos_token + bos_token }}"), "writes BOS once, at the start"),
+            (("add_generation_prompt %}{{- 'assistant:'", "add_generation_prompt %}{{- 'bot:'"),
+             "writes the prompt in the"),
+            (("{%- for message in messages %}", "{%- for message in messages if message.role != 'system' %}"),
+             "writes the system prompt"),
+        ],
+    )  # fmt: skip
+    def test_one_that_does_not_is_refused_with_the_check(self, change, check):
+        """Each check is named where it fails."""
+        assert change[0] in GOOD
+        with pytest.raises(TemplateError, match=f"expected a chat template that {check}"):
+            install_template(self.tokenizer(GOOD.replace(*change)), "chat")
+
+    def test_one_that_refuses_system_prompts_is_kept(self):
+        """Rows with a system prompt are refused by it when they come."""
+        tokenizer = self.tokenizer(
+            "{%- if messages[0].role == 'system' %}{{ raise_exception('no') }}{%- endif %}" + GOOD
+        )
+        assert install_template(tokenizer, "chat") == "own"
+        with pytest.raises(TemplateError, match="no"):
+            render(tokenizer, messages_of([("user", "A")], "S"), answer_next=True)
+
+
 class TestChatml:
     """The format of SmolLM2 and many others."""
 
@@ -247,7 +432,7 @@ class TestConversions:
             content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
             content["pre_tokenizer"] = None
 
-        with pytest.raises(TemplateError, match="This tokenizer is not Mistral's v3, or was converted wrongly"):
+        with pytest.raises(TemplateError, match="This tokenizer is not Mistral's, or was converted wrongly"):
             install_template(self.changed(mistral_tokenizer, legacy), "chat")
 
     def test_missing_merges_are_found(self, mistral_tokenizer):
