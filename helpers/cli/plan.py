@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from typing import Any
 
 from helpers.core.config import PRESETS, RunConfig, build_config
 from helpers.core.errors import ConfigError, StackError
+from helpers.core.runs import runs_root
 from helpers.core.text import format_bytes
+from helpers.memory.forecast import forecast_training, format_minutes, past_metrics, seconds_before, session_note
 from helpers.memory.layout import plan_layout
-from helpers.memory.plan import USABLE, advise, attention_kind, predict_config, smallest_config
+from helpers.memory.plan import USABLE, advise, attention_kind, predict_config, shape_for, smallest_config
 from helpers.memory.predict import ATTENTION, GIB, Prediction
 from helpers.model.patches.attention import installed_attention
-from helpers.runtime.hardware import Gpu, find_gpu, suitable_preset
+from helpers.runtime.calibration import Calibration, calibrate_apart
+from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_preset
 
 __all__ = ["GPUS", "add_command", "parse_gpu", "plan_report", "run_plan"]
 
@@ -32,6 +36,13 @@ GPUS = {
 
 CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
 """Compute capability of these cards; one that is named by its size is taken to have 8.0."""
+
+TFLOPS = {"t4": 25.0, "l4": 55.0, "24gb": 60.0, "a100-40": 250.0, "a100-80": 250.0, "h100": 800.0}
+"""What these cards reach in products of large 16-bit matrices, in 10^12 operations a second. Measured on an H100 (802);
+for the others two to four fifths of the maker's figure are assumed, since they lower their clock under load."""
+
+FREE_COLAB = (7, 5)
+"""Compute capability of the card that a free Colab lends: a T4."""
 
 MEAN_LENGTH = 233
 """Tokens of a row on average where no length is given, as in the measurements behind `helpers.memory.layout`."""
@@ -65,7 +76,7 @@ def add_command(subparsers: Any) -> None:
         subparsers: What `ArgumentParser.add_subparsers` returned.
     """
     parser = subparsers.add_parser(
-        "plan", help="predict a run's peak memory, and say what to change if it does not fit"
+        "plan", help="predict a run's peak memory and its minutes, and say what to change if it does not fit"
     )
     parser.add_argument("--task", choices=("alpaca", "dolly"), default="alpaca", help="which notebook (default alpaca)")
     parser.add_argument("--preset", choices=("auto", *PRESETS), default="auto", help="which preset (default auto)")
@@ -112,6 +123,8 @@ def run_plan(options: argparse.Namespace) -> int:
     config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
     size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
     print(plan_report(config, size, card=card, reasons=[rows, *reasons], **known))
+    if gpu is not None:
+        print("\n".join(["", *_minutes(config, options.gpu, gpu, lengths)]))
     return int(bool(size and advise(config, size, **known)))
 
 
@@ -168,6 +181,36 @@ def plan_report(
     if not changes:
         return "\n".join([*lines, "", f"Fits: {usable}."])
     return "\n".join([*lines, "", f"Does not fit: {usable}.", *(f"  {change}" for change in changes)])
+
+
+def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[int]) -> list[str]:
+    """Say how long the run will take on the card, and whether a free Colab session holds it."""
+    if named is None:
+        calibration, basis = calibrate_apart(), "by what this card just did"
+    else:
+        tflops = TFLOPS.get(named.strip().lower())
+        if tflops is None:
+            return ["How long it takes is forecast for a card's name, or for this machine's card."]
+        precision = choose_precision(gpu.capability)
+        calibration, basis = (
+            Calibration(tflops, precision, 0, gpu.name),
+            f"{tflops:g} TFLOP/s assumed",
+        )
+    rows = config.data.train_rows or len(lengths)
+    trained = list(itertools.islice(itertools.cycle(lengths), rows))
+    heldout = [round(sum(lengths) / len(lengths))] * config.data.heldout_rows
+    past = past_metrics(runs_root())
+    forecast = forecast_training(config, trained, calibration, heldout=heldout, past=past)
+    shape = shape_for(config)
+    if forecast is None or shape is None:
+        return [f"The shape of {config.model.model_name} is not known, so its minutes are not forecast."]
+    whole = forecast.seconds() + seconds_before(shape, four_bit=config.model.load_in_4bit)
+    training = f"{format_minutes(forecast.seconds())} of it training over {rows:,} rows"
+    said = (
+        f"About {format_minutes(whole)} from installation to adapter, {training} ({basis}, the {forecast.limited_by} "
+    )
+    said += "being the limit). A forecast: expect a third more or less."
+    return [said, session_note(whole)] if gpu.capability == FREE_COLAB else [said]
 
 
 def _headline(config: RunConfig, peak: Prediction) -> str:

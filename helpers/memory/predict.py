@@ -21,6 +21,7 @@ __all__ = [
     "CALIBRATION",
     "GIB",
     "MISTRAL_7B",
+    "NF4_BYTES",
     "OPTIMIZERS",
     "SMOLLM2_135M",
     "Calibration",

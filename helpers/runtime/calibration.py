@@ -54,7 +54,8 @@ def calibrate(size: int | None = None, repeats: int = REPEATS) -> Calibration:
     precision = choose_precision(gpu.capability if gpu else None)
     size = size or SIZES[precision]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    left, right = (torch.randn(size, size, dtype=dtype, device="cuda" if gpu else "cpu") for _ in range(2))
+    draw = torch.Generator("cuda" if gpu else "cpu").manual_seed(0)  # its own: training's numbers stay as they are
+    left, right = (torch.randn(size, size, dtype=dtype, device=draw.device, generator=draw) for _ in range(2))
     seconds = []
     for _ in range(repeats + 3):
         began = time.perf_counter()

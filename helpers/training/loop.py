@@ -17,10 +17,12 @@ from helpers.core.errors import RunError
 from helpers.core.processes import largest, on_main, place, wait_for_all
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import Contract
+from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.load import LoadedModel
 from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_passes
 from helpers.model.patches.optimizer_step import quick_steps
 from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
+from helpers.runtime.calibration import calibrate
 from helpers.runtime.device_map import own_cards
 from helpers.training.checkpoints import Checkpoint, last_complete
 from helpers.training.failures import nan_error, weights_are_finite
@@ -46,6 +48,7 @@ class Training:
     rows: int = 0
     trainer: Any = None
     graphs: GraphedLayers | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def finished(self, checkpoint: Checkpoint | None, trainer: Any) -> TrainResult | None:
         """Restore a training that has done its last step; None for any other."""
@@ -59,7 +62,7 @@ class Training:
 
     def run(self, checkpoint: Checkpoint | None, trainer: Any, rows: Contract) -> TrainResult:
         """Train to the end, from the start or from a checkpoint."""
-        self.result = _read_state(checkpoint) if checkpoint else self._begin(trainer)
+        self.result = _read_state(checkpoint) if checkpoint else self._begin(trainer, rows)
         self.result.mode = dict(trainer.mode)  # who goes on may be another machine, or several processes
         _reset_peak_memory()
         self.counter = TokenCounter(trainer, self.result.tokens, self.result.supervised_tokens)
@@ -76,21 +79,44 @@ class Training:
             trainer.remove_callback(watcher)
             self.counter.stop()
         self._count()
+        if self.result.forecast:
+            self.result.forecast |= {
+                "outcome_train_seconds": self.result.train_seconds,
+                "outcome_heldout_seconds": self.result.heldout_seconds,
+            }
         return self.result
 
-    def _begin(self, trainer: Any) -> TrainResult:
-        """Measure the held-out rows before the first step."""
-        result = TrainResult(mode=dict(trainer.mode))
+    def _begin(self, trainer: Any, rows: Contract) -> TrainResult:
+        """Say how long it will take, and measure the held-out rows before the first step."""
+        result = self.result = TrainResult(mode=dict(trainer.mode))
         result.heldout_sources = prompt_numbers(self.heldout.tokenized)
+        forecast = on_main(lambda: self._forecast(trainer, rows))
+        if forecast:
+            result.forecast = forecast.record()
+            self.report(forecast.describe())
         result.heldout_before = self._score()
         result.eval_loss.append((0, mean_loss(result.heldout_before)))
         self.report(f"before training: held-out loss {result.eval_loss[0][1]:.4f}")
         return result
 
+    def _forecast(self, trainer: Any, rows: Contract) -> Forecast | None:
+        """Forecast the training, from this machine's pace and the runs that have finished on it."""
+        lengths, heldout = ([len(row.input_ids) for row in each.tokenized] for each in (rows, self.heldout))
+        return forecast_training(
+            self.config,
+            lengths,
+            calibrate(),
+            heldout=heldout,
+            graphs=bool(trainer.mode.get("graphs")),
+            processes=place().count,
+            past=past_metrics(self.keeper.run.path.parent),
+        )
+
     def step_begins(self) -> None:
         """Start the clock, which measurements and checkpoints stop."""
         if not self.started:
             self.started = time.perf_counter()
+        self.pace.begins(self.counter.passed if self.counter else 0)
 
     def logged(self, step: int, steps: int, loss: float, *, saving: bool) -> None:
         """Keep a step's loss, and measure the held-out rows now and then."""
@@ -98,6 +124,8 @@ class Training:
             raise self._broken("training loss", loss, step)
         self.result.train_loss.append((step, loss))
         self.report(f"step {step}/{steps}  loss {loss:.4f}")
+        if left := self.pace.ends(self.counter.passed if self.counter else 0, steps - step):
+            self.report(f"about {format_minutes(left)} of training left, by the pace of steps 2 to {Pace.STEPS}")
         if saving or step >= steps:
             self._pause()
         if step >= steps or step % self.config.train.eval_steps == 0:
@@ -122,7 +150,10 @@ class Training:
         self.report(f"step {step}/{steps}  held-out loss {loss:.4f}")
 
     def _score(self) -> list[RowScore]:
-        return score_rows(self.loaded.model, self.heldout.tokenized)
+        began = time.perf_counter()
+        scores = score_rows(self.loaded.model, self.heldout.tokenized)
+        self.result.heldout_seconds += time.perf_counter() - began
+        return scores
 
     def _pause(self) -> None:
         if self.started:

@@ -29,6 +29,8 @@ class TrainResult:
         supervised_tokens: Tokens that the loss was taken over.
         peak_memory_bytes: Highest memory in use: on the card, or of the process on a CPU.
         mode: What the trainer did: packing, padding-free, precision, optimizer.
+        heldout_seconds: Time in measurements of the held-out loss.
+        forecast: How long all was expected to take, and at the end how long it took; see `helpers.memory.forecast`.
     """
 
     train_loss: list[tuple[int, float]] = field(default_factory=list)
@@ -42,6 +44,8 @@ class TrainResult:
     supervised_tokens: int = 0
     peak_memory_bytes: int = 0
     mode: dict[str, Any] = field(default_factory=dict)
+    heldout_seconds: float = 0.0
+    forecast: dict[str, Any] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Return everything as JSON, for a checkpoint."""
@@ -79,6 +83,8 @@ class TrainResult:
             "tokens_per_second": self.tokens / seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "train_seconds": self.train_seconds,
+            "heldout_seconds": self.heldout_seconds,
+            "forecast": self.forecast,
             "mode": self.mode,
         }
 

@@ -75,6 +75,9 @@ class TokenCounter:
         trainer: The trainer; its `training_step` is wrapped until `stop`.
         tokens: Tokens seen before, padding not counted.
         supervised: Of them, those that the loss was taken over.
+
+    Attributes:
+        passed: Tokens that this process has fed to the model, padding counted.
     """
 
     def __init__(self, trainer: Any, tokens: int, supervised: int) -> None:
@@ -83,11 +86,13 @@ class TokenCounter:
         self._before = tokens, supervised
         self._tokens: Any = 0
         self._supervised: Any = 0
+        self.passed = 0
         trainer.training_step = self._step
 
     def _step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         learned = (labels != IGNORED).sum()
+        self.passed += labels.numel()
         self._supervised = self._supervised + learned
         self._tokens = self._tokens + (mask.sum() if mask is not None else labels.numel()) * (learned > 0)
         return self._original(model, inputs, *args, **kwargs)

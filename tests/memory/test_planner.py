@@ -38,6 +38,7 @@ from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, pr
 from helpers.model.patches import UNSLOTH_TESTED, attention
 from helpers.model.patches.attention import choose_attention
 from helpers.runtime import hardware
+from helpers.runtime.calibration import Calibration
 from helpers.runtime.device_map import SPLIT
 from helpers.runtime.hardware import Gpu
 from helpers.training import session
@@ -679,7 +680,20 @@ class TestCommand:
         assert "  predicted peak                      12.28  GiB\n" in printed
         assert "\nRows of 233 tokens on average and 1,233 at most are assumed" in printed
         assert "\nCheckpointing for 18 of 32 layers (checkpoint_skip_layers 14): predicted peak 12.3 GiB" in printed
-        assert printed.endswith("Fits: 13.5 GiB usable of 14.7 GiB (t4).\n")
+        assert "\nFits: 13.5 GiB usable of 14.7 GiB (t4).\n" in printed
+
+    def test_it_says_how_long_the_run_takes(self, capsys):
+        """Minutes on a named card, and for a T4 whether a free Colab session holds them."""
+        command("--preset", "colab-t4", "--gpu", "t4")
+        lines = capsys.readouterr().out.splitlines()
+        said = "from installation to adapter, 17 min of it training over 1,000 rows (25 TFLOP/s assumed, the card being"
+        assert lines[-2] == f"About 22 min {said} the limit). A forecast: expect a third more or less."
+        assert lines[-1].startswith("A free Colab session, which ends after 12 h at the latest")
+
+    def test_a_card_of_which_only_the_size_is_known_has_no_minutes(self, capsys):
+        """Memory says nothing of speed."""
+        command("--preset", "colab-t4", "--gpu", "16GB")
+        assert capsys.readouterr().out.endswith("is forecast for a card's name, or for this machine's card.\n")
 
     @pytest.mark.parametrize("card", ["t4", "l4", "a100-40"])
     @pytest.mark.parametrize(
@@ -718,8 +732,11 @@ class TestCommand:
         """It goes by the card's size and capability, not by what happens to be free."""
         for module in (plan_command, session):
             monkeypatch.setattr(module, "find_gpu", lambda: gpu)
+        monkeypatch.setattr(plan_command, "calibrate_apart", lambda: Calibration(100.0, "bf16", 8192, gpu.name))
         command()
-        assert capsys.readouterr().out.startswith(f"alpaca, {preset}: ")
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"alpaca, {preset}: ")
+        assert "(by what this card just did, the card being the limit)" in printed
         assert session.resolve_preset("auto") == preset
 
     def test_a_run_that_does_not_fit(self, capsys):

@@ -1,0 +1,292 @@
+"""How long a training will take, said before it begins.
+
+A QLoRA step multiplies each token by every frozen weight once forward and once backward, and once more where layers are
+recomputed: 4 to 6 operations a weight and token. Divided by how fast the card multiplies matrices
+(`helpers.runtime.calibration`) and by the share of that pace which training reaches, this is the card's time for a
+pass; where the host needs longer to launch the pass's kernels, that is the pass's time. The share is learned from
+finished runs of the same model on the same card, whose `metrics.json` holds forecast and outcome; before there is one,
+it is `EFFICIENCY`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from helpers.core.config import RunConfig
+from helpers.core.errors import RunError
+from helpers.core.files import read_json
+from helpers.memory.plan import shape_for
+from helpers.memory.predict import NF4_BYTES
+from helpers.memory.shapes import ModelShape
+from helpers.runtime.calibration import Calibration
+
+__all__ = [
+    "COLAB_MINUTES",
+    "EFFICIENCY",
+    "HOST_SECONDS",
+    "Forecast",
+    "Pace",
+    "forecast_training",
+    "format_minutes",
+    "learned_efficiency",
+    "past_metrics",
+    "seconds_before",
+    "session_note",
+]
+
+EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.6}
+"""Share of the calibrated pace that a training reaches where no run is known. bf16: packed batches on an H100, 16,384
+tokens in 0.97 s without and 8,192 in 0.70 s with checkpointing, are 0.60 and 0.63 of 802 TFLOP/s
+(benchmarks/results/train_h100.json). fp16: Unsloth's published T4 record, 0.89 rows/s, is about 0.35 of 25 TFLOP/s, its
+padding included; batches here have none. fp32: SmolLM2-135M on two cores of a server."""
+
+HOST_SECONDS = {"graphs": 0.0053, "checkpointing": 0.0110, "plain": 0.0079}
+"""Time in which the host launches one layer's kernels, forward and backward, in seconds: of 32 layers 0.25 s a pass, a
+third more where they are recomputed (H100), and 0.17 s where passes are recorded on the way (944 rows, H200)."""
+
+START_SECONDS = 3.0
+"""The first step's kernels are compiled and loaded, on a card (2.2 to 3.2 s, train_h100.json)."""
+
+COLAB_MINUTES = 12 * 60
+"""A free Colab notebook runs at most so long, as its FAQ says, and often less."""
+
+SETUP_SECONDS = 180.0
+"""Installing the packages on a machine that has none of them, and importing them: 100 s on two cores and 34 s on the
+host of an H200, where that was measured."""
+
+DOWNLOAD_BYTES = 40e6
+"""Assumed of a hub's download, in bytes a second."""
+
+SHUFFLES = 20
+"""How often rows are shuffled to find a padded batch's mean width."""
+
+RUNS = 5
+"""Finished runs that an efficiency is learned from: the newest."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How long training and its held-out measurements will take.
+
+    Args:
+        train_seconds: All optimizer steps.
+        heldout_seconds: All measurements of the held-out loss.
+        operations: Of all optimizer steps, in floating-point operations.
+        tokens: Of all optimizer steps, padding included.
+        tflops: The machine's pace in matrix products, in 10^12 operations a second.
+        efficiency: Share of it that training is taken to reach.
+        runs: Finished runs that the share was learned from; 0 for the constant.
+        limited_by: "card" or "host".
+        kind: What another run must have in common with this one, so that its outcome says how fast this one will be.
+    """
+
+    train_seconds: float
+    heldout_seconds: float
+    operations: float
+    tokens: int
+    tflops: float
+    efficiency: float
+    runs: int
+    limited_by: str
+    kind: dict[str, Any]
+
+    def seconds(self) -> float:
+        """Return the whole time, in seconds."""
+        return self.train_seconds + self.heldout_seconds
+
+    def describe(self) -> str:
+        """Say it in a sentence, with what it rests on."""
+        if self.runs:
+            basis = f"{self.efficiency:.0%} of it, as in {self.runs} earlier run{'s' if self.runs > 1 else ''} here"
+        else:
+            basis = f"{self.efficiency:.0%} of it assumed, since no run of this model has finished here yet"
+        return (
+            f"Training will take about {format_minutes(self.seconds())}, {format_minutes(self.heldout_seconds)} of it "
+            f"for held-out losses: {self.operations:.2g} operations at {self.tflops:.3g} TFLOP/s, {basis}."
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what `metrics.json` keeps."""
+        return asdict(self)
+
+
+@dataclass
+class Pace:
+    """The first steps' seconds a token, from which the time that is left follows better than from any forecast.
+
+    Their own clock runs from a step's beginning to its loss, so that measurements and checkpoints do not count. The
+    first step, in which kernels are compiled and loaded, counts neither.
+    """
+
+    STEPS: ClassVar[int] = 6
+    steps: list[tuple[float, int]] = field(default_factory=list)
+    began: tuple[float, int] = (0.0, 0)
+
+    def begins(self, tokens: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        """A step begins; `tokens` have been fed to the model, padding counted."""
+        self.began = (clock(), tokens)
+
+    def ends(self, tokens: int, steps_left: int, clock: Callable[[], float] = time.perf_counter) -> float | None:
+        """A step has ended. After the sixth return the seconds that the others will take; else None."""
+        self.steps.append((clock() - self.began[0], tokens - self.began[1]))
+        if len(self.steps) != self.STEPS or not steps_left:
+            return None
+        later = self.steps[1:]
+        each = statistics.median(seconds / max(count, 1) for seconds, count in later)
+        return each * statistics.mean(count for _, count in self.steps) * steps_left
+
+
+def forecast_training(
+    config: RunConfig,
+    lengths: Sequence[int],
+    calibration: Calibration,
+    *,
+    heldout: Sequence[int] = (),
+    shape: ModelShape | None = None,
+    graphs: bool = False,
+    processes: int = 1,
+    past: Sequence[Mapping[str, Any]] = (),
+) -> Forecast | None:
+    """Forecast a training whose layout is chosen; None where the model's shape is not known.
+
+    Args:
+        config: The run, with the passes' rows and recomputation as they will be.
+        lengths: Of the training rows, in tokens.
+        calibration: How fast this machine multiplies matrices.
+        heldout: Lengths of the held-out rows.
+        shape: Of the model; by default found by `shape_for`.
+        graphs: Whether passes may be recorded as CUDA graphs.
+        processes: How many train together.
+        past: `metrics.json` of earlier runs, the newest last.
+    """
+    shape, train = shape or shape_for(config), config.train
+    if shape is None or not lengths:
+        return None
+    on_card = calibration.gpu is not None
+    steps, tokens = _steps_and_tokens(config, lengths, padded=not on_card)
+    passes = max(1, round(steps * train.gradient_accumulation))
+    weights = shape.linear_parameters() + shape.vocab * shape.hidden
+    again = 1 - train.checkpoint_skip_layers / shape.layers if train.gradient_checkpointing else 0.0
+    operations = tokens * (4 * weights + 2 * shape.linear_parameters() * again)
+    efficiency, runs = learned_efficiency(config, calibration, past)
+    pace = calibration.tflops * 1e12 * efficiency
+    kind = "graphs" if graphs else "checkpointing" if again else "plain"
+    host = HOST_SECONDS[kind] * shape.layers * passes / processes if on_card else 0.0
+    card = operations / pace / processes
+    measurements = 2 + (math.ceil(steps) - 1) // train.eval_steps
+    scored = sum(heldout) * measurements * 2 * weights / pace / processes
+    start = START_SECONDS if on_card else 0.0
+    return Forecast(
+        max(host, card) + start,
+        scored,
+        operations,
+        tokens,
+        calibration.tflops,
+        efficiency,
+        runs,
+        "host" if host > card else "card",
+        _kind(config, calibration),
+    )
+
+
+def learned_efficiency(
+    config: RunConfig, calibration: Calibration, past: Sequence[Mapping[str, Any]]
+) -> tuple[float, int]:
+    """Return the share of the calibrated pace that this model's runs reached on this card, and of how many runs.
+
+    Args:
+        config: Names the model.
+        calibration: Names the card.
+        past: `metrics.json` of earlier runs, the newest last; those without an outcome say nothing.
+    """
+    wanted = _kind(config, calibration)
+    found = [
+        each["operations"] / each["outcome_train_seconds"] / each["tflops"] / 1e12
+        for each in (run.get("forecast") or {} for run in past)
+        if each.get("kind") == wanted and each.get("outcome_train_seconds")
+    ][-RUNS:]
+    if found:
+        return statistics.median(found), len(found)
+    return EFFICIENCY[calibration.precision], 0
+
+
+def past_metrics(root: Path) -> list[dict[str, Any]]:
+    """Return `metrics.json` of the runs in a folder that have one, the oldest first."""
+    files = sorted(root.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    found = []
+    for path in files:
+        with suppress(RunError):  # a damaged file says nothing
+            found.append(read_json(path))
+    return found
+
+
+def format_minutes(seconds: float) -> str:
+    """Write a time as people say it.
+
+    Example:
+        >>> format_minutes(40), format_minutes(1860), format_minutes(9000)
+        ('40 s', '31 min', '2 h 30 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def seconds_before(shape: ModelShape, *, four_bit: bool) -> float:
+    """Return the time until training begins on a new machine: packages, imports, the model's download."""
+    weight = NF4_BYTES if four_bit else 2
+    return SETUP_SECONDS + (shape.linear_parameters() * weight + 2 * shape.other_parameters()) / DOWNLOAD_BYTES
+
+
+def session_note(seconds: float) -> str:
+    """Say whether a run fits into a session of a free Colab."""
+    if seconds > COLAB_MINUTES * 60:
+        return (
+            f"That is longer than a free Colab session, which ends after {COLAB_MINUTES // 60} h at the latest: set "
+            "persist_dir, and go on in a second one."
+        )
+    return (
+        f"A free Colab session, which ends after {COLAB_MINUTES // 60} h at the latest and often sooner, holds it; "
+        "with persist_dir set, an end does no harm."
+    )
+
+
+def _kind(config: RunConfig, calibration: Calibration) -> dict[str, Any]:
+    """Return what two runs must have in common, so that one says how fast the other will be."""
+    return {
+        "gpu": calibration.gpu,
+        "precision": calibration.precision,
+        "model_name": config.model.model_name,
+        "packing": config.train.packing,
+    }
+
+
+def _steps_and_tokens(config: RunConfig, lengths: Sequence[int], *, padded: bool) -> tuple[float, int]:
+    """Return how many optimizer steps a run takes and how many tokens they see, padding included."""
+    train, longest = config.train, config.model.max_seq_length
+    fitting = [n for n in lengths if n <= longest] or [longest]
+    units = [longest] * math.ceil(sum(fitting) / longest) if train.packing else fitting
+    mean = _padded_mean(units, train.batch_size) if padded and not train.packing else sum(units) / len(units)
+    seen = len(units) * train.num_epochs
+    if train.max_steps:
+        seen = train.max_steps * train.rows_per_step()
+    return seen / train.rows_per_step(), round(seen * mean)
+
+
+def _padded_mean(lengths: Sequence[int], size: int) -> float:
+    """Return the mean width of a batch's rows once they are padded to its longest."""
+    order, draw, total = list(lengths), random.Random(0), 0  # noqa: S311 - no secret depends on it
+    for _ in range(SHUFFLES):
+        draw.shuffle(order)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        total += sum(max(batch) * len(batch) for batch in batches)
+    return total / SHUFFLES / len(order)
