@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -19,7 +20,7 @@ from helpers.runtime import hardware
 from helpers.runtime.doctor import SUPPORTED_PYTHON, Report, doctor, python_findings
 from helpers.runtime.lockfile import NEEDED, SMOKE, install_plan, installed_versions, read_lock, read_waivers
 
-__all__ = ["read_secret", "setup_notebook"]
+__all__ = ["quiet_libraries", "read_secret", "setup_notebook"]
 
 
 def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
@@ -65,6 +66,21 @@ def _prepare_process(multi_gpu: bool) -> None:
     driver = hardware.read_driver()
     if driver and len(driver.names) > 1 and not multi_gpu:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Leave out what libraries log while they are imported and what nobody here can act on.
+
+    torchao 0.18 warns about each of its CUDA extensions on a machine that cannot load them, and about an older way to
+    register types with torch 2.13; bitsandbytes about a package `kernels`, for faster products on CPUs.
+    """
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_nothing)  # a filter, since importing torch sets levels anew
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _refuse_python() -> None:

@@ -61,7 +61,7 @@ def check(name: str, answer: Any) -> Verdict:
 
     Example:
         >>> check("wins-needed", 16)
-        Not yet: Chance alone gives so many nearly half of the time. Try larger numbers.
+        Not yet: Chance alone gives so uneven a result, to one side or the other, nearly always. Try larger numbers.
     """
     if not isinstance(name, str) or name not in CHECKS:
         raise ConfigError("check", "the name of an exercise", name, nearest(name, list(CHECKS)))

@@ -19,7 +19,7 @@
 #
 # - to write a conversation as the text that Mistral was trained on,
 # - to say which tokens the loss is taken over, and why the last one matters most,
-# - to recognise five rows that train without complaint and teach the wrong thing,
+# - to recognise rows that train without complaint and teach the wrong thing,
 # - what padding wastes, and what packing has to get right.
 #
 # **What it needs.** No GPU. About 25 minutes. Exercise 2 uses the tokenizer of a small real model, which a first run
@@ -58,10 +58,10 @@ from helpers.workshop import check
 # %% [markdown]
 # ## 1. A conversation as text
 #
-# Chat models are trained on one particular way of writing a conversation down. It is not a law of nature: it is a
-# habit of one model family, and a model that meets another habit still answers, only worse. Nothing warns you.
+# A chat model is trained on one particular way of writing a conversation down. Another family of models uses another
+# way. A model that meets the wrong one still answers, only worse, and nothing warns you.
 #
-# Mistral's habit, version 3, is this:
+# Mistral's way, version 3, is this:
 #
 # - `<s>` begins the conversation, once.
 # - What the user says stands between `[INST]` and `[/INST]`. There is one space after `[INST]` and none before
@@ -79,36 +79,54 @@ answer = "<s>[INST] Be brief.\n\nAdd 2 and 3.[/INST] 5</s>"
 check("write-template", answer)
 
 # %% [markdown]
-# *What you learned:* a chat template is an exact text, down to the spaces, and must be the same in training and in use.
+# <details><summary>What you learned</summary>
+#
+# A chat template is an exact text, down to the spaces, and must be the same in training and in use.
+#
+# </details>
 
 # %% [markdown]
 # ## 2. Which tokens are learned
 #
-# The tokenizer cuts the text into tokens and gives each its number. Training then asks at every place: how surprised
-# were you by the next token? Only the answer's surprise should count; nobody wants to train a model to write the
-# user's questions. So each token gets a *label*. It is the token's own number where the loss is taken, and -100
-# elsewhere: PyTorch leaves out -100.
-#
-# The next cell takes one row through a real tokenizer, SmolLM2's, which writes conversations in the format ChatML.
-# `prompt` holds the tokens up to where the assistant begins to speak, `whole` those of the whole row.
+# Nobody writes templates by hand. Each tokenizer of a chat model carries its own, and `apply_chat_template` applies it.
+# Here is the tokenizer of SmolLM2, a small real model, whose template writes the format ChatML:
 
 # %%
 from transformers import AutoTokenizer
 
 from helpers.model.smollm2 import smollm2_folder
-from helpers.data.chat_templates import install_template, render
 
 tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
-print(install_template(tokenizer, "chat"))
-
-# %% [markdown]
-# Look at where the prompt's tokens end, and at the last token of all.
-
-# %%
 question = {"role": "user", "content": "Name the largest planet."}
 reply = {"role": "assistant", "content": "Jupiter is the largest planet."}
-prompt = tokenizer(render(tokenizer, [question], answer_next=True))["input_ids"]
-whole = tokenizer(render(tokenizer, [question, reply], answer_next=False))["input_ids"]
+print(tokenizer.apply_chat_template([question, reply], tokenize=False))
+
+# %% [markdown]
+# It begins with a system prompt that nobody wrote: SmolLM2's template adds one if the conversation has none. Read the
+# template's output before you train on it. We use a template without that sentence:
+
+# %%
+tokenizer.chat_template = """{%- for message in messages %}
+    {{- ('' if loop.first else '\n') + '<|im_start|>' + message.role + '\n' }}
+    {%- if message.role == 'assistant' %}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}
+    {%- else %}{{- message.content + '<|im_end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '\n<|im_start|>assistant\n' }}{%- endif %}"""
+print(tokenizer.apply_chat_template([question, reply], tokenize=False))
+
+# %% [markdown]
+# The tokenizer cuts this text into tokens and gives each its number. In training the model guesses each next token, and
+# the loss says how wrong it was. Only guesses at the answer should count; nobody wants a model that writes the user's
+# questions. So each token gets a *label*: its own number where the loss is taken, and -100 elsewhere, which PyTorch leaves
+# out.
+
+# %% [markdown]
+# `prompt` holds the tokens up to where the assistant begins to speak, `whole` those of the whole row. Look at where the
+# prompt's tokens end, and at the last token of all.
+
+# %%
+prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
+whole = tokenizer.apply_chat_template([question, reply], return_dict=False)
 print(len(prompt), prompt)
 print(len(whole), [tokenizer.decode([token]) for token in whole])
 
@@ -122,8 +140,23 @@ answer = [-100] * len(prompt) + whole[len(prompt) :]
 check("labels", answer)
 
 # %% [markdown]
-# *What you learned:* the labels are the whole of what you tell the model to learn, and the token that ends the answer
-# is part of it. Here is a row of Mistral's as a picture, which cuts text up in its own way.
+# <details><summary>What you learned</summary>
+#
+# The labels are all that you tell the model to learn, and the token that ends the answer is part
+# of it.
+#
+# </details>
+
+# %% [markdown]
+# The library can find these places by itself, as a mask of 1 and 0. `{% generation %}` in the template above marks the
+# assistant's part; TRL's trainer makes the labels from such a mask. Which tokens does it learn?
+
+# %%
+row = tokenizer.apply_chat_template([question, reply], return_assistant_tokens_mask=True, return_dict=True)
+print([tokenizer.decode([token]) for token, learned in zip(row["input_ids"], row["assistant_masks"]) if learned])
+
+# %% [markdown]
+# Here is another row as a picture, cut by Mistral's tokenizer.
 
 # %%
 from helpers.display.diagrams import show_drawing
@@ -138,7 +171,7 @@ show_drawing("mask")
 #
 # A row needs five things: one beginning, the user's part, the answer, its end, and a loss over the answer and its end
 # alone. Here are five rows in Mistral's format, each as two parts: what is given to the model (labels -100), and what
-# is learned. All five train without an error.
+# is learned. Mixed with other rows, all five train without an error.
 
 # %%
 rows = {
@@ -173,7 +206,11 @@ answer = {
 check("faulty-rows", answer)
 
 # %% [markdown]
-# *What you learned:* a falling loss does not prove that the right thing is learned; looking at one row does.
+# <details><summary>What you learned</summary>
+#
+# A falling loss does not prove that the right thing is learned; looking at one row does.
+#
+# </details>
 
 # %% [markdown]
 # ## 4. What padding wastes
@@ -187,8 +224,8 @@ lengths = [31, 200, 45, 52, 180, 38, 60, 41]
 batches = [lengths[:4], lengths[4:]]
 
 # %% [markdown]
-# **Task.** Which share of all places that the GPU works on is padding? A number between 0 and 1, over both batches
-# together.
+# **Task.** Which share of all places that the GPU works on is padding? A number between 0 and 1 with three decimals,
+# over both batches together.
 
 # %% tags=["solution"]
 places = sum(len(batch) * max(batch) for batch in batches)
@@ -198,7 +235,11 @@ answer = 1 - sum(lengths) / places
 check("padding", answer)
 
 # %% [markdown]
-# *What you learned:* one long row makes three short ones expensive.
+# <details><summary>What you learned</summary>
+#
+# One long row makes three short ones expensive.
+#
+# </details>
 
 # %% [markdown]
 # ## 5. Packing
@@ -218,14 +259,19 @@ answer = [[200, 52], [180, 60], [45, 41, 38, 31]]
 check("packing", answer)
 
 # %% [markdown]
-# *What you learned:* packing is a puzzle of fitting lengths together, and pays most when rows are short and unequal.
+# <details><summary>What you learned</summary>
+#
+# Packing is a puzzle of fitting lengths together, and pays most when rows are short and unequal.
+#
+# </details>
 
 # %% [markdown]
 # ## 6. Keeping packed rows apart
 #
 # Packed rows have nothing to do with each other, but lie side by side. Unless something prevents it, the second
 # answer is predicted with the first question in view. What prevents it is the list of *positions*: each row's
-# tokens are numbered by themselves, and attention treats a place where the numbers start anew as a wall.
+# tokens are numbered by themselves. Attention that reads the positions treats a place where they start anew as a wall;
+# attention that does not read them sees through it, so this has to be checked.
 #
 # **Task.** A packed sequence holds three rows, of 4, 3 and 5 tokens. Write the twelve positions.
 
@@ -236,8 +282,12 @@ answer = [*range(4), *range(3), *range(5)]
 check("positions", answer)
 
 # %% [markdown]
-# *What you learned:* packing is harmless if, and only if, the rows cannot see each other. The last three exercises in one
+# <details><summary>What you learned</summary>
+#
+# Packing is harmless if, and only if, the rows cannot see each other. The last three exercises in one
 # picture, with four other rows:
+#
+# </details>
 
 # %%
 from helpers.display.diagrams import show_drawing
@@ -256,4 +306,5 @@ show_drawing("packing")
 #
 # 1. Write a conversation with two questions and two answers in Mistral's format. Where does the system prompt go?
 # 2. Write your own name into a question and print its tokens. Is it one token, or several?
-# 3. What would you see in a training run whose rows are all like row C?
+# 3. Rows that are all like row C are refused by Unsloth: nothing would be learned. Why does nobody notice one such row
+#    among a thousand?

@@ -12,8 +12,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/workshop/exercises_2_memory.ipynb)
 #
 # Mistral-7B has 7.2 billion numbers. Trained in the ordinary way they need more memory than a card of 80 GB
-# has; with QLoRA, a free one of 15 GB is enough. There is no trick in it that a pencil cannot follow. This
-# notebook is the pencil.
+# has; with QLoRA, a free one of 15 GB is enough. A pencil can follow all of it, and PEFT, the library that does it in
+# practice, says whether your pencil was right.
 #
 # **You will learn**
 #
@@ -22,7 +22,8 @@
 # - what "4 bit" means, and why it is a little more than 4,
 # - where the memory of training goes, and which part QLoRA removes.
 #
-# **What it needs.** No GPU and no model. About 30 minutes, with a calculator or Python.
+# **What it needs.** No GPU and no download of a model. About 30 minutes, with a calculator or Python. torch, transformers and
+# PEFT, which Colab has.
 
 # %% [markdown]
 # On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
@@ -37,7 +38,10 @@ if importlib.util.find_spec("helpers") is None:
     assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
 
 # %%
+from helpers.runtime.setup import quiet_libraries
 from helpers.workshop import check
+
+quiet_libraries()
 
 # %% [markdown]
 # ## 1. The size of an adapter
@@ -63,14 +67,29 @@ answer = 16 * (4096 + 14336)
 check("lora-size", answer)
 
 # %% [markdown]
-# *What you learned:* an adapter grows with the sum of inputs and outputs, a matrix with their product.
+# <details><summary>What you learned</summary>
+#
+# An adapter grows with the sum of inputs and outputs, a matrix with their product.
+#
+# </details>
+
+# %% [markdown]
+# PEFT attaches such an adapter to each layer that `target_modules` names. The layer below lies on the device `meta`: it
+# has a shape and no numbers, so that it takes no memory.
+
+# %%
+import torch
+from peft import LoraConfig, get_peft_model
+
+layer = torch.nn.Sequential(torch.nn.Linear(4096, 14336, bias=False, device="meta"))
+get_peft_model(layer, LoraConfig(r=16, target_modules=["0"])).print_trainable_parameters()
 
 # %% [markdown]
 # ## 2. The share that is trained
 #
 # Mistral-7B has 32 blocks. Each has the seven linear layers below, as (inputs, outputs); each gets an adapter. Two of
-# them, `k` and `v`, are narrower: four parts of what `q` gives share one part of each. (What the seven are for does not
-# matter here.) With its embeddings, which turn tokens into numbers at the beginning, and its output head, which makes
+# them, `k` and `v`, are narrower: four query heads share one key and value head. (What the seven are for does not matter
+# here.) With its embeddings, which turn tokens into numbers at the beginning, and its output head, which makes
 # probabilities of tokens at the end, the model has 7,248,023,552 parameters.
 
 # %%
@@ -86,7 +105,7 @@ layers = {
 blocks, parameters = 32, 7_248_023_552
 
 # %% [markdown]
-# **Task.** At rank 16, how large is the whole adapter, in percent of the model's parameters?
+# **Task.** At rank 16, how large is the whole adapter, in percent of the model's parameters? Three decimals.
 
 # %% tags=["solution"]
 trained = blocks * sum(16 * (inputs + outputs) for inputs, outputs in layers.values())
@@ -96,7 +115,23 @@ answer = 100 * trained / parameters
 check("lora-share", answer)
 
 # %% [markdown]
-# *What you learned:* of a thousand parameters, about six are trained.
+# <details><summary>What you learned</summary>
+#
+# Of a thousand parameters, about six are trained.
+#
+# </details>
+
+# %% [markdown]
+# PEFT says the same of a model of Mistral's shape. (Its percentage is a little lower, because it counts the adapter among
+# all parameters.)
+
+# %%
+from transformers import MistralConfig, MistralForCausalLM
+
+with torch.device("meta"):
+    model = MistralForCausalLM(MistralConfig(vocab_size=32768))
+names = [f"{name}_proj" for name in layers]
+get_peft_model(model, LoraConfig(r=16, target_modules=names, task_type="CAUSAL_LM")).print_trainable_parameters()
 
 # %% [markdown]
 # ## 3. Merging
@@ -123,7 +158,23 @@ answer = W + alpha / rank * B @ A
 check("lora-merge", answer)
 
 # %% [markdown]
-# *What you learned:* an adapter is a change to the weights, kept apart only as long as that is useful.
+# <details><summary>What you learned</summary>
+#
+# An adapter is a change to the weights, kept apart only as long as that is useful.
+#
+# </details>
+
+# %% [markdown]
+# In PEFT the three matrices are attributes of the layer, and one call merges them:
+
+# %%
+tuned = get_peft_model(
+    torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False)), LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"])
+)
+lora = tuned.base_model.model[0]
+for weight, matrix in ((lora.weight, W), (lora.lora_A["default"].weight, A), (lora.lora_B["default"].weight, B)):
+    weight.data = torch.tensor(matrix, dtype=torch.float32)
+print(tuned.merge_and_unload()[0].weight.data)
 
 # %% [markdown]
 # ## 4. Rounding to a few levels
@@ -151,9 +202,13 @@ answer = [level * scale for level in nearest]
 check("quantize", answer)
 
 # %% [markdown]
-# *What you learned:* quantized weights are the old ones, rounded; the base model of QLoRA is slightly worse than the
+# <details><summary>What you learned</summary>
+#
+# Quantized weights are the old ones, rounded; the base model of QLoRA is slightly worse than the
 # original, and the adapter learns on top of that. The real format, NF4, does the same with sixteen levels, which lie
 # closer together where weights are many:
+#
+# </details>
 
 # %%
 from helpers.display.diagrams import show_drawing
@@ -167,7 +222,7 @@ show_drawing("nf4")
 # scale of one byte; and, because these one-byte scales were themselves rounded, one number of 4 bytes for every 256
 # scales.
 #
-# **Task.** How many bits does one weight take, everything included? A byte has 8 bits. Give three decimals at least.
+# **Task.** How many bits does one weight take, everything included? A byte has 8 bits. Three decimals.
 
 # %% tags=["solution"]
 answer = 4 + 8 / 64 + 8 * 4 / (64 * 256)
@@ -176,7 +231,11 @@ answer = 4 + 8 / 64 + 8 * 4 / (64 * 256)
 check("nf4-bits", answer)
 
 # %% [markdown]
-# *What you learned:* the scales cost about three percent on top of the weights.
+# <details><summary>What you learned</summary>
+#
+# The scales cost about three percent on top of the weights.
+#
+# </details>
 
 # %% [markdown]
 # ## 6. Training everything
@@ -191,7 +250,7 @@ check("nf4-bits", answer)
 # | Adam's two running means, in 32 bit | 2 · 4 |
 # | a copy of the weight in 32 bit, for small steps | 4 |
 #
-# **Task.** How much is that for the 7,248,023,552 parameters of Mistral-7B, in GiB? One GiB is `2**30` bytes.
+# **Task.** How much is that for the 7,248,023,552 parameters of Mistral-7B, in GiB? One GiB is `2**30` bytes. No decimals.
 
 # %% tags=["solution"]
 answer = 7_248_023_552 * (2 + 2 + 2 * 4 + 4) / 2**30
@@ -200,7 +259,12 @@ answer = 7_248_023_552 * (2 + 2 + 2 * 4 + 4) / 2**30
 check("full-memory", answer)
 
 # %% [markdown]
-# *What you learned:* the weights are the smallest part; most of the memory of training belongs to what is *trained*.
+# <details><summary>What you learned</summary>
+#
+# The weights are an eighth, and so are the gradients; most of the memory belongs to
+# the optimizer of what is *trained*.
+#
+# </details>
 
 # %% [markdown]
 # ## 7. The same with QLoRA
@@ -211,7 +275,7 @@ check("full-memory", answer)
 # - 268,701,696 others (embeddings, head, norms), frozen, in 16 bit;
 # - 41,943,040 numbers of the adapter, trained: weight and gradient in 32 bit, and Adam's two means in 8 bit each.
 #
-# **Task.** How many GiB are they together?
+# **Task.** How many GiB are they together? One decimal.
 
 # %% tags=["solution"]
 linear = 6_979_321_856 * 4.13 / 8
@@ -223,7 +287,11 @@ answer = (linear + others + adapter) / 2**30
 check("qlora-memory", answer)
 
 # %% [markdown]
-# *What you learned:* freezing the weights removes gradients and optimizer; 4 bit then shrinks what is left.
+# <details><summary>What you learned</summary>
+#
+# Freezing the weights removes gradients and optimizer; 4 bit then shrinks what is left.
+#
+# </details>
 
 # %% [markdown]
 # What your sum leaves out are the activations: what the forward pass has to remember for the backward pass. They depend

@@ -68,7 +68,7 @@ probabilities = [0.5, 0.25, 0.8, 0.1]
 print("a coin toss costs", math.log(2))
 
 # %% [markdown]
-# **Task.** What is the answer's loss?
+# **Task.** What is the answer's loss? Two decimals.
 
 # %% tags=["solution"]
 answer = sum(-math.log(p) for p in probabilities) / len(probabilities)
@@ -77,7 +77,11 @@ answer = sum(-math.log(p) for p in probabilities) / len(probabilities)
 check("loss", answer)
 
 # %% [markdown]
-# *What you learned:* the loss is a mean of surprises, and one unexpected token can dominate it.
+# <details><summary>What you learned</summary>
+#
+# The loss is a mean of surprises, and one unexpected token can dominate it.
+#
+# </details>
 
 # %% [markdown]
 # ## 2. Perplexity over several rows
@@ -94,7 +98,7 @@ measured = [
 ]
 
 # %% [markdown]
-# **Task.** What is the perplexity over both rows, every token counted alike?
+# **Task.** What is the perplexity over both rows, every token counted alike? Two decimals.
 
 # %% tags=["solution"]
 mean = sum(row["loss_sum"] for row in measured) / sum(row["tokens"] for row in measured)
@@ -104,28 +108,29 @@ answer = math.exp(mean)
 check("perplexity", answer)
 
 # %% [markdown]
-# *What you learned:* averaging row by row gives another number, so always ask what a reported mean was taken over.
+# <details><summary>What you learned</summary>
+#
+# Averaging row by row gives another number, so always ask what a reported mean was taken over.
+#
+# </details>
 
 # %% [markdown]
 # ## 3. The loss in a real model
 #
-# Now a model with 135 million parameters, SmolLM2. First a row, with the labels of the first notebook: -100 where
-# nothing is learned.
+# Now a model with 135 million parameters, SmolLM2 (in fp32, from a file whose weights were rounded to 4 bit). First a row, with
+# the labels of the first notebook: -100 where nothing is learned.
 
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.data.contract import tokenize_example
-from helpers.display.tables import show_mask
-from helpers.data.prompts import build_example
 from helpers.model.smollm2 import smollm2_folder
-from helpers.data.chat_templates import install_template
 
 tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
-install_template(tokenizer, "chat")
-row = {"instruction": "Name the largest planet.", "input": "", "output": "Jupiter is the largest planet."}
-tokens = tokenize_example(build_example(row, "alpaca"), tokenizer)
-show_mask(tokens, tokenizer)
+prompt = "<|im_start|>user\nName the largest planet.<|im_end|>\n<|im_start|>assistant\n"
+given = tokenizer(prompt)["input_ids"]
+tokens = tokenizer(prompt + "Jupiter is the largest planet.<|im_end|>")["input_ids"]
+labels = [-100] * len(given) + tokens[len(given) :]
+print([(tokenizer.decode([token]), label) for token, label in zip(tokens, labels)])
 
 # %% [markdown]
 # The model returns, for each of the row's 22 places, one number for each token of its vocabulary, and `log_softmax`
@@ -137,13 +142,12 @@ import torch
 
 model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.float32)
 with torch.no_grad():
-    log_p = model(input_ids=torch.tensor([tokens.input_ids])).logits[0].log_softmax(-1)
-labels = tokens.labels
+    log_p = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
 print(log_p.shape, len(labels))
 
 # %% [markdown]
 # **Task.** Compute the row's loss from `log_p` and `labels`: the mean of $-\log p$ over the places whose label is not
-# -100. Mind which place speaks about which token.
+# -100. Mind which place speaks about which token. Two decimals.
 
 # %% tags=["solution"]
 losses = [-log_p[i - 1, label] for i, label in enumerate(labels) if label != -100]
@@ -153,8 +157,19 @@ answer = sum(losses) / len(losses)
 check("real-loss", answer)
 
 # %% [markdown]
-# *What you learned:* the model's output at a place is its guess about the next one, so labels and outputs are one place
+# <details><summary>What you learned</summary>
+#
+# The model's output at a place is its guess about the next one, so labels and outputs are one place
 # apart; libraries shift them for you, and doing it twice is a classic mistake.
+#
+# </details>
+
+# %% [markdown]
+# transformers computes the same if you give it the labels, unshifted:
+
+# %%
+with torch.no_grad():
+    print(model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss.item())
 
 # %% [markdown]
 # ## 4. Which learning rate was it?
@@ -196,7 +211,11 @@ answer = {"A": 5e-4, "B": 2e-2, "C": 2e-5}
 check("learning-rate", answer)
 
 # %% [markdown]
-# *What you learned:* try rates that lie a factor of ten or more apart, briefly, before you train for long.
+# <details><summary>What you learned</summary>
+#
+# Try rates that lie a factor of ten or more apart, briefly, before you train for long.
+#
+# </details>
 
 # %% [markdown]
 # ## 5. Four curves
@@ -228,7 +247,11 @@ answer = {"P": "healthy", "Q": "overfitting", "R": "flat", "S": "diverging"}
 check("read-curve", answer)
 
 # %% [markdown]
-# *What you learned:* read the blue line first, and its numbers before its shape; then let the grey line explain it.
+# <details><summary>What you learned</summary>
+#
+# Read the blue line first, and its numbers before its shape; then let the grey line explain it.
+#
+# </details>
 
 # %% [markdown]
 # ## 6. When to stop
@@ -251,7 +274,11 @@ answer = min(held_out, key=lambda point: point[1])[0]
 check("stop-early", answer)
 
 # %% [markdown]
-# *What you learned:* the training loss never tells you to stop; rows that were not trained on do.
+# <details><summary>What you learned</summary>
+#
+# The training loss does not tell you to stop; rows that were not trained on do.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

@@ -43,8 +43,8 @@ from helpers.workshop import check
 # %% [markdown]
 # ## 1. Opening a blind vote
 #
-# Two answers to one question stand side by side. Which of them is the tuned model's was drawn at random and is kept in
-# a key. One pair is shown twice, with sides exchanged, to learn how sure of themselves voters are.
+# Two answers to one question stand side by side, on a phone one below the other. Which of them is the tuned model's was drawn
+# at random and is kept in a key. One pair is shown twice, with sides exchanged, to learn how consistent voters are.
 #
 # Here are one person's votes, and the key: for each item the question, then whose answer was left and right.
 
@@ -87,7 +87,11 @@ answer = [results.count("tuned"), results.count("none"), results.count("base")]
 check("unblind", answer)
 
 # %% [markdown]
-# *What you learned:* people change their minds; a vote that shows a pair twice knows how often.
+# <details><summary>What you learned</summary>
+#
+# People change their minds; a vote that shows a pair twice knows how often.
+#
+# </details>
 
 # %% [markdown]
 # ## 2. Could it be chance?
@@ -104,7 +108,7 @@ import math
 print(2**10, math.comb(10, 5))
 
 # %% [markdown]
-# **Task.** Compute $p$.
+# **Task.** Compute $p$. Three decimals.
 
 # %% tags=["solution"]
 uneven = sum(math.comb(10, wins) for wins in (0, 1, 9, 10))
@@ -114,8 +118,12 @@ answer = uneven / 2**10
 check("sign-test", answer)
 
 # %% [markdown]
-# *What you learned:* $p$ counts what is as uneven as your result or more, on both sides, since you would have been
+# <details><summary>What you learned</summary>
+#
+# $p$ counts what is as uneven as your result or more, on both sides, since you would have been
 # surprised by either.
+#
+# </details>
 
 # %% [markdown]
 # ## 3. How many wins are needed?
@@ -133,7 +141,11 @@ answer = min(wins for wins, ways in as_uneven.items() if ways / 2**30 < 0.05)
 check("wins-needed", answer)
 
 # %% [markdown]
-# *What you learned:* with thirty questions, two thirds are not enough; with five, not even all of them are.
+# <details><summary>What you learned</summary>
+#
+# With thirty questions, two thirds are not enough; with five, not even all of them are.
+#
+# </details>
 
 # %% [markdown]
 # ## 4. An interval around a mean
@@ -145,7 +157,7 @@ check("wins-needed", answer)
 import numpy as np
 
 differences = np.array([-0.21, -0.08, -0.15, 0.04, -0.11, -0.19, 0.02, -0.12])
-print("mean", differences.mean())
+print(f"mean {differences.mean():.2f}")
 
 # %% [markdown]
 # Eight other rows would have given another mean. The *95 % interval* covers the mean over all rows like these in 95 of
@@ -157,7 +169,7 @@ print("mean", differences.mean())
 # (`differences.std(ddof=1)`), and $t$ a factor that makes up for not knowing the spread better than $n$ rows tell.
 # For eight rows $t$ is 2.3646; for very many it would be 1.96.
 #
-# **Task.** Compute the interval, as a list of its lower and its upper end.
+# **Task.** Compute the interval, as a list of its lower and its upper end. Three decimals.
 
 # %% tags=["solution"]
 half = 2.3646 * differences.std(ddof=1) / math.sqrt(len(differences))
@@ -167,8 +179,12 @@ answer = [differences.mean() - half, differences.mean() + half]
 check("interval", answer)
 
 # %% [markdown]
-# *What you learned:* an interval says what a mean cannot: how far to trust it. If it contains zero, say "we cannot
+# <details><summary>What you learned</summary>
+#
+# An interval says what a mean cannot: how far to trust it. If it contains zero, say "we cannot
 # tell".
+#
+# </details>
 
 # %% [markdown]
 # ## 5. Looking at many numbers
@@ -177,7 +193,7 @@ check("interval", answer)
 # chance of 0.05 of calling it different all the same.
 #
 # **Task.** If the metrics err independently of each other, what is the probability that *at least one* of the twenty
-# calls the models different?
+# calls the models different? Two decimals.
 
 # %% tags=["solution"]
 answer = 1 - (1 - 0.05) ** 20
@@ -186,7 +202,11 @@ answer = 1 - (1 - 0.05) ** 20
 check("many-looks", answer)
 
 # %% [markdown]
-# *What you learned:* name the metric that decides before you look at any.
+# <details><summary>What you learned</summary>
+#
+# Name the metric that decides before you look at any.
+#
+# </details>
 
 # %% [markdown]
 # ## 6. Rows that leaked
@@ -226,7 +246,11 @@ answer = [number for number, text in enumerate(bare[1]) if text in bare[0]]
 check("leaks", answer)
 
 # %% [markdown]
-# *What you learned:* look for leaks before you train, and take them out of one side; afterwards nobody can tell.
+# <details><summary>What you learned</summary>
+#
+# Look for leaks before you train, and take them out of one side; afterwards nobody can tell.
+#
+# </details>
 
 # %% [markdown]
 # ## Summary

@@ -63,7 +63,12 @@ class Check:
 
 
 def near(
-    right: float, otherwise: str, mistakes: Sequence[tuple[float, str]] = (), *, tolerance: float = 0.004
+    right: float,
+    otherwise: str,
+    mistakes: Sequence[tuple[float, str]] = (),
+    *,
+    tolerance: float = 0.004,
+    decimals: int | None = None,
 ) -> Compare:
     """Compare a number with the right one and with what common mistakes give.
 
@@ -71,7 +76,8 @@ def near(
         right: The right answer.
         otherwise: The hint when no known mistake explains the answer.
         mistakes: What each mistake gives, with its hint.
-        tolerance: Largest difference that rounding may make, as a share of the number.
+        tolerance: Largest difference that is taken for rounding, as a share of the number.
+        decimals: What the exercise asks for: the right answer rounded to so many is right.
 
     Returns:
         The comparison.
@@ -82,7 +88,7 @@ def near(
     """
 
     def compare(answer: float) -> str:
-        if _close(answer, right, tolerance):
+        if _close(answer, right, tolerance) or (decimals is not None and answer == round(right, decimals)):
             return ""
         known = (hint for value, hint in mistakes if _close(answer, value, tolerance))
         return next(known, f"{otherwise} Your number is too {'large' if answer > right else 'small'}.")
