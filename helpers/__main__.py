@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from helpers.cli import data as data_command
     from helpers.cli import plan as plan_command
+    from helpers.cli import train
     from helpers.cli.runs import add_commands
     from helpers.evaluation.launch import add_command as add_compare
-    from helpers.training import launch
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 
-    launch.add_command(commands)
+    train.add_command(commands)
     add_compare(commands)
     data_command.add_command(commands)
     plan_command.add_command(commands)

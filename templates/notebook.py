@@ -58,9 +58,15 @@ if importlib.util.find_spec("helpers") is None:
 
 # %%
 from helpers.data.rows import read_sample
-from helpers.display.tables import show_table
 
 rows = read_sample("alpaca", "heldout")[:row_count]
+
+# %% [markdown]
+# Then look at what came out.
+
+# %%
+from helpers.display.tables import show_table
+
 show_table(rows)
 
 # %% [markdown]

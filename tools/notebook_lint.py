@@ -24,10 +24,51 @@ MEDIAN_LINES = 5
 """A code cell's median length, in lines, at most; the parameters, one a line, are not counted."""
 
 MOST_LINES = 15
-"""A code cell's length, in lines, at most."""
+"""A code cell's length, in lines, at most, unless it holds one of `LONG_CALLS`."""
 
-DEF_LINES = 5
+LONG_CALLS = ("SFTTrainer(", "from_pretrained(", "apply_chat_template(", "get_peft_model(")
+"""Calls whose arguments are worth a line each."""
+
+DEF_LINES = 10
 """A function's length in a notebook, in lines, at most; longer ones belong into the package."""
+
+SHOWN_CALLS = (
+    "load_dataset",
+    "map",
+    "FastLanguageModel.from_pretrained",
+    "apply_chat_template",
+    "FastLanguageModel.get_peft_model",
+    "print_trainable_parameters",
+    "SFTConfig",
+    "SFTTrainer",
+    "trainer.train",
+    "model.save_pretrained",
+    "tokenizer.save_pretrained",
+    "PeftModel.from_pretrained",
+    "FastLanguageModel.for_inference",
+    "generate",
+    "TextStreamer",
+)
+"""What a training notebook calls itself, rather than by way of this package."""
+
+WRITING_CALLS = (
+    "export_gguf",
+    "merge_16bit",
+    "plot_categories",
+    "plot_lengths",
+    "plot_losses",
+    "publish",
+    "save_pretrained",
+    "update_manifest",
+    "update_metrics",
+    "write_card",
+    "write_json",
+    "write_script",
+)
+"""What one process does for all: in a training notebook's cells tagged "main" or "notebook" alone."""
+
+AFTER_UNSLOTH = ("transformers", "trl", "peft", "helpers.training.callbacks")
+"""What is imported after unsloth, which changes it."""
 
 PROSE_SHARE = 0.8
 """Share of code cells that follow a Markdown cell, at least."""
@@ -58,6 +99,8 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
     """
     content = read_notebook(path)
     checks = (_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose)
+    if any("core" in cell["metadata"].get("tags", []) for cell in content["cells"]):
+        checks += (_shown_calls, _import_order, _one_process)
     problems = [problem for check in checks for problem in check(content)]
     problems += _parameters(path, content)
     problems += _badges(content, badges) if badges else []
@@ -138,7 +181,8 @@ def _lengths(content: dict[str, Any]) -> Iterator[str]:
     if lengths and statistics.median(lengths.values()) > MEDIAN_LINES:
         yield f"the median code cell has {statistics.median(lengths.values())} lines, more than {MEDIAN_LINES}"
     for number, length in lengths.items():
-        if length > MOST_LINES:
+        long = any(call in content["cells"][number - 1]["source"] for call in LONG_CALLS)
+        if length > MOST_LINES and not long:
             yield f"cell {number} has {length} lines, more than {MOST_LINES}"
         if length == 0:
             yield f"cell {number} is empty"
@@ -188,6 +232,51 @@ def _prose(content: dict[str, Any]) -> Iterator[str]:
     introduced = sum(pair == ("markdown", "code") for pair in pairwise(kinds))
     if code and introduced < PROSE_SHARE * code:
         yield f"{introduced} of {code} code cells follow a Markdown cell, less than {PROSE_SHARE:.0%}"
+
+
+def _tags(content: dict[str, Any], number: int) -> set[str]:
+    return set(content["cells"][number - 1]["metadata"].get("tags", []))
+
+
+def _calls(source: str) -> Iterator[str]:
+    """Yield the name of each function that a cell calls, as it is written."""
+    for node in ast.walk(_tree(source) or ast.Module([], [])):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+def _shown_calls(content: dict[str, Any]) -> Iterator[str]:
+    called = {call for _, source in _code(content) for call in _calls(source)}
+    for name in SHOWN_CALLS:
+        if not any(call == name or call.endswith(f".{name}") for call in called):
+            yield f"no cell calls {name}"
+
+
+def _import_order(content: dict[str, Any]) -> Iterator[str]:
+    imported: list[str] = []
+    for number, source in _code(content):
+        for node in ast.walk(_tree(source) or ast.Module([], [])):
+            if isinstance(node, ast.ImportFrom):
+                imported.append(node.module or "")
+                if node.module in AFTER_UNSLOTH and "unsloth" not in imported:
+                    yield f"cell {number} imports {node.module} before unsloth"
+
+
+def _one_process(content: dict[str, Any]) -> Iterator[str]:
+    """A launched training runs untagged cells in all processes, those tagged "main" in one, "notebook" in none."""
+    bound: dict[str, set[str]] = {}
+    for number, source in _code(content):
+        tags = _tags(content, number)
+        alone = tags & {"main", "notebook"}
+        names = [node for node in ast.walk(_tree(source) or ast.Module([], [])) if isinstance(node, ast.Name)]
+        for call in set(_calls(source)) if not alone else ():
+            if call.split(".")[-1] in WRITING_CALLS:
+                yield f"cell {number} calls {call} in each process; tag it main"
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        for name in sorted({node.id for node in names} - own):
+            if "notebook" not in tags and not bound.get(name, set()) <= alone:
+                yield f"cell {number} reads {name}, which is bound in a cell tagged {', '.join(bound[name])} alone"
+        bound |= dict.fromkeys(own, alone)
 
 
 def _parameters(path: Path, content: dict[str, Any]) -> Iterator[str]:

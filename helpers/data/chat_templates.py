@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import TemplateError
@@ -28,8 +29,10 @@ __all__ = [
     "MISTRAL_V1",
     "MISTRAL_V1_LEGACY",
     "MISTRAL_V3",
+    "ChatTemplate",
     "control_strings",
     "find_control_text",
+    "find_template",
     "install_template",
     "masked_template",
     "needs_single_answers",
@@ -196,6 +199,38 @@ def needs_single_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
         return not all(whole.startswith(render(tokenizer, messages[:n], answer_next=True)) for n in (2, 4))
     except TemplateError:
         return True
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The template of a model's family, and a token to fill rows up with.
+
+    Args:
+        name: "mistral-v3", "chatml" or "alpaca".
+        text: In Jinja, for `tokenizer.chat_template`.
+        pad_token: One that is not EOS, or answers would never end.
+    """
+
+    name: str
+    text: str
+    pad_token: str
+
+
+def find_template(tokenizer: PreTrainedTokenizerBase, style: str) -> ChatTemplate:
+    """Return the template of a tokenizer's family, compared with the model's own library.
+
+    Args:
+        tokenizer: The model's.
+        style: "chat" or "alpaca".
+
+    Raises:
+        TemplateError: The tokenizer belongs to no family known here, or gives other ids than the model's library.
+    """
+    own = tokenizer.chat_template
+    name = install_template(tokenizer, style)
+    found, tokenizer.chat_template = tokenizer.chat_template, own
+    lacking = tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
+    return ChatTemplate(name, found, tokenizer.unk_token if lacking else tokenizer.pad_token)
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "IGNORED",
     "MAX_LOST_SHARE",
+    "CheckedRows",
     "Contract",
     "TokenizedExample",
     "apply_contract",
+    "as_examples",
+    "check_tokens",
+    "check_trainer_dataset",
     "check_trainer_rows",
     "prove_same_prompt",
     "tokenize_example",
@@ -172,6 +176,149 @@ def _tokenize_and_check(
     return contract, [index for index, _ in kept]
 
 
+RETOKENIZED = 256
+"""Rows whose prompts are tokenized once more, apart from their answers; so few cost no time."""
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """What the check of a table found.
+
+    Args:
+        kept: Numbers of the rows that passed.
+        left_out: Rows left out, by reason.
+        lengths: Of the rows that passed, in tokens.
+        supervised_tokens: Tokens of these rows that the loss is taken over.
+    """
+
+    kept: list[int]
+    left_out: dict[str, int]
+    lengths: list[int]
+    supervised_tokens: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures worth showing, by name."""
+        lengths = sorted(self.lengths)
+        return {
+            "rows": len(lengths),
+            "tokens": sum(lengths),
+            "supervised tokens": self.supervised_tokens,
+            "median row, tokens": lengths[len(lengths) // 2],
+            "longest row, tokens": lengths[-1],
+            "left out": ", ".join(f"{n} ({reason})" for reason, n in self.left_out.items()) or 0,
+        }
+
+
+def check_tokens(
+    tokens: Dataset, chats: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int
+) -> CheckedRows:
+    """Check what each row would teach, and leave out those that control tokens or length make unusable.
+
+    In each row that is kept, the answer and its EOS are learned, there is one BOS at the start (for models that have
+    one), and the system prompt is in what is given. In up to `RETOKENIZED` rows, spread over the table, what is given
+    are exactly the tokens of the prompt alone.
+
+    Args:
+        tokens: With `input_ids` and `completion_mask`.
+        chats: The same rows with `prompt` and `completion`.
+        tokenizer: With a template of `helpers.data.chat_templates`.
+        max_seq_length: Longest row allowed, in tokens.
+
+    Raises:
+        ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
+    """
+    _check_tokenizer(tokenizer)
+    messages = [[*prompt, *answer] for prompt, answer in zip(chats["prompt"], chats["completion"], strict=True)]
+    control = dict(find_control_text(["\n".join(m["content"] for m in each) for each in messages], tokenizer))
+    left_out: Counter[str] = Counter(f"contains {string}" for string in control.values())
+    columns = trainer_columns(tokens)
+    ends = columns.lengths.cumsum()
+    starts, kept = (ends - columns.lengths).tolist(), []
+    for index, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True)):
+        if index in control:
+            continue
+        if end - start > max_seq_length:
+            left_out[f"longer than {max_seq_length} tokens"] += 1
+            continue
+        _check_span(index, columns.input_ids[start:end], columns.labels[start:end], tokenizer)
+        kept.append(index)
+    _check_lost(left_out, len(tokens))
+    supervised = (columns.labels != IGNORED).astype(int)
+    sums = [int(supervised[starts[i] : ends[i]].sum()) for i in kept]
+    _check_prompts(kept, tokens, chats, tokenizer)
+    return CheckedRows(kept, dict(left_out), columns.lengths[kept].tolist(), sum(sums))
+
+
+def check_trainer_dataset(rows: Dataset, checked: Dataset) -> None:
+    """Compare what the trainer will feed the model with the rows that were checked.
+
+    Packed rows are compared as a whole: the same supervised tokens, no more and no fewer. Other rows are compared
+    one by one, in any order.
+
+    Args:
+        rows: The trainer's data set, with `input_ids` and `labels` or `completion_mask`.
+        checked: The rows that passed.
+
+    Raises:
+        ContractError: The trainer changed tokens or labels.
+    """
+    _compare(trainer_columns(rows), trainer_columns(checked))
+
+
+def as_examples(tokens: Dataset) -> list[TokenizedExample]:
+    """Return a table's rows with a label for each token, as scoring and displays take them."""
+    both = zip(tokens["input_ids"], tokens["completion_mask"], strict=True)
+    return [
+        TokenizedExample(tuple(ids), tuple(i if kept else IGNORED for i, kept in zip(ids, mask, strict=True)))
+        for ids, mask in both
+    ]
+
+
+def _check_span(index: int, ids: Any, labels: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if one row, given as arrays, would teach something else than its answer."""
+    supervised = int((labels != IGNORED).sum())
+    bos = tokenizer.bos_token_id
+    _check_figures(
+        f"row {index}",
+        tokenizer,
+        supervised=supervised,
+        last=int(labels[-1]) if len(labels) else IGNORED,
+        bos=int((ids == bos).sum()) if bos is not None else 1,
+        starts=bos is None or (len(ids) > 0 and int(ids[0]) == bos),
+    )
+
+
+def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless what is given in a sample of rows is the prompt alone; look for each system prompt in all rows."""
+    step = max(1, len(kept) // RETOKENIZED)
+    sample = kept[::step]
+    prompts = chats.select(sample)["prompt"]
+    alone = tokenizer([render(tokenizer, each, answer_next=True) for each in prompts], add_special_tokens=False)
+    rows = tokens.select(sample)
+    for index, ids, row in zip(sample, alone["input_ids"], rows, strict=True):
+        given = row["completion_mask"].index(1)
+        if row["input_ids"][:given] != ids:
+            raise ContractError(
+                f"row {index}",
+                "the prompt's tokens, and these alone, before what is learned",
+                tokenizer.convert_ids_to_tokens(row["input_ids"][max(0, given - 3) : given + 3]),
+                "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
+            )
+    words: dict[str, str] = {}
+    found = [next((m["content"] for m in prompt if m["role"] == "system"), "") for prompt in chats["prompt"]]
+    asked = [index for index in kept if found[index]]
+    for index, row in zip(asked, tokens.select(asked), strict=True):
+        system = found[index]
+        # Both sides go through the tokenizer, because decoding changes text such as spaces at the start.
+        if system not in words:
+            words[system] = tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True).strip()
+        given = row["input_ids"][: row["completion_mask"].index(1)]
+        if words[system] not in tokenizer.decode(given, skip_special_tokens=True):
+            raise ContractError(
+                f"row {index}", "the system prompt in the training text", system, "The chat template dropped it."
+            )
+
+
 def check_trainer_rows(rows: Dataset | Sequence[Mapping[str, Any]], contract: Contract) -> None:
     """Compare what the trainer will feed the model with what the contract allowed.
 
@@ -185,7 +332,11 @@ def check_trainer_rows(rows: Dataset | Sequence[Mapping[str, Any]], contract: Co
     Raises:
         ContractError: The trainer changed tokens or labels.
     """
-    seen, checked = trainer_columns(rows), contract.columns
+    _compare(trainer_columns(rows), contract.columns)
+
+
+def _compare(seen: TokenColumns, checked: TokenColumns) -> None:
+    """Raise unless both have the same tokens and labels."""
     if seen.supervised() != checked.supervised():
         raise ContractError(
             "trainer",
@@ -310,29 +461,15 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise if one row would teach something else than its answer."""
-    where = f"row {index}"
-    if row.supervised() < 2:
-        raise ContractError(
-            where,
-            "an answer of at least one token and its EOS",
-            row.supervised(),
-            "Give the row an answer, or leave it out.",
-        )
-    if row.labels[-1] != tokenizer.eos_token_id:
-        raise ContractError(
-            where,
-            f"the EOS token {tokenizer.eos_token} as its last label",
-            row.labels[-1],
-            "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
-        )
     bos = tokenizer.bos_token_id
-    if bos is not None and (row.input_ids.count(bos) != 1 or row.input_ids[0] != bos):
-        raise ContractError(
-            where,
-            "exactly one BOS, at its start",
-            row.input_ids.count(bos),
-            "Tokenize with add_special_tokens=False: the template writes BOS.",
-        )
+    _check_figures(
+        where := f"row {index}",
+        tokenizer,
+        supervised=row.supervised(),
+        last=row.labels[-1],
+        bos=1 if bos is None else row.input_ids.count(bos),
+        starts=bos is None or row.input_ids[0] == bos,
+    )
     system = next((m["content"] for m in example.prompt if m["role"] == "system"), "")
     if not system:
         return
@@ -341,6 +478,30 @@ def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: P
     words = tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True).strip()
     if words not in tokenizer.decode(prompt, skip_special_tokens=True):
         raise ContractError(where, "the system prompt in the training text", system, "The chat template dropped it.")
+
+
+def _check_figures(
+    where: str, tokenizer: PreTrainedTokenizerBase, *, supervised: int, last: int, bos: int, starts: bool
+) -> None:
+    """Raise if a row does not learn an answer with its EOS, or has another number of BOS than one."""
+    if supervised < 2:
+        raise ContractError(
+            where, "an answer of at least one token and its EOS", supervised, "Give the row an answer, or leave it out."
+        )
+    if last != tokenizer.eos_token_id:
+        raise ContractError(
+            where,
+            f"the EOS token {tokenizer.eos_token} as its last label",
+            last,
+            "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
+        )
+    if bos != 1 or not starts:
+        raise ContractError(
+            where,
+            "exactly one BOS, at its start",
+            bos,
+            "Tokenize with add_special_tokens=False: the template writes BOS.",
+        )
 
 
 def _check_lost(left_out: Counter[str], total: int) -> None:

@@ -41,11 +41,13 @@ class Look:
 
     Attributes:
         rows: The usable ones, converted; each asks something that none before it asks.
+        places: Their places in the source.
     """
 
     def __init__(self, source_format: Format) -> None:
         self._format = source_format
         self.rows: list[dict[str, Any]] = []
+        self.places: list[int] = []
         self._asked: Counter[bytes] = Counter()
         self._problems: dict[str, list[tuple[int, int]]] = {}
         self._damaged: list[tuple[int, str]] = []
@@ -71,6 +73,7 @@ class Look:
         self._asked[key] += 1
         if self._asked[key] == 1:
             self.rows.append(converted)
+            self.places.append(index)
 
     def left_out(self) -> dict[str, int]:
         """Return how many rows are not among `rows`, by reason.

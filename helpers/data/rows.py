@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,24 +14,32 @@ from typing import Any
 
 from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
+from helpers.core.files import write_text
 from helpers.core.paths import is_there
 from helpers.data.formats import Format, recognise, split_turns
 from helpers.data.look import Look
-from helpers.data.prompts import COLUMNS
+from helpers.data.prompts import COLUMNS, build_example
 from helpers.data.readers import read_file
 from helpers.data.selection import choose_categories, in_proportion
 
 __all__ = [
+    "SAMPLES",
+    "DrawnRows",
     "Row",
     "Rows",
+    "SeededRows",
     "Source",
     "data_fingerprint",
+    "draw_rows",
     "load_rows",
     "open_source",
     "read_prompts",
     "read_sample",
     "rename_columns",
 ]
+
+SAMPLES = Path(str(resources.files("helpers.data") / "samples"))
+"""The folder of the bundled rows."""
 
 Row = dict[str, Any]
 """A row with the columns of its task (`helpers.data.prompts.COLUMNS`), or with lists of messages, `prompt` and
@@ -52,6 +60,8 @@ class Rows:
         total: How many rows the source has.
         left_out: How many rows were unusable, by reason.
         notes: What else to know of them: the format, the columns that are not used, and warnings.
+        drawn: Numbers of the rows looked at, in the order of the draw, and of those of them that were left out; empty
+            for the bundled rows, and for conversations, of which one makes several rows.
     """
 
     train: list[Row]
@@ -60,6 +70,7 @@ class Rows:
     total: int
     left_out: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    drawn: tuple[tuple[int, ...], frozenset[int]] = ((), frozenset())
 
 
 def load_rows(
@@ -98,6 +109,143 @@ def load_rows(
         return Rows(train[:count], heldout, "bundled sample rows", total)
     source = open_source(config.dataset_name, config.dataset_revision, config.columns)
     return _draw(config, task, source, seed, given)
+
+
+class SeededRows(list[int]):
+    """Row numbers, with the lines of Python that draw them again.
+
+    Args:
+        numbers: Of rows.
+        lines: They bind `order`; their other names are `random` and `data`.
+        source: An expression over `order` that gives the numbers.
+    """
+
+    def __init__(self, numbers: Iterable[int], lines: Sequence[str] = (), source: str | None = None) -> None:
+        super().__init__(numbers)
+        self.lines, self.source = tuple(lines), source or repr(list(self))
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """Which rows a run takes, and where `datasets.load_dataset` finds them.
+
+    Args:
+        source: Arguments of `load_dataset`.
+        part: The part that the held-out rows are in: "train", or "test" where they are apart.
+        train: Numbers of the rows to train on, in the part "train".
+        heldout: Numbers of the rows kept apart; nothing is asked in both.
+        rows: The same rows, and what was left out.
+    """
+
+    source: dict[str, Any]
+    part: str
+    train: SeededRows
+    heldout: SeededRows
+    rows: Rows
+
+    def describe(self) -> str:
+        """Say where the rows are from, how many are taken, and what was left out."""
+        rows = self.rows
+        counts = f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out"
+        return "\n".join([counts, *rows.notes, f"left out: {rows.left_out or 'none'}"])
+
+
+def draw_rows(
+    config: DataConfig, task: str, seed: int, folder: Path, *, given: Collection[str] = ("train_rows", "heldout_rows")
+) -> DrawnRows:
+    """Draw the training and held-out rows, and say where `load_dataset` finds them.
+
+    The bundled rows, a data set of the hub, and a JSON or Parquet file are loaded as they are, if the task's columns
+    stand in them as text. Anything else, such as conversations or a CSV file, is converted into `folder` first.
+
+    Args:
+        config: Which data set, and how many rows.
+        task: "alpaca" or "dolly": which columns to expect.
+        seed: Of the draw.
+        folder: For converted rows.
+        given: The parameters that the user set. Numbers of rows that are not among them adapt to the data.
+
+    Raises:
+        DataError: The data set cannot be read, or has too few good rows.
+    """
+    rows, name = load_rows(config, task, seed, given=given), config.dataset_name
+    if name == "sample" and not config.category and not config.stratified:
+        files = {"train": f"{task}_train.jsonl", "test": f"{task}_heldout.jsonl"}
+        source = {"path": "json", "data_files": {part: str(SAMPLES / file) for part, file in files.items()}}
+        order = list(range(len(read_sample(task, "train"))))
+        lines = [f"order = list(range({len(order)}))", f"random.Random({seed}).shuffle(order)"]
+        random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, not a secret
+        train = SeededRows(order[: len(rows.train)], lines, f"order[:{len(rows.train)}]")
+        return DrawnRows(source, "test", train, SeededRows(range(len(rows.heldout))), rows)
+    plain = None if name == "sample" else _plain_source(config, task, rows)
+    if plain is None:
+        files = {}
+        for part, kept in (("train", rows.train), ("test", rows.heldout)):
+            files[part] = str(folder / f"rows_{part}.jsonl")
+            lines = [json.dumps(_as_messages(row, config) if "prompt" in row else row) + "\n" for row in kept]
+            write_text(Path(files[part]), "".join(lines))
+        numbers = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
+        return DrawnRows({"path": "json", "data_files": files}, "test", *numbers, rows)
+    seen, skipped = rows.drawn
+    order = [index for index in seen if index not in skipped]
+    lines = [f"order = random.Random({seed}).sample(range({rows.total}), {rows.total})", *_ordering(config)]
+    if skipped:
+        lines.append(f"order = [i for i in order if i not in {set(skipped)}]")
+    held, last = len(rows.heldout), len(rows.heldout) + len(rows.train)
+    train = SeededRows(order[held:last], lines, f"order[{held}:{last}]")
+    return DrawnRows(plain, "train", train, SeededRows(order[:held], lines, f"order[:{held}]"), rows)
+
+
+def _plain_source(config: DataConfig, task: str, rows: Rows) -> dict[str, Any] | None:
+    """Return where `load_dataset` finds a data set whose rows need no conversion; None for any other."""
+    name = config.dataset_name
+    if not rows.drawn[0]:
+        return None
+    if not (file_kind(name) or is_there(name)):
+        revision = config.dataset_revision or DATASETS.get(name)
+        table, source = _load_hub(name, revision), {"path": name, **({"revision": revision} if revision else {})}
+        row_at: Callable[[int], Any] = table.__getitem__
+    else:
+        kind = _LOADERS.get(Path(name).suffix.lower())
+        table = read_file(name)
+        text = all(isinstance(row, Mapping) and all(isinstance(v, str) for v in row.values()) for row in table.rows)
+        if kind is None or not text or len({frozenset(row) for row in table.rows}) > 1:
+            return None
+        source, row_at = {"path": kind, "data_files": {"train": name}}, table.rows.__getitem__
+    seen, skipped = rows.drawn
+    taken = zip((i for i in seen if i not in skipped), [*rows.heldout, *rows.train], strict=False)
+    same = all("prompt" not in row and _used(row_at(index), task) == _used(row, task) for index, row in taken)
+    return source if same else None
+
+
+_LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""Which loader of `datasets` reads a file as it is."""
+
+
+def _ordering(config: DataConfig) -> list[str]:
+    """Return the lines of Python for what `_ordered` does."""
+    lines = ['kinds = data["train"]["category"]'] if config.category or config.stratified else []
+    if config.category:
+        names = tuple(name.strip() for name in config.category.split(",") if name.strip())
+        lines.append(f"order = [i for i in order if kinds[i] in {names}]")
+    if config.stratified:
+        lines += ["from helpers.data.selection import in_proportion", "order = in_proportion(order, kinds.__getitem__)"]
+    return lines
+
+
+def _as_messages(row: Row, config: DataConfig) -> dict[str, Any]:
+    """Return a conversation with the system prompt, and in the style, that the run asks for."""
+    example = build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
+    return {"prompt": list(example.prompt), "completion": list(example.completion)}
+
+
+def _used(row: Any, task: str) -> Row:
+    """Return a row's used columns: messages, or the task's, empty where they are missing."""
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        return {"prompt": row["prompt"], "completion": row["completion"]}
+    names = COLUMNS[task]
+    optional = {name: row[name] for name in names.optional if isinstance(row.get(name), str)}
+    return {**{name: row.get(name) or "" for name in names.required()}, **optional}
 
 
 @dataclass(frozen=True)
@@ -156,7 +304,7 @@ def read_sample(task: str, part: str) -> list[Row]:
     Returns:
         The rows, in the order of the file.
     """
-    text = resources.files("helpers.data").joinpath("samples", f"{task}_{part}.jsonl").read_text(encoding="utf-8")
+    text = (SAMPLES / f"{task}_{part}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -166,7 +314,7 @@ def read_prompts() -> list[dict[str, Any]]:
     Returns:
         One dictionary a prompt: `id`, `topic`, `prompt`, and `expected_items`, a number or None.
     """
-    text = resources.files("helpers.data").joinpath("samples", "business_prompts.jsonl").read_text(encoding="utf-8")
+    text = (SAMPLES / "business_prompts.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -177,12 +325,12 @@ def rename_columns(rows: list[Row], task: str) -> list[Row]:
     return [row if "prompt" in row else {new.get(name, name): text for name, text in row.items()} for row in rows]
 
 
-def data_fingerprint(rows: Rows) -> str:
-    """Return the SHA-256 over all training and held-out rows in order, in hexadecimal."""
+def data_fingerprint(train: Iterable[Row], heldout: Iterable[Row], task: str) -> str:
+    """Return the SHA-256 over all training and held-out rows in order, their used columns alone, in hexadecimal."""
     digest = hashlib.sha256()
-    for part in (rows.train, rows.heldout):
+    for part in (train, heldout):
         for row in part:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+            digest.update(json.dumps(_used(row, task), sort_keys=True, ensure_ascii=False).encode())
         digest.update(b"\n--\n")
     return digest.hexdigest()
 
@@ -208,12 +356,13 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     total, wanted = source.total, config.heldout_rows + config.train_rows if config.train_rows else source.total
     if "heldout_rows" not in given and total < max(wanted, 10 * config.heldout_rows):
         wanted = total
-    look = Look(source.format)
+    look, seen = Look(source.format), list[int]()
     order = random.Random(seed).sample(range(total), total)  # noqa: S311 - a draw, not a secret
     for index in _ordered(order, source.row_at, source.format.used.get("category"), config):
         if len(look.rows) >= wanted:
             break
         look.add(index, source.row_at(index))
+        seen.append(index)
     look.check(total, source.name)
     complete = wanted == total or len(look.rows) < wanted
     heldout, train = _fit(config, len(look.rows), given, complete=complete, why=look.why_few(total))
@@ -224,7 +373,9 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     trained, kept = (rename_columns(_single(part), task) for part in parts)
     if len(trained) + len(kept) != heldout + train:
         notes.append(f"conversations of several turns: {len(trained)} answers to train on, {len(kept)} held out")
-    return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes))
+    several = len(trained) + len(kept) != heldout + train
+    drawn = ((), frozenset[int]()) if several else (tuple(seen), frozenset(seen) - frozenset(look.places))
+    return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes), drawn)
 
 
 def _single(rows: list[Row]) -> list[Row]:

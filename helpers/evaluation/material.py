@@ -115,7 +115,7 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
         return None, [f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"]
     recorded = source.run.manifest().get("data_fingerprint")
     for version in (rows, _without_marks(rows)):
-        if recorded in (None, data_fingerprint(version)):
+        if recorded in (None, data_fingerprint(version.train, version.heldout, training.task)):
             return version, []
     remedy = "The data set changed since. Give a file of other rows as reference_data."
     if needed:

@@ -6,7 +6,7 @@ In this order: `preflight`, `save_adapter`, `measure_reference`, `verify_adapter
 
 from helpers.export.gguf import GgufResult, export_gguf
 from helpers.export.hub import PublishResult, publish
-from helpers.export.loadable import save_adapter
+from helpers.export.loadable import save_adapter, saving_adapter
 from helpers.export.merge import MergeResult, merge_16bit
 from helpers.export.model_card import hub_name, model_card, write_card
 from helpers.export.reference import VERIFY_PROMPTS, Reference, measure_reference
@@ -32,6 +32,7 @@ __all__ = [
     "preflight",
     "publish",
     "save_adapter",
+    "saving_adapter",
     "verify_adapter",
     "verify_merged",
     "write_card",

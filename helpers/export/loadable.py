@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from helpers.core.errors import ExportError
 from helpers.core.files import replaced_folder, write_json
 from helpers.export.folders import open_weights, read_settings, tensor_files
 
-__all__ = ["find_faults", "save_adapter", "write_config", "write_tokenizer"]
+__all__ = ["find_faults", "save_adapter", "saving_adapter", "write_config", "write_tokenizer"]
 
 ADAPTER_KEYS = (
     "base_model_name_or_path",
@@ -42,8 +43,9 @@ STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 """torch's names for the types in a safetensors header."""
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str | None = None) -> list[str]:
-    """Save the LoRA weights with the tokenizer and its template, in place of an earlier adapter.
+@contextmanager
+def saving_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str | None = None) -> Iterator[str]:
+    """Save an adapter and its tokenizer inside the block, in place of an earlier adapter; afterwards all can read it.
 
     Args:
         model: The tuned PEFT model.
@@ -51,27 +53,40 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str | 
         folder: Where to.
         base: The base model's name for whoever loads the adapter, best its hub id; by default the name PEFT knows.
 
-    Returns:
-        The names of the files, sorted.
+    Yields:
+        The folder to save into, which then takes the place of `folder`.
 
     Raises:
         ExportError: A reader could not use what was written.
         RunError: The disk is full; an adapter that was there before is still there.
     """
-    folder = Path(folder)
-    with replaced_folder(folder, "the adapter") as beside:
-        model.save_pretrained(str(beside))
+    with replaced_folder(Path(folder), "the adapter") as beside:
+        yield str(beside)
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"):
+            if not (beside / name).is_file():
+                raise ExportError("adapter", f"{name} among the saved files", sorted(os.listdir(beside)), "Save both.")
         (beside / "README.md").unlink(missing_ok=True)  # PEFT's blank form; `write_card` writes one
-        write_tokenizer(tokenizer, beside)
+        _write_tokenizer_config(tokenizer, beside)
         _write_adapter_config(model, beside, base)
         if faults := [*_adapter_faults(beside), *_tokenizer_faults(beside)]:
             raise ExportError("adapter", "files that every loader reads", faults[:3], "Save the adapter again.")
-    return sorted(path.name for path in folder.iterdir())
+
+
+def save_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str | None = None) -> list[str]:
+    """Save the LoRA weights with the tokenizer and its template; return the names of the files."""
+    with saving_adapter(model, tokenizer, folder, base=base) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer so that transformers 4.46 and newer read it: class, special tokens, template in both places."""
     tokenizer.save_pretrained(str(folder))
+    _write_tokenizer_config(tokenizer, folder)
+
+
+def _write_tokenizer_config(tokenizer: Any, folder: Path) -> None:
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     extra = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
     settings = {

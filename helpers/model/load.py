@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "model_source",
+    "prepare_unsloth",
     "put_adapter",
     "trainable_parameters",
     "without_adapter",
@@ -73,21 +78,46 @@ def model_source(config: ModelConfig) -> tuple[str, str | None]:
     return name, config.model_revision or revision
 
 
-def import_unsloth() -> None:
-    """Import unsloth, which patches transformers, peft and trl and so must come before them.
+def prepare_unsloth() -> None:
+    """Make `import unsloth`, wherever it stands, quick and quiet; without this it does the same, with more to read.
 
     torchao 0.18, which it imports, warns about each of its CUDA extensions on a machine that cannot load them, and
-    about an older way to register types with torch 2.13; neither is used here. Unsloth 2026.10.9 warns through a logger
-    of transformers each time it saves a tokenizer as it should be saved.
+    about an older way to register types with torch 2.13; neither is used here, nor are bars of `datasets`. Unsloth
+    2026.10.9 warns through a logger of transformers each time it saves a tokenizer as it should be saved.
     """
-    with nullcontext() if "unsloth" in sys.modules else long_lived():
-        import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
+    import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
 
-        for name in ("torchao", "torch.utils._pytree"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
-        with redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
-            import unsloth  # noqa: F401
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("transformers.models.llama.modeling_llama").addFilter(_is_news)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "unsloth" not in sys.modules and not any(isinstance(each, _QuietImport) for each in sys.meta_path):
+        sys.meta_path.insert(0, _QuietImport())
+
+
+def import_unsloth() -> None:
+    """Import unsloth, which patches transformers, peft and trl and so must come before them."""
+    prepare_unsloth()
+    import unsloth  # noqa: F401
+
+
+class _QuietImport(MetaPathFinder):
+    """Finds unsloth as it is found anyway, and imports it without its notes and without trainers that nobody uses."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != "unsloth":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                with long_lived(), redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
+                    execute(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 class _WithoutNotes:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ExportError
 from helpers.model.distance import Check, jitter_activations
 from helpers.model.scoring import RowScore, score_rows
 
 if TYPE_CHECKING:
-    from helpers.data.contract import Contract
+    from helpers.data.contract import Contract, TokenizedExample
     from helpers.model.load import LoadedModel
+    from helpers.training.callbacks import TrainingRecord
     from helpers.training.result import TrainResult
 
-__all__ = ["judge_reload", "largest_difference", "loss_distance", "prove_reload"]
+__all__ = ["judge_reload", "largest_difference", "loss_distance", "prove_adapter", "prove_reload"]
 
 _TIMES_ROUNDING = 3.0
 """How many times the effect of rounding the reloaded model may be from the trained one, in 16 bit."""
@@ -27,13 +28,12 @@ _EXACT = 1e-4
 """Nats a token that a row's loss may differ in float32."""
 
 
-def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
+def prove_adapter(model: Any, record: TrainingRecord) -> str:
     """Compare the held-out losses of a reloaded model with those of the trained one, row by row.
 
     Args:
-        loaded: Base model and saved adapter, freshly loaded.
-        heldout: The held-out rows.
-        result: The training, with each row's loss before and after it.
+        model: Base model and saved adapter, freshly loaded.
+        record: The training's, with each held-out row's loss before and after it.
 
     Returns:
         PASS or CANNOT TELL, and how far the two are apart.
@@ -41,10 +41,19 @@ def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) ->
     Raises:
         ExportError: The reloaded model is another one.
     """
-    reloaded, rounded = score_rows(loaded.model, heldout.tokenized), None
-    if loaded.precision != "fp32":
-        with jitter_activations(loaded.model):
-            rounded = score_rows(loaded.model, heldout.tokenized)
+    return _prove(model, record.heldout, record.result, record.result.mode["precision"])
+
+
+def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
+    """Do the same for a model that `load_adapter` returned."""
+    return _prove(loaded.model, heldout.tokenized, result, loaded.precision)
+
+
+def _prove(model: Any, rows: Sequence[TokenizedExample], result: TrainResult, precision: str) -> str:
+    reloaded, rounded = score_rows(model, rows), None
+    if precision != "fp32":
+        with jitter_activations(model):
+            rounded = score_rows(model, rows)
     check = judge_reload(reloaded, result.heldout_after, result.heldout_before, rounded)
     if check.passed is False:
         remedy = "The saved adapter does not reproduce the training. Do not use it."

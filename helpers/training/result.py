@@ -31,6 +31,7 @@ class TrainResult:
         mode: What the trainer did: packing, padding-free, precision, optimizer.
         heldout_seconds: Time in measurements of the held-out loss.
         forecast: How long all was expected to take, and at the end how long it took; see `helpers.memory.forecast`.
+        skipped_updates: Optimizer steps that changed nothing, because a gradient was too large for fp16.
     """
 
     train_loss: list[tuple[int, float]] = field(default_factory=list)
@@ -46,6 +47,7 @@ class TrainResult:
     mode: dict[str, Any] = field(default_factory=dict)
     heldout_seconds: float = 0.0
     forecast: dict[str, Any] = field(default_factory=dict)
+    skipped_updates: int = 0
 
     def state(self) -> dict[str, Any]:
         """Return everything as JSON, for a checkpoint."""
@@ -85,6 +87,7 @@ class TrainResult:
             "train_seconds": self.train_seconds,
             "heldout_seconds": self.heldout_seconds,
             "forecast": self.forecast,
+            "skipped_updates": self.skipped_updates,
             "mode": self.mode,
         }
 

@@ -40,6 +40,7 @@ __all__ = [
     "finish_run",
     "fit_layout",
     "now",
+    "record_data",
     "record_inputs",
     "resolve_preset",
     "start_run",
@@ -168,6 +169,15 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         RunError: The directory belongs to something else, to a run with other parameters, or to another process, or its
             disk cannot hold what the run will write.
     """
+    run = on_main(lambda: _start(config, resume))
+    if place().count > 1:
+        _check_shared(run)
+    watch_cells(run)
+    return run
+
+
+def _start(config: RunConfig, resume: str) -> RunDirectory:
+    """Do what `start_run` does, in the main process."""
     parameters = config.flat()
     if config.train.persist_dir:
         connect_drive(config.train.persist_dir)
@@ -194,8 +204,15 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
         failure=None,
     )
     write_config(run, config)
-    watch_cells(run)
     return run
+
+
+def _check_shared(run: RunDirectory) -> None:
+    """Raise unless this process sees the run directory that the main one opened."""
+    name = on_main(run.run_id)
+    if run.run_id() != name:
+        remedy = "Let all hosts share the folder that holds the runs: HELPERS_RUNS_DIR on a shared disk."
+        raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
 
 
 def _earlier_starts(manifest: Mapping[str, Any]) -> list[Any]:
@@ -224,17 +241,64 @@ def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
 
 
 def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
+    """Write into the manifest what exactly the run learns from."""
+    left_out = rows.left_out
+    task = run.manifest().get("task", "alpaca")
+    record_data(
+        run,
+        {"train": rows.train, "heldout": rows.heldout},
+        task=task,
+        source=rows.source,
+        left_out=left_out,
+        tokenizer=loaded.tokenizer,
+        template=loaded.template,
+        base=loaded.source,
+    )
+
+
+def record_data(
+    run: RunDirectory,
+    data: Mapping[str, Any],
+    *,
+    task: str,
+    source: str,
+    left_out: Mapping[str, int],
+    tokenizer: Any,
+    template: str,
+    base: str,
+) -> None:
     """Write into the manifest what exactly the run learns from.
 
     Args:
         run: The run.
-        rows: Its training and held-out rows.
-        loaded: The base model with its template.
+        data: Its rows, "train" and "heldout", before they become messages.
+        task: "alpaca" or "dolly": which of their columns are used.
+        source: Where the rows come from.
+        left_out: How many were unusable, by reason.
+        tokenizer: With the template that the run trains with.
+        template: The template's name.
+        base: Where the base weights come from.
 
     Raises:
         RunError: The run has checkpoints of other rows or another template.
     """
-    prints = {"data_fingerprint": data_fingerprint(rows), "template_sha256": template_sha256(loaded.tokenizer)}
+    on_main(lambda: _record_data(run, data, task, source, left_out, tokenizer, template, base))
+
+
+def _record_data(
+    run: RunDirectory,
+    data: Mapping[str, Any],
+    task: str,
+    source: str,
+    left_out: Mapping[str, int],
+    tokenizer: Any,
+    template: str,
+    base: str,
+) -> None:
+    prints = {
+        "data_fingerprint": data_fingerprint(data["train"], data["heldout"], task),
+        "template_sha256": template_sha256(tokenizer),
+    }
     earlier = run.manifest()
     changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
     if changed and step_folders(run.checkpoints):
@@ -245,12 +309,13 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
             'The data changed under its name. Choose another run_name, or resume="never" to start over.',
         )
     run.update_manifest(
-        base_model=loaded.source,
-        data_source=rows.source,
-        rows={"train": len(rows.train), "heldout": len(rows.heldout), "left_out": rows.left_out},
-        template=loaded.template,
+        base_model=base,
+        data_source=source,
+        rows={"train": len(data["train"]), "heldout": len(data["heldout"]), "left_out": dict(left_out)},
+        template=template,
         **prints,
     )
+    print("data fingerprint:", prints["data_fingerprint"][:16], "…")
 
 
 def finish_run(run: RunDirectory) -> None:
@@ -259,6 +324,10 @@ def finish_run(run: RunDirectory) -> None:
     Args:
         run: The run, with its adapter saved.
     """
+    on_main(lambda: _finish(run))
+
+
+def _finish(run: RunDirectory) -> None:
     run.update_manifest(state="complete", finished=now())
     path = run.path / CONFIG
     persist_dir = read_json(path).get("persist_dir") if path.is_file() else None

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
-from helpers.data.rows import Rows, data_fingerprint, load_rows, read_prompts, read_sample
+from helpers.data.rows import data_fingerprint, load_rows, read_prompts, read_sample
 
 ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
 TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]
@@ -379,11 +379,10 @@ class TestFingerprint:
     """The hash over what a run learns from."""
 
     def test_it_is_the_same_for_the_same_rows(self):
-        """The order of columns does not matter, and the value is fixed for all time."""
-        one = Rows([{"instruction": "a", "output": "b"}], [], "x", 1)
-        two = Rows([{"output": "b", "instruction": "a"}], [], "y", 2)
-        assert data_fingerprint(one) == data_fingerprint(two)
-        assert data_fingerprint(one) == "541033bfd08c7b0e3e64674928f3f787e575bceb7dbfe95469732cafd3f1078c"
+        """The order of columns and unused ones do not matter, and the value is fixed for all time."""
+        one = data_fingerprint([{"instruction": "a", "output": "b"}], [], "alpaca")
+        two = data_fingerprint([{"output": "b", "instruction": "a", "input": None, "other": "c"}], [], "alpaca")
+        assert one == two == "7bbad78bc5b1098fae02e0af293b21b4063483c42c681ed9a1315456dc52bf44"
 
     @pytest.mark.parametrize(
         ("train", "heldout"),
@@ -397,5 +396,5 @@ class TestFingerprint:
     )
     def test_it_changes_with_a_row(self, train, heldout):
         """Another text, order, part or number of rows gives another hash."""
-        rows = Rows([{"instruction": "a", "output": "b"}], [{"instruction": "d", "output": "e"}], "x", 2)
-        assert data_fingerprint(Rows(train, heldout, "x", 2)) != data_fingerprint(rows)
+        first, second = {"instruction": "a", "output": "b"}, {"instruction": "d", "output": "e"}
+        assert data_fingerprint(train, heldout, "alpaca") != data_fingerprint([first], [second], "alpaca")

@@ -1,0 +1,65 @@
+"""`python -m helpers train`: a notebook's training without the notebook, in one process or, launched, in several."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from helpers.core.config import RunConfig
+from helpers.core.config_file import read_config
+from helpers.core.processes import place
+from helpers.core.runs import RESUME, RunDirectory
+from helpers.core.shares import local_config, share_out
+from helpers.memory.plan import preflight_memory
+from helpers.runtime.device_map import add_options, take_options
+from helpers.runtime.hardware import find_gpu
+from helpers.training.job import run_job
+from helpers.training.program import TRAINING, find_program, run_program
+from helpers.training.session import resolve_preset
+
+__all__ = ["add_command", "run_train", "train_run"]
+
+
+def add_command(subparsers: Any) -> None:
+    """Add `train` to the command line.
+
+    Args:
+        subparsers: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
+    parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
+    parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
+    add_options(parser)
+    parser.set_defaults(command=run_train)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Train as the command line asks; return the exit status, 0.
+
+    Raises:
+        HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
+    """
+    take_options(options)
+    return run_job(options.config, _read, lambda config: train_run(config, resume=options.resume))
+
+
+def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
+    """Run the cells of a training notebook, but for those of notebooks only; return the run, complete.
+
+    Args:
+        config: The checked configuration; only what the user gave is passed on.
+        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
+    """
+    values = config.flat()
+    given = {name: values[name] for name in ("preset", "run_name", *sorted(config.given))}
+    return run_program(find_program(TRAINING[config.task]), {**given, "resume": resume})["run"]
+
+
+def _read(path: Path) -> RunConfig:
+    """Return a run's configuration if this machine can train it."""
+    config, processes = read_config(path), place().count
+    print(share_out(config.train, processes).describe(), flush=True)
+    resolve_preset(config.preset)
+    preflight_memory(local_config(config, processes), find_gpu())
+    return config

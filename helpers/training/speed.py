@@ -1,0 +1,252 @@
+"""What a trainer really does, and a context that makes it faster and changes no number."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from helpers.core.choice import Choice
+from helpers.core.config import RunConfig
+from helpers.core.errors import StackError
+from helpers.core.processes import place, same_everywhere
+from helpers.core.shares import share_out
+from helpers.data.contract import check_trainer_dataset
+from helpers.memory.plan import largest_micro_batch
+from helpers.model.patches.attention import enable_varlen, loaded_attention
+from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, decoder_layers
+from helpers.model.patches.graph_rules import choose_graphs
+from helpers.model.patches.optimizer_step import quick_steps
+from helpers.runtime.device_map import own_cards
+from helpers.runtime.hardware import find_gpu
+from helpers.runtime.lockfile import installed_version
+from helpers.training.checkpoints import last_complete
+from helpers.training.failures import explained
+from helpers.training.machine import run_precision
+from helpers.training.sampler import spread_batches
+from helpers.training.tracking import track_configuration
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from helpers.training.callbacks import Checkpoints
+
+__all__ = [
+    "check_trainer",
+    "count_steps",
+    "fast_training",
+    "peak_memory",
+    "reset_peak_memory",
+    "synchronize",
+    "training_mode",
+]
+
+
+def check_trainer(trainer: Any, config: RunConfig, checked: Dataset) -> dict[str, Any]:
+    """Check what the trainer made of the rows, and return how it will train.
+
+    Lines a step come from the callbacks, so that the trainer's own, which mislead after a resume, are turned off. A
+    tracker gets the parameters.
+
+    Args:
+        trainer: TRL's.
+        config: The run, with its layout.
+        checked: The rows that passed the contract.
+
+    Raises:
+        ContractError: The trainer would feed the model other tokens or labels than were checked.
+        StackError: On a GPU, the trainer does not pack although it was asked to; or the GPUs of several processes are
+            of kinds that train in other ways.
+    """
+    from transformers import PrinterCallback
+
+    mode = training_mode(trainer, config, [len(ids) for ids in checked["input_ids"]])
+    same_everywhere("kind of training", {name: mode[name] for name in ("optimizer", "precision", "attention")})
+    if find_gpu() is not None and config.train.packing and not mode["packing"]:
+        raise StackError(
+            "packing",
+            "a trainer that packs, because packing is True",
+            f"mode {mode}",
+            "Use the locked versions (see python -m helpers doctor), or set packing = False.",
+        )
+    check_trainer_dataset(trainer.train_dataset, checked)
+    trainer.remove_callback(PrinterCallback)
+    track_configuration(trainer, config)
+    return mode
+
+
+def count_steps(trainer: Any) -> int:
+    """Return the number of optimizer steps that training will take; packed sequences count as rows."""
+    args = trainer.args
+    passes = math.ceil(len(trainer.train_dataset) / (args.per_device_train_batch_size * place().count))
+    per_epoch = max(math.ceil(passes / args.gradient_accumulation_steps), 1)
+    return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+
+
+def training_mode(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> dict[str, Any]:
+    """Return what the trainer really does, for the record: by name, in places with the reason.
+
+    Args:
+        trainer: TRL's.
+        config: The run, with its layout.
+        lengths: Of the training rows [tokens].
+    """
+    gpu = find_gpu()
+    packing = bool(trainer.args.packing)
+    padding_free = bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free)
+    attention = Choice("sdpa", "there is no GPU")
+    if gpu is not None:
+        attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention)
+    graphs = choose_graphs(
+        capability=gpu.capability if gpu else None,
+        unsloth_version=installed_version("unsloth"),
+        attention=attention.name,
+        checkpointing=config.train.gradient_checkpointing,
+        dropout=config.adapter.lora_dropout,
+        padding_free=padding_free or packing,
+        cards=len(own_cards()) if gpu else 1,
+        wanted=config.train.cuda_graphs,
+    )
+    return {
+        "packing": packing,
+        "padding_free": padding_free,
+        "optimizer": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
+        "precision": run_precision(config),
+        **({"processes": place().count} if place().count > 1 else {}),
+        "attention": attention.name,
+        "attention_reason": attention.reason,
+        "graphs": graphs.name == "graphs",
+        "graphs_reason": graphs.reason,
+    }
+
+
+@contextmanager
+def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
+    """Call `trainer.train()` inside: faster where the machine allows it, with the same numbers, errors explained.
+
+    Steps lose the work that changes nothing; attention takes all rows of a batch in one call; short passes are recorded
+    as CUDA graphs. Several processes share each step's rows evenly. A training that was finished before is restored
+    and takes no further step. Afterwards the trainer is as it was.
+
+    Args:
+        trainer: TRL's, checked.
+        checkpoints: One of its callbacks.
+
+    Raises:
+        RunError: The disk or the memory is full, a checkpoint cannot be read, or another process is gone.
+    """
+    config, record = checkpoints.config, checkpoints.record
+
+    def last_step() -> int | None:
+        found = last_complete(checkpoints.run).found
+        return found.step if found else None
+
+    with explained(checkpoints.run, config, last_step), ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        enable_varlen(wanted=config.train.varlen_attention)
+        stack.enter_context(_own_method(trainer, "training_step", _counting(trainer.training_step, record.counter)))
+        stack.enter_context(_own_method(trainer, "_inner_training_loop", _restoring(trainer)))
+        if place().count > 1:
+            spread_batches(trainer, share_out(config.train, place().count))
+            _seed_dropout(config.train.seed)
+        stack.enter_context(quick_steps(trainer))
+        if training_mode(trainer, config, record.lengths)["graphs"]:
+            record.graphs = _graphed_layers(trainer, config, record.lengths)
+            stack.enter_context(record.graphs.installed())
+        yield
+
+
+def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> GraphedLayers:
+    """Return the model's layers, ready to be recorded."""
+    args = trainer.args
+    batch = args.per_device_train_batch_size
+    longest_pass = batch * config.model.max_seq_length if args.packing else largest_micro_batch(lengths, batch)
+
+    def passes_left() -> int:
+        return (trainer.state.max_steps - trainer.state.global_step) * args.gradient_accumulation_steps
+
+    return GraphedLayers(decoder_layers(trainer.model), max(lengths), largest=longest_pass, left=passes_left)
+
+
+def _counting(step: Any, counter: Any) -> Any:
+    """Return a `training_step` that counts its batch first."""
+
+    def training_step(model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> Any:
+        counter.count(inputs)
+        return step(model, inputs, *args, **named)
+
+    return training_step
+
+
+def _restoring(trainer: Any) -> Any:
+    """Return a training loop that takes no step where none is left.
+
+    transformers 5.17 takes one more in the middle of an epoch: it looks whether training should stop after a step.
+    """
+    loop = trainer._inner_training_loop
+
+    def inner_training_loop(*args: Any, **named: Any) -> Any:
+        from transformers.trainer_callback import TrainerState
+        from transformers.trainer_utils import TrainOutput
+
+        folder = named.get("resume_from_checkpoint")
+        if folder is None:
+            return loop(*args, **named)
+        state = TrainerState.load_from_json(f"{folder}/trainer_state.json")
+        if state.global_step < count_steps(trainer):
+            return loop(*args, **named)
+        trainer.state = state
+        return TrainOutput(state.global_step, 0.0, {})
+
+    return inner_training_loop
+
+
+@contextmanager
+def _own_method(owner: Any, name: str, method: Any) -> Iterator[None]:
+    """Give one object its own method inside the block; its class keeps the old one."""
+    kept = vars(owner).get(name)
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if kept is not None:
+            setattr(owner, name, kept)
+
+
+def _seed_dropout(seed: int) -> None:
+    """Let each of several processes draw its own random numbers; a checkpoint's state, if any, is loaded later."""
+    import torch
+
+    torch.manual_seed(seed + place().rank)
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the cards' peak memory anew."""
+    import torch
+
+    if torch.cuda.is_available():
+        for card in own_cards():
+            torch.cuda.reset_peak_memory_stats(card)
+
+
+def peak_memory(graphs: GraphedLayers | None) -> int:
+    """Return the highest memory in use, in bytes: on the fullest card, or of this process on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return max(card_peak(graphs, card) for card in own_cards())
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def synchronize() -> None:
+    """Wait for the card, so that times are true."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
