@@ -20,7 +20,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote
 from helpers.core.errors import ConfigError, HelpersError
 from helpers.core.files import write_text
 from tools.pairs import cell_ids
+from tools.timings import minutes_on, read_timings
 
 __all__ = [
     "NotebookFacts",
@@ -78,7 +79,8 @@ HEAD = """<!-- Made by `scripts/build_badges` from the notebooks' metadata and p
 
 On Colab choose a T4 GPU if none is set (Runtime, Change runtime type), then Runtime, Run all. On Kaggle choose under
 Settings a GPU T4 as accelerator and Internet on, then Run all. The badges open {ref}, and the setup cell
-installs the same. The minutes are estimates, not yet timed on a T4.
+installs the same. Minutes are forecasts until somebody has timed a run (`scripts/record_timing`); then they are the
+median of the runs in docs/timings.csv, with their number.
 
 | Notebook | You learn | GPU | Minutes on a T4 | Download | Open |
 |---|---|---|---:|---:|---|
@@ -93,7 +95,7 @@ class NotebookFacts:
         title: Its first heading.
         teaches: What the reader learns, in one sentence.
         gpu: What it needs, such as "T4".
-        minutes_t4: Minutes from Run all to the end on a T4.
+        minutes_t4: Forecast of the minutes from Run all to the end on a T4.
         download_gb: What it downloads, in GB (10^9 bytes).
     """
 
@@ -221,7 +223,8 @@ def badge_table(root: str | Path, repository: str, ref: str, notebooks: Sequence
         notebooks = sorted(path.relative_to(base).as_posix() for path in base.glob("notebooks/*.ipynb"))
     if not notebooks:
         raise ConfigError("notebooks", "at least one notebook", str(base / "notebooks"), "Run scripts/build_notebooks.")
-    rows = (_row(path, read_facts(base / path), repository, ref) for path in notebooks)
+    lines = read_timings(base)
+    rows = (_row(path, read_facts(base / path), repository, ref, lines) for path in notebooks)
     return HEAD.format(ref=ref) + "".join(rows)
 
 
@@ -323,12 +326,21 @@ def _link(path: str, name: str, repository: str, ref: str) -> str:
     return badge_links(plain, repository, ref)[name]
 
 
-def _row(path: str, facts: NotebookFacts, repository: str, ref: str) -> str:
+def _minutes(path: str, facts: NotebookFacts, lines: Sequence[Mapping[str, str]]) -> str:
+    """The minutes on a T4: measured, with the number of runs, or the notebook's own forecast."""
+    measured = minutes_on(lines, Path(path).stem.split("_")[0], "T4", "colab-t4")
+    if measured is None:
+        return f"{facts.minutes_t4:g} (forecast)"
+    minutes, runs = measured
+    return f"{minutes:.0f} ({runs} run{'s' if runs > 1 else ''})"
+
+
+def _row(path: str, facts: NotebookFacts, repository: str, ref: str, lines: Sequence[Mapping[str, str]]) -> str:
     cells = [
         f"[{_cell(facts.title)}]({quote(path)})",
         _cell(facts.teaches),
         _cell(facts.gpu),
-        f"{facts.minutes_t4:g}",
+        _minutes(path, facts, lines),
         f"{facts.download_gb:g} GB",
         notebook_badges(path, repository, ref),
     ]

@@ -134,7 +134,7 @@ class TestTable:
         root, _ = repository
         row = badge_table(root, "org/repo", "v1").splitlines()[-1]
         badges = notebook_badges("notebooks/counting.ipynb", "org/repo", "v1")
-        assert row == f"| [Counting](notebooks/counting.ipynb) | to count | T4 | 25 | 4.1 GB | {badges} |"
+        assert row == f"| [Counting](notebooks/counting.ipynb) | to count | T4 | 25 (forecast) | 4.1 GB | {badges} |"
 
     def test_rows_are_in_the_order_of_names(self, repository):
         """Without a list the notebooks stand by name."""
