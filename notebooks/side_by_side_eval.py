@@ -110,8 +110,8 @@ report = setup_notebook(smoke=config.preset == "smoke")
 # steps on rows of Alpaca-cleaned, so that there is something to compare.
 
 # %%
-from helpers.evaluation.first import provide_adapter
-from helpers.evaluation.sources import training_config
+from helpers.evaluation.adapter import provide_adapter
+from helpers.evaluation.adapter import training_config
 
 adapter = provide_adapter(config)
 training = training_config(adapter, config)
@@ -134,7 +134,7 @@ print("this comparison:", run.shown())
 # and a row that it was trained on is left out here.
 
 # %%
-from helpers.evaluation.material import gather
+from helpers.evaluation.prompts import gather
 
 material = gather(config, adapter, training)
 print(f"{len(material.prompts)} prompts, {len(material.references)} references, {material.answered} of these answered")
@@ -238,7 +238,7 @@ show_table(reference_table(other_task, arms))
 
 # %%
 from helpers.evaluation.sanity import reproduces_training
-from helpers.evaluation.sources import recorded_loss
+from helpers.evaluation.adapter import recorded_loss
 
 print(reproduces_training(references, *recorded_loss(adapter, config)))
 

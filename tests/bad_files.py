@@ -7,8 +7,7 @@ import json
 
 from helpers.core.config import DataConfig
 from helpers.data.rows import load_rows
-from helpers.evaluation.material import _file_rows
-from helpers.evaluation.questions import read_questions
+from helpers.evaluation.prompts import _file_rows, read_questions
 from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_key, read_votes
 
 GOOD = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(6)]

@@ -10,9 +10,8 @@ from helpers.cli.notebooks import run_notebook
 from helpers.cli.parameters import read_parameters
 from helpers.core.config import build_config
 from helpers.core.runs import RunDirectory, open_run, runs_root
-from helpers.evaluation.compatibility import check_base
+from helpers.evaluation.adapter import WEIGHTS, AdapterSource, check_base, find_adapter, training_config
 from helpers.evaluation.config import build_evaluation_config
-from helpers.evaluation.sources import WEIGHTS, AdapterSource, find_adapter, training_config
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.export.gguf import export_gguf
 from helpers.export.hub import publish

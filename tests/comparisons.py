@@ -65,11 +65,11 @@ def make_adapter(run, model, *, scale=0.05):
 
 
 def _bench(*, adapter, **given):
+    from helpers.evaluation.adapter import find_adapter, training_config
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.config import build_evaluation_config
     from helpers.evaluation.generate import load_bench
-    from helpers.evaluation.material import gather
-    from helpers.evaluation.sources import find_adapter, training_config
+    from helpers.evaluation.prompts import gather
 
     given = {
         "arms": "base,tuned,base_bare,base_few_shot",
@@ -90,7 +90,7 @@ def _bench(*, adapter, **given):
 
 
 def _questions():
-    from helpers.evaluation.questions import Question
+    from helpers.evaluation.prompts import Question
     from helpers.evaluation.records import Prompt
 
     return [Question(Prompt(f"p{place}", text), text) for place, text in enumerate(PROMPTS)]

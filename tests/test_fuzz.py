@@ -41,13 +41,20 @@ from helpers.core.text import visible
 from helpers.data.prompts import clean_references
 from helpers.data.rows import load_rows
 from helpers.data.selection import choose_categories, in_proportion
+from helpers.evaluation.adapter import (
+    WEIGHTS,
+    adapter_shape,
+    complete_runs,
+    find_adapter,
+    recorded_loss,
+    same_base_name,
+    training_config,
+)
 from helpers.evaluation.cache import AnswerCache
-from helpers.evaluation.compatibility import adapter_shape, same_base_name
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
 from helpers.evaluation.metrics.text import asked_items, list_items
 from helpers.evaluation.pages import embed_json
-from helpers.evaluation.questions import read_questions
-from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
+from helpers.evaluation.prompts import read_questions
 from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_key, read_votes
 from helpers.export.folders import refuse_foreign, tensor_files
 from helpers.memory.shapes import shape_of

@@ -81,10 +81,9 @@ def _evaluation_parameters() -> dict[str, dataclasses.Field]:
 
 def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any]) -> Plan:
     """Check a comparison's parameters, and that its adapter and prompts are there."""
+    from helpers.evaluation.adapter import known_adapter, source_name, training_config
     from helpers.evaluation.config import build_evaluation_config
-    from helpers.evaluation.first import known_adapter, source_name
-    from helpers.evaluation.questions import read_questions
-    from helpers.evaluation.sources import training_config
+    from helpers.evaluation.prompts import read_questions
 
     config = build_evaluation_config(preset=preset, run_name=run_name, **values)
     source = known_adapter(config)

@@ -1,19 +1,24 @@
-"""Answers kept on disk, so that a comparison that was cut off, or is run again, does not ask the model twice."""
+"""Answers kept on disk, and work shared out among processes.
+
+A comparison that was cut off, or is run again, does not ask the model twice. In several processes each has the whole
+model. Batches are cut as one process cuts them, so that in float32 each gives the same numbers whoever computes it, and
+are dealt out in rounds: after each round every process knows all answers, and the main one has written them down.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
-from helpers.core.processes import place
+from helpers.core.processes import gather, place
 
-__all__ = ["AnswerCache", "CachedAnswer"]
+__all__ = ["AnswerCache", "CachedAnswer", "do_each", "exchange", "own_batch"]
 
 _FORMAT = 1
 
@@ -91,3 +96,55 @@ def _read(path: Path) -> dict[str, CachedAnswer]:
         return {key: CachedAnswer(**value) for key, value in content["answers"].items()}
     except (RunError, KeyError, TypeError, AttributeError):
         return {}
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+K = TypeVar("K")
+
+
+def own_batch(items: Sequence[T], size: int) -> list[T]:
+    """Return this process's batch of the next round.
+
+    Args:
+        items: What is to be done, the same in every process.
+        size: Items in a batch, at most.
+
+    Returns:
+        The first batch alone, the second in the second process and so on; empty where there are fewer batches.
+
+    Example:
+        >>> own_batch(["a", "b", "c"], 2)
+        ['a', 'b']
+    """
+    rank = place().rank
+    return list(items[rank * size : (rank + 1) * size])
+
+
+def exchange(found: Mapping[K, R]) -> dict[K, R]:
+    """Return what all processes found, in every process.
+
+    Args:
+        found: What this one found; pickle must be able to write it.
+    """
+    return {key: value for part in gather(dict(found)) for key, value in part.items()}
+
+
+def do_each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """Do one piece of work for each item, every process its part.
+
+    Args:
+        items: The same in every process.
+        work: What to do. Its value must be one that pickle can write.
+
+    Returns:
+        All values in the items' order, in every process.
+
+    Example:
+        >>> do_each([1, 2, 3], lambda number: number * number)
+        [1, 4, 9]
+    """
+    here = place()
+    own = {at: work(items[at]) for at in range(here.rank, len(items), here.count)}
+    done = exchange(own)
+    return [done[at] for at in range(len(items))]

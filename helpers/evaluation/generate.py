@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import EvaluationError, HelpersError, StackError
+from helpers.core.files import file_sha256
 from helpers.core.processes import gather, on_main, place
 from helpers.data.chat_templates import template_sha256
 from helpers.data.contract import IGNORED
-from helpers.evaluation.arms import AA_TEMPERATURE, Asking
-from helpers.evaluation.cache import AnswerCache, CachedAnswer
-from helpers.evaluation.compatibility import check_base
+from helpers.evaluation.adapter import WEIGHTS, AdapterSource, check_base
+from helpers.evaluation.arms import AA_TEMPERATURE, Asking, Writer, cut_at_tokens
+from helpers.evaluation.cache import AnswerCache, CachedAnswer, exchange, own_batch
 from helpers.evaluation.metrics.token_shift import ShiftedToken
-from helpers.evaluation.questions import Question
+from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import Readings
-from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
-from helpers.evaluation.spread import exchange, own_batch
-from helpers.evaluation.writing import Writer, cut_at_tokens
 from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
 from helpers.model.load import (
     LoadedModel,
@@ -97,7 +95,7 @@ def load_bench(training: RunConfig, source: AdapterSource, asking: Asking, *, aa
     """Load the base model once and put the adapter on it.
 
     Args:
-        training: From `helpers.evaluation.sources.training_config`.
+        training: From `helpers.evaluation.adapter.training_config`.
         source: The adapter.
         asking: How the arms are asked.
         aa: Whether answers are drawn at random, for mode aa.

@@ -17,10 +17,10 @@ from helpers.core.errors import ConfigError
 from helpers.core.files import read_json
 from helpers.core.processes import on_main, same_everywhere
 from helpers.core.runs import RESUME, RunDirectory
+from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
-from helpers.evaluation.material import Material
+from helpers.evaluation.prompts import Material
 from helpers.evaluation.records import Arm, Comparison
-from helpers.evaluation.sources import AdapterSource
 from helpers.training.job import failure_noted, run_job
 
 __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
@@ -119,9 +119,9 @@ def compare_run(config: EvaluationConfig, *, resume: str = "auto") -> RunDirecto
 
 def _open(config: EvaluationConfig, resume: str) -> _Opened:
     """Find the adapter, open the run, and gather what is asked."""
-    from helpers.evaluation.material import gather
+    from helpers.evaluation.adapter import find_adapter, training_config
+    from helpers.evaluation.prompts import gather
     from helpers.evaluation.session import open_evaluation
-    from helpers.evaluation.sources import find_adapter, training_config
 
     source = find_adapter(config.adapter_dir)
     training = training_config(source, config)
@@ -134,12 +134,12 @@ def _open(config: EvaluationConfig, resume: str) -> _Opened:
 def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
     """Load the model, test it, score and answer; return the comparison, and what became of the tokens."""
     from helpers.evaluation import generate
+    from helpers.evaluation.adapter import recorded_loss
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.cache import AnswerCache
     from helpers.evaluation.overview import headline_arms
     from helpers.evaluation.sanity import judge, reproduces_training
     from helpers.evaluation.session import compare
-    from helpers.evaluation.sources import recorded_loss
 
     training, material, arms = opened.training, opened.material, choose_arms(config)
     asking = plan_asking(config, material, training.data.prompt_style, training.data.system_prompt)
@@ -158,9 +158,9 @@ def _ask(config: EvaluationConfig, opened: _Opened) -> tuple[Comparison, str]:
 
 def _shift(bench: Any, opened: _Opened, comparison: Comparison, tuned: Arm) -> str:
     """Say which tokens of the tuned answers the base model would not have chosen."""
+    from helpers.evaluation.cache import do_each
     from helpers.evaluation.generate import token_shift
     from helpers.evaluation.metrics.token_shift import describe_shift
-    from helpers.evaluation.spread import do_each
 
     said = {answer.prompt_id: answer for answer in comparison.answers if answer.arm == tuned.name}
     tokens = do_each(opened.material.asked(), lambda question: token_shift(bench, question, said[question.prompt.id]))

@@ -8,20 +8,20 @@ from dataclasses import asdict
 from typing import Any
 
 from helpers.core.config import RunConfig
-from helpers.core.files import write_json
+from helpers.core.files import file_sha256, write_json
 from helpers.core.lock import hold_lock
 from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root
 from helpers.display.style import Drawing
+from helpers.evaluation.adapter import WEIGHTS, AdapterSource
 from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.evaluation.files import write_alpaca_eval, write_comparison, write_llm_comparator, write_scores
-from helpers.evaluation.material import Material
 from helpers.evaluation.metrics.contamination import Neighbour
 from helpers.evaluation.overview import JUDGED, OTHER_TASK, Overview, verdict_rows
+from helpers.evaluation.prompts import Material
 from helpers.evaluation.records import Answer, Arm, Comparison, ReferenceScore, RunInfo
 from helpers.evaluation.report.page import write_report
 from helpers.evaluation.show import reference_table
-from helpers.evaluation.sources import WEIGHTS, AdapterSource, file_sha256
 from helpers.evaluation.votes.tally import Reveal
 from helpers.evaluation.votes.vote import check_votes, describe_votes
 from helpers.runtime.hardware import describe_hardware

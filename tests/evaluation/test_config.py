@@ -8,12 +8,11 @@ import pytest
 
 from helpers.cli.tasks import TASKS, find_task
 from helpers.core.errors import ConfigError, EvaluationError
+from helpers.evaluation.adapter import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
 from helpers.evaluation.arms import choose_arms
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
-from helpers.evaluation.material import gather
-from helpers.evaluation.questions import read_questions, reference_questions
+from helpers.evaluation.prompts import gather, read_questions, reference_questions
 from helpers.evaluation.session import run_parameters
-from helpers.evaluation.sources import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
 from helpers.evaluation.votes.ballot import KeyItem, VoteKey, read_votes
 
 SETTINGS = {"task": "alpaca", "preset": "smoke", "model_name": "smollm2-135m", "dataset_name": "sample", "seed": 3407}

@@ -6,8 +6,15 @@ import pytest
 from evaluation.test_config import build, make_run
 
 from helpers.core.errors import ConfigError
-from helpers.evaluation import first
-from helpers.evaluation.first import FIRST_RUN, FIRST_STEPS, first_training, known_adapter, provide_adapter, source_name
+from helpers.evaluation import adapter as first
+from helpers.evaluation.adapter import (
+    FIRST_RUN,
+    FIRST_STEPS,
+    first_training,
+    known_adapter,
+    provide_adapter,
+    source_name,
+)
 
 
 @pytest.fixture

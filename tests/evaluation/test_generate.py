@@ -8,14 +8,13 @@ import pytest
 
 from helpers.core.errors import EvaluationError
 from helpers.data.prompts import build_example
+from helpers.evaluation.adapter import AdapterSource, check_base, same_base_name
 from helpers.evaluation.arms import Asking, choose_shots, messages_for
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
-from helpers.evaluation.compatibility import check_base, same_base_name
 from helpers.evaluation.metrics.token_shift import ShiftedToken, describe_shift, shift_counts
-from helpers.evaluation.questions import Question
+from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import Readings, judge, reproduces_training
-from helpers.evaluation.sources import AdapterSource
 
 ARMS = ("base", "tuned", "base_bare", "base_few_shot")
 

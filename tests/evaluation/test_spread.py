@@ -10,9 +10,9 @@ import pytest
 
 from helpers.core.errors import ConfigError
 from helpers.evaluation import launch
+from helpers.evaluation.cache import do_each, exchange, own_batch
 from helpers.evaluation.config import build_evaluation_config
 from helpers.evaluation.launch import read_evaluation
-from helpers.evaluation.spread import do_each, exchange, own_batch
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_values_of_several_processes_come_in_order(second, monkeypatch):
     asked = []
     others = [{0: "zero", 3: "three"}, None, {2: "two"}]
     monkeypatch.setattr(
-        "helpers.evaluation.spread.gather", lambda own: [own if part is None else part for part in others]
+        "helpers.evaluation.cache.gather", lambda own: [own if part is None else part for part in others]
     )
     assert do_each(range(5), lambda item: asked.append(item) or f"own {item}") == [
         "zero", "own 1", "two", "three", "own 4",

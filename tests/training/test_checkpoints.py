@@ -15,7 +15,7 @@ import pytest
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.runs import open_run
-from helpers.evaluation.sources import find_adapter
+from helpers.evaluation.adapter import find_adapter
 from helpers.training import persist
 from helpers.training.checkpoints import REQUIRED, last_complete, step_folders
 from helpers.training.persist import Persister, connect_drive, persist_folder, prepare_persist

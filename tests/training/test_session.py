@@ -167,7 +167,7 @@ class TestComparison:
         from evaluation.test_config import build, make_run
 
         from helpers.evaluation import session as lesson
-        from helpers.evaluation.sources import find_adapter
+        from helpers.evaluation.adapter import find_adapter
 
         monkeypatch.setattr(lesson, "describe_hardware", dict)
         monkeypatch.setattr(lesson, "installed_versions", dict)

@@ -1,9 +1,10 @@
-"""Where a comparison takes its adapter from, and with it base model, template and training rows."""
+"""The adapter that is compared: where it is, what is known of its training, and whether it fits the base model."""
 
 from __future__ import annotations
 
-import hashlib
 import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,32 @@ from helpers.core.paths import is_folder
 from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig
+from helpers.training.persist import connect_drive
 
 __all__ = [
+    "FIRST_RUN",
+    "FIRST_STEPS",
     "WEIGHTS",
     "AdapterSource",
+    "adapter_shape",
+    "check_base",
     "complete_runs",
-    "file_sha256",
     "find_adapter",
+    "first_training",
+    "known_adapter",
+    "provide_adapter",
     "recorded_loss",
+    "same_base_name",
+    "source_name",
     "training_config",
 ]
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 """What an adapter folder must hold."""
+
+_QUANTIZED = re.compile(r"(-unsloth)?-(bnb-4bit|4bit|gguf|awq|gptq)$")
+_LAYER = re.compile(r"\.layers\.(\d+)\..*?\.(\w+_proj)\.lora_A\.")
+_WIDTHS = {"q_proj": "hidden_size", "gate_proj": "hidden_size", "down_proj": "intermediate_size"}
 
 _TRAIN_FIRST = "Run alpaca_instruction or dolly_business first, or give adapter_dir."
 
@@ -207,7 +221,153 @@ def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[floa
     return (loss, heldout) if known else (None, None)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def same_base_name(first: str, second: str) -> bool:
+    """Say whether two hub ids name the same model, quantized or not; a folder's name says nothing.
+
+    Args:
+        first: A hub id or a folder.
+        second: Another.
+
+    Example:
+        >>> same_base_name("unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "mistralai/Mistral-7B-Instruct-v0.3")
+        True
+        >>> same_base_name("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.3")
+        False
+    """
+    if any(not name or Path(name).is_absolute() or Path(name).is_dir() for name in (first, second)):
+        return True
+    plain = [_QUANTIZED.sub("", name.lower().rpartition("/")[2]) for name in (first, second)]
+    return plain[0] == plain[1]
+
+
+def adapter_shape(path: Path) -> dict[str, int]:
+    """Read the size of the model that an adapter's tensors fit.
+
+    Args:
+        path: The adapter's safetensors file; only its head is read.
+
+    Returns:
+        `num_hidden_layers`, `hidden_size` and `intermediate_size`, as far as the tensors tell.
+
+    Raises:
+        EvaluationError: The file is damaged, or a matrix in it is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, int] = {}
+    try:
+        with safe_open(str(path), framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                if match := _LAYER.search(name):
+                    layers = int(match[1]) + 1
+                    found["num_hidden_layers"] = max(found.get("num_hidden_layers", 0), layers)
+                    if match[2] in _WIDTHS:
+                        _, found[_WIDTHS[match[2]]] = tensors.get_slice(name).get_shape()
+    except (SafetensorError, OSError, ValueError) as error:
+        remedy = "Copy or download it again."
+        raise EvaluationError("adapter_dir", f"readable {WEIGHTS[1]}", str(error), remedy) from error
+    return found
+
+
+def check_base(source: AdapterSource, base: str, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter that was made for another base model.
+
+    Args:
+        source: The adapter.
+        base: Hub id or folder of the base model that is about to be loaded.
+        config: That model's configuration.
+
+    Raises:
+        EvaluationError: The names or the sizes differ; the message says which base the adapter was made for.
+    """
+    shape = adapter_shape(source.folder / WEIGHTS[1])
+    fits = shape and all(config.get(name) == size for name, size in shape.items())
+    if fits and same_base_name(source.base, base):
+        return
+    sizes = {name: config.get(name) for name in shape}
+    made_for = f"one made for {source.base or 'an unnamed model'} {_words(shape)}"
+    remedy = "Set model_name to the base that it was made for, or choose another adapter_dir."
+    raise EvaluationError("adapter_dir", f"an adapter for {base} {_words(sizes)}".strip(), made_for.strip(), remedy)
+
+
+def _words(shape: Mapping[str, int | None]) -> str:
+    """Write a model's size in a few words."""
+    names = {"num_hidden_layers": "layers", "hidden_size": "wide", "intermediate_size": "wide inside"}
+    parts = [f"{shape[name]} {word}" for name, word in names.items() if shape.get(name)]
+    return f"({', '.join(parts)})" if parts else ""
+
+
+FIRST_RUN, FIRST_STEPS = "first-adapter", 30
+"""The run that is made then, and its optimizer steps: 240 rows, enough for a loss that clearly falls."""
+
+
+def first_training(config: EvaluationConfig) -> RunConfig:
+    """Return the short training that a comparison without any adapter does first.
+
+    Args:
+        config: The comparison; what it says of model, task and prompts holds for the training too.
+
+    Raises:
+        ConfigError: What it says does not fit together.
+    """
+    names = ("model_name", "system_prompt", "prompt_style")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return build_config(
+        config.task or "alpaca", preset=config.preset, run_name=FIRST_RUN, max_steps=FIRST_STEPS, **given
+    )
+
+
+def known_adapter(config: EvaluationConfig) -> AdapterSource | None:
+    """Return the adapter to compare, or None where none is named and no training run is complete.
+
+    Args:
+        config: The comparison.
+
+    Raises:
+        ConfigError: There is no such adapter.
+        EvaluationError: The folder lacks the adapter's weights or settings.
+    """
+    if config.adapter_dir is None and not complete_runs():
+        return None
+    return find_adapter(config.adapter_dir)
+
+
+def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
+    """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
+
+    Args:
+        config: The comparison.
+        source: From `known_adapter`.
+
+    Raises:
+        ConfigError: The short training would not work.
+    """
+    return source.shown() if source else f"runs/{first_training(config).run_name}"
+
+
+def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] = print) -> AdapterSource:
+    """Find the adapter to compare; train one briefly where none is named and no training run is complete.
+
+    Args:
+        config: The comparison.
+        report: Gets a sentence before training begins.
+
+    Returns:
+        The adapter, checked to have its weights.
+
+    Raises:
+        HelpersError: See `helpers.evaluation.adapter.find_adapter` and `helpers.training.launch.train_run`.
+    """
+    if config.adapter_dir is not None:
+        connect_drive(config.adapter_dir, "adapter_dir")
+    source = known_adapter(config)
+    if source is None:
+        from helpers.model.load import free_memory
+        from helpers.training.launch import train_run
+
+        training = first_training(config)
+        report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")
+        train_run(training)
+        free_memory()
+        source = find_adapter(None)
+    return source
