@@ -51,7 +51,8 @@ def measure_all(
     *,
     expected: float = 90,
     about: Mapping[str, Any] | None = None,
-) -> dict:
+    launchers: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Measure configurations, each in a process of its own, round after round.
 
     Args:
@@ -60,6 +61,7 @@ def measure_all(
         options: From `add_options`, and the benchmark's own, which its processes get too.
         expected: Seconds that one takes, until the first one has shown.
         about: What the record says beside machine and runs. With runs of something else nothing is measured.
+        launchers: What starts a configuration's script, by name, if not Python itself.
 
     Returns:
         The record: machine, and the runs of each configuration.
@@ -82,7 +84,7 @@ def measure_all(
             if left < longest(record, name, expected):
                 print(f"{name}: left out, {max(left, 0):.0f} s are left", flush=True)
                 continue
-            result = run_one(script, name, min(options.limit, left))
+            result = run_one(script, name, min(options.limit, left), (launchers or {}).get(name, [sys.executable]))
             if result:
                 record["machine"] = result.pop("machine", record.get("machine"))
                 record["runs"].setdefault(name, []).append(result)
@@ -100,9 +102,9 @@ def longest(record: Mapping[str, Any], name: str, expected: float) -> float:
     return max(known.get(name) or [max(seconds) for seconds in known.values()] or [expected])
 
 
-def run_one(script: str, name: str, limit: float) -> dict[str, Any] | None:
-    """Run one configuration in a process of its own; return its figures, or None if it failed."""
-    command = [sys.executable, script, *sys.argv[1:], "--one", name]
+def run_one(script: str, name: str, limit: float, launcher: Sequence[str]) -> dict[str, Any] | None:
+    """Run one configuration in processes of its own; return its figures, or None if it failed."""
+    command = [*launcher, script, *sys.argv[1:], "--one", name]
     started = time.perf_counter()
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True

@@ -6,6 +6,7 @@ transformers and PEFT without Unsloth, computes the same from these, one documen
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import trainers
+from official import TARGETS, load_plain, tokens_and_labels
+from program import HELDOUT, mode, ready_trainer, values_of
+from stopwatch import fast_training
 
-from helpers.model.patches.cuda_graphs import graphed_passes
-from helpers.model.patches.optimizer_step import quick_steps, skip_last_products
+from helpers.model.patches.optimizer_step import skip_last_products
 
 STEPS, PLANNED = 20, 1000
 """Optimizer steps that are compared, and those of the training that they begin: graphs pay only in a long one."""
@@ -32,28 +34,33 @@ SPREAD = 0.02
 """Standard deviation of the adapter's B, which begins at zero and would hide the adapter."""
 
 
-def ours(model: str, rows: list[dict], folder: Path) -> dict[str, Any]:
-    """Build the packed trainer, look at a batch of it, train it, and write down what the plain side needs."""
+def ours(model: str, data: str, count: int, folder: Path) -> dict[str, Any]:
+    """Build the packed trainer, look at a batch of it, train it, and write down what the plain side needs.
+
+    Args:
+        model: Its folder.
+        data: File of rows.
+        count: Rows that are trained.
+        folder: For what is written down.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
     options = {"batch": 2, "packing": cuda, "length": 2048 if cuda else 512, "checkpointing": False}
-    config = trainers.config_of(model, options, PLANNED)
-    loaded = trainers.load_ours(config)
-    randomize(loaded.model)
-    start = adapter(loaded.model)
-    trainer = trainers.ours(config, loaded, rows)
+    trainer = ready_trainer(values_of(model, data, count, options, PLANNED))
+    randomize(trainer.model)
+    start = adapter(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     loss, gradients = one_pass(trainer, batch)
     kept = {"adapter": start, "batch": documents(batch), "loss_sum": loss, "gradients": gradients}
-    leaks = contamination(trainer.model, batch, loaded.tokenizer.pad_token_id) if cuda else None
-    found = {"mode": trainer.mode, "labels": labels(trainer, rows, loaded, config), "contamination": leaks}
+    leaks = contamination(trainer.model, batch, trainer.processing_class.pad_token_id) if cuda else None
+    found = {"mode": mode(trainer), "labels": labels(trainer, data, count), "contamination": leaks}
     kept["steps"] = train(trainer)
     store(folder, kept)
     return found
 
 
-def recompute(model: str, rows: list[dict]) -> dict[str, Any]:
+def recompute(model: str, data: str, count: int) -> dict[str, Any]:
     """Compare gradients with and without the last product of recomputed layers, and time both.
 
     Returns:
@@ -64,19 +71,17 @@ def recompute(model: str, rows: list[dict]) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     options = {"batch": 4, "packing": cuda, "length": 2048 if cuda else 512, "checkpointing": True}
-    config = trainers.config_of(model, options, STEPS)
-    loaded = trainers.load_ours(config)
-    randomize(loaded.model)
-    trainer = trainers.ours(config, loaded, rows)
+    trainer = ready_trainer(values_of(model, data, count, options, STEPS))
+    randomize(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     one_pass(trainer, batch)  # kernels are compiled
     whole, again = (flat(one_pass(trainer, batch)[1]) for _ in range(2))
     times = {"whole": milliseconds(trainer, batch)}
-    with skip_last_products(loaded.model) as layers:
+    with skip_last_products(trainer.model) as layers:
         lean = flat(one_pass(trainer, batch)[1])
         times["lean"] = milliseconds(trainer, batch)
     apart = {"lean": distance(lean, whole), "repeated": distance(again, whole)}
-    return {"layers": layers, "mode": trainer.mode, "gradients_apart": apart, "milliseconds": times}
+    return {"layers": layers, "mode": mode(trainer), "gradients_apart": apart, "milliseconds": times}
 
 
 def milliseconds(trainer: Any, batch: dict[str, Any]) -> float:
@@ -236,24 +241,31 @@ def contamination(model: Any, batch: dict[str, Any], filler: int) -> dict[str, f
     return {"first_document": change[:first].max().item(), "others": change[first:].max().item()}
 
 
-def labels(trainer: Any, rows: list[dict], loaded: Any, config: Any) -> dict[str, int]:
-    """Count the labels that the trainer's rows have, and those of each row by itself."""
-    from helpers.data.contract import apply_contract
-    from helpers.data.prompts import build_example
+def labels(trainer: Any, data: str, count: int) -> dict[str, int]:
+    """Count the labels that the trainer's rows have, and those of each row of the file by itself.
 
-    examples = [build_example(row, "alpaca", style="alpaca") for row in rows]
-    checked = apply_contract(examples, loaded.tokenizer, max_seq_length=config.model.max_seq_length)
-    end, packed = loaded.tokenizer.eos_token_id, []
+    The trainer's rows are all but `HELDOUT` of the file's first ones, which are found by their answers.
+    """
+    tokenizer = trainer.processing_class
+    rows = json.loads(Path(data).read_text(encoding="utf-8"))[: count + HELDOUT]
+    by_row = tokens_and_labels(rows, tokenizer)
+    counts = [sum(label != -100 for label in marks) for _, marks in by_row]
+    alone = {row["output"].strip(): number for row, number in zip(rows, counts, strict=True)}
+    packed, found = [], []
     for row in trainer.train_dataset:
         marks = row.get("labels") or [
             i if m else -100 for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)
         ]
         packed += [label for label in marks if label != -100]
+        sizes = row.get("seq_lengths") or [len(row["input_ids"])]
+        ends = list(itertools.accumulate(sizes))
+        found += [row["input_ids"][end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    texts = tokenizer.batch_decode(found, skip_special_tokens=True)
     return {
         "packed": len(packed),
-        "rows": checked.supervised_tokens(),
-        "packed_ends": packed.count(end),
-        "row_count": len(checked.tokenized),
+        "rows": sum(alone[text.partition("### Response:\n")[2].strip()] for text in texts),
+        "packed_ends": packed.count(tokenizer.eos_token_id),
+        "row_count": len(found),
     }
 
 
@@ -274,9 +286,8 @@ def train(trainer: Any) -> list[dict[str, Any]]:
 
     trainer.training_step = watched
     trainer.add_callback(Stop())
-    with quick_steps(trainer), graphed_passes(trainer) as graphs:  # as `helpers.training.trainer.train` does
+    with fast_training(trainer):
         trainer.train()
-    trainer.mode["graphs_found"] = graphs.describe() if graphs else trainer.mode["graphs_reason"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [
         {"documents": batch, **{name: float(entry[name]) for name in ("loss", "grad_norm", "learning_rate")}}
@@ -288,8 +299,8 @@ def _plain_model(model: str, start: dict[str, Any]) -> Any:
     """Load the model without Unsloth, and put the adapter's weights into it."""
     from peft import LoraConfig, get_peft_model
 
-    loaded, _ = trainers.load_plain(model, {})
-    wanted = LoraConfig(r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=trainers.TARGETS)
+    loaded, _ = load_plain(model)
+    wanted = LoraConfig(r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=TARGETS)
     found = get_peft_model(loaded, wanted)
     put(found, start)
     return found.train()

@@ -18,12 +18,16 @@ Losses of the last 64 rows, which are not trained on, are measured before, and a
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from bench import add_options, measure_all, say
-from train import Side, mode, read_rows
-from trainers import SEED
+from official import SEED, tokens_and_labels
+from program import mode
+from stopwatch import rows_in
+from train import side
 
 HELDOUT, EVERY, RATE, WARMUP = 64, 80, 2e-4, 40  # all but the rate in examples
 
@@ -53,42 +57,35 @@ def main() -> None:
     add_options(parser, "loss.json")
     options = parser.parse_args()
     if options.one:
-        say(side(options.one, options))
+        say(measure(options.one, options))
         return
     record = measure_all(__file__, list(SIDES), options)
     for name, runs in record["runs"].items():
         print(f"{name:12}" + " ".join(f"{examples}:{loss:.4f}" for examples, loss in runs[-1]["heldout"]))
 
 
-def side(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one side, and take its held-out losses by examples seen."""
-    from stopwatch import rows_in
-
     whose, wanted = SIDES[name]
-    rows = read_rows(options.data)
-    training, heldout = rows[: options.examples], rows[-HELDOUT:]
     packed, per_step = bool(wanted.get("packing")), wanted["batch"] * wanted.get("accumulate", 1)
     power = wanted.get("power", 1.0)
     given = {"learning_rate": rate(per_step, power), "warmup_steps": math.ceil(WARMUP / per_step)}
-    built = Side(
-        whose, options.model or smollm2(), wanted | {"four_bit": False, "seed": options.seed, "settings": given}, 1
-    )
-    built.steps = math.ceil(options.examples / per_step)
-    trainer = built.trainer(training)
-    if packed:
+    how = wanted | {"four_bit": False, "seed": options.seed, "settings": given}
+    steps = math.ceil(options.examples / per_step)
+    trainer = side(whose, options.model or smollm2(), options.data, options.examples, how, steps)
+    if packed:  # only now it is known how many rows a step sees
         trainer.args.max_steps = math.ceil(len(trainer.train_dataset) / wanted["batch"])
-        per_step = len(training) / trainer.args.max_steps
+        per_step = options.examples / trainer.args.max_steps
         trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step, power), math.ceil(WARMUP / per_step)
-    tokenizer = built.loaded.tokenizer if whose == "ours" else built.loaded[1]
-    follow = Heldout(trainer, tokenized(heldout, tokenizer), rows_in if packed else None, wanted["batch"])
+    rows = json.loads(Path(options.data).read_text(encoding="utf-8"))[-HELDOUT:]
+    heldout = Heldout(trainer, tokens_and_labels(rows, trainer.processing_class), None if packed else wanted["batch"])
     trainer.train()
-    logs = trainer.state.log_history
     return {
         "seed": options.seed,
         "examples_per_step": per_step,
         "learning_rate": trainer.args.learning_rate,
-        "losses": [float(entry["loss"]) for entry in logs if "loss" in entry],
-        "heldout": follow.points,
+        "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        "heldout": heldout.points,
         "mode": mode(trainer),
     }
 
@@ -110,34 +107,25 @@ def smollm2() -> str:
     return str(smollm2_folder())
 
 
-def tokenized(rows: list[dict], tokenizer: Any) -> list[Any]:
-    """Return rows as tokens and labels, as ours and the peers both see them."""
-    from trainers import texts
-
-    from helpers.data.contract import IGNORED, TokenizedExample
-
-    found = []
-    for row in texts(rows, tokenizer.eos_token, split=True):
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
-        labels = [IGNORED] * len(prompt) + whole[len(prompt) :]
-        found.append(TokenizedExample(tuple(whole), tuple(labels)))
-    return found
-
-
 class Heldout:
-    """Measures the held-out loss before training, and each time that enough examples were seen."""
+    """Measures the held-out loss before training, and each time that enough examples were seen.
 
-    def __init__(self, trainer: Any, rows: list[Any], count: Any, batch: int) -> None:
+    Args:
+        trainer: Not yet training.
+        rows: (tokens, labels) of each.
+        batch: Rows in a pass; None if they are to be counted.
+    """
+
+    def __init__(self, trainer: Any, rows: list[tuple[list[int], list[int]]], batch: int | None) -> None:
         from transformers import TrainerCallback
 
-        self.trainer, self.rows = trainer, rows
+        self.model, self.rows = trainer.model, rows
         self.points: list[tuple[int, float]] = []
         self.seen, self.next = 0, 0
         original, mine = trainer.training_step, self
 
         def counting(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-            mine.seen += int(count(inputs)) if count else batch
+            mine.seen += batch or int(rows_in(inputs))
             return original(model, inputs, *rest, **named)
 
         class Watch(TrainerCallback):
@@ -152,11 +140,20 @@ class Heldout:
         trainer.add_callback(Watch())
 
     def measure(self) -> None:
-        """Add a point."""
-        from helpers.model.scoring import mean_loss, score_rows
+        """Add a point: the mean over all labels, the same for all sides, row by row."""
+        import torch
 
-        scores = score_rows(self.trainer.model, self.rows)
-        self.points.append((self.seen, mean_loss(scores)))
+        device, training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        total, count = 0.0, 0
+        for ids, labels in self.rows:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                scores = self.model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, :-1]
+            wanted = torch.tensor(labels[1:], device=device)
+            total += torch.nn.functional.cross_entropy(scores.float(), wanted, reduction="sum").item()
+            count += int((wanted != -100).sum())
+        self.model.train(training)
+        self.points.append((self.seen, total / count))
         self.next = self.seen + EVERY
 
 

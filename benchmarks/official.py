@@ -98,6 +98,15 @@ def texts(rows: list[dict[str, str]], end: str, *, split: bool = False) -> list[
     return [{"prompt": a, "completion": b} if split else {"text": a + b} for a, b in pairs]
 
 
+def tokens_and_labels(rows: list[dict[str, str]], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Return the tokens of each row and its labels: -100 for the prompt's, as ours and the peers both see them."""
+    found = []
+    for row in texts(rows, tokenizer.eos_token, split=True):
+        prompt, whole = (tokenizer(text)["input_ids"] for text in (row["prompt"], row["prompt"] + row["completion"]))
+        found.append((whole, [-100] * len(prompt) + whole[len(prompt) :]))
+    return found
+
+
 def sft_settings(options: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the arguments of SFTConfig: the official notebook's numbers, and options."""
     import torch
@@ -109,10 +118,11 @@ def sft_settings(options: dict[str, Any], steps: int) -> dict[str, Any]:
         "packing": options.get("packing", False),
         "per_device_train_batch_size": options.get("batch", 2),
         "gradient_accumulation_steps": options.get("accumulate", 1 if "batch" in options else 4),
-        "warmup_steps": 5,
         "max_steps": steps,
         "num_train_epochs": 1,
         "learning_rate": 2e-4,
+        "warmup_steps": 5,
+        **options.get("settings", {}),
         "logging_steps": 1,
         "optim": "adamw_8bit" if cuda else "adamw_torch",
         "weight_decay": 0.001,

@@ -7,14 +7,19 @@ nowhere else.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench import ROOT
+from official import LENGTH, SEED
 
 NOTEBOOK = "alpaca_instruction"
+HELDOUT = 8
+"""Rows that the notebook keeps apart where no held-out loss is asked for."""
 
 
 def run_program(
@@ -50,13 +55,60 @@ def run_program(
     return found
 
 
+def values_of(model: str, data: str, rows: int, options: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the notebook's parameters for a benchmark; what the options leave open is the preset's.
+
+    Args:
+        model: Its folder.
+        data: File of rows.
+        rows: That are trained; `HELDOUT` more are read.
+        options: As in `official`, and "settings" with parameters by name.
+        steps: Optimizer steps.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "preset": "large-gpu" if cuda else "smoke",
+        "run_name": "benchmark",
+        "resume": "never",
+        "model_name": model,
+        "load_in_4bit": options.get("four_bit", cuda),
+        "dataset_name": first_rows(data, rows + HELDOUT),
+        "train_rows": rows,
+        "heldout_rows": HELDOUT,
+        "batch_size": options.get("batch", 8),
+        "gradient_accumulation": options.get("accumulate", 1),
+        "packing": options.get("packing", False),
+        "max_seq_length": options.get("length", LENGTH),
+        "gradient_checkpointing": options.get("checkpointing", True),
+        "max_steps": steps,
+        "save_steps": 10 * steps,
+        "prompt_style": "alpaca",
+        "seed": options.get("seed", SEED),
+        **options.get("settings", {}),
+    }
+
+
 def ready_trainer(values: Mapping[str, Any]) -> Any:
     """Return the notebook's trainer, ready to train."""
-    return run_program(values, until=lambda found: "trainer" in found)["trainer"]
+    os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
+    trainer = run_program(values, until=lambda found: "trainer" in found)["trainer"]
+    trainer.args.save_strategy = "no"
+    return trainer
 
 
 def drawn_rows(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the rows that the notebook draws to train on, in its order, so that a peer can have the same."""
+    """Return the rows that the notebook draws to train on, in its order, so that a peer can have the same.
+
+    They are drawn in another process: what the notebook imports would change the peer.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_draw, (dict(values),))
+
+
+def _draw(values: dict[str, Any]) -> list[dict[str, str]]:
+    os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
     return run_program(values, until=lambda found: "rows" in found)["rows"].train
 
 
@@ -68,3 +120,11 @@ def first_rows(data: str, count: int) -> str:
     path = Path(tempfile.mkdtemp()) / "rows.json"
     path.write_text(json.dumps(rows[:count]), encoding="utf-8")
     return str(path)
+
+
+def mode(trainer: Any) -> dict[str, Any]:
+    """Return what a trainer really does: ours says so itself."""
+    args = trainer.args
+    found = {"packing": bool(args.packing), "optimizer": str(getattr(args.optim, "value", args.optim))}
+    found["padding_free"] = bool(getattr(trainer, "padding_free", False) or args.padding_free)
+    return getattr(trainer, "mode", found)

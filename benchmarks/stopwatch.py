@@ -13,13 +13,12 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
-from helpers.model.patches.cuda_graphs import card_peak, graphed_passes
-from helpers.model.patches.optimizer_step import quick_steps
+from helpers.model.patches.cuda_graphs import card_peak
 
 
 class Stages:
@@ -125,22 +124,49 @@ def steps_an_epoch(rows: int, batch: int, accumulate: int) -> int:
     return passes // accumulate
 
 
-def time_epochs(
-    trainer: Any, warmup: int, *, epochs: int, rows_per_pass: int | None, steps: int | None = None
-) -> dict[str, Any]:
+def time_epochs(trainer: Any, warmup: int, *, epochs: int, rows_per_pass: int | None, ours: bool) -> dict[str, Any]:
     """Train, and take speed, memory and losses over whole epochs of the same batches.
 
     Rows differ in length by a factor of twenty, packed sequences in their number of rows by more. So each timed part
     has all of them, which makes sides comparable that see them in another order. Warm-up takes the first batches, the
-    timed parts begin after it, wherever in an epoch that is. Steps in which a pass is recorded as CUDA graphs are not
-    timed. Training ends when all parts are timed, although the trainer may plan for more steps.
+    timed parts begin after it, wherever in an epoch that is.
 
     Args:
         trainer: Ready to train.
         warmup: Steps that are not timed, at least one.
         epochs: Timed parts.
         rows_per_pass: Rows in a batch; None if sequences are packed, whose rows are then counted.
-        steps: Of each part, if not those of an epoch.
+        ours: Whether it is this project's trainer, which trains with all that makes it fast.
+
+    Returns:
+        See `time_parts`.
+    """
+    same_batches(trainer)
+    passes = trainer.args.gradient_accumulation_steps
+    each = steps_an_epoch(len(trainer.train_dataset), trainer.args.per_device_train_batch_size, passes)
+    parts = [(warmup + epoch * each, warmup + (epoch + 1) * each) for epoch in range(epochs)]
+    return time_parts(trainer, parts, rows_per_pass=rows_per_pass, ours=ours) | {"steps_an_epoch": each}
+
+
+def time_parts(
+    trainer: Any,
+    parts: Sequence[tuple[int, int]],
+    *,
+    rows_per_pass: int | None,
+    ours: bool,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+) -> dict[str, Any]:
+    """Train, and take speed, memory and losses over parts of the steps.
+
+    Steps in which a pass is recorded as CUDA graphs are not timed. Training ends when all parts are timed, although the
+    trainer may plan for more steps.
+
+    Args:
+        trainer: Ready to train.
+        parts: First step, from 0, and the step before which a part ends; the steps before the first are warm-up.
+        rows_per_pass: Rows in a batch of one process; None if they are to be counted.
+        ours: Whether it is this project's trainer, which trains with all that makes it fast.
+        gather: Collects a value from all processes.
 
     Returns:
         Examples and tokens with a label a second (median of the parts), seconds a step, peak memory, losses of all
@@ -148,46 +174,58 @@ def time_epochs(
     """
     import torch
 
-    same_batches(trainer)
-    per_step = trainer.args.gradient_accumulation_steps
-    each = steps or steps_an_epoch(len(trainer.train_dataset), trainer.args.per_device_train_batch_size, per_step)
-    last = warmup + epochs * each
+    warmup, last = parts[0][0], parts[-1][1]
     held: list[Any] = []
     marks, passes, sizes = watch(trainer, rows_per_pass, last, lambda: held[0].sizes if held and held[0] else 0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
-    ours = hasattr(trainer, "mode")  # trains as `helpers.training.trainer.train` does
-    with (
-        quick_steps(trainer) if ours else nullcontext(),
-        graphed_passes(trainer) if ours else nullcontext() as graphs,
-    ):
+    with fast_training(trainer) if ours else nullcontext() as graphs:
         held.append(graphs)
         trainer.train()
-    recording = changes(sizes)
-    groups = [passes[at : at + per_step] for at in range(0, len(passes), per_step)]
-    parts = [
-        speed(marks, groups, first, first + each, recording)  # a step's own time ends at its mark
-        for first in range(warmup, last, each)
-    ]
+    recording = set().union(*gather(changes(sizes)))  # other processes wait for the one that records
+    mine = by_step([(int(rows), int(tokens)) for rows, tokens in passes], trainer.args.gradient_accumulation_steps)
+    steps = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*gather(mine), strict=True)]
+    speeds = [speed(marks, steps, *part, recording) for part in parts]
+    peak = max(gather(card_peak(graphs) if torch.cuda.is_available() else 0))
     return {
-        "examples_per_second": statistics.median(part["examples"] for part in parts),
-        "useful_tokens_per_second": statistics.median(part["tokens"] for part in parts),
-        "epochs_examples_per_second": [part["examples"] for part in parts],
+        "examples_per_second": statistics.median(part["examples"] for part in speeds),
+        "useful_tokens_per_second": statistics.median(part["tokens"] for part in speeds),
+        "parts_examples_per_second": [part["examples"] for part in speeds],
         "step_seconds": statistics.mean(durations(marks, warmup, last, recording)),
         "first_step_seconds": marks[0] - ready,
         "steps": len(marks),
-        "steps_an_epoch": each,
         "warmup_steps": warmup,
-        "examples_per_step": sum(int(rows) for step in groups[warmup:last] for rows, _ in step) / (last - warmup),
-        "peak_gib": card_peak(graphs) / 2**30 if torch.cuda.is_available() else None,
-        **(
-            {"graphs": graphs.describe(), "graphs_shifts": graphs.shifts, "steps_recording": len(recording)}
-            if graphs
-            else {}
-        ),
+        "examples_per_step": sum(rows for rows, _ in steps[warmup:last]) / (last - warmup),
+        "peak_gib": peak / 2**30 or None,
+        **({"graphs": graphs.describe(), "steps_recording": len(recording)} if graphs else {}),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
+
+
+@contextmanager
+def fast_training(trainer: Any) -> Iterator[Any]:
+    """Let this project's trainer train as its notebook lets it; yield its CUDA graphs, or None."""
+    from helpers.model.patches.cuda_graphs import graphed_passes
+    from helpers.model.patches.optimizer_step import quick_steps
+
+    with quick_steps(trainer), graphed_passes(trainer) as graphs:
+        yield graphs
+
+
+def by_step(passes: Sequence[tuple[int, int]], each: int) -> list[tuple[int, int]]:
+    """Return (rows, tokens) of each optimizer step from those of its passes.
+
+    Args:
+        passes: (rows, tokens with a label) of each pass.
+        each: Passes in a step.
+
+    Example:
+        >>> by_step([(2, 10), (2, 30), (2, 5), (1, 5)], 2)
+        [(4, 40), (3, 10)]
+    """
+    groups = [passes[at : at + each] for at in range(0, len(passes), each)]
+    return [(sum(rows for rows, _ in group), sum(tokens for _, tokens in group)) for group in groups]
 
 
 def watch(
@@ -226,9 +264,12 @@ def watch(
 
 
 def rows_in(inputs: dict[str, Any]) -> Any:
-    """Return how many rows a packed batch holds: positions begin with 0 in each."""
+    """Return how many rows a batch holds; in one without padding, positions begin with 0 in each."""
     packed = inputs.get("packed_seq_lengths")
-    return packed.numel() if packed is not None else (inputs["position_ids"] == 0).sum()
+    if packed is not None:
+        return packed.numel()
+    positions = inputs.get("position_ids")
+    return (positions == 0).sum() if positions is not None else len(inputs["input_ids"])
 
 
 def borders(first: int, last: int, parts: int) -> list[tuple[int, int]]:
@@ -263,16 +304,17 @@ def durations(marks: list[float], first: int, last: int, left_out: Set[int] = fr
 
 
 def speed(
-    marks: list[float],
-    steps: list[list[tuple[Any, Any]]],
-    first: int,
-    last: int,
-    left_out: Set[int] = frozenset(),
+    marks: list[float], steps: Sequence[tuple[int, int]], first: int, last: int, left_out: Set[int] = frozenset()
 ) -> dict[str, float]:
-    """Return examples and tokens with a label a second, over steps `first` to `last` (not included) but for some."""
+    """Return examples and tokens with a label a second, over steps `first` to `last` (not included) but for some.
+
+    Args:
+        marks: When each step ended.
+        steps: (rows, tokens with a label) of each.
+        first: Step with which they begin, from 0.
+        last: Step before which they end.
+        left_out: Steps that are not timed.
+    """
     seconds = sum(durations(marks, first, last, left_out))
-    timed = [each for at in range(first, last) if at not in left_out for each in steps[at]]
-    return {
-        "examples": sum(int(rows) for rows, _ in timed) / seconds,
-        "tokens": sum(int(tokens) for _, tokens in timed) / seconds,
-    }
+    timed = [steps[at] for at in range(first, last) if at not in left_out]
+    return {"examples": sum(rows for rows, _ in timed) / seconds, "tokens": sum(n for _, n in timed) / seconds}

@@ -1,14 +1,16 @@
-"""From the records in benchmarks/results to Markdown tables; nothing else is written there by hand."""
+"""The records in benchmarks/results as tables, each with the figures that a document shows of it."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
+import scale
 from bench import RESULTS
+from whole import whole_seconds
 
 ONE_BY_ONE, COUNTED, STEADY = "unsloth, one by one", "ours, warm-up counted", "ours, steady state"
 """Engines of benchmarks/generate.py that are compared."""
@@ -16,6 +18,7 @@ ONE_BY_ONE, COUNTED, STEADY = "unsloth, one by one", "ours, warm-up counted", "o
 LABELS = {
     "official": "setting of Unsloth's own Mistral Alpaca notebook (batch 2 x 4)",
     "official-8": "the same with its 8 examples in one pass",
+    "official-packed-large": "Unsloth at its best: packed, batch 8, no checkpointing",
     "plain": "TRL + PEFT + bitsandbytes as shipped (batch 2 x 4)",
     "plain-packed": "the same, packed, batch 4, checkpointing",
     "plain-packed-8": "the same, packed, batch 8, checkpointing",
@@ -27,7 +30,6 @@ LABELS = {
     "ours-packed-large": "ours, packed, batch 8, no checkpointing",
     "ours-8-checkpointing": "ours, 8 examples a step, checkpointing",
     "ours-8-8bit": "ours, 8 examples a step, 8-bit AdamW",
-    "ours-8-unpacked": "ours, 8 examples a step, frozen weights unpacked once",
     "ours-8-sdpa": "ours, 8 examples a step, without the attention kernel",
     ONE_BY_ONE: "Unsloth, one by one (by tokens/s of four prompts)",
     COUNTED: "ours, warm-up counted",
@@ -37,133 +39,48 @@ LABELS = {
 
 ARMS = ("tuned", "base")
 
+SIDES = {
+    "official": "Unsloth's notebook as a script",
+    "best": "the same, packed, batch 8",
+    "ours": "ours, the notebook",
+}
+"""What the sides of benchmarks/whole.py are called, in the order of the table."""
+
+RESERVED = """Where CUDA graphs are replayed, the peak is all memory that is reserved, since what graphs keep does not
+count as allocated; elsewhere, and so for all peers, it is the memory that is allocated, which is less."""
+
+INNER = ("imports", "train", "held-out losses", "recording graphs", "checkpoints")
+"""Stages of benchmarks/whole.py that have columns of their own."""
+
 
 def find(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Return the record of a benchmark; of several machines' the first by name.
+    """Return the record of a benchmark, of several machines' the first by name; None if nothing was measured.
 
     Args:
-        kind: "train", "generate", "curves", "startup" or "equivalence": the record's name begins so.
+        kind: "train", "whole" or another one: the record's name begins so.
         folder: Where the records are.
-
-    Returns:
-        The record, or None if nothing was measured.
     """
     return next(iter(find_all(kind, folder).values()), None)
 
 
 def find_all(kind: str, folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Return a benchmark's records by the machine in their names, those of a GPU first.
-
-    Args:
-        kind: As for `find`.
-        folder: Where the records are.
-    """
+    """Return a benchmark's records by the machine in their names, those of a GPU first."""
     names = sorted([*folder.glob(f"{kind}.json"), *folder.glob(f"{kind}_*.json")])
     found = {path.stem.removeprefix(kind).strip("_"): json.loads(path.read_text(encoding="utf-8")) for path in names}
     return dict(sorted(found.items(), key=lambda item: not (item[1].get("machine") or {}).get("gpus")))
 
 
-def figure(record: Mapping[str, Any], name: str, key: str) -> float:
-    """Return the median of a figure over the runs of a configuration."""
-    return statistics.median(run[key] for run in record["runs"][name])
+def runs_of(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return a record's runs, one a line, with the configuration's name as "name"."""
+    return pandas.DataFrame([{"name": name, **run} for name, runs in record["runs"].items() for run in runs])
 
 
-def speeds(record: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
-    """Return (configuration, examples/s, peak GiB, times the official setting) of a training record."""
-    names = sorted(record["runs"], key=list(LABELS).index)
-    base = figure(record, "official", "examples_per_second") if "official" in names else None
-    rows = []
-    for name in names:
-        examples = figure(record, name, "examples_per_second")
-        peak = max(run["peak_gib"] or 0 for run in record["runs"][name])
-        rows.append((name, examples, peak, examples / base if base else 1.0))
-    return rows
-
-
-def best_plain(record: Mapping[str, Any]) -> str | None:
-    """Return the fastest configuration of TRL + PEFT + bitsandbytes that a training record holds."""
-    rows = {name: examples for name, examples, _, _ in speeds(record) if name.startswith("plain")}
-    return max(rows, key=rows.get) if rows else None
-
-
-def labels(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what each configuration of a training record is called there: the best of the plain ones is named so."""
-    best = best_plain(record)
-    return {
-        name: LABELS[name].replace("the same, packed", "the same at its best: packed") if name == best else LABELS[name]
-        for name in record["runs"]
-    }
-
-
-def training(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of training speeds."""
-    named = labels(record)
-    yield "| training | examples/s | peak GiB | against the first |"
-    yield "|---|---:|---:|---:|"
-    for name, examples, peak, ratio in speeds(record):
-        yield f"| {named[name]} | {examples:.1f} | {peak:.1f} | {times(ratio)} |"
-    if any(run.get("graphs") for runs in record["runs"].values() for run in runs):
-        yield ""
-        yield "Where CUDA graphs are replayed, the peak is all memory that is reserved, since what graphs keep does not"
-        yield "count as allocated; elsewhere, and so for all peers, it is the memory that is allocated, which is less."
-
-
-def answering(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return (engine, seconds for both arms) of a generation record."""
-    work = record["prompts"] * record["new"]
-    found: dict[str, list[float]] = {}
-    for name, own in engines(record).items():
-        if both := [each["seconds"] for each in own if each.get("arm") == "tuned+base"]:
-            found[name] = both
-        elif {each.get("arm") for each in own} >= set(ARMS):
-            rates = [statistics.median(e["tokens_per_s"] for e in own if e["arm"] == arm) for arm in ARMS]
-            found[name] = [sum(work / rate for rate in rates)]
-    return [(name, statistics.median(seconds)) for name, seconds in found.items()]
-
-
-def engines(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return what was measured of each engine of a generation record, of all runs together."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for each in (each for runs in record.get("runs", {}).values() for run in runs for each in run["results"]):
-        found.setdefault(each["name"], []).append(each)
-    return found
-
-
-def steady(record: Mapping[str, Any]) -> list[tuple[str, int, float]]:
-    """Return (engine, prompts, tokens/s) of the tuned arm: Unsloth one by one and ours over many prompts.
-
-    Without ours over many prompts there is nothing to compare, and nothing is returned.
-    """
-    found = []
-    for name in (ONE_BY_ONE, STEADY):
-        own = [each for each in engines(record).get(name, []) if each.get("arm") == "tuned"]
-        if own:
-            found.append((name, own[-1]["prompts"], statistics.median(each["tokens_per_s"] for each in own)))
-    return found if any(name == STEADY for name, _, _ in found) else []
-
-
-def lasting(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of the tuned arm's steady state, if the record has one."""
-    rows = steady(record)
-    if not rows:
-        return
-    alone = {name: rate for name, _, rate in rows}.get(ONE_BY_ONE)
-    yield f"| tuned arm, steady state, {record['new']} tokens each | prompts | tokens/s | against one by one |"
-    yield "|---|---:|---:|---:|"
-    for name, prompts, rate in rows:
-        label = LABELS[name].partition(" (")[0]
-        yield f"| {label} | {prompts} | {rate:,.1f} | {times(rate / alone) if alone else ''} |"
-
-
-def answers(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of both arms' seconds."""
-    rows = answering(record)
-    alone = dict(rows).get(ONE_BY_ONE)
-    asked = f"{record['prompts']} prompts, {record['new']} tokens each"
-    yield f"| base and tuned answers, {asked} | seconds | against the first |"
-    yield "|---|---:|---:|"
-    for name, seconds in rows:
-        yield f"| {LABELS.get(name, name)} | {seconds:.1f} | {times(alone / seconds) if alone else ''} |"
+def markdown(frame: pandas.DataFrame) -> str:
+    """Return a table in Markdown; columns of numbers, or of texts that begin with one, stand at the right."""
+    numbers = [str(value)[:1].isdigit() or not str(value) for value in frame.iloc[0]]
+    rule = "|" + "|".join("---:" if number else "---" for number in numbers) + "|"
+    head, *lines = ("| " + " | ".join(map(str, line)) + " |" for line in [frame.columns, *frame.to_numpy().tolist()])
+    return "\n".join([head, rule, *lines])
 
 
 def times(ratio: float) -> str:
@@ -178,126 +95,221 @@ def times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x".replace(".0x", "x")
 
 
-def waiting(
-    train: Mapping[str, Any] | None, generate: Mapping[str, Any] | None, startup: Mapping[str, Any] | None
-) -> Iterator[str]:
-    """Yield the README's table: what one waits for, with each side's seconds."""
-    yield "| you wait for | Unsloth's own notebook | TRL, PEFT, bitsandbytes | these notebooks |"
-    yield "|---|---:|---:|---:|"
-    if startup:
-        sides = [_seconds(figure(startup, name, "total_seconds")) for name in ("official", "ours")]
-        yield f"| the first step, from the first cell on | {sides[0]} | | {sides[1]} |"
-    if train:
-        rates = {name: rate for name, rate, _, _ in speeds(train)}
-        cells = [_seconds(1000 / rates[name]) if name in rates else "" for name in ("official", "plain", "ours-8")]
-        yield f"| 1,000 rows of Alpaca, 8 a step | {' | '.join(cells)} |"
-        packed = [name for name in rates if name.startswith("ours-packed")]
-        cells = [_seconds(1000 / max(rates[n] for n in names)) if names else "" for names in (_packed(rates), packed)]
-        yield f"| the same, packed, each at its best | | {' | '.join(cells)} |"
-    if generate:
-        seconds = dict(answering(generate))
+def speeds(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return examples a second (median) and GiB (most) of each configuration of a training record, in order."""
+    grouped = runs_of(record).groupby("name")
+    frame = pandas.DataFrame({"examples": grouped["examples_per_second"].median(), "gib": grouped["peak_gib"].max()})
+    return frame.loc[[name for name in LABELS if name in frame.index]].fillna(0)
+
+
+def best_plain(frame: pandas.DataFrame) -> str | None:
+    """Return the fastest configuration of TRL + PEFT + bitsandbytes of `speeds`."""
+    plain = frame[frame.index.str.startswith("plain")]
+    return None if plain.empty else str(plain["examples"].idxmax())
+
+
+def labels(frame: pandas.DataFrame) -> dict[str, str]:
+    """Return what each configuration of `speeds` is called: the best of the plain ones is named so."""
+    best = best_plain(frame)
+    named = {name: LABELS[name] for name in frame.index}
+    if best:
+        named[best] = named[best].replace("the same, packed", "the same at its best: packed")
+    return named
+
+
+def training(record: Mapping[str, Any]) -> str:
+    """Return the table of training speeds."""
+    frame = speeds(record)
+    named, base = labels(frame), frame["examples"].iloc[0]
+    shown = {
+        "training": [named[name] for name in frame.index],
+        "examples/s": [f"{value:.1f}" for value in frame["examples"]],
+        "peak GiB": [f"{value:.1f}" for value in frame["gib"]],
+        "against the first": [times(value / base) for value in frame["examples"]],
+    }
+    graphs = any(run.get("graphs") for runs in record["runs"].values() for run in runs)
+    return markdown(pandas.DataFrame(shown)) + (f"\n\n{RESERVED}" if graphs else "")
+
+
+def waiting(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the README's table: what one waits for, with each side's seconds.
+
+    Args:
+        records: By kind: "whole", "startup", "train", "generate"; any may lack.
+    """
+    lines: list[list[str]] = []
+    for rows, sides in whole_runs(records.get("whole", {"runs": {}})).items():
+        cells = [_felt(whole_seconds(sides[side])) if side in sides else "" for side in ("official", "ours")]
+        lines.append([f"the adapter, from the start, {rows:,} rows of Alpaca once", cells[0], "", cells[1]])
+    if startup := records.get("startup"):
+        total = runs_of(startup).groupby("name")["total_seconds"].median()
+        cells = [_felt(total[name]) if name in total.index else "" for name in ("official", "ours")]
+        lines.append(["the first step, from the start", cells[0], "", cells[1]])
+    if train := records.get("train"):
+        rates = speeds(train)["examples"]
+        cells = [_felt(1000 / rates[name]) if name in rates else "" for name in ("official", "plain", "ours-8")]
+        lines.append(["1,000 rows of Alpaca, 8 a step, when all is warm", *cells])
+        packed = [rates[rates.index.str.startswith(f"{whose}-packed")] for whose in ("official", "plain", "ours")]
+        cells = ["" if each.empty else _felt(1000 / each.max()) for each in packed]
+        lines.append(["the same, packed, each at its best", *cells])
+    if generate := records.get("generate"):
+        seconds = answering(generate)
         names = (ONE_BY_ONE, next((name for name in seconds if "transformers" in name), ""), COUNTED)
-        cells = [_seconds(seconds[name]) if name in seconds else "" for name in names]
-        yield f"| base and tuned answers to {generate['prompts']} prompts | {' | '.join(cells)} |"
+        cells = [_felt(seconds[name]) if name in seconds else "" for name in names]
+        lines.append([f"base and tuned answers to {generate['prompts']} prompts", *cells])
+    heads = ["you wait for", "Unsloth", "TRL, PEFT, bitsandbytes", "these notebooks"]
+    return markdown(pandas.DataFrame(lines, columns=heads)) if lines else "Nothing was measured yet."
 
 
-def _packed(rates: Mapping[str, float]) -> list[str]:
-    """Return the packed settings of the plain libraries."""
-    return [name for name in rates if name.startswith("plain-packed")]
-
-
-def _seconds(number: float) -> str:
+def _felt(number: float) -> str:
     """Return seconds as one feels them: "2.1 s", "18 s", "4.0 min"."""
     return f"{number / 60:.1f} min" if number >= 120 else f"{number:.0f} s" if number >= 10 else f"{number:.1f} s"
 
 
-def starting(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of seconds from the first cell to the first optimizer step, with the parts of each side."""
-    yield "| from the first cell to the first optimizer step | seconds | against the official setting | its parts |"
-    yield "|---|---:|---:|---|"
-    base = figure(record, "official", "total_seconds") if "official" in record["runs"] else None
-    for name, runs in record["runs"].items():
-        total = figure(record, name, "total_seconds")
-        parts = {part: statistics.median(run["parts"][part] for run in runs) for part in runs[0]["parts"]}
-        shown = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
-        yield f"| {name} | {total:.1f} | {times(total / base) if base else ''} | {shown} |"
+def whole_runs(record: Mapping[str, Any]) -> dict[int, dict[str, dict[str, Any]]]:
+    """Return the last run of each side of a record of benchmarks/whole.py, by the number of rows."""
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for *_, run in record["runs"].values():
+        found.setdefault(run["rows"], {})[run["side"]] = run
+    return dict(sorted(found.items()))
 
 
-def profile(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of a step's parts, in milliseconds of the host's clock."""
-    yield "| part | ms |"
-    yield "|---|---:|"
-    for name, each in record["milliseconds"].items():
-        yield f"| {name} | {each['host']:.1f} |"
+def until_saved(record: Mapping[str, Any]) -> str:
+    """Return the table of benchmarks/whole.py: seconds until the adapter is on disk, and where they go."""
+    lines = []
+    for rows, sides in whole_runs(record).items():
+        base = whole_seconds(sides["official"]) if "official" in sides else None
+        for side, label in SIDES.items():
+            if side not in sides:
+                continue
+            run = sides[side]
+            seconds, stages = whole_seconds(run), dict(run["stages"])
+            stages["train"] = stages.get("train", 0) + run.get("extrapolated", {}).get("seconds", 0)
+            last = sum(value for name, value in stages.items() if name.startswith(("save", "did it help")))
+            rest = sum(value for name, value in stages.items() if name not in INNER) - last
+            mark = "*" if "extrapolated" in run else ""
+            values = [stages.get("imports", 0), rest, *(stages.get(name, 0) for name in INNER[1:]), last]
+            lines.append([f"{rows:,}", label, f"{seconds:.1f}{mark}", times(base / seconds) if base else ""])
+            lines[-1] += [f"{value:.1f}" for value in values]
+    heads = ["rows", "seconds until the adapter is on disk", "all", "against the first", "imports", "model to trainer"]
+    return markdown(pandas.DataFrame(lines, columns=[*heads, "training", *INNER[2:], "save"]))
 
 
-def kinds(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of what the kernels of a profiled step do."""
-    yield "| what kernels do | ms | of all kernels |"
-    yield "|---|---:|---:|"
-    for name, milliseconds in record["kinds"].items():
-        yield f"| {name} | {milliseconds:.1f} | {milliseconds / record['kernels']:.0%} |"
-    yield f"| all | {record['kernels']:.1f} | 100% |"
+def engines(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return what was measured of each engine of a generation record, of all runs together."""
+    return pandas.DataFrame([each for runs in record["runs"].values() for run in runs for each in run["results"]])
 
 
-def curves(record: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Return the points of each curve by curve and side."""
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for runs in record["runs"].values():
-        found.setdefault(runs[-1]["curve"], {})[runs[-1]["whose"]] = runs[-1]["points"]
+def answering(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the seconds for both arms by engine: ours as measured, peers' by their tokens a second of each arm."""
+    work, found = record["prompts"] * record["new"], {}
+    for name, own in engines(record).groupby("name", sort=False):
+        arms = own.groupby("arm")
+        if "tuned+base" in arms.groups:
+            found[str(name)] = float(arms["seconds"].median()["tuned+base"])
+        elif set(arms.groups) >= set(ARMS):
+            found[str(name)] = float((work / arms["tokens_per_s"].median()).sum())
     return found
 
 
-def growing(record: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield the table of a curve."""
-    heads = {"batch": "rows in a pass", "length": "tokens in a packed sequence", "rows": "rows"}
-    sides = curves(record)[name]
-    sections = [(side, key, text) for side in sides for key, text in _columns(name, side)]
-    yield f"| {heads[name]} | " + " | ".join(text for _, _, text in sections) + " |"
-    yield "|---:|" + "---:|" * len(sections)
-    for place, point in enumerate(next(iter(sides.values()))):
-        values = [f"{sides[side][place][key]:.1f}" for side, key, _ in sections if place < len(sides[side])]
-        yield f"| {point['at']:,} | " + " | ".join(values) + " |"
+def answers(record: Mapping[str, Any]) -> str:
+    """Return the table of both arms' seconds; "" if no engine was measured on both."""
+    found = answering(record)
+    if not found:
+        return ""
+    alone = found.get(ONE_BY_ONE)
+    shown = {
+        f"base and tuned answers, {record['prompts']} prompts, {record['new']} tokens each": [
+            LABELS.get(name, name) for name in found
+        ],
+        "seconds": [f"{seconds:.1f}" for seconds in found.values()],
+        "against the first": [times(alone / seconds) if alone else "" for seconds in found.values()],
+    }
+    return markdown(pandas.DataFrame(shown))
 
 
-def _columns(name: str, side: str) -> list[tuple[str, str]]:
-    columns = [("examples_per_second", f"{side}, examples/s")]
-    return columns + ([("seconds_to_trainer", f"{side}, seconds to the trainer")] if name == "rows" else [])
+def steady(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """Return prompts and tokens a second of the tuned arm, of Unsloth one by one and of ours over many prompts.
+
+    Without ours over many prompts there is nothing to compare, and the table is empty.
+    """
+    frame = engines(record)
+    tuned = frame[(frame["arm"] == "tuned") & frame["name"].isin([ONE_BY_ONE, STEADY])]
+    found = tuned.groupby("name").agg({"prompts": "last", "tokens_per_s": "median"})
+    return (
+        found.loc[[name for name in (ONE_BY_ONE, STEADY) if name in found.index]]
+        if STEADY in found.index
+        else found[:0]
+    )
 
 
-def scaling(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of benchmarks/scale.py, with the speed against one GPU."""
-    yield "| configuration | GPUs | rows, or packed sequences, a step | examples/s | against one GPU |"
-    yield "|---|---:|---:|---:|---:|"
-    for name, each in record["results"].items():
-        ratio = record["comparison"].get(name, {}).get("speedup", 1.0)
-        cells = (
-            name,
-            each["processes"],
-            each["rows_per_step"],
-            f"{each['examples_per_second']:.1f}",
-            f"{ratio:.2f}x".replace("1.00x", "1x"),
-        )
-        yield f"| {' | '.join(map(str, cells))} |"
+def lasting(record: Mapping[str, Any]) -> str:
+    """Return the table of the tuned arm's steady state; "" if the record has none."""
+    frame = steady(record)
+    if frame.empty:
+        return ""
+    alone = frame["tokens_per_s"].get(ONE_BY_ONE)
+    shown = {
+        f"tuned arm, steady state, {record['new']} tokens each": [LABELS[n].partition(" (")[0] for n in frame.index],
+        "prompts": list(frame["prompts"]),
+        "tokens/s": [f"{rate:,.1f}" for rate in frame["tokens_per_s"]],
+        "against one by one": [times(rate / alone) if alone else "" for rate in frame["tokens_per_s"]],
+    }
+    return markdown(pandas.DataFrame(shown))
 
 
-def learning(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of held-out losses before and after the same examples; of several orders of the rows the mean."""
-    yield "| side | examples a step | steps | learning rate | orders | before | after, mean | lowest to highest |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+def starting(record: Mapping[str, Any]) -> str:
+    """Return the table of seconds to the first optimizer step, with the stages of each side."""
+    total = runs_of(record).groupby("name", sort=False)["total_seconds"].median()
+    lines = []
+    for name, seconds in total.items():
+        stages = pandas.DataFrame([run["stages"] for run in record["runs"][name]]).median()
+        ratio = times(seconds / total["official"]) if "official" in total.index else ""
+        lines.append([name, f"{seconds:.1f}", ratio, ", ".join(f"{n} {value:.1f}" for n, value in stages.items())])
+    heads = ["to the first optimizer step", "seconds", "against the official setting", "its parts"]
+    return markdown(pandas.DataFrame(lines, columns=heads))
+
+
+def kinds(record: Mapping[str, Any]) -> str:
+    """Return the table of what the kernels of a profiled step do."""
+    found = {**record["kinds"], "all": record["kernels"]}
+    shown = {
+        "what kernels do": list(found),
+        "ms": [f"{milliseconds:.1f}" for milliseconds in found.values()],
+        "of all kernels": [f"{milliseconds / record['kernels']:.0%}" for milliseconds in found.values()],
+    }
+    return markdown(pandas.DataFrame(shown))
+
+
+def scaling(record: Mapping[str, Any]) -> str:
+    """Return the table of benchmarks/scale.py, with the speed against one GPU."""
+    lines, against = [], scale.compare(dict(record))
+    for name, (*_, run) in record["runs"].items():
+        ratio = f"{against[name]['speedup']:.2f}x" if name in against else "1x"
+        lines.append([name, run["processes"], run["rows_per_step"], f"{run['examples_per_second']:.1f}", ratio])
+    heads = ["configuration", "GPUs", "rows, or packed sequences, a step", "examples/s", "against one GPU"]
+    return markdown(pandas.DataFrame(lines, columns=heads))
+
+
+def learning(record: Mapping[str, Any]) -> str:
+    """Return the table of held-out losses before and after the same examples; of several orders the mean."""
+    lines = []
     for name, runs in record["runs"].items():
-        ends, run = final_losses(runs), runs[-1]
-        cells = (
-            name,
-            f"{run['examples_per_step']:.0f}",
-            len(run["losses"]),
-            f"{run['learning_rate']:.1e}",
-            len(runs),
-            f"{run['heldout'][0][1]:.4f}",
-            f"{statistics.mean(ends):.4f}",
-            f"{min(ends):.4f} to {max(ends):.4f}" if len(runs) > 1 else "",
-        )
-        yield f"| {' | '.join(map(str, cells))} |"
+        ends, run = pandas.Series(final_losses(runs)), runs[-1]
+        spread = f"{ends.min():.4f} to {ends.max():.4f}" if len(runs) > 1 else ""
+        steps = [f"{run['examples_per_step']:.0f}", len(run["losses"]), f"{run['learning_rate']:.1e}", len(runs)]
+        lines.append([name, *steps, f"{run['heldout'][0][1]:.4f}", f"{ends.mean():.4f}", spread])
+    heads = [
+        "side",
+        "examples a step",
+        "steps",
+        "learning rate",
+        "orders",
+        "before",
+        "after, mean",
+        "lowest to highest",
+    ]
+    return markdown(pandas.DataFrame(lines, columns=heads))
 
 
 def final_losses(runs: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -323,9 +335,9 @@ def packed_losses(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     runs = record["runs"]
     if "official" not in runs:
         return []
-    base = statistics.mean(final_losses(runs["official"]))
-    larger = {name: each for name, each in runs.items() if each[-1]["examples_per_step"] > 8}
-    return [(name, statistics.mean(final_losses(each)) - base) for name, each in larger.items()]
+    means = {name: pandas.Series(final_losses(each)).mean() for name, each in runs.items()}
+    larger = [name for name, each in runs.items() if each[-1]["examples_per_step"] > 8]
+    return [(name, means[name] - means["official"]) for name in larger]
 
 
 def described(record: Mapping[str, Any]) -> str:
@@ -335,6 +347,24 @@ def described(record: Mapping[str, Any]) -> str:
     card = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else f"one {gpus[0]}" if gpus else "a CPU"
     versions = [f"{n} {machine[n]}" for n in ("torch", "unsloth", "trl", "transformers") if machine.get(n)]
     return f"Measured on {', '.join([card, *versions])}."
+
+
+def verdicts(record: Mapping[str, Any]) -> str:
+    """Return the table of what `scripts/gpu_equivalence` found."""
+    lines = []
+    for name, each in record["verdicts"].items():
+        holds = "yes" if each["ok"] else "NO" if each.get("decides", True) else "missed, decides nothing"
+        lines.append([name, _shown(each["found"]), each["wanted"], holds])
+    return markdown(
+        pandas.DataFrame(lines, columns=["checked by `scripts/gpu_equivalence`", "found", "wanted", "holds"])
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a finding as text, numbers with five digits."""
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def joined(lines: Sequence[str] | Iterator[str]) -> str:

@@ -220,7 +220,7 @@ def found(tiny_mistral, tmp_path_factory):
     rows = [{"input": "", **row} for row in read_sample("alpaca", "train")[:40]]
     (folder / "rows.json").write_text(json.dumps(rows))
     command = [sys.executable, str(ROOT / "scripts" / "gpu_equivalence"), "--only", "ours,plain,recompute"]
-    command += ["--model", str(tiny_mistral), "--data", str(folder / "rows.json")]
+    command += ["--model", str(tiny_mistral), "--data", str(folder / "rows.json"), "--rows", "32"]
     command += ["--out", str(folder / "found.json"), "--scratch", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (folder / "found.json").is_file(), done.stdout + done.stderr
