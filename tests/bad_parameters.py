@@ -145,8 +145,8 @@ ENVIRONMENT = [
     ("HELPERS_RUNS_DIR", "{folder}/circle", runs_root, "^HELPERS_RUNS_DIR: .*absolute path"),
     ("HELPERS_RUNS_DIR", "{file}/runs", lambda: hold_lock(runs_root() / "run"), "a folder that can be written"),
     ("HELPERS_RUNS_DIR", "/proc/runs", lambda: hold_lock(runs_root() / "run"), "a folder that can be written"),
-    ("HELPERS_CACHE_DIR", "{file}", smollm2_folder, "^HELPERS_CACHE_DIR: .*269 MB"),
-    ("HELPERS_CACHE_DIR", "/proc/cache", smollm2_folder, "^HELPERS_CACHE_DIR: .*269 MB"),
+    ("HELPERS_CACHE_DIR", "{file}", smollm2_folder, "^disk: .*269 MB; HELPERS_CACHE_DIR names"),
+    ("HELPERS_CACHE_DIR", "/proc/cache", smollm2_folder, "^disk: .*269 MB; HELPERS_CACHE_DIR names"),
     ("PATH", "{folder}", find_llama_quantize, "^gguf_quantization: .*llama-quantize"),
 ]  # fmt: skip
 

@@ -73,9 +73,9 @@ def warm(*, model):
     from helpers.core.config import build_config
     from helpers.training import session
 
-    session.installed_versions = functools.cache(session.installed_versions)
+    session.shown_versions = functools.cache(session.shown_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
-    session.installed_versions(), session.describe_hardware()
+    session.shown_versions(), session.describe_hardware()
     prepared(build_config("alpaca", preset="smoke", model_name=str(model), **SMALL))
 
 

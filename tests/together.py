@@ -77,9 +77,9 @@ def warm(*, model):
     from helpers.model.load import load_model
     from helpers.training import session
 
-    session.installed_versions = functools.cache(session.installed_versions)
+    session.shown_versions = functools.cache(session.shown_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
-    session.installed_versions(), session.describe_hardware()
+    session.shown_versions(), session.describe_hardware()
     config = build_config("alpaca", preset="smoke", model_name=str(model), **SMALL)
     _warm["model"] = load_model(config.model, style=config.data.prompt_style)
 

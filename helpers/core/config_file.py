@@ -14,18 +14,15 @@ from typing import Any
 from helpers.core.config import DATASETS, RunConfig, build_config, file_kind, parameters
 from helpers.core.errors import ConfigError
 from helpers.core.files import read_json, write_json
-from helpers.core.runs import RunDirectory
+from helpers.core.runs import CONFIG, RunDirectory
 from helpers.core.shares import Share
 
-__all__ = ["CONFIG", "FORMAT", "read_config", "record_layout", "write_config"]
-
-CONFIG = "config.json"
-"""The file's name in a run directory."""
+__all__ = ["FORMAT", "read_config", "record_layout", "write_config"]
 
 FORMAT = 1
 """Goes up when a reader must know more."""
 
-NOTES = ("data", "folder", "format", "given", "layout", "task")
+NOTES = ("data", "folder", "format", "given", "layout", "run_id", "task")
 """What stands in the file beside the parameters."""
 
 
@@ -43,6 +40,7 @@ def write_config(run: RunDirectory, config: RunConfig) -> None:
         "revision": None if local else config.data.dataset_revision or DATASETS.get(name),
     }
     notes = {"data": data, "folder": os.getcwd(), "format": FORMAT, "given": sorted(config.given)}
+    notes["run_id"] = run.run_id()
     write_json(run.path / CONFIG, {"task": config.task, **config.flat(), **notes})
 
 

@@ -79,8 +79,13 @@ def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None
 
 
 @contextmanager
-def writing(what: str, folder: Path) -> Iterator[None]:
+def writing(what: str, folder: Path, *, only: bool = False) -> Iterator[None]:
     """Turn a disk's refusal inside the block into the one error that says so; other errors pass.
+
+    Args:
+        what: As for `disk_error`.
+        folder: As for `disk_error`.
+        only: The block does nothing but write, so that whatever the system refuses is the disk's refusal.
 
     Raises:
         RunError: The disk is full, read-only, or its quota is used up.
@@ -90,9 +95,12 @@ def writing(what: str, folder: Path) -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        if said := disk_error(what, folder, error):
-            raise said from error
-        raise
+        said = disk_error(what, folder, error)
+        if said is None and only and isinstance(error, OSError):
+            said = _refused(what, folder, error.strerror or str(error))
+        if said is None:
+            raise
+        raise said from error
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -156,19 +164,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            _sync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = ""
-    except OSError as error:
-        raise disk_error(path.name, path.parent, error) or _refused(
-            path.name, path.parent, error.strerror or str(error)
-        ) from error
+        with writing(path.name, path.parent, only=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                _sync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            temporary = ""
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)

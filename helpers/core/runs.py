@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import FREE_TO_CHANGE, changed_parameters
+from helpers.core.config import DEFAULT_DATASET, FREE_TO_CHANGE, changed_parameters, parameters
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.paths import is_folder, is_there, user_folder
@@ -23,6 +24,7 @@ from helpers.core.secrets import redact
 from helpers.core.settings import nearest
 
 __all__ = [
+    "CONFIG",
     "MANIFEST",
     "METRICS",
     "RESUME",
@@ -30,12 +32,13 @@ __all__ = [
     "check_run",
     "finite",
     "git_commit",
+    "now",
     "open_run",
     "runs_root",
 ]
 
-MANIFEST, METRICS = "manifest.json", "metrics.json"
-"""What a run directory's two JSON files are called."""
+CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.json"
+"""What a run directory's JSON files are called."""
 
 RESUME = ("auto", "never", "must")
 """What to do about an earlier run of the same name: continue it if it is equal, replace it, or insist on it."""
@@ -68,13 +71,37 @@ class RunDirectory:
         return relative if len(relative) < len(str(path)) else str(path)
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest, or {} before it is written."""
+        """Return the manifest, or {} before it is written; one that a crash damaged is rebuilt from `config.json`.
+
+        Raises:
+            RunError: It is damaged, and so is the run's configuration.
+        """
         path = self.path / MANIFEST
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return read_json(path)
+        except RunError as error:
+            if rebuilt := _rebuilt_manifest(self.path / CONFIG):
+                return rebuilt
+            remedy = 'Restore it from a copy, such as the one in persist_dir, or start over with resume="never".'
+            raise RunError(error.field, error.expected, error.got, remedy) from error
 
     def update_manifest(self, **values: Any) -> None:
         """Add to the manifest, replacing entries of the same name."""
         write_json(self.path / MANIFEST, {**self.manifest(), **values})
+
+    def finish(self, **values: Any) -> None:
+        """Write down that everything asked for was done, and which run that is, counted over all runs.
+
+        The count tells which run is the newest where a clock was wrong.
+        """
+        numbers = [0]
+        for path in self.path.parent.glob(f"*/{MANIFEST}"):
+            with contextlib.suppress(RunError):
+                number = RunDirectory(path.parent).manifest().get("number")
+                numbers.append(number if type(number) is int else 0)
+        self.update_manifest(state="complete", finished=now(), number=1 + max(numbers), **values)
 
     def run_id(self) -> str:
         """Return what tells this run from every other, also from one of the same name; "" before it is opened."""
@@ -124,22 +151,20 @@ def runs_root() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
-def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") -> RunDirectory:
-    """Create a run directory, or return to the one of an earlier, equal run.
+def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto", **facts: Any) -> RunDirectory:
+    """Create a run directory, or return to the one of an earlier, equal run, and write down that it runs.
 
     Args:
         name: The run's name, already checked.
         parameters: All parameters of the run; an earlier run must have had the same.
         resume: "auto" continues an earlier run if there is one, "never" replaces it, "must" insists on one.
-
-    Returns:
-        The directory, with `parameters` and `run_id` in its manifest.
+        **facts: What else its manifest shall hold; JSON values.
 
     Raises:
         RunError: The folder is not a run, its parameters differ, or `resume="must"` finds nothing.
     """
     run = RunDirectory(runs_root() / name)
-    check_run(name, parameters, resume=resume)
+    continued = check_run(name, parameters, resume=resume)
     try:
         if resume == "never" and run.path.is_dir():
             _clear(run)
@@ -147,7 +172,19 @@ def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto") 
     except OSError as error:
         remedy = "Check its permissions, or set HELPERS_RUNS_DIR to another folder."
         raise RunError(str(run.path), "a folder that can be written", error.strerror or str(error), remedy) from error
-    run.update_manifest(parameters=dict(parameters), run_id=run.run_id() or uuid.uuid4().hex)
+    earlier = run.manifest() if continued else {}
+    resumed = earlier.get("resumed")
+    run.update_manifest(
+        parameters=dict(parameters),
+        run_id=earlier.get("run_id") or uuid.uuid4().hex,
+        git_commit=git_commit(),
+        started=earlier.get("started") or now(),
+        resumed=[*(resumed if isinstance(resumed, list) else []), now()] if continued else [],
+        resume=resume,
+        state="running",
+        failure=None,
+        **facts,
+    )
     return run
 
 
@@ -167,15 +204,16 @@ def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto")
     Raises:
         RunError: `open_run` would refuse.
     """
-    earlier = _earlier_parameters(RunDirectory(runs_root() / name))
+    new = resume == "never"
+    earlier = _earlier_parameters(RunDirectory(runs_root() / name), new)
     if earlier is None and parameters.get("persist_dir"):
-        earlier = _earlier_parameters(RunDirectory(user_folder("persist_dir", parameters["persist_dir"]) / name))
+        earlier = _earlier_parameters(RunDirectory(user_folder("persist_dir", parameters["persist_dir"]) / name), new)
     if resume not in RESUME:
         raise RunError("resume", f"one of {', '.join(RESUME)}", resume, nearest(resume, RESUME))
     if resume == "must" and earlier is None:
         remedy = 'Check the name, or use resume = "auto".'
         raise RunError("run_name", "the name of an earlier run, because resume is must", name, remedy)
-    if resume == "never" or earlier is None:
+    if new or earlier is None:
         return False
     if changed := changed_parameters(earlier, dict(parameters)):
         raise RunError(
@@ -202,13 +240,18 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
 
 
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def finite(value: float | None) -> float | None:
     """Return the number, or None for NaN and infinity, which JSON cannot hold."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the parameters of the run in a folder, or None if there is no run yet."""
+def _earlier_parameters(run: RunDirectory, replaced: bool) -> dict[str, Any] | None:
+    """Return the parameters of the run in a folder, unread if it is to be replaced; None if there is no run yet."""
     if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
         raise RunError("run_name", "the name of a folder", str(run.path), "A link or a file is left alone.")
     try:
@@ -225,7 +268,19 @@ def _earlier_parameters(run: RunDirectory) -> dict[str, Any] | None:
             f"{run.path} with {', '.join(sorted(left)[:5])}",
             "It has no manifest.json, so it is left alone. Choose another run_name.",
         )
-    return _parameters(run)
+    return {} if replaced else _parameters(run)
+
+
+def _rebuilt_manifest(path: Path) -> dict[str, Any]:
+    """Return what a training run's configuration tells of its manifest; {} if it cannot be read either."""
+    with contextlib.suppress(RunError):
+        values = read_json(path)
+        named = values.get("task")
+        known = {"preset", "run_name", *parameters(named)} if named in [*DEFAULT_DATASET] else set()
+        chosen = {name: value for name, value in values.items() if name in known}
+        if known and known <= set(chosen):
+            return {"parameters": chosen, "run_id": values.get("run_id"), "task": named, "rebuilt": now()}
+    return {}
 
 
 def _parameters(run: RunDirectory) -> dict[str, Any]:

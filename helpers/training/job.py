@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from helpers.core.config_file import CONFIG
 from helpers.core.files import read_json
 from helpers.core.lost import losses_explained
 from helpers.core.processes import ElsewhereError, Place, join, leave, on_main, take_card
-from helpers.core.runs import RunDirectory
+from helpers.core.runs import CONFIG, RunDirectory
 
 __all__ = ["failure_noted", "run_job"]
 

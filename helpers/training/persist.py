@@ -7,11 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
-from helpers.core.config_file import CONFIG
 from helpers.core.errors import RunError
 from helpers.core.files import replaced_folder, write_text
 from helpers.core.paths import user_folder
-from helpers.core.runs import MANIFEST, METRICS, RunDirectory
+from helpers.core.runs import CONFIG, MANIFEST, METRICS, RunDirectory
 from helpers.memory.disk import KEPT
 from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step_folders
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig, build_config, parameters
-from helpers.core.config_file import CONFIG, write_config
+from helpers.core.config_file import write_config
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.core.lock import hold_lock
 from helpers.core.processes import on_main, place
-from helpers.core.runs import RunDirectory, check_run, git_commit, open_run, runs_root
+from helpers.core.runs import CONFIG, RunDirectory, check_run, open_run, runs_root
 from helpers.core.shares import local_config, share_out
 from helpers.data.chat_templates import template_sha256
 from helpers.data.rows import Rows, data_fingerprint
@@ -24,7 +23,7 @@ from helpers.memory.plan import check_layers, preflight_memory
 from helpers.model.patches.attention import loaded_attention
 from helpers.runtime.device_map import held_bytes
 from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
-from helpers.runtime.lockfile import installed_versions
+from helpers.runtime.lockfile import shown_versions
 from helpers.training.checkpoints import step_folders
 from helpers.training.persist import connect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
@@ -34,33 +33,16 @@ if TYPE_CHECKING:
     from helpers.model.load import LoadedModel
 
 __all__ = [
-    "SHOWN_VERSIONS",
     "configure",
     "configure_notebook",
     "finish_run",
     "fit_layout",
-    "now",
     "record_data",
     "record_inputs",
     "resolve_preset",
     "start_run",
     "watch_cells",
 ]
-
-SHOWN_VERSIONS = (
-    "unsloth",
-    "unsloth-zoo",
-    "trl",
-    "peft",
-    "transformers",
-    "datasets",
-    "torch",
-    "bitsandbytes",
-    "accelerate",
-    "numpy",
-    "mistral-qlora-notebooks",
-)
-"""Packages whose versions a run's manifest states."""
 
 
 def resolve_preset(preset: str) -> str:
@@ -181,28 +163,15 @@ def _start(config: RunConfig, resume: str) -> RunDirectory:
     parameters = config.flat()
     if config.train.persist_dir:
         connect_drive(config.train.persist_dir)
-    continued = check_run(config.run_name, parameters, resume=resume)
+    check_run(config.run_name, parameters, resume=resume)
     run = RunDirectory(runs_root() / config.run_name)
     preflight_room(run, config)
     hold_lock(run.path)
     if config.train.persist_dir:
         for line in prepare_persist(run, config.train.persist_dir, resume=resume):
             print(line)
-    run = open_run(config.run_name, parameters, resume=resume)
-    earlier = run.manifest() if continued else {}
-    versions = installed_versions()
-    run.update_manifest(
-        task=config.task,
-        seed=config.train.seed,
-        versions={name: versions[name] for name in SHOWN_VERSIONS if name in versions},
-        hardware=describe_hardware(),
-        git_commit=git_commit(),
-        started=earlier.get("started") or now(),
-        resumed=[*_earlier_starts(earlier), now()] if continued else [],
-        resume=resume,
-        state="running",
-        failure=None,
-    )
+    facts = {"task": config.task, "seed": config.train.seed, "hardware": describe_hardware()}
+    run = open_run(config.run_name, parameters, resume=resume, versions=shown_versions(), **facts)
     write_config(run, config)
     return run
 
@@ -213,17 +182,6 @@ def _check_shared(run: RunDirectory) -> None:
     if run.run_id() != name:
         remedy = "Let all hosts share the folder that holds the runs: HELPERS_RUNS_DIR on a shared disk."
         raise RunError("run directory", "the main process's, seen from each host", str(run.path), remedy)
-
-
-def _earlier_starts(manifest: Mapping[str, Any]) -> list[Any]:
-    """Return when a run was resumed before."""
-    times = manifest.get("resumed")
-    return times if isinstance(times, list) else []
-
-
-def now() -> str:
-    """Return the time in UTC, to the second, as ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
@@ -328,7 +286,7 @@ def finish_run(run: RunDirectory) -> None:
 
 
 def _finish(run: RunDirectory) -> None:
-    run.update_manifest(state="complete", finished=now())
+    run.finish()
     path = run.path / CONFIG
     persist_dir = read_json(path).get("persist_dir") if path.is_file() else None
     if persist_dir:

@@ -94,7 +94,7 @@ class TestPreflight:
     def test_a_run_with_room_begins(self, runs_folder, free, monkeypatch):
         """Nothing is in the way of a run that fits."""
         monkeypatch.setattr("helpers.training.session.describe_hardware", dict)
-        monkeypatch.setattr("helpers.training.session.installed_versions", dict)
+        monkeypatch.setattr("helpers.training.session.shown_versions", dict)
         free(100 * GIB)
         run = start_run(config(run_name="run"))
         assert run.manifest()["state"] == "running"

@@ -9,6 +9,8 @@ import subprocess
 import pytest
 
 from helpers.core import runs
+from helpers.core.config import build_config
+from helpers.core.config_file import write_config
 from helpers.core.errors import HelpersError, RunError
 from helpers.core.files import read_json, write_json, write_text
 from helpers.core.runs import (
@@ -246,9 +248,9 @@ class TestOpening:
         assert error_of(open_run, "x", PARAMETERS).expected == "the name of a folder"
 
     @pytest.mark.parametrize("content", ["{", "[]", "", '{"parameters": [1]}', '{"parameters": "x"}'])
-    @pytest.mark.parametrize("resume", ["auto", "never"])
+    @pytest.mark.parametrize("resume", ["auto", "must"])
     def test_a_damaged_manifest_is_an_error(self, runs_folder, content, resume):
-        """What an earlier run was cannot be read, so its folder is left alone."""
+        """What an earlier run was cannot be read, so its folder is left alone unless the user wants to start over."""
         run = open_run("x", PARAMETERS)
         (run.path / "manifest.json").write_text(content)
         (run.path / "metrics.json").write_text("{}")
@@ -313,3 +315,52 @@ def test_manifests_are_plain_json(runs_folder):
     """Any JSON reader can read what a run leaves."""
     run = open_run("x", PARAMETERS)
     assert json.loads((run.path / "manifest.json").read_text("utf-8")) == run.manifest()
+
+
+@pytest.mark.usefixtures("runs_folder")
+class TestDamagedManifest:
+    """A crash left the manifest empty, or full of zeros."""
+
+    @pytest.mark.parametrize("content", [b"", bytes(4096), b'{"parameters": '])
+    def test_it_is_rebuilt_from_the_configuration(self, content):
+        """Parameters and identity are in config.json, so that the run goes on; the manifest says so."""
+        config = build_config("alpaca", preset="smoke", run_name="r")
+        run = open_run("r", config.flat())
+        write_config(run, config)
+        before, prints = run.manifest(), run.fingerprint()
+        (run.path / "manifest.json").write_bytes(content)
+        assert check_run("r", config.flat())
+        assert run.fingerprint() == prints
+        again = open_run("r", config.flat())
+        assert again.run_id() == before["run_id"]
+        assert again.manifest()["rebuilt"].startswith("20")
+
+    def test_without_a_configuration_the_error_says_what_helps(self):
+        """Nothing is deleted, and nobody is told to."""
+        run = open_run("r", PARAMETERS)
+        (run.path / "manifest.json").write_bytes(bytes(100))
+        (run.path / "config.json").write_bytes(bytes(100))
+        remedy = 'Restore it from a copy, such as the one in persist_dir, or start over with resume="never".'
+        assert error_of(open_run, "r", PARAMETERS).remedy == remedy
+
+    def test_starting_over_needs_no_manifest(self):
+        """With resume="never" a damaged one is no obstacle."""
+        run = open_run("r", PARAMETERS)
+        (run.path / "manifest.json").write_bytes(bytes(100))
+        assert open_run("r", PARAMETERS, resume="never").manifest()["parameters"] == PARAMETERS
+
+
+@pytest.mark.usefixtures("runs_folder")
+class TestNumber:
+    """Which run is the newest."""
+
+    def test_runs_are_counted_as_they_end(self, monkeypatch):
+        """A clock that was 400 days back when the second one ended does not make it the older."""
+        first = open_run("first", PARAMETERS)
+        first.finish()
+        monkeypatch.setattr(runs, "now", lambda: "2025-10-23T00:00:00+00:00")
+        second = open_run("second", PARAMETERS)
+        second.finish(report="report.html")
+        assert (first.manifest()["number"], second.manifest()["number"]) == (1, 2)
+        assert second.manifest()["report"] == "report.html"
+        assert second.manifest()["finished"] < first.manifest()["finished"]

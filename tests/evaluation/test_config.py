@@ -23,14 +23,14 @@ def build(**given):
     return build_evaluation_config(preset="smoke", **given)
 
 
-def make_run(folder, name, *, state="complete", finished="2026-01-01", base="smollm2", **settings):
+def make_run(folder, name, *, state="complete", finished="2026-01-01", base="smollm2", number=None, **settings):
     """Write a training run that has an adapter but no real weights."""
     run = folder / name
     (run / "adapter").mkdir(parents=True)
     stated = {"base_model_name_or_path": base, "bias": "none"}
     (run / "adapter" / WEIGHTS[0]).write_text(json.dumps(stated))
     (run / "adapter" / WEIGHTS[1]).write_bytes(b"weights")
-    (run / "manifest.json").write_text(json.dumps({"state": state, "finished": finished}))
+    (run / "manifest.json").write_text(json.dumps({"state": state, "finished": finished, "number": number}))
     (run / "config.json").write_text(json.dumps(SETTINGS | settings))
     return run
 
@@ -207,6 +207,13 @@ class TestAdapters:
         (runs_folder / "damaged" / "manifest.json").write_text("{")
         assert [run.path.name for run in complete_runs()] == ["new", "old"]
         assert find_adapter(None).shown() == "runs/new"
+
+    def test_the_count_of_runs_decides_before_the_clock(self, runs_folder):
+        """The last run to end is the newest, though the clock was 400 days back."""
+        make_run(runs_folder, "before", finished="2026-11-27", number=1)
+        make_run(runs_folder, "after", finished="2025-10-23", number=2)
+        make_run(runs_folder, "of an older version", finished="2026-12-01")
+        assert [run.path.name for run in complete_runs()] == ["after", "before", "of an older version"]
 
     def test_runs_run_folders_and_adapter_folders_are_taken(self, runs_folder):
         """All three lead to the same adapter and its run."""

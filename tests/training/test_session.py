@@ -22,7 +22,7 @@ from helpers.training.session import configure, finish_run, fit_layout, start_ru
 def config(runs_folder, monkeypatch):
     """A checked configuration; looking at the machine is left out."""
     monkeypatch.setattr(session, "describe_hardware", dict)
-    monkeypatch.setattr(session, "installed_versions", dict)
+    monkeypatch.setattr(session, "shown_versions", dict)
     yield build_config("alpaca", preset="smoke", run_name="run")
     release_lock(runs_folder / "run")
 
@@ -170,7 +170,7 @@ class TestComparison:
         from helpers.evaluation.adapter import find_adapter
 
         monkeypatch.setattr(lesson, "describe_hardware", dict)
-        monkeypatch.setattr(lesson, "installed_versions", dict)
+        monkeypatch.setattr(lesson, "shown_versions", dict)
         make_run(runs_folder, "trained")
         yield build(run_name="side"), find_adapter("trained")
         release_lock(runs_folder / "side")
