@@ -65,7 +65,7 @@ from helpers.workshop import check
 
 # %%
 probabilities = [0.5, 0.25, 0.8, 0.1]
-print("a coin toss costs", math.log(2))
+print(f"a coin toss costs {math.log(2):.3f}")
 
 # %% [markdown]
 # **Task.** What is the answer's loss? Two decimals.
@@ -169,7 +169,7 @@ check("real-loss", answer)
 
 # %%
 with torch.no_grad():
-    print(model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss.item())
+    print(model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss)
 
 # %% [markdown]
 # ## 4. Which learning rate was it?
