@@ -206,13 +206,15 @@ class ChatTemplate:
     """The template of a model's family, and a token to fill rows up with.
 
     Args:
-        name: "mistral-v3", "chatml" or "alpaca".
+        name: As from `install_template`.
         text: In Jinja, for `tokenizer.chat_template`.
+        masked: The same with marks around each answer and its EOS, for training alone (`masked_template`).
         pad_token: One that is not EOS, or answers would never end.
     """
 
     name: str
     text: str
+    masked: str
     pad_token: str
 
 
@@ -228,9 +230,10 @@ def find_template(tokenizer: PreTrainedTokenizerBase, style: str) -> ChatTemplat
     """
     own = tokenizer.chat_template
     name = install_template(tokenizer, style)
-    found, tokenizer.chat_template = tokenizer.chat_template, own
+    masked = masked_template(tokenizer)
+    found, tokenizer.chat_template = str(tokenizer.chat_template), own
     lacking = tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
-    return ChatTemplate(name, found, tokenizer.unk_token if lacking else tokenizer.pad_token)
+    return ChatTemplate(name, found, masked, tokenizer.unk_token if lacking else tokenizer.pad_token)
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ContractError
 from helpers.data.cache import KeptRows, read_rows, rows_key, write_rows
-from helpers.data.chat_templates import find_control_text, render
+from helpers.data.chat_templates import find_control_text, masked_template, render
+from helpers.data.formats import split_turns
 from helpers.data.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.data.tokens import IGNORED, TokenColumns, columns_of, trainer_columns
 
@@ -137,7 +138,8 @@ def apply_contract(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
         ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
     """
     _check_tokenizer(tokenizer)
-    key = rows_key(examples, tokenizer, max_seq_length)
+    several = any(len(each.completion) > 1 for each in examples)
+    key = None if several else rows_key(examples, tokenizer, max_seq_length)
     if key and (kept := read_rows(key)):
         return _restored(kept, examples, max_seq_length)
     contract, places = _tokenize_and_check(examples, tokenizer, max_seq_length)
@@ -228,7 +230,8 @@ def check_tokens(
         ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
     """
     _check_tokenizer(tokenizer)
-    messages = [[*prompt, *answer] for prompt, answer in zip(chats["prompt"], chats["completion"], strict=True)]
+    chats_learned = list(chats["completion"])
+    messages = [[*prompt, *answer] for prompt, answer in zip(chats["prompt"], chats_learned, strict=True)]
     control = dict(find_control_text(["\n".join(m["content"] for m in each) for each in messages], tokenizer))
     left_out: Counter[str] = Counter(f"contains {string}" for string in control.values())
     columns = trainer_columns(tokens)
@@ -240,7 +243,8 @@ def check_tokens(
         if end - start > max_seq_length:
             left_out[f"longer than {max_seq_length} tokens"] += 1
             continue
-        _check_span(index, columns.input_ids[start:end], columns.labels[start:end], tokenizer)
+        answers = sum(message["role"] == "assistant" for message in chats_learned[index])
+        _check_span(index, columns.input_ids[start:end], columns.labels[start:end], tokenizer, answers)
         kept.append(index)
     _check_lost(left_out, len(tokens))
     supervised = (columns.labels != IGNORED).astype(int)
@@ -274,9 +278,10 @@ def as_examples(tokens: Dataset) -> list[TokenizedExample]:
     ]
 
 
-def _check_span(index: int, ids: Any, labels: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if one row, given as arrays, would teach something else than its answer."""
-    supervised = int((labels != IGNORED).sum())
+def _check_span(index: int, ids: Any, labels: Any, tokenizer: PreTrainedTokenizerBase, answers: int) -> None:
+    """Raise if one row, given as arrays, would teach something else than its answers."""
+    learned = labels != IGNORED
+    supervised = int(learned.sum())
     bos = tokenizer.bos_token_id
     _check_figures(
         f"row {index}",
@@ -286,24 +291,33 @@ def _check_span(index: int, ids: Any, labels: Any, tokenizer: PreTrainedTokenize
         bos=int((ids == bos).sum()) if bos is not None else 1,
         starts=bos is None or (len(ids) > 0 and int(ids[0]) == bos),
     )
+    ends = ids[:-1][learned[:-1] & ~learned[1:]]  # the last token of each answer but the last
+    if len(ends) != answers - 1 or (ends != tokenizer.eos_token_id).any():
+        raise ContractError(
+            f"row {index}",
+            f"{answers} answers that are learned, each ended by {tokenizer.eos_token}",
+            f"{len(ends) + 1} with {int((ends == tokenizer.eos_token_id).sum()) + 1} of these",
+            "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them.",
+        )
 
 
 def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise unless what is given in a sample of rows is the prompt alone; look for each system prompt in all rows."""
     step = max(1, len(kept) // RETOKENIZED)
     sample = kept[::step]
-    prompts = chats.select(sample)["prompt"]
-    alone = tokenizer([render(tokenizer, each, answer_next=True) for each in prompts], add_special_tokens=False)
-    rows = tokens.select(sample)
-    for index, ids, row in zip(sample, alone["input_ids"], rows, strict=True):
-        given = row["completion_mask"].index(1)
-        if row["input_ids"][:given] != ids:
-            raise ContractError(
-                f"row {index}",
-                "the prompt's tokens, and these alone, before what is learned",
-                tokenizer.convert_ids_to_tokens(row["input_ids"][max(0, given - 3) : given + 3]),
-                "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
-            )
+    for index, chat, row in zip(sample, chats.select(sample), tokens.select(sample), strict=True):
+        turns = split_turns(chat["prompt"], chat["completion"])
+        alone = tokenizer([render(tokenizer, each, answer_next=True) for each, _ in turns], add_special_tokens=False)
+        ids, mask = row["input_ids"], row["completion_mask"]
+        starts = [i for i, learned in enumerate(mask) if learned and not (i and mask[i - 1])]
+        for given, expected in zip(starts, alone["input_ids"], strict=True):
+            if ids[:given] != expected:
+                raise ContractError(
+                    f"row {index}",
+                    "what is said before an answer, and that alone, before what is learned",
+                    tokenizer.convert_ids_to_tokens(ids[max(0, given - 3) : given + 3]),
+                    "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
+                )
     words: dict[str, str] = {}
     found = [next((m["content"] for m in prompt if m["role"] == "system"), "") for prompt in chats["prompt"]]
     asked = [index for index in kept if found[index]]
@@ -405,7 +419,23 @@ def _tokenize_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     with _threads(len(texts)):
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     pairs = zip(ids[: len(examples)], ids[len(examples) :], strict=True)
-    return [_label(prompt, whole, tokenizer) for prompt, whole in pairs]
+    labelled = [_label(prompt, whole, tokenizer) for prompt, whole in pairs]
+    for place, each in enumerate(examples):
+        if len(each.completion) > 1:
+            labelled[place] = _label_answers(labelled[place], each, tokenizer)
+    return labelled
+
+
+def _label_answers(row: TokenizedExample, example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
+    """Take the labels from what the user says between the answers of a conversation."""
+    mask = tokenizer.apply_chat_template(
+        example.messages(),
+        chat_template=masked_template(tokenizer),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )["assistant_masks"]
+    labels = tuple(label if kept else IGNORED for label, kept in zip(row.labels, mask, strict=True))
+    return TokenizedExample(row.input_ids, labels)
 
 
 @contextmanager
@@ -508,9 +538,11 @@ def _check_lost(left_out: Counter[str], total: int) -> None:
     """Raise when too many rows, or all, were left out."""
     lost = sum(left_out.values())
     if lost == total or lost > MAX_LOST_SHARE * total:
+        ends = [end for end in ("</s>", "<|im_end|>") if 2 * left_out[f"contains {end}"] > lost]
+        remedy = f"Remove the trailing {ends[0]} from the answers: the template writes it." if ends else ""
         raise ContractError(
             "dataset_name",
             f"at most {MAX_LOST_SHARE:.0%} of {total} rows left out",
             dict(left_out),
-            "Raise max_seq_length, or use other rows.",
+            remedy or "Raise max_seq_length, or use other rows.",
         )

@@ -21,8 +21,12 @@ from helpers.data.readers import plain_value
 __all__ = ["Format", "RowError", "question_key", "recognise", "split_turns"]
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-_INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "input", "user", "human")
-_ANSWERS = ("output", "response", "completion", "answer", "solution", "target", "assistant", "gpt")
+_INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
+_ANSWERS = (
+    "output", "response", "completion", "answer", "solution", "target", "assistant_response", "assistant", "gpt",
+)  # fmt: skip
+_FILES = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns whose content no text model sees."""
 _OPTIONAL = {
     "input": ("input", "context"),
     "system": ("system", "system_prompt"),
@@ -108,6 +112,8 @@ class Format:
         """
         if not isinstance(row, Mapping):
             raise RowError("not an object with columns")
+        if any(_holds(row, name) for name in self.unused if name in _FILES):
+            raise RowError("images or other files", damaged=False)
         if "messages" in self.used:
             return _conversation(_list_of(row.get(self.used["messages"])), _system(row, self.used))
         asked, answer = row.get(self.used["instruction"]), row.get(self.used["output"])
@@ -301,7 +307,7 @@ def _refuse_near_misses(
 def _holds(row: Any, column: str) -> bool:
     """Say whether a row has something in a column."""
     value = row.get(column) if isinstance(row, Mapping) else None
-    return bool(value.strip() if isinstance(value, str) else value is not None and value == value)
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {}) and value == value
 
 
 def _is_chat(rows: Sequence[Any], column: str) -> bool:
@@ -369,8 +375,9 @@ def _history(value: Any) -> list[dict[str, str]]:
 
 
 def _messages(turns: Sequence[Any], before: int) -> list[dict[str, str]]:
-    """Return messages with the roles that templates know."""
-    return [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
+    """Return messages with the roles that templates know; a system message without text is none."""
+    messages = [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
+    return messages if messages[:1] != [{"role": "system", "content": ""}] else messages[1:]
 
 
 def _message(turn: Any, place: int) -> dict[str, str]:
@@ -390,9 +397,9 @@ def _message(turn: Any, place: int) -> dict[str, str]:
         parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
         if any(part.get("type", "text") != "text" for part in parts):
             raise RowError("images or other files", place, damaged=False)
-        content = "".join(_text(part.get("text"), "a message") for part in parts)
+        content = "".join(_text(part.get("text", part.get("value")), "a message") for part in parts)
     text = _text(content, "a message")
-    if not text.strip():
+    if not text.strip() and (_ROLES[plain] != "system" or place > 1):
         raise RowError("an empty message", place, damaged=False)
     return {"role": _ROLES[plain], "content": text.strip()}
 
@@ -400,7 +407,7 @@ def _message(turn: Any, place: int) -> dict[str, str]:
 def _conversation(turns: Sequence[Any], system: list[dict[str, str]]) -> dict[str, Any]:
     """Return a whole conversation, of which each answer is learned."""
     messages = _messages(turns, 0)
-    if messages[0]["role"] != "system":
+    if messages and messages[0]["role"] != "system":
         messages = [*system, *messages]
     _check_turns(messages, before=len(messages) - len(turns))
     ends = next(i for i, message in enumerate(messages) if message["role"] == "assistant")

@@ -370,21 +370,27 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     if (heldout, train) != (config.heldout_rows, config.train_rows or train):
         notes.append(f"{len(look.rows)} different usable rows: {heldout} of them held out, {train} trained on")
     parts = look.rows[heldout : heldout + train], look.rows[:heldout]
-    trained, kept = (rename_columns(_single(part), task) for part in parts)
-    if len(trained) + len(kept) != heldout + train:
-        notes.append(f"conversations of several turns: {len(trained)} answers to train on, {len(kept)} held out")
+    trained, kept = (rename_columns(_apart(part, config.system_prompt), task) for part in parts)
     several = len(trained) + len(kept) != heldout + train
+    if several:
+        counts = f"{train} conversations to train on make {len(trained)} rows, {heldout} held out {len(kept)}"
+        notes.append(f"with a system prompt each answer of a conversation is a row: {counts}")
     drawn = ((), frozenset[int]()) if several else (tuple(seen), frozenset(seen) - frozenset(look.places))
     return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes), drawn)
 
 
-def _single(rows: list[Row]) -> list[Row]:
-    """Return conversations as one row for each answer; other rows as they are."""
-    single = []
+def _apart(rows: list[Row], system_prompt: str) -> list[Row]:
+    """Return conversations with a system prompt as one row for each answer; other rows as they are.
+
+    So that all models learn the same, this does not depend on the template, though only some need it
+    (`helpers.data.chat_templates.needs_single_answers`).
+    """
+    apart = []
     for row in rows:
-        turns = split_turns(row["prompt"], row["completion"]) if "prompt" in row else []
-        single += [{"prompt": prompt, "completion": answer} for prompt, answer in turns] or [row]
-    return single
+        told = "prompt" in row and (system_prompt or row["prompt"][0]["role"] == "system")
+        turns = split_turns(row["prompt"], row["completion"]) if told else []
+        apart += [{"prompt": prompt, "completion": answer} for prompt, answer in turns] or [row]
+    return apart
 
 
 def _fit(config: DataConfig, usable: int, given: Collection[str], *, complete: bool, why: str) -> tuple[int, int]:

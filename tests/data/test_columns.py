@@ -172,6 +172,7 @@ class Prompted:
     """A stand-in for an example."""
 
     prompt = ()
+    completion = ()
     tokenizer = None
 
     def messages(self):

@@ -146,6 +146,11 @@ class TestLeftOut:
         assert error.got == {"longer than 100 tokens": 1, "contains </s>": 1}
         assert error.remedy == "Raise max_seq_length, or use other rows."
 
+    def test_answers_that_end_in_eos_have_a_remedy_of_their_own(self):
+        """Whoever wrote the file wrote the end of the answer into it."""
+        error = error_of(check, [row("Hi", "Yo</s>")] * 3)
+        assert error.remedy == "Remove the trailing </s> from the answers: the template writes it."
+
     def test_no_rows_at_all_is_an_error(self):
         """There is no contract about nothing."""
         assert error_of(check, []).expected == "at most 10% of 0 rows left out"

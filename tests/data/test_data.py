@@ -236,20 +236,27 @@ class TestRows:
             f"warning: 9 of 10 answers hold <|im_end|>, a control token of ChatML: {REST}",
         )
 
-    def test_conversations_become_a_row_for_each_answer(self, tmp_path):
-        """What cannot be trained is counted by reason, with the first row and turn."""
+    def test_conversations_stay_whole_without_a_system_prompt(self, tmp_path):
+        """With one, each answer becomes a row; what cannot be trained is counted, with the first row and turn."""
         rows = []
         for n in range(10):
             texts = ["a", "b", str(n), "c"]
             rows.append({"conversations": [{"from": ("human", "gpt")[i % 2], "value": t} for i, t in enumerate(texts)]})
         rows[4]["conversations"] = rows[4]["conversations"][1:]
         rows[7]["conversations"].append({"from": "tool", "value": "x"})
-        loaded = load(write_json(tmp_path / "a.json", rows))
+        path = write_json(tmp_path / "a.json", rows)
+        loaded = load(path)
+        assert [len(part) for part in (loaded.train, loaded.heldout)] == [4, 4]
+        assert {len(row["completion"]) for row in loaded.train} == {3}
+        loaded = load(path, system_prompt="S")
         assert loaded.left_out == {
             "starts with the assistant (first: row 4, turn 1)": 1, "tool calls (first: row 7, turn 5)": 1,
         }  # fmt: skip
         assert [len(part) for part in (loaded.train, loaded.heldout)] == [8, 8]
-        assert loaded.notes[-1] == "conversations of several turns: 8 answers to train on, 8 held out"
+        assert loaded.notes[-1] == (
+            "with a system prompt each answer of a conversation is a row: "
+            "4 conversations to train on make 8 rows, 4 held out 8"
+        )
         assert sorted({len(row["prompt"]) for row in loaded.train}) == [1, 3]
 
     def test_data_made_for_something_else_is_refused(self, tmp_path):

@@ -256,9 +256,21 @@ class TestProblems:
             found.convert({"messages": messages})
         assert (caught.value.reason, caught.value.damaged) == (reason, True)
 
+    def test_rows_with_files_are_left_out(self):
+        """A column with pictures, sound or film beside the text says that the text is not all there was."""
+        row = {"messages": said("Q <image>", "A"), "images": ["a.png"]}
+        assert problem(row) == ("images or other files", None, False)
+        assert recognise([row], "a.json").convert({**row, "images": []}) == {
+            "prompt": said("Q <image>"), "completion": said("Q", "A")[1:],
+        }  # fmt: skip
+
+    def test_an_empty_system_message_is_none(self):
+        """Tools write one where nothing was said."""
+        assert converted([{"messages": said((" ",), "Q", "A")}])[1] == CHAT
+
     def test_texts_in_parts_are_joined(self):
         """OpenAI's lists of text parts are one text."""
-        turn = {"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "text", "text": "?"}]}
+        turn = {"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "text", "value": "?"}]}
         assert converted([{"messages": [turn, *said("Q", "A")[1:]]}])[1]["prompt"][0]["content"] == "Q?"
 
 
