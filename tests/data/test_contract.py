@@ -6,9 +6,15 @@ import pytest
 from characters import BOS, END_INST, EOS, INST, PAD, SPACE, character_tokenizer, chatml_tokenizer, codes
 
 from helpers.core.errors import ContractError
-from helpers.data.chat_templates import ALPACA, MISTRAL_V3
-from helpers.data.contract import TokenizedExample, apply_contract, check_trainer_rows, tokenize_example
-from helpers.data.prompts import build_example
+from helpers.data.chat_templates import ALPACA, MISTRAL_V3, masked_template
+from helpers.data.contract import (
+    TokenizedExample,
+    apply_contract,
+    check_tokens,
+    check_trainer_rows,
+    tokenize_example,
+)
+from helpers.data.prompts import Example, build_example
 
 STOCK = """\
 {{- bos_token }}
@@ -288,3 +294,60 @@ def test_a_row_cannot_be_changed():
     """Ids and labels stay what was checked."""
     with pytest.raises(AttributeError):
         TokenizedExample((PAD,), (PAD,)).labels = ()
+
+
+TALK = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(("A", "B", "C", "D"))]
+
+
+def tables(tokenizer, mask=lambda mask: mask, prompt=1):
+    """Return a conversation as a table of tokens, its mask perhaps changed, and as a table of messages."""
+    from datasets import Dataset
+
+    template = {"chat_template": masked_template(tokenizer), "return_dict": True, "return_assistant_tokens_mask": True}
+    whole = tokenizer.apply_chat_template(TALK, **template)
+    masks = mask([0] * (prompt + 4) + whole["assistant_masks"][prompt + 4 :])
+    tokens = Dataset.from_list([{"input_ids": whole["input_ids"], "completion_mask": masks}])
+    return tokens, Dataset.from_list([{"prompt": TALK[:prompt], "completion": TALK[prompt:]}])
+
+
+class TestConversations:
+    """Several answers in a row."""
+
+    IDS = (BOS, INST, SPACE, *codes("A"), END_INST, SPACE, *codes("B"), EOS,
+           INST, SPACE, *codes("C"), END_INST, SPACE, *codes("D"), EOS)  # fmt: skip
+
+    def test_each_answer_and_its_eos_are_learned(self):
+        """What the user says between them is given."""
+        made = tokenize_example(Example(tuple(TALK[:1]), tuple(TALK[1:])), character_tokenizer())
+        assert made.input_ids == self.IDS
+        assert [label for label in made.labels if label != -100] == [SPACE, *codes("B"), EOS, SPACE, *codes("D"), EOS]
+        assert made.labels[5:8] == (SPACE, *codes("B"), EOS)
+
+    def test_an_answer_in_the_prompt_is_given(self):
+        """Only the completion's answers are learned."""
+        made = tokenize_example(Example(tuple(TALK[:3]), tuple(TALK[3:])), character_tokenizer())
+        assert [label for label in made.labels if label != -100] == [SPACE, *codes("D"), EOS]
+
+    def test_a_table_of_them_passes(self):
+        """Supervised tokens are counted over all answers."""
+        tokens, chats = tables(character_tokenizer())
+        checked = check_tokens(tokens, chats, character_tokenizer(), max_seq_length=100)
+        assert (checked.kept, checked.supervised_tokens, checked.lengths) == ([0], 6, [15])
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (
+                lambda mask: [*mask[:7], 0, *mask[8:]],
+                "2 answers that are learned, each ended by </s>, got '2 with 1 of",
+            ),
+            (lambda mask: [0] * 8 + mask[8:], "2 answers that are learned, each ended by </s>, got '1 with 1 of"),
+            (lambda mask: [*mask[:5], *[1] * 10], "2 answers that are learned, each ended by </s>, got '1 with 1 of"),
+            (lambda mask: [*mask[:12], 0, *mask[13:]], "what is said before an answer, and that alone"),
+        ],
+    )
+    def test_faults_in_an_earlier_turn_are_found(self, change, words):
+        """An EOS that is not learned, an answer or a question that is, or is not."""
+        tokens, chats = tables(character_tokenizer(), change)
+        error = error_of(check_tokens, tokens, chats, character_tokenizer(), max_seq_length=100)
+        assert words in str(error)

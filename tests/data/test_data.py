@@ -117,13 +117,14 @@ class TestBundledRows:
 
     def test_no_held_out_row_is_a_training_row_in_other_words(self):
         """Held-out rows and business prompts share less than a third of their words and pairs with any training row."""
-        from helpers.evaluation.metrics.contamination import similarity
+        from helpers.evaluation.metrics.contamination import nearest_examples
+        from helpers.evaluation.records import Prompt
 
         for task, column in (("alpaca", "input"), ("dolly", "context")):
             ask = [f"{row['instruction']} {row[column]}" for row in read_sample(task, "train")]
             apart = [f"{row['instruction']} {row[column]}" for row in read_sample(task, "heldout")]
             apart += [prompt["prompt"] for prompt in read_prompts()]
-            assert max(similarity(one, other) for one in apart for other in ask) < 0.33
+            assert max(each.score for each in nearest_examples([Prompt("p", text) for text in apart], ask)) < 0.33
 
     def test_their_parts_are_fixed(self):
         """Another seed reorders the training rows, and never moves a row between the parts."""
