@@ -14,8 +14,8 @@ from test_package import DIRECTIONS
 
 from helpers import __version__
 from tools.badges import notebook_badges, read_facts, read_release
+from tools.build_notebooks import build_all
 from tools.notebook_lint import check_notebook
-from tools.pairs import build_all
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

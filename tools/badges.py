@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 
 from helpers.core.errors import ConfigError, HelpersError
 from helpers.core.files import write_text
-from tools.pairs import cell_ids
+from tools.build_notebooks import cell_ids
 from tools.timings import minutes_on, read_timings
 
 __all__ = [

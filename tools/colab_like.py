@@ -1,4 +1,4 @@
-"""Run the notebooks as Colab or Kaggle would: in an environment with their packages, from each notebook's setup cell on.
+"""Run the notebooks as Colab or Kaggle would: with their packages, from each notebook's setup cell on.
 
     scripts/colab_like [colab_2026_08_py313]   the packages of a recorded list, tests/fixtures/NAME.txt
     scripts/colab_like newest                  the newest versions that the pins' own metadata allow

@@ -16,7 +16,7 @@ from typing import Any
 from helpers.cli.parameters import read_notebook, read_parameters
 from helpers.cli.tasks import TASKS, find_task
 from helpers.core.errors import HelpersError
-from tools.pairs import notebook_text
+from tools.build_notebooks import notebook_text
 
 __all__ = ["MEDIAN_LINES", "MOST_LINES", "PROSE_SHARE", "check_notebook", "expected_parameters"]
 

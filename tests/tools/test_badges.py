@@ -27,8 +27,7 @@ from tools.badges import (
     release_texts,
     rename_release,
 )
-from tools.pairs import build_all
-from tools.workshop_build import build_workshop
+from tools.build_notebooks import build_all, build_workshop
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"teaches": "to count", "gpu": "T4", "minutes_t4": 25, "download_gb": 4.1}

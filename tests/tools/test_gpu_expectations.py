@@ -16,8 +16,7 @@ from helpers.core.runs import RunDirectory
 from helpers.evaluation.config import build_evaluation_config
 from helpers.runtime.calibration import calibrate
 from helpers.runtime.hardware import require_gpu
-from tools.gpu_expectations import Expected, Profile, read_expectations
-from tools.gpu_findings import Facts, findings_table, gather_facts, judge
+from tools.gpu_checks import Expected, Facts, Profile, findings_table, gather_facts, judge, read_expectations
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTATIONS = ROOT / "tests" / "gpu_expectations.json"

@@ -9,8 +9,8 @@ import pytest
 
 from helpers.core.errors import RunError
 from tools.badges import notebook_badges, read_release
+from tools.build_notebooks import build_all, notebook_text
 from tools.notebook_lint import check_notebook, expected_parameters
-from tools.pairs import build_all, notebook_text
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))

@@ -15,7 +15,7 @@ from tools.badges import read_release
 from helpers.core.errors import ConfigError
 from helpers.workshop.checks.learning import recorded_run
 from helpers.workshop import CHECKS, check
-from tools.workshop_build import STUB, build_workshop, clean_text, solution_text, student_text
+from tools.build_notebooks import STUB, build_workshop, clean_text, solution_text, student_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "workshop" / "sources").glob("*.py"))
