@@ -602,6 +602,24 @@ from helpers.training.session import finish_run
 finish_run(run)
 
 # %% [markdown]
+# ## 10. Your own data
+#
+# Give `dataset_name` a file: .json, .jsonl, .csv, .tsv or .parquet. Its format is recognised by the columns.
+#
+# | format | a row |
+# |---|---|
+# | Alpaca; `input` may be empty or missing | `{"instruction": "Add.", "input": "2 and 3", "output": "5"}` |
+# | Dolly; `category` may be there | `{"instruction": "Add.", "context": "2 and 3", "response": "5"}` |
+# | OpenAI's and TRL's messages | `{"messages": [{"role": "user", "content": "Add. 2 and 3"}, {"role": "assistant", "content": "5"}]}` |
+# | ShareGPT | `{"conversations": [{"from": "human", "value": "Add. 2 and 3"}, {"from": "gpt", "value": "5"}]}` |
+# | TRL's prompt and completion, as text or messages | `{"prompt": "Add. 2 and 3", "completion": "5"}` |
+# | question and answer, input and output, … | `{"Question": "Add. 2 and 3", "Answer": "5"}` |
+# | any other, with `columns = "instruction=Frage, output=Antwort"` | `{"Frage": "Add. 2 and 3", "Antwort": "5"}` |
+#
+# Of a conversation each answer is learned. `python -m helpers data FILE` looks at a file before any training: rows,
+# columns, lengths, what is left out and why.
+
+# %% [markdown]
 # ## Summary
 #
 # - A row became messages, messages became text through one chat template, text became tokens, and only the answer's

@@ -18,7 +18,7 @@ from typing import Any
 from helpers.core.errors import ConfigError, DataError
 from helpers.data.readers import plain_value
 
-__all__ = ["Format", "RowError", "question_key", "recognise", "split_turns"]
+__all__ = ["Format", "RowError", "question_key", "read_messages", "recognise", "split_turns"]
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 _INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
@@ -197,6 +197,23 @@ def question_key(row: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def read_messages(turns: Sequence[Any], before: int = 0) -> list[dict[str, str]]:
+    """Return messages of any of the formats with the roles that templates know.
+
+    Args:
+        turns: As the source has them.
+        before: How many messages of the conversation come before.
+
+    Returns:
+        Dictionaries of `role` and `content`; a system message without text is left out.
+
+    Raises:
+        RowError: One is no message, or has what is not trained, such as tool calls.
+    """
+    messages = [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
+    return messages if messages[:1] != [{"role": "system", "content": ""}] else messages[1:]
+
+
 def split_turns(
     prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]
 ) -> list[tuple[list, list]]:
@@ -367,17 +384,11 @@ def _history(value: Any) -> list[dict[str, str]]:
         return []
     turns = _list_of(value)
     if isinstance(turns[0], Mapping):
-        return _messages(turns, 0)
+        return read_messages(turns)
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in turns):
         raise RowError("history is not pairs of question and answer")
     roles = ("user", "assistant")
     return [{"role": r, "content": _text(t, "history")} for pair in turns for r, t in zip(roles, pair, strict=True)]
-
-
-def _messages(turns: Sequence[Any], before: int) -> list[dict[str, str]]:
-    """Return messages with the roles that templates know; a system message without text is none."""
-    messages = [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
-    return messages if messages[:1] != [{"role": "system", "content": ""}] else messages[1:]
 
 
 def _message(turn: Any, place: int) -> dict[str, str]:
@@ -406,7 +417,7 @@ def _message(turn: Any, place: int) -> dict[str, str]:
 
 def _conversation(turns: Sequence[Any], system: list[dict[str, str]]) -> dict[str, Any]:
     """Return a whole conversation, of which each answer is learned."""
-    messages = _messages(turns, 0)
+    messages = read_messages(turns)
     if messages and messages[0]["role"] != "system":
         messages = [*system, *messages]
     _check_turns(messages, before=len(messages) - len(turns))
@@ -418,7 +429,7 @@ def _prompt_and_completion(asked: Any, answer: Any, system: list[dict[str, str]]
     """Return a prompt, of which nothing is learned, and its completion."""
     given = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
     learned = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    prompt, completion = _messages(given, 0), _messages(learned, len(given))
+    prompt, completion = read_messages(given), read_messages(learned, len(given))
     if not prompt:
         raise RowError("an empty prompt")
     prompt = prompt if prompt[0]["role"] == "system" else [*system, *prompt]

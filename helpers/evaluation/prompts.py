@@ -12,7 +12,7 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import DataError, EvaluationError
-from helpers.data.formats import RowError, recognise
+from helpers.data.formats import RowError, read_messages, recognise
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
 from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, rename_columns
@@ -100,6 +100,7 @@ def _read(path: Path) -> list[Any]:
 def _question(row: Any, place: int, file: str) -> Question:
     """Turn a row of a prompts file into a question."""
     where = f"{Path(file).name}, prompt {place}"
+    row = _without_turns(row)
     if not isinstance(row, Mapping):
         raise EvaluationError(where, "an object with a `prompt`", row, 'Write it as {"prompt": "..."}.')
     instruction = _text(row, _TEXT, where)
@@ -328,6 +329,19 @@ def _file_rows(path: str, task: str, seed: int) -> list[Row]:
             raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Mend the row.") from None
     random.Random(seed).shuffle(rows)  # noqa: S311 - a shuffle, not a secret
     return rename_columns(rows, task)
+
+
+def _without_turns(row: Any) -> Any:
+    """Return a prompt that is given as a conversation as its first question, with the answer as its reference."""
+    named = next((name for name in ("messages", "conversations") if isinstance(row, Mapping) and row.get(name)), None)
+    if named is None or not isinstance(row[named], list):
+        return row
+    try:
+        turns = read_messages(row[named])
+    except RowError:
+        return row
+    said = {turn["role"]: turn["content"] for turn in reversed(turns)}
+    return {**row, "prompt": said.get("user", ""), "reference": said.get("assistant")}
 
 
 def _first_exchange(row: Row) -> Row:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -146,6 +148,23 @@ class TestRecognise:
         """A list of texts is no data set."""
         with pytest.raises(DataError, match="expected rows with named columns"):
             recognise(rows, "a.json")
+
+
+class TestTexts:
+    """The tables of formats that users read."""
+
+    @pytest.mark.parametrize("file", ["README.md", "notebooks/alpaca_instruction.py"])
+    def test_each_row_is_an_example_that_loads(self, file):
+        """All ask the same and answer the same, whatever the format."""
+        text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
+        table = re.findall(r"^(?:# )?\| (.+) \| `(\{.+\})` \|$", text, re.MULTILINE)
+        assert len(table) == 7
+        for form, row in table:
+            columns = re.search('columns = "(.+)"', form)
+            _, out = converted([json.loads(row)], columns=columns and columns[1])
+            prompt = out["prompt"][0]["content"] if "prompt" in out else f"{out['instruction']} {out['input']}".strip()
+            answer = out["completion"][0]["content"] if "prompt" in out else out["output"]
+            assert (prompt, answer) == ("Add. 2 and 3", "5"), form
 
 
 class TestColumns:

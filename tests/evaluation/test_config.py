@@ -172,6 +172,13 @@ class TestPrompts:
         with pytest.raises(EvaluationError, match=words):
             read_questions(str(tmp_path / name))
 
+    def test_conversations_give_their_first_question(self, tmp_path):
+        """The first answer is the reference."""
+        turns = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "B?"}]
+        (tmp_path / "p.jsonl").write_text(json.dumps({"conversations": turns}))
+        (only,) = read_questions(str(tmp_path / "p.jsonl"))
+        assert (only.prompt.text, only.prompt.reference) == ("A?", "a")
+
     def test_more_than_there_are_is_refused(self):
         """The error says how many there are."""
         with pytest.raises(EvaluationError, match="at most 16"):
