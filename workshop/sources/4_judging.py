@@ -43,31 +43,22 @@ from helpers.workshop import check
 # %% [markdown]
 # ## 1. Opening a blind vote
 #
-# Two answers to one question stand side by side, on a phone one below the other. Which of them is the tuned model's was drawn
-# at random and is kept in a key. One pair is shown twice, with sides exchanged, to learn how consistent voters are.
+# Two answers to one question, A and B, stand side by side, on a phone one below the other. Which of them is the tuned
+# model's was drawn at random and is kept in a key. One pair is shown twice, with sides exchanged, to learn how consistent voters are.
 #
-# Here are one person's votes, and the key: for each item the question, then whose answer was left and right.
+# Here are one person's votes, and the key: for each item the question, then whose answer was A and whose B.
 
 # %%
-votes = {
-    "a": "left",
-    "b": "left",
-    "c": "right",
-    "d": "both_bad",
-    "e": "right",
-    "f": "left",
-    "g": "right",
-    "h": "right",
-}
+votes = {1: "A", 2: "A", 3: "B", 4: "both_bad", 5: "B", 6: "A", 7: "B", 8: "B"}
 key = {
-    "a": ("question 1", "tuned", "base"),
-    "b": ("question 2", "base", "tuned"),
-    "c": ("question 3", "base", "tuned"),
-    "d": ("question 4", "tuned", "base"),
-    "e": ("question 5", "base", "tuned"),
-    "f": ("question 6", "tuned", "base"),
-    "g": ("question 3", "tuned", "base"),
-    "h": ("question 7", "base", "tuned"),
+    1: ("question 1", "tuned", "base"),
+    2: ("question 2", "base", "tuned"),
+    3: ("question 3", "base", "tuned"),
+    4: ("question 4", "tuned", "base"),
+    5: ("question 5", "base", "tuned"),
+    6: ("question 6", "tuned", "base"),
+    7: ("question 3", "tuned", "base"),
+    8: ("question 7", "base", "tuned"),
 }
 
 # %% [markdown]
@@ -78,8 +69,8 @@ key = {
 # %% tags=["solution"]
 winners = {}
 for item, choice in votes.items():
-    question, left, right = key[item]
-    winners.setdefault(question, set()).add({"left": left, "right": right}.get(choice, "none"))
+    question, a, b = key[item]
+    winners.setdefault(question, set()).add({"A": a, "B": b}.get(choice, "none"))
 results = [found.pop() if len(found) == 1 else "none" for found in winners.values()]
 answer = [results.count("tuned"), results.count("none"), results.count("base")]
 

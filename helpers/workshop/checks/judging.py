@@ -28,7 +28,7 @@ def _leaks(answer: list[int]) -> str:
 
 _UNBLIND = same(
     [4, 2, 1],
-    "go vote by vote: which arm was on the preferred side? Then settle the pair that was shown twice.",
+    "go vote by vote: which arm was the preferred one? Then settle the pair that was shown twice.",
     [
         ([5, 1, 2], "a pair that was shown twice counts once, and here the two votes on it do not agree."),
         ([5, 1, 1], "one pair was voted on twice, and the votes differ. Does that person have a preference there?"),
@@ -43,7 +43,7 @@ _UNBLIND = same(
 
 JUDGING: dict[str, Check] = {
     "unblind": Check(
-        COUNTS, _UNBLIND, "nobody who votes on left and right can favour a model, not even without meaning to."
+        COUNTS, _UNBLIND, "nobody who votes on A and B can favour a model, not even without meaning to."
     ),
     "sign-test": Check(
         NUMBER,
