@@ -72,12 +72,16 @@ votes_file = None  # type: str  votes exported from vote.html, CSV files separat
 
 # %%
 import importlib.util
+import subprocess
+import sys
 
+source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
-    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", source], check=False)
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. On Kaggle: Settings, Internet on; then run again."
+found = importlib.util.find_spec("helpers")
+assert found, f"{source} could not be installed. Does this repository have that tag or branch? Is the network on (Kaggle: Settings, Internet on)? Then run again."
+assert found.submodule_search_locations, f"{found.origin} hides this project's package of that name: rename it, and restart the kernel."
 
 # %% [markdown]
 # The parameters are checked first, so that a typing mistake costs seconds and not a download.

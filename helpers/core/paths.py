@@ -88,7 +88,9 @@ def folder_name(name: Any) -> str:
         >>> folder_name("alpaca-smoke")
         'alpaca-smoke'
     """
-    good = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and not name.endswith(".")
+    if not isinstance(name, str):
+        raise ConfigError("run_name", "text, in quotes", name, "With papermill, give it by -r, not -p.")
+    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and not name.endswith(".")
     if not good or len(name) > LONGEST_NAME:
         raise ConfigError(
             "run_name",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import itertools
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from helpers.core.errors import ConfigError
 from helpers.core.secrets import redact, secrets_in
 
-__all__ = ["Settings", "coerce", "nearest", "setting"]
+__all__ = ["Settings", "coerce", "nearest", "refuse_undeclared", "setting"]
+
+INJECTED = "# Parameters\n"
+"""How papermill's cell of injected parameters begins."""
 
 
 def setting(
@@ -99,6 +104,27 @@ def coerce(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
         _check_text(name, converted)
     _check_range(name, converted, kind, limits)
     return converted
+
+
+def refuse_undeclared(namespace: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise if plain papermill injected a parameter into a notebook that it does not have.
+
+    papermill only warns of one (papermill issue 667) and goes on with the defaults.
+
+    Args:
+        namespace: The notebook's `globals()`; `In` holds the cells that ran.
+        known: The notebook's parameters.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    for source in namespace.get("In", ()):
+        if not source.startswith(INJECTED):
+            continue
+        targets = [node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        for name in (each.id for each in itertools.chain(*targets) if isinstance(each, ast.Name)):
+            if name not in known:
+                raise ConfigError(name, "the name of a parameter", namespace.get(name), nearest(name, sorted(known)))
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

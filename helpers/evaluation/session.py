@@ -11,6 +11,7 @@ from helpers.core.config import RunConfig
 from helpers.core.files import file_sha256, write_json
 from helpers.core.lock import hold_lock
 from helpers.core.runs import RunDirectory, check_run, now, open_run, runs_root
+from helpers.core.settings import refuse_undeclared
 from helpers.display.style import Drawing
 from helpers.evaluation.adapter import WEIGHTS, AdapterSource
 from helpers.evaluation.arms import AA_TEMPERATURE
@@ -55,6 +56,7 @@ def configure_evaluation(namespace: Mapping[str, Any]) -> EvaluationConfig:
         ConfigError: A parameter is wrong.
         StackError: The preset needs a GPU and there is none.
     """
+    refuse_undeclared(namespace, {"preset", "resume", "run_name", *evaluation_parameters()})
     given = {name: namespace[name] for name in evaluation_parameters() if name in namespace}
     preset, run_name = namespace["preset"], namespace.get("run_name")
     build_evaluation_config(preset="colab-t4" if preset == "auto" else preset, run_name=run_name, **given)

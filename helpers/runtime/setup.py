@@ -26,8 +26,8 @@ __all__ = ["quiet_libraries", "read_secret", "setup_notebook"]
 def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
     """Make a notebook's kernel ready, or say what to do: the whole of a setup cell.
 
-    On Colab and Kaggle it installs what `install_plan` says; elsewhere it installs nothing. It prints what it found
-    and ends with one line that begins with "ready:".
+    On Colab and Kaggle it installs what `install_plan` says; elsewhere it installs nothing. It prints one line, which
+    begins with "ready:", or all that the doctor found.
 
     Args:
         smoke: Preset smoke is going to be used, so its small model is needed too.
@@ -44,10 +44,10 @@ def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
     _refuse_python()
     _refuse_stale()
     needed = (*NEEDED, *(SMOKE if smoke else ()))
-    if hardware.where() != "local":
-        _install_until_done(needed)
+    installed = _install_until_done(needed) if hardware.where() != "local" else 0
     report = doctor(needed=needed)
-    print(report)
+    added = f", {installed} packages installed" if installed else ""
+    print(report.verdict() + added if report.ok else report)
     if not report.ok:
         remedy = report.problems[0].remedy or "See the report above"
         raise StackError("environment", "no problems", report.verdict(), f"First: {remedy}.")
@@ -114,9 +114,14 @@ def _restart() -> str:
     }[hardware.where()]
 
 
-def _install_until_done(needed: Sequence[str]) -> None:
-    """Plan and install until nothing is left: new wheels bring requirements that were not known before."""
+def _install_until_done(needed: Sequence[str]) -> int:
+    """Plan and install until nothing is left: new wheels bring requirements that were not known before.
+
+    Returns:
+        How many packages were installed.
+    """
     lock, waivers = read_lock(), read_waivers()
+    installed: set[str] = set()
     half_imported: set[str] = set()
     for _ in range(5):
         plan = install_plan(installed_versions(), lock, needed=needed, waivers=waivers)
@@ -124,9 +129,11 @@ def _install_until_done(needed: Sequence[str]) -> None:
             break
         half_imported |= {name for name in plan.replaced if _imported(name)}
         _pip_install(plan.install)
+        installed |= set(plan.install)
     if half_imported:
         names = ", ".join(sorted(half_imported))
         raise StackError("kernel", "nothing imported that had to be replaced", names, _restart())
+    return len(installed)
 
 
 def _imported(name: str) -> bool:
@@ -138,7 +145,6 @@ def _imported(name: str) -> bool:
 
 
 def _pip_install(requirements: Sequence[str]) -> None:
-    print(f"installing {len(requirements)} packages: {', '.join(requirements)}", flush=True)
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
     importlib.invalidate_caches()

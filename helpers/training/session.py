@@ -14,6 +14,7 @@ from helpers.core.files import read_json
 from helpers.core.lock import hold_lock
 from helpers.core.processes import on_main, place
 from helpers.core.runs import CONFIG, RunDirectory, check_run, open_run, runs_root
+from helpers.core.settings import refuse_undeclared
 from helpers.core.shares import local_config, share_out
 from helpers.data.chat_templates import template_sha256
 from helpers.data.rows import Rows, data_fingerprint
@@ -194,6 +195,7 @@ def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
     Returns:
         The checked configuration; see `configure`.
     """
+    refuse_undeclared(namespace, {"preset", "resume", "run_name", *parameters(task)})
     given = {name: namespace[name] for name in parameters(task) if name in namespace}
     return configure(task, preset=namespace["preset"], run_name=namespace.get("run_name"), **given)
 

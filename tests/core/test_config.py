@@ -190,13 +190,18 @@ class TestErrors:
         )
 
     @pytest.mark.parametrize(
-        "name", ["../x", "a/b", "/tmp/x", "..", ".hidden", "a b", "a\n", "x" * 101, "C:\\x", "é", 5, "-x"]
+        "name", ["../x", "a/b", "/tmp/x", "..", ".hidden", "a b", "a\n", "x" * 101, "C:\\x", "é", "-x"]
     )
     def test_a_run_name_that_could_leave_its_folder(self, name):
         """Only plain folder names are run names."""
         error = error_of(run_name=name)
         assert (error.field, error.got) == ("run_name", name)
         assert error.remedy == "It names a folder under runs/ and cannot lead out of it."
+
+    def test_a_run_name_that_is_a_number(self):
+        """YAML, and so `papermill -p`, reads 2026 as one."""
+        expected = "run_name: expected text, in quotes, got 2026. With papermill, give it by -r, not -p."
+        assert str(error_of(run_name=2026)) == expected
 
     @pytest.mark.parametrize("name", ["a", "A-1_b.c", "9", "x" * 100])
     def test_plain_run_names(self, name):

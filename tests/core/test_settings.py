@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from helpers.core.errors import ConfigError
-from helpers.core.settings import Settings, coerce, nearest, setting
+from helpers.core.settings import Settings, coerce, nearest, refuse_undeclared, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,3 +135,21 @@ class TestNearest:
     def test_else_all_names_are_listed(self):
         """A name like no other gets the list."""
         assert nearest("zzz", ["seed", "learning_rate"]) == "Known are: seed, learning_rate."
+
+
+class TestUndeclared:
+    """What plain papermill injects."""
+
+    @pytest.mark.parametrize(
+        "source", ["# Parameters\nmax_step = 1\n", '# Parameters\nmax_steps = 2\nmax_step = "a"\n']
+    )
+    def test_a_parameter_that_the_notebook_lacks_is_refused(self, source):
+        """Papermill would go on with the default of the one that was meant."""
+        namespace = {"In": ["", "max_steps = None", source], "max_step": 1}
+        with pytest.raises(ConfigError, match=r"^max_step: .*got 1\. Did you mean max_steps\?"):
+            refuse_undeclared(namespace, {"max_steps", "seed"})
+
+    def test_what_the_user_wrote_is_left_alone(self):
+        """Other cells may hold whatever names they like, and a script has no cells."""
+        refuse_undeclared({"In": ["", "max_step = 1", "# Parameters\nmax_steps = 3\n"]}, {"max_steps"})
+        refuse_undeclared({"max_step": 1}, {"max_steps"})

@@ -33,12 +33,16 @@
 
 # %%
 import importlib.util
+import subprocess
+import sys
 
+source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
 if importlib.util.find_spec("helpers") is None:
-    source = "git+https://github.com/mistral-qlora/mistral-qlora-notebooks@main"
-    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {source}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", source], check=False)
     importlib.invalidate_caches()
-    assert importlib.util.find_spec("helpers"), f"{source} could not be installed. Is the network on? Then run again."
+found = importlib.util.find_spec("helpers")
+assert found, f"{source} could not be installed. Does this repository have that tag or branch? Is the network on (Kaggle: Settings, Internet on)? Then run again."
+assert found.submodule_search_locations, f"{found.origin} hides this project's package of that name: rename it, and restart the kernel."
 
 # %% [markdown]
 # Now the packages that the small model needs. On Colab the cell installs what is missing, which takes a few minutes;
