@@ -429,14 +429,19 @@ for name, proof in proofs.items():
 
 # %% [markdown]
 # Optional: one GGUF file, the format of llama.cpp and of the programs built on it. It is read back and compared with
-# the merged model. Set `gguf_quantization` to ask for it.
+# the merged model. Set `gguf_quantization` to ask for it. Beside it lies a `Modelfile`, with the template and the system
+# prompt of this training: in that folder, `ollama create mine -f Modelfile` and `ollama run mine` start a chat.
 
 # %%
 from helpers.export import export_gguf
 
 if config.export.gguf_quantization:
     wanted = config.export.gguf_quantization
-    file = export_gguf(merged_folder, run.path / "gguf", quantization=wanted)
+    file = export_gguf(
+        merged_folder, run.path / "gguf", quantization=wanted,
+        system=system_prompt, max_seq_length=config.model.max_seq_length,
+    )
+    write_card(run.path / "gguf", run, config, verification=file.verification())
     print(f"{file.file}: {file.tensors} tensors compared, worst error {file.worst_error:.2g}")
 
 # %% [markdown]

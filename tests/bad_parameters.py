@@ -6,6 +6,7 @@ The action gets an empty folder and does what a user's mistake leads to; the wor
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from helpers.__main__ import main
 from helpers.cli.plan import parse_gpu
@@ -15,7 +16,7 @@ from helpers.core.config import build_config
 from helpers.core.lock import hold_lock
 from helpers.core.runs import check_run, runs_root
 from helpers.evaluation.config import build_evaluation_config
-from helpers.export.gguf import find_llama_quantize
+from helpers.memory.disk import find_llama_quantize
 from helpers.model.smollm2 import smollm2_folder
 from helpers.training.persist import persist_folder
 from helpers.training.tracking import require_tracker
@@ -148,7 +149,7 @@ ENVIRONMENT = [
     ("HELPERS_RUNS_DIR", "/proc/runs", lambda: hold_lock(runs_root() / "run"), "a folder that can be written"),
     ("HELPERS_CACHE_DIR", "{file}", smollm2_folder, "^disk: .*269 MB; HELPERS_CACHE_DIR names"),
     ("HELPERS_CACHE_DIR", "/proc/cache", smollm2_folder, "^disk: .*269 MB; HELPERS_CACHE_DIR names"),
-    ("PATH", "{folder}", find_llama_quantize, "^gguf_quantization: .*llama-quantize"),
+    ("PATH", "{folder}", partial(find_llama_quantize, "q4_k_m"), "^gguf_quantization: .*llama-quantize"),
 ]  # fmt: skip
 
 COMMANDS = [

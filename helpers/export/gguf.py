@@ -7,24 +7,23 @@ files that were verified. Types that only llama.cpp's `llama-quantize` can make 
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError, StackError
+from helpers.core.files import require_space, write_text
 from helpers.export.folders import read_settings, record_export, staged_folder
 from helpers.export.gguf_check import check_gguf
 from helpers.export.gguf_tensors import gguf_tensors, read_tensor
 from helpers.export.gguf_vocab import read_vocabulary
-from helpers.memory.disk import GGUF_BITS
+from helpers.export.serve import modelfile
+from helpers.export.verdict import Verification
+from helpers.memory.disk import GGUF_BITS, find_llama_quantize, gguf_bytes
+from helpers.model.distance import Check
 
-__all__ = ["GgufResult", "export_gguf", "find_llama_quantize"]
-
-DIRECT = ("f16", "bf16", "q8_0")
-"""Types that are written here."""
+__all__ = ["GgufResult", "export_gguf"]
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,31 @@ class GgufResult:
     limit: float
     bytes: int
 
+    def verification(self) -> Verification:
+        """Return what was compared, for a model card."""
+        values = f"{self.tensors} tensors compared; worst relative error {self.worst_error:.2g} (limit {self.limit:g})."
+        same = "Tokens, their types, special ids and chat template are the merged model's."
+        return Verification("gguf", (Check("weights in the file", True, values), Check("tokenizer", True, same)))
+
 
 def export_gguf(
-    merged: Path | str, folder: Path | str, *, quantization: str = "q8_0", name: str | None = None
+    merged: Path | str,
+    folder: Path | str,
+    *,
+    quantization: str = "q8_0",
+    name: str | None = None,
+    system: str | None = None,
+    max_seq_length: int = 2048,
 ) -> GgufResult:
-    """Write a merged Mistral or Llama model as one GGUF file and compare it with what it was made from.
+    """Write a merged Mistral or Llama model as one GGUF file, with Ollama's Modelfile beside it, and compare the two.
 
     Args:
         merged: What `merge_16bit` wrote and `verify_merged` passed.
         folder: Where to: missing, empty, or an earlier export.
         quantization: "f16", "bf16" or "q8_0"; "q6_k", "q5_k_m" and "q4_k_m" where llama.cpp's llama-quantize is found.
         name: The model's name in the file.
+        system: The system prompt of the training, for the Modelfile.
+        max_seq_length: Longest conversation, in tokens, for the Modelfile.
 
     Returns:
         What was written, and how near it is.
@@ -71,9 +84,10 @@ def export_gguf(
     if quantization not in GGUF_BITS:
         remedy = "Use q8_0 if in doubt."
         raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization, remedy)
-    tool = None if quantization in DIRECT else find_llama_quantize()
+    tool = find_llama_quantize(quantization)
     config = _read_config(merged)
-    _check_room(config, merged, folder, quantization)
+    weights = sum(path.stat().st_size for path in merged.glob("*.safetensors")) // 2
+    require_space(folder, gguf_bytes(weights, quantization), f"GGUF, {quantization}")
     with staged_folder(folder) as staged:
         file = staged / f"model-{quantization}.gguf"
         name = name or f"{config['model_type'].capitalize()} fine-tuned"
@@ -83,30 +97,18 @@ def export_gguf(
             _write(merged, config, staged / "f16.gguf", "f16", name)
             _quantize(tool, staged / "f16.gguf", file, quantization)
         tensors, worst, limit = check_gguf(file, merged, config, quantization)
+        vocabulary = read_vocabulary(merged, config["vocab_size"])
+        ask = modelfile(
+            file.name,
+            vocabulary.chat_template,
+            eos=vocabulary.tokens[vocabulary.special["eos"]],
+            system=system,
+            max_seq_length=max_seq_length,
+        )
+        write_text(staged / "Modelfile", ask)
         size = file.stat().st_size
         record_export(staged, kind="gguf", quantization=quantization)
     return GgufResult(str(folder / file.name), quantization, tensors, worst, limit, size)
-
-
-def find_llama_quantize() -> Path:
-    """Return llama.cpp's quantizer: on the path, or where Unsloth puts it.
-
-    Raises:
-        StackError: It is not there; how to get it.
-    """
-    unsloth = os.environ.get("UNSLOTH_LLAMA_CPP_PATH") or str(Path.home() / ".unsloth" / "llama.cpp")
-    found = shutil.which("llama-quantize") or shutil.which(
-        "llama-quantize", path=f"{unsloth}{os.pathsep}{unsloth}/build/bin"
-    )
-    if found:
-        return Path(found)
-    raise StackError(
-        "gguf_quantization",
-        f"one of {', '.join(DIRECT)}, or llama.cpp's program llama-quantize",
-        "no llama-quantize",
-        "Install llama.cpp (https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put "
-        "llama-quantize on the PATH; q8_0 needs no tool.",
-    )
 
 
 def _read_config(merged: Path) -> dict[str, Any]:
@@ -127,18 +129,6 @@ def _read_config(merged: Path) -> dict[str, Any]:
             "Use llama.cpp's convert_hf_to_gguf.py.",
         )
     return config
-
-
-def _check_room(config: dict[str, Any], merged: Path, folder: Path, quantization: str) -> None:
-    """Raise when the disk is too small."""
-    weights = sum(p.stat().st_size for p in merged.glob("*.safetensors")) / 2
-    needed = int(weights * (GGUF_BITS[quantization] / 8 + (0 if quantization in DIRECT else 2))) + 2**25
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ExportError(
-            "disk", f"{needed:,} bytes free at {place} for GGUF {quantization}", free, "Nothing was written."
-        )
 
 
 def _write(merged: Path, config: dict[str, Any], file: Path, quantization: str, name: str) -> None:

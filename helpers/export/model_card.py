@@ -13,31 +13,23 @@ from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
 from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
 from helpers.export.markdown import fence, table
+from helpers.export.serve import loading_lines, serving_lines, sixteen_bit_name
 from helpers.export.verdict import Verification
-from helpers.model.load import model_source
 from helpers.runtime.lockfile import installed_versions
 
 __all__ = ["hub_name", "model_card", "write_card"]
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-LOAD = {
-    "adapter": """\
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoPeftModelForCausalLM.from_pretrained("{name}", device_map="auto")
-messages = [{{"role": "user", "content": "Hello"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
-    "merged": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
-messages = [{{"role": "user", "content": "Hello"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs.to(model.device), max_new_tokens=200)[0]))""",
+KINDS = {
+    # kind: (what it is, what the Hub calls its library)
+    "adapter": ("A LoRA adapter for", "peft"),
+    "merged": ("A 16-bit model, merged from a LoRA adapter and its base, from", "transformers"),
+    "gguf": ("A GGUF file for llama.cpp and Ollama, made of a LoRA adapter merged into", "gguf"),
 }
+
+READERS = "transformers 4.46 and newer, PEFT 0.14 and newer"
+"""Checked file by file at each verification, and with these versions by scripts/check_readers."""
 
 
 def hub_name(model_name: str) -> str | None:
@@ -50,7 +42,7 @@ def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **optio
     """Write `README.md` beside the weights.
 
     Args:
-        folder: The adapter or the merged model; which of them is seen from its files.
+        folder: An adapter, a merged model or a GGUF folder; which of them is seen from its files.
         run: The run, with manifest and metrics.
         config: The run's configuration.
         **options: `verification`, `name`, `licence`, as for `model_card`.
@@ -61,10 +53,12 @@ def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **optio
     Raises:
         RunError: The disk refuses.
     """
-    path = Path(folder) / "README.md"
-    kind = "adapter" if (Path(folder) / "adapter_config.json").is_file() else "merged"
-    write_text(path, model_card(run, config, kind=kind, **options))
-    return path
+    folder = Path(folder)
+    kind = (
+        "adapter" if (folder / "adapter_config.json").is_file() else "gguf" if any(folder.glob("*.gguf")) else "merged"
+    )
+    write_text(folder / "README.md", model_card(run, config, kind=kind, **options))
+    return folder / "README.md"
 
 
 def model_card(
@@ -81,9 +75,9 @@ def model_card(
     Args:
         run: The run, with manifest and metrics.
         config: The run's configuration.
-        kind: "adapter" or "merged".
+        kind: "adapter", "merged" or "gguf".
         verification: Of this export.
-        name: The repository's name on the Hub, for the lines that load it; by default the run's name.
+        name: The repository's name on the Hub, for the lines that load it; by default the folder itself.
         licence: Licence of the result, as the Hub writes it; by default the base model's if it is known here.
 
     Returns:
@@ -92,25 +86,25 @@ def model_card(
     Raises:
         ConfigError: `kind` is unknown.
     """
-    if kind not in LOAD:
-        raise ConfigError("kind", "adapter or merged", kind, "Correct the name.")
+    if kind not in KINDS:
+        raise ConfigError("kind", "adapter, merged or gguf", kind, "Correct the name.")
     licence = licence or BASE_LICENCES.get(config.model.model_name)
     parts = [
         f"# {run.path.name}",
         _opening(config, kind),
-        "## How to load",
-        fence(LOAD[kind].format(name=name or run.path.name), "python"),
+        *_use(config, kind, name),
         "## Data",
         _data(config),
         "## Training",
         table(_parameters(config)),
         _losses(run.metrics()),
+        *_kept(run.metrics(), kind),
         "## Verification",
         _verified(verification),
         "## Intended use and limits",
         _limits(config),
         "## Made with",
-        table(_versions(run.manifest())),
+        table(_versions(run.manifest(), config)),
     ]
     return f"---\n{_front_matter(config, kind, licence)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -119,17 +113,14 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     """Return the metadata that the Hub reads; what it would not know is left out."""
     from huggingface_hub import ModelCardData
 
-    data = config.data.dataset_name
-    alias = HUB_NAMES.get(config.model.model_name)
-    base = alias or model_source(config.model)[0]
-    known = bool(HUB_ID.fullmatch(base)) and not Path(base).exists()
+    data, base = config.data.dataset_name, hub_name(config.model.model_name)
     values = {
-        "base_model": base if known else None,
-        "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if known else None,
+        "base_model": base,
+        "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if base else None,
         "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None,
         "language": "en",
         "license": licence,
-        "library_name": "peft" if kind == "adapter" else "transformers",
+        "library_name": KINDS[kind][1],
         "pipeline_tag": "text-generation",
         "tags": [
             *(
@@ -148,12 +139,39 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
 
 
 def _opening(config: RunConfig, kind: str) -> str:
-    """Say what this is."""
-    what = "A LoRA adapter for" if kind == "adapter" else "A 16-bit model, merged from a LoRA adapter and its base,"
+    """Say what this is, and which bases it has: the one that it was trained on, and the one in 16 bit."""
     held = "in 4 bit (NF4)" if config.model.load_in_4bit else "without quantization"
-    verb = "" if kind == "adapter" else " from"
     model, data = _shown(config.model.model_name), _shown(config.data.dataset_name)
-    return f"{what}{verb} `{model}`, trained on `{data}` with the base held {held}."
+    lines = [f"{KINDS[kind][0]} `{model}`, trained on `{data}` with the base held {held}."]
+    base = hub_name(config.model.model_name)
+    if config.model.model_name in HUB_NAMES:
+        lines.append(
+            f"The base is `{base}`, whose weights were rounded to 4 bit (Q4_1) before training, so that they come with "
+            "a package of 90 MB: the model on the Hub is not exactly it."
+        )
+    elif base and config.model.load_in_4bit and kind == "adapter":
+        lines.append(
+            f"In 4 bit its base is `{base}`. CPUs, Macs, llama.cpp and vLLM need it in 16 bit: "
+            f"`{sixteen_bit_name(base)}`, which is not exactly the model that it was trained on."
+        )
+    return "\n\n".join(lines)
+
+
+def _use(config: RunConfig, kind: str, name: str | None) -> list[str]:
+    """Say how to load and how to serve it."""
+    base, system = hub_name(config.model.model_name), config.data.system_prompt
+    here = "" if name else "Run this in the folder that holds this file, or put its path in place of the dot."
+    loading = (
+        [] if kind == "gguf" else ["## How to load", here, fence(loading_lines(kind, name or ".", system), "python")]
+    )
+    serving = serving_lines(kind, name or ".", base=base, rank=config.adapter.lora_rank)
+    return [part for part in (*loading, "## How to serve", fence(serving, "bash")) if part]
+
+
+def _kept(metrics: Mapping[str, Any], kind: str) -> list[str]:
+    """Say how much of the held-out gain this export keeps, if that was measured."""
+    kept = (metrics.get("gain_kept") or {}).get(kind)
+    return [str(kept["text"])] if kept else []
 
 
 def _data(config: RunConfig) -> str:
@@ -226,7 +244,9 @@ def _verified(verification: Verification | None) -> str:
         return "This export was not verified."
     rows = {check.name: f"{check.result}. {check.detail}" for check in verification.checks}
     meaning = {
-        "PASS": "reloaded in a fresh process, without Unsloth, it is the tuned model.",
+        "PASS": "read back and compared with what it was made from."
+        if verification.name == "gguf"
+        else "reloaded in a fresh process, without Unsloth, it is the tuned model.",
         "FAIL": "this export is not the tuned model. Do not use it.",
         "CANNOT TELL": "not proven. Training moved too little for its effect to be seen beside rounding.",
     }
@@ -249,13 +269,17 @@ def _limits(config: RunConfig) -> str:
     )
 
 
-def _versions(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _versions(manifest: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     """Return the versions of what trained it."""
     versions = manifest.get("versions") or {
         k: v for k, v in installed_versions().items() if k in ("peft", "torch", "transformers", "trl", "unsloth")
     }
     gpus = (manifest.get("hardware") or {}).get("gpus") or ["none"]
-    return {**versions, "GPU": ", ".join(gpus)}
+    commits = {
+        "base model": f"{_shown(config.model.model_name)} at {manifest.get('base_commit') or 'no known commit'}",
+        "data set": f"{_shown(config.data.dataset_name)} at {manifest.get('data_commit') or 'no known commit'}",
+    }
+    return {**versions, "GPU": ", ".join(gpus), **commits, "read by": READERS}
 
 
 def _shown(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError
 from helpers.export.tensors import count_parameters
-from helpers.memory.disk import ALLOWANCE, GGUF_BITS
+from helpers.memory.disk import ALLOWANCE, GGUF_BITS, gguf_bytes
 
 __all__ = ["SpaceNeed", "available_memory", "describe_needs", "estimate_needs", "preflight"]
 
@@ -58,8 +58,7 @@ def estimate_needs(
         if gguf not in GGUF_BITS:
             expected = f"one of {', '.join(GGUF_BITS)}"
             raise ConfigError("gguf_quantization", expected, gguf, "Use q8_0 if in doubt.")
-        between = 0 if gguf in ("f16", "bf16", "q8_0") else 2 * weights  # llama-quantize reads a 16-bit file
-        needs.append(SpaceNeed(f"GGUF, {gguf}", int(weights * GGUF_BITS[gguf] / 8) + between + ALLOWANCE, 14 * largest))
+        needs.append(SpaceNeed(f"GGUF, {gguf}", gguf_bytes(weights, gguf), 14 * largest))
     return tuple(needs)
 
 

@@ -1,4 +1,4 @@
-"""Does the disk hold what a run will write? Told from the model's shape, before anything is downloaded.
+"""Does the disk hold what a run will write, and can it be written? Told before anything is downloaded.
 
 `helpers.training.failures.preflight_disk` and `helpers.export.preflight` look again, at the model in memory, before
 they write.
@@ -6,14 +6,28 @@ they write.
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 from helpers.core.config import RunConfig
+from helpers.core.errors import StackError
 from helpers.core.files import folder_bytes, require_space
 from helpers.core.runs import RunDirectory
 from helpers.core.text import format_bytes
 from helpers.memory.plan import shape_for
 from helpers.memory.shapes import ModelShape
 
-__all__ = ["ALLOWANCE", "GGUF_BITS", "KEPT", "SMALL_FILES", "disk_needs", "preflight_room"]
+__all__ = [
+    "ALLOWANCE",
+    "GGUF_BITS",
+    "KEPT",
+    "SMALL_FILES",
+    "disk_needs",
+    "find_llama_quantize",
+    "gguf_bytes",
+    "preflight_room",
+]
 
 KEPT = 2
 """How many complete checkpoints a run keeps."""
@@ -27,6 +41,15 @@ ALLOWANCE = 32 * 2**20
 
 GGUF_BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
 """Bits a weight takes, scales included: https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md."""
+
+COLAB_QUANTIZE = (
+    "!apt-get -qq install cmake && git clone --depth 1 https://github.com/ggml-org/llama.cpp ~/.unsloth/llama.cpp && "
+    "cd ~/.unsloth/llama.cpp && cmake -B build -DLLAMA_CURL=OFF && cmake --build build --target llama-quantize -j"
+)
+"""Builds the quantizer on Colab, in a few minutes."""
+
+GGUF_WRITTEN = ("f16", "bf16", "q8_0")
+"""Types that are written here; the others are left to llama.cpp's `llama-quantize`."""
 
 TRAINED_BYTES = 12
 """Of a trained number in a checkpoint, at most: itself and AdamW's two moments in float32."""
@@ -58,9 +81,46 @@ def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
         return needs
     needs["the merged model"] = 2 * weights + ALLOWANCE
     if kind := config.export.gguf_quantization:
-        between = 0 if kind in ("f16", "bf16", "q8_0") else 2 * weights  # llama-quantize reads a 16-bit file
-        needs[f"GGUF, {kind}"] = int(weights * GGUF_BITS[kind] / 8) + between + ALLOWANCE
+        needs[f"GGUF, {kind}"] = gguf_bytes(weights, kind)
     return needs
+
+
+def gguf_bytes(weights: int, kind: str) -> int:
+    """Return what writing a GGUF file takes, in bytes.
+
+    Args:
+        weights: The model's number of weights.
+        kind: A key of `GGUF_BITS`.
+    """
+    between = 0 if kind in GGUF_WRITTEN else 2 * weights  # llama-quantize reads a 16-bit file
+    return int(weights * GGUF_BITS[kind] / 8) + between + ALLOWANCE
+
+
+def find_llama_quantize(kind: str) -> Path | None:
+    """Return llama.cpp's quantizer, on the path or where Unsloth puts it; None for a type that needs none.
+
+    Args:
+        kind: A key of `GGUF_BITS`.
+
+    Raises:
+        StackError: It is needed and not there; how to get it, and what works without.
+    """
+    if kind in GGUF_WRITTEN:
+        return None
+    unsloth = os.environ.get("UNSLOTH_LLAMA_CPP_PATH") or str(Path.home() / ".unsloth" / "llama.cpp")
+    found = shutil.which("llama-quantize") or shutil.which(
+        "llama-quantize", path=f"{unsloth}{os.pathsep}{unsloth}/build/bin"
+    )
+    if found:
+        return Path(found)
+    raise StackError(
+        "gguf_quantization",
+        f"one of {', '.join(GGUF_WRITTEN)}, or llama.cpp's program llama-quantize for {kind}",
+        "no llama-quantize",
+        'Set gguf_quantization = "q8_0", which needs no tool, or install llama.cpp '
+        "(https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put llama-quantize on the "
+        f"PATH. On Colab: {COLAB_QUANTIZE}",
+    )
 
 
 def preflight_room(run: RunDirectory, config: RunConfig) -> str:
@@ -75,7 +135,10 @@ def preflight_room(run: RunDirectory, config: RunConfig) -> str:
 
     Raises:
         RunError: Too little is free.
+        StackError: A GGUF type is asked for that only llama-quantize makes, and it is not there.
     """
+    if config.export.gguf_quantization:
+        find_llama_quantize(config.export.gguf_quantization)
     shape = shape_for(config)
     if shape is None:
         return f"The shape of {config.model.model_name} is not known yet, so its files are not predicted."

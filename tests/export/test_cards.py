@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
+from tuned import tuned_mistral
 
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
 from helpers.core.runs import RunDirectory
+from helpers.export.gguf import GgufResult
+from helpers.export.loadable import save_adapter
+from helpers.export.merge import merge_16bit
 from helpers.export.model_card import model_card, write_card
 from helpers.export.verdict import Verification
 from helpers.model.distance import Check
@@ -58,7 +65,9 @@ def test_merged_card_belongs_to_transformers(run):
     """A merged model is a fine-tune, loaded by transformers."""
     meta, text = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="merged", name="ada/tuned"))
     assert (meta["library_name"], meta["base_model_relation"]) == ("transformers", "finetune")
-    assert 'AutoModelForCausalLM.from_pretrained("ada/tuned"' in text
+    assert 'name = "ada/tuned"' in text
+    assert "AutoModelForCausalLM.from_pretrained(name" in text
+    assert "vllm serve ada/tuned" in text
     assert "This export was not verified." in text
 
 
@@ -87,6 +96,68 @@ def test_loss_that_did_not_fall_is_said(run):
     assert "includes no improvement" in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
     run.update_metrics(eval_loss_change={"mean": 0.2, "low": 0.1, "high": 0.3, "rows": 24})
     assert "The loss rose." in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
+
+
+def test_adapter_card_names_both_bases_and_their_commits(run):
+    """The 4-bit model that was trained on, and the 16-bit one that CPUs, llama.cpp and vLLM need."""
+    run.update_manifest(base_commit="a" * 40, data_commit="b" * 40)
+    _, text = parts(model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter"))
+    assert "`unsloth/mistral-7b-instruct-v0.3-bnb-4bit`" in text
+    assert "`unsloth/mistral-7b-instruct-v0.3`, which is not exactly the model" in text
+    assert "vllm serve unsloth/mistral-7b-instruct-v0.3 --enable-lora --max-lora-rank 16" in text
+    assert "| base model | mistral-7b-instruct at " + "a" * 40 in text
+    assert "at " + "b" * 40 in text
+    assert "transformers 4.46 and newer" in text
+
+
+def test_smoke_card_says_that_the_base_was_rounded(run):
+    """The bundled model is not exactly the one on the Hub."""
+    meta, text = parts(model_card(run, build_config("alpaca", preset="smoke"), kind="adapter"))
+    assert meta["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "rounded to 4 bit (Q4_1) before training" in text
+
+
+def test_gguf_card_ends_in_ollama(run, tmp_path):
+    """A GGUF folder gets a card of its own, with what was compared and two lines for Ollama."""
+    (tmp_path / "model-q8_0.gguf").write_bytes(b"GGUF")
+    result = GgufResult("model-q8_0.gguf", "q8_0", 21, 0.005, 0.01, 4)
+    options = {"verification": result.verification(), "name": "ada/tuned"}
+    meta, text = parts(write_card(tmp_path, run, build_config("dolly", preset="colab-t4"), **options).read_text())
+    assert meta["library_name"] == "gguf"
+    assert "ollama create tuned -f Modelfile\nollama run tuned" in text
+    assert "PASS: read back and compared" in text
+    assert "21 tensors compared; worst relative error 0.005 (limit 0.01)." in text
+
+
+def test_what_cannot_be_told_is_said(run):
+    """The third result is neither a pass nor a failure."""
+    unclear = Verification("adapter", (Check("effect of the adapter", None, "Too faint."),))
+    text = model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter", verification=unclear)
+    assert "CANNOT TELL: not proven." in text
+    assert "| effect of the adapter | CANNOT TELL. Too faint. |" in text
+
+
+STRANGER = """
+import contextlib, io, re, sys, warnings
+warnings.simplefilter("ignore")
+code = re.search("```python\\n(.*?)```", open(sys.argv[1] + "/README.md").read(), re.DOTALL).group(1)
+code = code.replace('name = "."', f"name = {sys.argv[2]!r}").replace("=200", "=4")
+exec(code)
+print("ANSWERED", answer.shape[1] - inputs["input_ids"].shape[1])
+"""
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_loading_lines_work(run, kind, tiny_mistral, tmp_path):
+    """Run as a stranger would: copied elsewhere, from that folder as they stand, and from another one with its path."""
+    save = {"adapter": save_adapter, "merged": merge_16bit}[kind]
+    save(*tuned_mistral(tiny_mistral), tmp_path / kind)
+    write_card(tmp_path / kind, run, build_config("dolly", preset="colab-t4", system_prompt="Be brief."))
+    copy = shutil.copytree(tmp_path / kind, tmp_path / "elsewhere" / "downloaded")
+    for place, name in ((copy, "."), (tmp_path, str(copy))):
+        command = [sys.executable, "-c", STRANGER, str(copy), name]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        assert "ANSWERED 4" in done.stdout, done.stderr[-1000:]
 
 
 def test_system_prompt_cannot_break_out_of_its_fence(run):
@@ -118,5 +189,5 @@ def test_write_card_sees_what_it_describes(run, tmp_path):
             (folder / "adapter_config.json").write_text(json.dumps({}))
         path = write_card(folder, run, build_config("dolly", preset="smoke"))
         assert parts(path.read_text())[0]["library_name"] == library
-    with pytest.raises(ConfigError, match="adapter or merged"):
-        model_card(run, build_config("dolly", preset="smoke"), kind="gguf")
+    with pytest.raises(ConfigError, match="adapter, merged or gguf"):
+        model_card(run, build_config("dolly", preset="smoke"), kind="onnx")

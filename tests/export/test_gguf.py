@@ -33,11 +33,11 @@ def written(merged, tmp_path_factory):
 
 
 def test_f16_keeps_every_weight(written):
-    """21 tensors without any error, in one file and a record."""
+    """21 tensors without any error, in one file, with a Modelfile and a record."""
     folder, result = written
     assert (result.tensors, result.quantization) == (21, "f16")
     assert result.worst_error < 1e-6
-    assert sorted(p.name for p in folder.iterdir()) == [RECORD, "model-f16.gguf"]
+    assert sorted(p.name for p in folder.iterdir()) == ["Modelfile", RECORD, "model-f16.gguf"]
     assert result.bytes == (folder / "model-f16.gguf").stat().st_size
 
 
