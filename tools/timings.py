@@ -67,7 +67,7 @@ def timing(manifest: Mapping[str, Any], metrics: Mapping[str, Any], image: str =
         "unsloth": versions.get("unsloth", ""),
         "commit": str(manifest.get("git_commit") or "")[:12],
         "rows": metrics["rows_seen"],
-        "updates": metrics.get("applied_updates", len(metrics["train_loss"])),
+        "updates": len(metrics["train_loss"]) - metrics.get("skipped_updates", 0),
         "minutes": round((finished - started).total_seconds() / 60, 1),
         "train_minutes": round((metrics["train_seconds"] + metrics.get("heldout_seconds", 0.0)) / 60, 1),
         "forecast_minutes": round(expected / 60, 1) if expected else "",

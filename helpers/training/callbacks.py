@@ -21,8 +21,10 @@ from helpers.core.errors import RunError
 from helpers.core.processes import largest, on_main, place, total, wait_for_all
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import IGNORED, TokenizedExample, as_examples
+from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.patches.cuda_graphs import GraphedLayers
 from helpers.model.scoring import RowScore, mean_loss, score_rows
+from helpers.runtime.calibration import calibrate
 from helpers.training.checkpoints import WRITING, Checkpoint, last_complete
 from helpers.training.curves import judge_curve
 from helpers.training.failures import nan_error, preflight_disk, weights_are_finite
@@ -42,9 +44,13 @@ class TokenCounter:
 
     Each process counts what passes it, and `read` adds up. A batch without a label stands in for none, and is not
     counted.
+
+    Attributes:
+        passed: Tokens that this process has fed to the model, padding counted.
     """
 
     def __init__(self) -> None:
+        self.passed = 0
         self._tokens: Any = 0
         self._supervised: Any = 0
 
@@ -52,6 +58,7 @@ class TokenCounter:
         """Add one batch."""
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         learned = (labels != IGNORED).sum()
+        self.passed += labels.numel()
         self._supervised = self._supervised + learned
         self._tokens = self._tokens + (mask.sum() if mask is not None else labels.numel()) * (learned > 0)
 
@@ -92,17 +99,36 @@ class TrainingRecord(TrainerCallback):
         self.result = TrainResult()
         self.counter = TokenCounter()
         self.graphs: GraphedLayers | None = None
+        self.pace = Pace()
         self._counted = (0, 0)
         self._started = 0.0
         self._sequences = 1
 
     def score(self, model: Any) -> list[RowScore]:
         """Return the loss of each held-out row under a model."""
-        return score_rows(model, self.heldout)
+        began = time.perf_counter()
+        scores = score_rows(model, self.heldout)
+        self.result.heldout_seconds += time.perf_counter() - began
+        return scores
+
+    def forecast(self) -> Forecast | None:
+        """Return how long training will take, from this machine's pace and the runs that have finished on it."""
+        return forecast_training(
+            self.config,
+            self.lengths,
+            calibrate(),
+            heldout=[len(row.input_ids) for row in self.heldout],
+            graphs=self.graphs is not None,
+            processes=place().count,
+            past=past_metrics(self.run.path.parent),
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **named: Any) -> None:
-        """Measure the held-out rows, unless training goes on from a checkpoint."""
+        """Forecast how long it takes and measure the held-out rows, unless training goes on from a checkpoint."""
         if not self.result.heldout_before:
+            if forecast := on_main(self.forecast):
+                self.result.forecast = forecast.record()
+                self.report(forecast.describe())
             self.result.heldout_before = self.score(model)
             self.result.eval_loss.append((0, mean_loss(self.result.heldout_before)))
             self.report(f"before training: held-out loss {self.result.eval_loss[0][1]:.4f}")
@@ -114,6 +140,7 @@ class TrainingRecord(TrainerCallback):
         """Start the clock, which measurements and checkpoints stop."""
         if not self._started:
             self._started = time.perf_counter()
+        self.pace.begins(self.counter.passed)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **named: Any) -> None:
         """Count the updates that fp16's scaler skipped."""
@@ -130,6 +157,8 @@ class TrainingRecord(TrainerCallback):
             raise self.broken("training loss", loss, step)
         self.result.train_loss.append((step, loss))
         self.report(f"step {step}/{state.max_steps}  loss {loss:.4f}")
+        if left := self.pace.ends(self.counter.passed, state.max_steps - step):
+            self.report(f"about {format_minutes(left)} of training left, by the pace of steps 2 to {Pace.STEPS}")
         if control.should_save or last:
             self._pause()
         if last or step % self.config.train.eval_steps == 0:
@@ -138,6 +167,11 @@ class TrainingRecord(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         """Say what the curve looks like if it needs a word, and refuse a training that changed nothing."""
         self.count(args, state)
+        if self.result.forecast:
+            self.result.forecast |= {
+                "outcome_train_seconds": self.result.train_seconds,
+                "outcome_heldout_seconds": self.result.heldout_seconds,
+            }
         skipped = self.result.skipped_updates
         if skipped and skipped >= state.global_step:
             remedy = "Every gradient overflowed in fp16. Use a card with bf16, or train longer."

@@ -23,7 +23,8 @@ MANIFEST = {
 }
 METRICS = {
     "rows_seen": 1000,
-    "train_loss": [[1, 2.0], [2, 1.5]],
+    "train_loss": [[1, 2.0], [2, 1.7], [3, 1.5]],
+    "skipped_updates": 1,
     "train_seconds": 1200.0,
     "heldout_seconds": 60.0,
     "peak_memory_bytes": 10 * 2**30,
