@@ -42,11 +42,15 @@ __all__ = [
     "session_note",
 ]
 
-EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.6}
+EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.85}
 """Share of the calibrated pace that a training reaches where no run is known. bf16: packed batches on an H100, 16,384
 tokens in 0.97 s without and 8,192 in 0.70 s with checkpointing, are 0.60 and 0.63 of 802 TFLOP/s
 (benchmarks/results/train_h100.json). fp16: Unsloth's published T4 record, 0.89 rows/s, is about 0.35 of 25 TFLOP/s, its
-padding included; batches here have none. fp32: SmolLM2-135M on two cores of a server."""
+padding included; batches here have none. fp32: SmolLM2-135M on one core of a server, 8 rows a step."""
+
+SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.72}
+"""What measuring the held-out loss reaches, as a share of that: 0.61 of the pace in fp32, in the same runs; assumed of
+cards."""
 
 HOST_SECONDS = {"graphs": 0.0053, "checkpointing": 0.0110, "plain": 0.0079}
 """Time in which the host launches one layer's kernels, forward and backward, in seconds: of 32 layers 0.25 s a pass, a
@@ -182,7 +186,7 @@ def forecast_training(
     host = HOST_SECONDS[kind] * shape.layers * passes / processes if on_card else 0.0
     card = operations / pace / processes
     measurements = 2 + (math.ceil(steps) - 1) // train.eval_steps
-    scored = sum(heldout) * measurements * 2 * weights / pace / processes
+    scored = sum(heldout) * measurements * 2 * weights / (pace * SCORING[calibration.precision]) / processes
     start = START_SECONDS if on_card else 0.0
     return Forecast(
         max(host, card) + start,

@@ -16,7 +16,7 @@ from helpers.core.shares import share_out
 from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention
-from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, decoder_layers
+from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, decoder_layers, planned_sizes
 from helpers.model.patches.graph_rules import choose_graphs
 from helpers.model.patches.optimizer_step import quick_steps
 from helpers.runtime.device_map import own_cards
@@ -167,7 +167,10 @@ def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> 
     def passes_left() -> int:
         return (trainer.state.max_steps - trainer.state.global_step) * args.gradient_accumulation_steps
 
-    return GraphedLayers(decoder_layers(trainer.model), max(lengths), largest=longest_pass, left=passes_left)
+    passes = count_steps(trainer) * args.gradient_accumulation_steps
+    sizes = planned_sizes(lengths, batch, passes, packing=args.packing)
+    known = {"largest": longest_pass, "left": passes_left, "sizes": sizes}
+    return GraphedLayers(decoder_layers(trainer.model), max(lengths), **known)
 
 
 def _counting(step: Any, counter: Any) -> Any:

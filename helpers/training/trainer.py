@@ -19,6 +19,7 @@ from helpers.memory.optimizers import choose_optimizer
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.load import LoadedModel, import_unsloth
 from helpers.model.patches.attention import enable_varlen
+from helpers.model.patches.cuda_graphs import planned_sizes
 from helpers.model.patches.graph_rules import choose_graphs
 from helpers.runtime.device_map import own_cards
 from helpers.runtime.hardware import find_gpu
@@ -257,6 +258,8 @@ def _plan_graphs(trainer: Any, config: RunConfig, rows: Contract, share: Share) 
         lengths = [len(row.input_ids) for row in rows.tokenized]
         packed = share.batch_size * config.model.max_seq_length
         trainer.longest_row = max(lengths)
+        passes = trainer.args.max_steps * share.gradient_accumulation
+        trainer.graph_sizes = planned_sizes(lengths, share.batch_size, passes, packing=trainer.mode["packing"])
         trainer.longest_pass = packed if trainer.mode["packing"] else largest_micro_batch(lengths, share.batch_size)
 
 

@@ -2,9 +2,10 @@
 
 A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
 launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
-in length, so batches are filled up to a multiple of 256 tokens, and a size is recorded when it has come twice and, by
-its share of the passes until then, will come often enough again to pay for it. What is not recorded runs as before; the
-numbers are those of the same kernels.
+in length, so batches are filled up, and a few sizes are recorded: those that this training's own rows repay
+(`graph_rules.sizes_to_record`). Where passes do not follow from rows, as with packing, batches are filled up to a
+multiple of 256 tokens, and a size is recorded when it has come twice and, by its share of the passes until then, will
+come often enough again. What is not recorded runs as before; the numbers are those of the same kernels.
 
 Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
 """
@@ -15,23 +16,27 @@ import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from helpers.core.text import format_bytes
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights, activation_bytes
-from helpers.model.patches.graph_rules import STEP, host_lengths, recorded_size
+from helpers.model.patches.graph_rules import (
+    RECORDING,
+    STEP,
+    expected_passes,
+    host_lengths,
+    recorded_size,
+    sizes_to_record,
+)
 
-__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "decoder_layers", "graphed_passes"]
+__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "decoder_layers", "graphed_passes", "planned_sizes"]
 
 MOST_TOKENS = 4096
 """Larger passes keep the card busy by themselves; recorded, four packed sequences of 2048 tokens took 94 GiB."""
 
-WORTH = 25
-"""How often a size must be expected to come again. Recording takes 1.0 s, a replay saves 0.04 s (H200)."""
-
-ROOM = 1.1
+MEMORY_MARGIN = 1.1
 """Free memory that recording asks for, in times of what the graphs and the largest pass without one keep."""
 
 OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
@@ -88,6 +93,18 @@ def card_peak(graphs: GraphedLayers | None, card: int | None = None) -> int:
     return read(card)
 
 
+def planned_sizes(lengths: Sequence[int], batch_size: int, passes: int, *, packing: bool) -> dict[int, int] | None:
+    """Return which sizes a training over these rows records; None where it packs, so that rows say nothing of passes.
+
+    Args:
+        lengths: Of the rows, in tokens.
+        batch_size: Rows of a pass of one process.
+        passes: How many there will be.
+        packing: Whether sequences are filled with several rows.
+    """
+    return None if packing else sizes_to_record(expected_passes(lengths, batch_size, passes), MOST_TOKENS)
+
+
 @contextmanager
 def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> Iterator[GraphedLayers | None]:
     """Train inside the block with recorded passes, if the trainer's `mode` says so; afterwards all is as before.
@@ -107,9 +124,8 @@ def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> It
     def left() -> int:
         return (trainer.args.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
 
-    layers = GraphedLayers(
-        decoder_layers(trainer.model), trainer.longest_row, largest=trainer.longest_pass, left=left, report=report
-    )
+    known = {"largest": trainer.longest_pass, "left": left, "sizes": trainer.graph_sizes, "report": report}
+    layers = GraphedLayers(decoder_layers(trainer.model), trainer.longest_row, **known)
     with layers.installed():
         yield layers
 
@@ -122,6 +138,8 @@ class GraphedLayers:
         longest: Longest row, in tokens.
         largest: Largest pass, in tokens; it decides how much memory must be free.
         left: Returns how many passes are still to come, this one included; by default no end is known.
+        sizes: Which sizes are recorded, and to which others are filled up, from `sizes_to_record`; None finds out on
+            the way.
         report: Gets a line when recording is given up.
     """
 
@@ -132,9 +150,11 @@ class GraphedLayers:
         *,
         largest: int = MOST_TOKENS,
         left: Callable[[], float] = lambda: math.inf,
+        sizes: Mapping[int, int] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         self.layers, self.longest, self.largest, self.left, self.report = layers, longest, largest, left, report
+        self.wanted = sizes
         self.forwards = [layer.forward for layer in layers]
         self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
@@ -168,7 +188,9 @@ class GraphedLayers:
             return f"CUDA graphs: given up, {self.given_up}."
         passes = sum(self.seen.values())
         if not self.sizes:
-            return f"CUDA graphs: none recorded; in {passes} passes no size came that would come {WORTH} times more."
+            rare = f"in {passes} passes no size came that would come {RECORDING} times more"
+            unpaid = f"{passes} passes of these lengths do not repay it"
+            return f"CUDA graphs: none recorded; {rare if self.wanted is None else unpaid}."
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
             f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
@@ -212,7 +234,7 @@ class GraphedLayers:
     def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Return the layers' output from a recording; None if there is none yet."""
         lengths, positions = named["packed_seq_lengths"], named["position_ids"]
-        size = recorded_size(hidden.shape[1], lengths.numel())
+        size = self._size(hidden.shape[1], lengths.numel())
         self.seen[size] += 1
         if self.weights is None or not self.weights.unchanged():
             self._forget()
@@ -224,10 +246,21 @@ class GraphedLayers:
         self.replayed += 1
         return self.recorded[size](hidden, positions, lengths)
 
+    def _size(self, tokens: int, rows: int) -> tuple[int, int]:
+        """Return the size that a batch is filled up to."""
+        filled, segments = recorded_size(tokens, rows)
+        return (self.wanted or {}).get(filled, filled), segments
+
     def _pays(self, size: tuple[int, int]) -> bool:
-        """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
+        """Say whether a size is to be recorded.
+
+        Where that was decided before, from the second pass on: in the first, kernels are compiled and tables made.
+        Elsewhere its share of the passes so far is taken for its share of those to come.
+        """
+        if self.wanted is not None:
+            return size[0] in self.wanted.values() and self.seen.total() > 1 and self.left() >= RECORDING
         share = self.seen[size] / sum(self.seen.values())
-        return self.seen[size] > 1 and share * self.left() >= WORTH
+        return self.seen[size] > 1 and share * self.left() >= RECORDING
 
     def _try_to_record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> bool:
         """Record a size; whatever goes wrong, training goes on without."""
@@ -298,7 +331,7 @@ class GraphedLayers:
         gc.collect()
         torch.cuda.empty_cache()
         tokens = min(self.largest, MOST_TOKENS) + self.largest
-        needed, free = round(ROOM * per_token * tokens), torch.cuda.mem_get_info()[0]
+        needed, free = round(MEMORY_MARGIN * per_token * tokens), torch.cuda.mem_get_info()[0]
         if needed > free:
             raise _UnrecordableError(
                 f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"
