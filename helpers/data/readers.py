@@ -51,10 +51,12 @@ class Table:
     Args:
         rows: One dictionary a row, if the file is sound: strings, and lists and dictionaries of strings.
         read_as: How the file was read, such as "CSV, separated by semicolons, cp1252".
+        as_text: Whether the file itself has text everywhere, or null: no numbers that became text.
     """
 
     rows: list[Any]
     read_as: str
+    as_text: bool = True
 
 
 def read_file(path: Path | str) -> Table:
@@ -93,17 +95,18 @@ def read_file(path: Path | str) -> Table:
         if content[:64].lstrip().lower().startswith(beginning.lower()):
             raise DataError("dataset_name", "a file of rows", f"{path}, {what}", remedy)
     if kind == ".parquet":
-        rows, read_as = _parse_parquet(content, path), "Parquet"
+        rows, read_as, values = _parse_parquet(content, path), "Parquet", _Values(others=True)
     else:
         text, encoding = _decode(content, path)
         del content
-        rows, read_as = (_parse_csv if kind in (".csv", ".tsv") else _parse_json)(text, path)
+        values = _Values(others=encoding != "UTF-8")
+        rows, read_as = _parse_csv(text, path) if kind in (".csv", ".tsv") else _parse_json(text, path, values)
         read_as += "" if encoding == "UTF-8" else f", {encoding}"
     while rows and _is_blank(rows[-1]):
         rows.pop()
     if not rows:
         raise DataError("dataset_name", "a file with at least one row", str(path), "Fill it, or name another file.")
-    return Table(rows, read_as + (", gzip" if packed else ""))
+    return Table(rows, read_as + (", gzip" if packed else ""), as_text=not values.others)
 
 
 def plain_value(value: Any) -> Any:
@@ -146,18 +149,20 @@ def _decode(content: bytes, path: Path) -> tuple[str, str]:
     raise DataError("dataset_name", f"a file in {encoding}", found, remedy) from None
 
 
-def _parse_json(text: str, path: Path) -> tuple[list[Any], str]:
+def _parse_json(text: str, path: Path, values: _Values) -> tuple[list[Any], str]:
     """Read a list of rows, one row a line, or rows under a key, whichever the file holds."""
     beginning = text.lstrip()[:1]
     lines = path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
     if not beginning:
         return [], "JSON"
     try:
-        content = _load(text)
+        content = values.load(text)
     except (ValueError, RecursionError) as error:
         if lines or (beginning == "{" and "Extra data" in str(error)):
             numbered = enumerate(text.split("\n"), 1)
-            return [_parse_line(line, f"{path}, line {n}") for n, line in numbered if line.strip()], "JSON lines"
+            return [
+                _parse_line(line, f"{path}, line {n}", values) for n, line in numbered if line.strip()
+            ], "JSON lines"
         raise DataError("dataset_name", "valid JSON", str(path), f"{error}.") from None
     if isinstance(content, list):
         return content, "JSON"
@@ -178,37 +183,42 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
-def _load(text: str) -> Any:
-    """Return the value that a text spells in JSON, numbers as they are written."""
-    return _without_null(json.loads(text, parse_int=str, parse_float=str, parse_constant=_constant))
+class _Values:
+    """Reads JSON with all values as text, and says whether there were others.
 
+    Args:
+        others: Whether there are, from the beginning.
+    """
 
-def _constant(name: str) -> str:
-    """Return what JSON's NaN, Infinity and -Infinity are taken for."""
-    return "" if name == "NaN" else name
+    def __init__(self, *, others: bool) -> None:
+        self.others = others
 
+    def load(self, text: str) -> Any:
+        """Return the value that a text spells: numbers as they are written, null and NaN as ""."""
+        return self._cleaned(
+            json.loads(text, parse_int=self._number, parse_float=self._number, parse_constant=self._number)
+        )
 
-def _without_null(value: Any) -> Any:
-    """Replace null and truth values by text, in place where rows are large."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        for place, each in enumerate(value):
+    def _number(self, text: str) -> str:
+        self.others = True
+        return "" if text == "NaN" else text
+
+    def _cleaned(self, value: Any) -> Any:
+        """Replace null and truth values by text, in place where rows are large."""
+        places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if places is None:
+            self.others = self.others or isinstance(value, bool)
+            return plain_value(value)
+        for place, each in places:
             if not isinstance(each, str):
-                value[place] = _without_null(each)
+                value[place] = self._cleaned(each)
         return value
-    if isinstance(value, dict):
-        for name, each in value.items():
-            if not isinstance(each, str):
-                value[name] = _without_null(each)
-        return value
-    return plain_value(value)
 
 
-def _parse_line(line: str, where: str) -> Any:
+def _parse_line(line: str, where: str, values: _Values) -> Any:
     """Return the value that one line spells."""
     try:
-        return _load(line)
+        return values.load(line)
     except (ValueError, RecursionError) as error:
         raise DataError("dataset_name", "one JSON object a line", where, f"{error}.") from None
 

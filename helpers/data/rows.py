@@ -209,7 +209,7 @@ def _plain_source(config: DataConfig, task: str, rows: Rows) -> dict[str, Any] |
         kind = _LOADERS.get(Path(name).suffix.lower())
         table = read_file(name)
         text = all(isinstance(row, Mapping) and all(isinstance(v, str) for v in row.values()) for row in table.rows)
-        if kind is None or not text or len({frozenset(row) for row in table.rows}) > 1:
+        if kind is None or not text or not table.as_text or len({frozenset(row) for row in table.rows}) > 1:
             return None
         source, row_at = {"path": kind, "data_files": {"train": name}}, table.rows.__getitem__
     seen, skipped = rows.drawn

@@ -115,6 +115,16 @@ class TestValues:
         (tmp_path / "a.json").write_text(f'[{{"a": 0, "b": 1.50, "c": 2e-4, "d": {"9" * 5000}}}]', encoding="utf-8")
         assert read_file(tmp_path / "a.json").rows == [{"a": "0", "b": "1.50", "c": "2e-4", "d": "9" * 5000}]
 
+    @pytest.mark.parametrize(
+        ("text", "as_text"),
+        [('[{"a": "1", "b": null}]', True), ('[{"a": 1}]', False), ('[{"a": [{"b": true}]}]', False), ("a\n1\n", True)],
+    )
+    def test_whether_the_file_has_text_everywhere_is_said(self, tmp_path, text, as_text):
+        """A library that reads the same file would find numbers where this is false."""
+        path = tmp_path / ("a.json" if text.startswith("[") else "a.csv")
+        path.write_text(text, encoding="utf-8")
+        assert read_file(path).as_text is as_text
+
     def test_null_and_nan_are_empty(self, tmp_path):
         """A truth value is spelled as JSON does."""
         text = '{"a": null, "b": NaN, "c": true, "d": {"e": null, "f": [false, null, 1]}}'
