@@ -197,6 +197,7 @@ class TestReadOnly:
             (2**22 - 1, "elsewhere", 0.0, True),
             (0, "", 0.0, False),
         ],
+        ids=["this process", "its id used again", "no process", "no process, of another machine", "nobody"],
     )
     def test_whoever_is_known_to_be_gone_holds_nothing(self, closed, pid, host, started, held):
         """Gone is a process of this machine that does not run, or runs since another time."""
