@@ -406,8 +406,8 @@ def _message(turn: Any, place: int) -> dict[str, str]:
         raise RowError(f"unknown role {role.strip()!r}", place, damaged=False)
     if isinstance(content, (list, tuple)):
         parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
-        if any(part.get("type", "text") != "text" for part in parts):
-            raise RowError("images or other files", place, damaged=False)
+        if other := next((part["type"] for part in parts if part.get("type", "text") != "text"), None):
+            raise RowError(f"content of type {other!r}", place, damaged=False)
         content = "".join(_text(part.get("text", part.get("value")), "a message") for part in parts)
     text = _text(content, "a message")
     if not text.strip() and (_ROLES[plain] != "system" or place > 1):

@@ -15,7 +15,7 @@ MAX_BAD_SHARE = 0.01
 """Share of unusable rows above which a data set is refused rather than cleaned. Alpaca-cleaned has a few rows without
 an answer among its 51,760; a hand-made file with one bad row in fifty should be looked at."""
 
-MAX_UNTRAINABLE_SHARE = 0.5
+MAX_UNTRAINABLE_SHARE = 0.9
 """Share of conversations of a kind that is not trained, such as those with tool calls, above which a data set is
 refused: it was made for something else."""
 

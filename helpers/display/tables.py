@@ -181,11 +181,12 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     return _save(figure, path)
 
 
-def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Picture:
+def plot_categories(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Picture:
     """Plot how many rows each category has, and how long their answers are.
 
     Args:
-        rows: Dolly's rows; without a `category` they count as "(none)".
+        rows: With a `response`, or as messages, a `completion`; without a `category` they count as "(none)". Of more
+            than 30 categories the smallest are drawn as one.
         path: Where the PNG goes.
 
     Returns:
@@ -193,7 +194,12 @@ def plot_categories(rows: Sequence[Mapping[str, str]], path: Path | str) -> Pict
     """
     words: dict[str, list[int]] = {}
     for row in rows:
-        words.setdefault(row.get("category") or "(none)", []).append(len(row["response"].split()))
+        answers = [m["content"] for m in row["completion"] if m["role"] == "assistant"] if "completion" in row else []
+        words.setdefault(row.get("category") or "(none)", []).append(
+            len(row.get("response", " ".join(answers)).split())
+        )
+    for name in sorted(words, key=lambda name: -len(words[name]))[30:]:
+        words.setdefault("(other)", []).extend(words.pop(name))
     names = sorted(words, key=lambda name: len(words[name]))
     figure, axes = _figure(0.8 + 0.3 * len(names), grid="x")
     bars = axes.barh(names, [len(words[name]) for name in names], color=LEARNED)

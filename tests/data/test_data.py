@@ -261,10 +261,10 @@ class TestRows:
         assert sorted({len(row["prompt"]) for row in loaded.train}) == [1, 3]
 
     def test_data_made_for_something_else_is_refused(self, tmp_path):
-        """Where most conversations cannot be trained on, the error has the reasons."""
+        """Where hardly any conversation can be trained on, the error has the reasons."""
         rows = [{"messages": [{"role": "assistant", "content": str(n)}]} for n in range(10)]
         error = error_of(load, write_json(tmp_path / "a.json", rows))
-        assert error.expected == "at most 50% of the conversations of a kind that cannot be trained"
+        assert error.expected == "at most 90% of the conversations of a kind that cannot be trained"
         assert error.got == "10 of 10: starts with the assistant (first: row 0, turn 1)"
 
     def test_dolly_keeps_its_category(self, tmp_path):

@@ -251,7 +251,7 @@ class TestProblems:
             ([*said("Q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool calls", 2),
             ([*said("Q"), {"role": "tool", "content": "x"}], "tool calls", 2),
             ([*said("Q"), {"role": "narrator", "content": "x"}], "unknown role 'narrator'", 2),
-            ([{"role": "user", "content": [{"type": "image_url"}]}], "images or other files", 1),
+            ([{"role": "user", "content": [{"type": "image_url"}]}], "content of type 'image_url'", 1),
             (said("Q", " "), "an empty message", 2),
         ],
     )

@@ -159,6 +159,13 @@ class TestPlots:
         rows = [{"category": name, "response": "x"} for name in ("closed_qa", "résumé", "Περίληψη", "Обзор")]
         assert repr(plot_categories(rows, tmp_path / "categories.png")) == "picture: categories.png"
 
+    def test_conversations_and_many_categories(self, tmp_path):
+        """Rows of messages are counted, and the smallest of many categories are drawn together."""
+        answer = [{"role": "assistant", "content": "x y"}]
+        rows = [{"category": f"問{n}", "prompt": [], "completion": answer} for n in range(40) for _ in range(40 - n)]
+        key = repr(plot_categories(rows, tmp_path / "categories.png")).splitlines()[1:]
+        assert (len(key), key[0], key[1]) == (31, "1: (other)", "2: 問0")
+
     def test_pyplot_is_not_imported(self):
         """Plotting chooses no backend and keeps no figures alive."""
         import subprocess
