@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     from helpers.cli import data as data_command
     from helpers.cli import plan as plan_command
     from helpers.cli import train
+    from helpers.cli.compare import add_command as add_compare
     from helpers.cli.runs import add_commands
-    from helpers.evaluation.launch import add_command as add_compare
 
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Fine-tuning notebooks by name.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -21,28 +21,27 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/side_by_side_eval.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/side_by_side_eval.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/side_by_side_eval.ipynb)
 #
-# You have trained an adapter. Now comes the question that matters, and that is easily answered wrongly: is the tuned
-# model *better*? One prompt that looks good proves nothing, and the person who trained a model is the last one whose
-# eye can be trusted. This notebook asks the same things of the base model and of the tuned one, shows the answers side
-# by side, measures what can be measured, and says what the numbers allow. Quite often that is: *we cannot tell*.
+# You have trained an adapter. Is the tuned model *better*? One prompt that looks good proves nothing, and whoever trained
+# a model is the last person to judge it. This notebook asks the base model and the tuned one the same things, shows the
+# answers side by side, measures what can be measured, and says what the numbers allow. Often that is: *cannot tell*.
 #
 # **You will learn**
 #
-# - why one prompt proves nothing, and how comparing in pairs gets most out of few,
-# - what likelihood, ROUGE and chrF++ measure, and what they miss,
-# - how much of a gain better prompting gives without any training,
-# - how to vote blind, so that what you wish cannot decide,
-# - how to read an interval, and to be at peace with "inconclusive".
+# - to switch an adapter on and off, and to compute a likelihood and an answer with the libraries' own calls,
+# - why comparing in pairs gets the most out of few questions,
+# - how much better prompting gives without any training, and what training cost elsewhere,
+# - to vote blind, so that what you hope for cannot decide,
+# - to read an interval, and to accept "cannot tell".
 #
-# **What it needs.** An adapter from `alpaca_instruction` or `dolly_business`; where there is none, it trains a small one
+# **What it needs.** An adapter from `alpaca_instruction` or `dolly_business`; if there is none, a small one is trained
 # first. On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), a download of about 4 GB and about twenty
-# minutes, and ten more to train. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset
-# `smoke`, if the adapter was trained with it or is still to be, and a few minutes.
+# minutes, ten more if it trains. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU, preset
+# `smoke` takes a few minutes.
 
 # %% [markdown]
 # ## 1. Parameters
 #
-# With everything at `None` the newest adapter is compared on the bundled business prompts and on the rows that its
+# With everything at `None`, the newest adapter is compared on the bundled business prompts and on the rows that its
 # training held out. Your own prompts go into a text file, one a line: `prompts_file = "my_prompts.txt"`.
 
 # %% tags=["parameters"]
@@ -64,13 +63,13 @@ system_prompt = None  # type: str  what the assistant is told first; None takes 
 prompt_style = None  # type: str  chat (the model's own template) or alpaca (text block); None takes the adapter run's
 max_new_tokens = None  # type: int  longest answer [tokens]
 batch_size = None  # type: int  prompts answered at a time; halved when memory runs out [prompts]
-seed = None  # type: int  seed of intervals, blind shuffling, examples and, in mode aa, answers
+seed = None  # type: int  seed of blind shuffling, examples and, in mode aa, answers
 votes_file = None  # type: str  votes exported from vote.html, CSV files separated by commas
 
 # %% [markdown]
 # On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
 
-# %%
+# %% tags=["notebook"]
 import importlib.util
 import subprocess
 import sys
@@ -84,7 +83,7 @@ assert found, f"{source} could not be installed. Does this repository have that 
 assert found.submodule_search_locations, f"{found.origin} hides this project's package of that name: rename it, and restart the kernel."
 
 # %% [markdown]
-# The parameters are checked first, so that a typing mistake costs seconds and not a download.
+# The parameters are checked first: a typing mistake should cost seconds, not a download.
 
 # %%
 from helpers.display.tables import show_table
@@ -94,35 +93,30 @@ config = configure_evaluation(globals())
 show_table(config.flat())
 
 # %% [markdown]
-# The table shows every setting of this comparison. Where it says `None`, the parameter's line above says what is taken.
-#
-# Now the packages: exact versions, the same for everyone.
+# Where the table says `None`, the parameter's line above says what is taken. Now the packages: exact versions, the same
+# for everyone.
 
-# %%
+# %% tags=["notebook"]
 from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
-# Which adapter? It knows the run that it came from, and so the base model, the system prompt and the way in which
-# prompts were written in training. All of that is used here too: a model that is asked in another way than it was
-# trained is a different experiment.
+# Which adapter? Its run knows the base model, the system prompt and the way prompts were written. All of that is used
+# here too: asking a model in another way than it was trained is a different experiment.
 #
-# A Colab or Kaggle machine is fresh each time. What you trained in another notebook is not on this one, unless it was
-# kept on Google Drive: with `persist_dir = "/content/drive/MyDrive/runs"` there, set here
-# `adapter_dir = "/content/drive/MyDrive/runs/NAME"`. If no adapter is named and none is found, the cell trains one, thirty
-# steps on rows of Alpaca-cleaned, so that there is something to compare.
+# A Colab or Kaggle machine is fresh each time. If you kept your training on Google Drive
+# (`persist_dir = "/content/drive/MyDrive/runs"`), set `adapter_dir = "/content/drive/MyDrive/runs/NAME"` here.
 
 # %%
-from helpers.evaluation.adapter import provide_adapter
-from helpers.evaluation.adapter import training_config
+from helpers.evaluation.adapter import provide_adapter, training_config
 
 adapter = provide_adapter(config)
 training = training_config(adapter, config)
 print(f"adapter: {adapter.shown()}, trained on {training.model.model_name}, prompt style {training.data.prompt_style}")
 
 # %% [markdown]
-# Everything that the comparison makes goes into a folder of its own.
+# Everything that the comparison makes goes into its own folder.
 
 # %%
 from helpers.evaluation.session import open_evaluation
@@ -133,9 +127,8 @@ print("this comparison:", run.shown())
 # %% [markdown]
 # ## 2. What is asked
 #
-# Two kinds of questions. *Prompts* are what you really want to use the model for; nobody has written down the right
-# answer. *References* are rows that come with a good answer. They were held out: the adapter was not trained on them,
-# and a row that it was trained on is left out here.
+# *Prompts* are what you want to use the model for; nobody has written down the right answer. *References* are held-out
+# rows with a good answer: where the training rows are known, none of them is among these.
 
 # %%
 from helpers.evaluation.prompts import gather
@@ -145,18 +138,17 @@ print(f"{len(material.prompts)} prompts, {len(material.references)} references, 
 print("\n".join(material.notes))
 
 # %% [markdown]
-# The first three prompts. Where one asks for a number of things, that number stands beside it; whether an answer gives
-# so many can be counted.
+# The first three prompts. If one asks for a number of things, an answer can be checked for that number.
 
-# %%
+# %% tags=["main"]
 first_three = [each.prompt for each in material.prompts[:3]]
 show_table([{"category": p.category, "prompt": p.text, "asks for": p.expected_items or ""} for p in first_three])
 
 # %% [markdown]
-# What a model answers depends on how it is asked, so there are up to four *arms*. The comparison that counts is
-# **base** against **tuned**: the same weights in memory and the same text, only the adapter is switched.
-# **Base, plain text** is the base model without any template. **Base + examples** sees a few training rows before the
-# question, which costs nothing to train. If examples do as well as the adapter, you may not need the adapter.
+# What a model answers depends on how it is asked, so there are up to four *arms*. The comparison that counts is **base**
+# against **tuned**: the same weights, the same text, only the adapter is switched. **Base, plain text** gets no template.
+# **Base + examples** sees a few training rows before the question. If examples do as well as the adapter, you may not
+# need the adapter.
 
 # %%
 from helpers.evaluation.arms import choose_arms, plan_asking
@@ -166,29 +158,67 @@ asking = plan_asking(config, material, training.data.prompt_style, training.data
 show_table([{"arm": arm.label, "adapter": "on" if arm.adapter else "off", "asked with": arm.prompting} for arm in arms])
 
 # %% [markdown]
-# ## 3. One model, switched on and off
+# ## 3. One model, adapter on and off
 #
-# The base model is loaded once and the adapter is put on it. Before that the adapter's own file is asked which model
-# it was made for: on another one it would run, and say nonsense.
+# The base model is loaded once, as in training. First its name and size are held against the adapter's own file: on
+# another base the adapter would load and produce nonsense.
 
 # %%
-from helpers.evaluation.generate import load_bench
+from helpers.evaluation.adapter import check_adapter
+from helpers.model.load import prepare_unsloth
+from helpers.training.machine import base_model, fit_machine
 
-bench = load_bench(training, adapter, asking, aa=config.mode == "aa", seed=config.seed)
-print(f"template {bench.loaded.template}, computing in {bench.loaded.precision}")
-
-# %% [markdown]
-# This is the text that each arm really reads. Control tokens are spelled out.
+prepare_unsloth()
+base, revision = base_model(training)
+machine = fit_machine(training, run)
+check_adapter(adapter, base, revision)
 
 # %%
-texts = {arm.label: bench.writer.text(material.prompts[0], arm, config.max_new_tokens) for arm in arms}
-show_table(texts, limit=5_000)
+from unsloth import FastLanguageModel  # isort: skip
+import torch
+from transformers import AutoTokenizer
+
+model, _ = FastLanguageModel.from_pretrained(
+    model_name=base,
+    revision=revision,
+    max_seq_length=training.model.max_seq_length,
+    load_in_4bit=training.model.load_in_4bit,
+    dtype=getattr(torch, machine.dtype),
+    trust_remote_code=False,
+    **machine.loading,
+)
+model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
+tokenizer = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code=False)
 
 # %% [markdown]
-# Nothing is shown of answers before four tests have passed. Does the adapter change anything? That shows in the
-# *logits*, the numbers from which a model makes the probabilities of the next token. Does it leave without a trace when
-# it is switched off and on? Is there one beginning-of-sequence token (BOS), and not two? Is the template the one of the
-# training?
+# `put_adapter` is `PeftModel.from_pretrained` with two checks: every weight of the adapter found its place, and the model
+# with the adapter switched off computes what the base computed before. Some kinds of LoRA change the base's own weights;
+# then "off" would no longer be the base.
+
+# %%
+from helpers.model.load import put_adapter
+
+model = put_adapter(model, adapter.folder).eval()
+print(model.peft_config["default"])
+
+# %% [markdown]
+# `bench` keeps model, tokenizer and the way of asking together. This is the text that each arm reads, control tokens
+# included.
+
+# %%
+from helpers.evaluation.generate import Bench
+
+bench = Bench(
+    model, tokenizer, asking, adapter, base, machine.precision,
+    max_new_tokens=config.max_new_tokens, max_seq_length=training.model.max_seq_length,
+    temperature=config.temperature(), seed=config.seed,
+)
+show_table({arm.label: bench.writer.text(material.prompts[0], arm, config.max_new_tokens) for arm in arms}, limit=5_000)
+
+# %% [markdown]
+# Four tests before any answer is shown. Does the adapter change the *logits*, the numbers behind the probabilities of
+# the next token? Does switching it off and on restore them exactly? Is there one beginning-of-sequence token (BOS), not
+# two? Is the template the one from training? If a test fails, the cell stops here.
 
 # %%
 from helpers.evaluation.generate import take_readings
@@ -197,27 +227,48 @@ from helpers.evaluation.sanity import judge
 show_table(judge(take_readings(bench, material.prompts[0], arms)))
 
 # %% [markdown]
-# Had a test failed, the cell would have stopped here and said which.
-#
 # ## 4. How likely is a good answer?
 #
-# One measure needs no generating at all. The model is given a question and its good answer, and says how likely it
-# finds each token of that answer. First by hand: an answer of three tokens, found likely with 0.5, 0.25 and 0.8.
-# The *negative log-likelihood* (NLL) adds up $-\log p$, counted in *nats* because the logarithm is the natural one; its
-# mean a token makes long and short answers comparable; *perplexity* is $e$ to that power: as unsure as if the model
-# chose among so many tokens each time.
+# One measure needs no generating. The model reads a question with its good answer and says how likely it finds each
+# token of the answer. By hand, for three tokens with probabilities 0.5, 0.25 and 0.8: the *negative log-likelihood*
+# (NLL) adds up $-\log p$, in *nats*; *perplexity* is $e$ to its mean, as if the model chose among that many tokens each
+# time.
 
-# %%
+# %% tags=["notebook"]
 import math
 
-probabilities = [0.5, 0.25, 0.8]
-nll = -sum(math.log(p) for p in probabilities)
+nll = -sum(math.log(p) for p in (0.5, 0.25, 0.8))
 print(f"NLL {nll:.3f} nats, {nll / 3:.3f} a token, perplexity {math.exp(nll / 3):.2f}")
 
 # %% [markdown]
-# Now the references, under every arm. The answer's closing token (EOS) is counted apart: a model that learned when to
-# stop gains there, whatever it learned besides. *Bits per byte* does not depend on how a tokenizer cuts text, so it
-# can be compared between models.
+# Now one reference with the model, in the libraries' own calls. What the whole conversation has beyond the prompt is the
+# answer; each token is predicted at the place before it.
+
+# %% tags=["notebook"]
+from helpers.evaluation.arms import messages_for
+
+example = material.references[0]
+messages = messages_for(example, arms[0], asking)
+good = [*messages, {"role": "assistant", "content": example.prompt.reference}]
+given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+whole = tokenizer.apply_chat_template(good, return_dict=True, return_tensors="pt").to(model.device)
+
+
+def mean_nll():
+    logits = model(**whole).logits[0, len(given) - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, whole["input_ids"][0, len(given) :]).item()
+
+
+with torch.no_grad():
+    tuned_nll = mean_nll()
+    with model.disable_adapter():
+        base_nll = mean_nll()
+print(f"base {base_nll:.3f}, tuned {tuned_nll:.3f} nats a token")
+
+# %% [markdown]
+# Then all references, in batches, under every arm. *NLL with EOS* counts the closing token, as training does; the next
+# column leaves it out, for a model that learned when to stop gains there whatever else it learned. *Bits per byte* does
+# not depend on how a tokenizer cuts text.
 
 # %%
 from helpers.evaluation.generate import score_references
@@ -228,54 +279,64 @@ print("left out:", left_out or "none")
 show_table(reference_table(references, arms))
 
 # %% [markdown]
-# What did training cost elsewhere? The bundled rows of the task that was *not* trained tell whether the model forgot
-# something. Their loss is judged below, question by question.
+# Lower is better everywhere but in the count. If these are the rows that training measured itself on, its last number
+# must come out again: proof that this is the right adapter on the right model.
+
+# %%
+from helpers.evaluation.adapter import recorded_loss
+from helpers.evaluation.sanity import reproduces_training
+
+print(reproduces_training(references, *recorded_loss(adapter, config)))
+
+# %% [markdown]
+# What did training cost elsewhere? The same for bundled rows of the task that was *not* trained: a model can lose there
+# what it gains here.
 
 # %%
 other_task = () if config.mode == "aa" else score_references(bench, material.other, arms[:2])[0]
 show_table(reference_table(other_task, arms))
 
 # %% [markdown]
-# Lower is better in every column but the count. Compare the arms, not the size of the numbers: how likely an answer can
-# be depends on the text. If these are the rows that training measured itself on, its last number must come
-# out again here. That is the best proof that the right adapter sits on the right model.
+# Are such differences more than luck? Four made-up questions, some easy, some hard; the tuned model is a little better
+# on each.
 
-# %%
-from helpers.evaluation.sanity import reproduces_training
-from helpers.evaluation.adapter import recorded_loss
-
-print(reproduces_training(references, *recorded_loss(adapter, config)))
-
-# %% [markdown]
-# Are the means different, or is that luck? A handmade example first: four questions, some easy, some hard. The tuned
-# model is a little better on each. Look at the two lists by themselves and the questions' difficulty hides that
-# almost completely.
-
-# %%
+# %% tags=["notebook"]
 from statistics import mean, stdev
 
-base_nll, tuned_nll = [1.0, 2.0, 4.0, 3.0], [0.9, 1.8, 3.8, 2.9]
-print(f"base {mean(base_nll):.2f} ± {stdev(base_nll):.2f}, tuned {mean(tuned_nll):.2f} ± {stdev(tuned_nll):.2f}")
+base_losses, tuned_losses = [1.0, 2.0, 4.0, 3.0], [0.9, 1.8, 3.8, 2.9]
+print(f"base {mean(base_losses):.2f} ± {stdev(base_losses):.2f}, tuned {mean(tuned_losses):.2f} ± {stdev(tuned_losses):.2f}")
 
 # %% [markdown]
-# The spreads, ± 1.3, are more than eight times the difference of the means. Subtract question by question and
-# difficulty drops out. The *95 % interval* holds the true mean difference in 95 of 100 such experiments. If zero lies
-# outside, chance alone is an unlikely explanation.
+# The ± hides the difference: the questions' difficulty is eight times as large. Subtract question by question and the
+# difficulty drops out. The *95 % interval* of these *paired* differences is built to hold the true mean in 95 of 100
+# such experiments.
 
-# %%
+# %% tags=["notebook"]
 from helpers.core.paired import estimate
 
-differences = [tuned - base for base, tuned in zip(base_nll, tuned_nll, strict=True)]
-found = estimate(differences)
+found = estimate([tuned - base for base, tuned in zip(base_losses, tuned_losses, strict=True)])
 print(f"mean difference {found.mean:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f}")
+print("no verdict:", found.why_no_verdict)
 
 # %% [markdown]
-# The interval lies below zero: on these four questions, chance is hardly the reason. The means and spreads above could
-# not have told. Such differences, question by question, are called *paired*; everything below is judged by them.
+# The interval lies below zero, and yet four rows get no verdict: from so few, or when a few rows carry the whole
+# difference, such an interval promises more than it holds.
 #
 # ## 5. The answers
 #
-# Now all arms answer all prompts and some of the references, in batches of like length. Every answer is kept on disk
+# One prompt first: `apply_chat_template` writes it, `generate` takes the likeliest token again and again, and inside
+# `disable_adapter()` the base answers.
+
+# %% tags=["notebook"]
+asked = messages_for(material.prompts[0], arms[0], asking)
+inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+start, limit = inputs["input_ids"].shape[1], {"max_new_tokens": config.max_new_tokens, "do_sample": False}
+with model.disable_adapter():
+    said = model.generate(**inputs.to(model.device), **limit, pad_token_id=tokenizer.pad_token_id)
+print(tokenizer.decode(said[0, start:], skip_special_tokens=True))
+
+# %% [markdown]
+# Now all arms answer all prompts and some of the references, in batches of similar length. Every answer is kept on disk
 # at once: if you are cut off, run the notebook again and it goes on from there.
 
 # %%
@@ -286,32 +347,30 @@ cache = AnswerCache(run.path / "answers_cache.json", bench.configuration())
 answers = answer_all(bench, material.asked(), arms, batch_size=config.batch_size, cache=cache)
 
 # %% [markdown]
-# From here on no model is needed. Prompts, answers and scores go into one record, and every answer is measured.
+# Prompts, answers and scores go into one record, and every answer is measured.
 
-# %%
-from helpers.evaluation.session import compare
+# %% tags=["main"]
 from helpers.evaluation.overview import look_over
+from helpers.evaluation.session import compare
 
 comparison = compare(config, adapter, training, material, arms, answers, references, other_task)
 overview = look_over(comparison)
 
 # %% [markdown]
-# Read before you count. Words that only one answer has are underlined, where the two have enough in common. The line
-# above an answer says how it is built; *cut at the length limit* means that nobody knows how it would have gone on.
+# Read before you count. Are the suggestions concrete and plausible? Is it on topic? Is the structure useful? Words that
+# only one answer has are underlined; *cut at the length limit* means that nobody knows how it would have gone on.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.show import pick_ids, show_pairs
 
 show_pairs(comparison, overview, pick_ids(comparison, 4))
 
 # %% [markdown]
-# Ask yourself three things of each pair: are the suggestions concrete and plausible? Is it on topic? Is the structure
-# of use? Then the averages. ROUGE-L is the longest sequence of words that answer and reference share, ROUGE-Lsum the
-# same by sentence, chrF++ counts shared pieces of words. All three see wording and not truth: a right answer in other
-# words scores low. *Repetition* is the share of groups of four words that an answer has said before. The first line
-# names the exact settings of chrF++; scores of other settings cannot be compared with these.
+# All measures, with the paired difference of tuned and base. ROUGE-L and chrF++ see wording, not truth: a right answer
+# in other words scores low. Look at *Cut at the limit* first: where many answers were cut, the others measure how
+# answers begin.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.metrics.reference import chrf_signature
 from helpers.evaluation.show import measure_table
 
@@ -319,41 +378,28 @@ print("chrF++:", chrf_signature())
 show_table(measure_table(overview, arms))
 
 # %% [markdown]
-# Look at *Cut at the limit* first: where many answers were cut, the other lines measure how answers begin. *Asked-for
-# items met* is the share of answers that hold as many items as the prompt asked for. A difference between two columns
-# is not yet a result; that is what comes next.
-#
 # ## 6. The verdict
 #
-# Each measure is judged by its paired differences. Its *p-value* says how often a difference so large would come about
-# by chance if the two models were equally good. Trying many measures makes one of them look good by chance, so their
-# p-values are raised together (Holm's method). *Inconclusive* does not mean "equal"; it means that these questions are
-# too few or too different to tell.
+# Among so many measures some differ by chance. So three questions were fixed before any answer was seen, and only they
+# are judged: Are held-out answers more likely? Are the model's own answers preferred? What was lost on the other task?
 
-# %%
+# %% tags=["main"]
 import textwrap
 
 print(textwrap.fill("Verdict: " + overview.headline(), 100))
 
 # %% [markdown]
-# In detail, a measure a row: the mean difference with its interval, how many questions went which way, and the tests.
-# Interval and p-value are each computed twice. The *t* ones follow from a formula; the *bootstrap* interval comes from
-# drawing the questions again and again, with repetition, and the *permutation test* from flipping the signs of the
-# differences at random. Where the two ways agree, the result does not hang on the method.
-#
-# Here each question counts once. In the table of section 4 each token did, and long answers with it, so a difference of
-# means need not be exactly the one there.
+# *Cannot tell* does not mean "equal": the rows are too few or too unlike, or nobody has compared the answers yet.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.overview import verdict_rows
 
-show_table(verdict_rows(overview) or {"verdicts": "none, since both arms are the base model"})
+show_table(verdict_rows(overview) or {"verdict": "none: both arms are the base model"}, limit=900)
 
 # %% [markdown]
-# The first row of the table as a picture: every question by itself, and the mean with its interval at the bottom. Look
-# for single questions that carry the whole mean.
+# The likelihood as a picture: every row, and below them the mean with its interval. Do a few rows carry the mean?
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.report.figures import draw_all
 from helpers.evaluation.show import show_picture
 
@@ -361,88 +407,80 @@ pictures = draw_all(comparison, overview)
 show_picture(pictures, "differences", run.path)
 
 # %% [markdown]
-# By category. A category with fewer than six questions gets no interval, because one from so little would mislead.
+# By category; a category with fewer than six rows gets counts, since an interval from so little would mislead.
 
-# %%
+# %% tags=["main"]
 show_picture(pictures, "categories", run.path)
 
 # %% [markdown]
-# How much is the prompt's doing? Each arm against the base with its template; here too each question counts once.
+# How much does prompting alone give? Each arm against the base with its template.
 
-# %%
+# %% tags=["main"]
 show_picture(pictures, "ladder", run.path)
 
 # %% [markdown]
-# Longer answers please people and metrics alike, so a gain may be nothing but length.
+# People and metrics like long answers, so a gain may be nothing but length.
 
-# %%
+# %% tags=["main"]
 show_picture(pictures, "lengths", run.path)
 
 # %% [markdown]
-# What is left of ROUGE-L when only pairs count whose answers are about equally long, and when pairs are left out in
-# which an answer was cut?
+# What is left of ROUGE-L among answers of similar length, and without pairs that were cut?
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.teaching import robustness
 
 show_table(robustness(overview, "rouge_l"))
 
 # %% [markdown]
-# If the difference shrinks towards zero in the lower lines, length or cutting may have made it. Where few pairs are
-# left the interval is wide, or there is none, and the line says nothing either way.
+# If the difference shrinks in the lower lines, length or cutting may explain it. Few pairs say nothing either way.
 #
 # ## 7. What did tuning change?
 #
-# The base model reads a tuned answer and ranks each token among all that it knows. Where the token is its own first
-# choice, tuning changed nothing. A study of models of 7 billion weights, Mistral-7B among them, finds that *alignment*,
-# the tuning that makes an assistant of a model, shifts few tokens, most of them words of style
+# The base model reads a tuned answer and ranks each token among all it knows. Rank 1: the base would have chosen it too,
+# though perhaps with another probability. A study of 7B models, Mistral among them, finds that *alignment*, the tuning
+# that turns a model into an assistant, shifts few tokens, most of them words of style
 # ([Lin et al. 2023](https://arxiv.org/abs/2312.01552)).
 
 # %%
-from helpers.evaluation.generate import token_shift
+from helpers.evaluation.generate import token_shifts
 from helpers.evaluation.metrics.token_shift import describe_shift
 
-said = {answer.prompt_id: answer for answer in answers if answer.arm == overview.tuned.name}
-shifts = {q.prompt.id: token_shift(bench, q, said[q.prompt.id]) for q in material.asked()}
+shifts = token_shifts(bench, material.asked(), answers)
 shifted = describe_shift([token for tokens in shifts.values() for token in tokens])
 print(shifted)
 
 # %% [markdown]
 # One answer in full. Read the marked words aloud: do they carry meaning, or manner?
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.report.figures import draw_shift
 
-example = material.prompts[0].prompt
-pictures["token_shift"] = draw_shift(shifts[example.id], example.text)
+question = material.prompts[0].prompt
+pictures["token_shift"] = draw_shift(shifts[question.id], question.text)
 show_picture(pictures, "token_shift", run.path)
 
 # %% [markdown]
-# The model computes the same for every token, yet only the marked ones are what training changed.
-#
 # ## 8. The blind vote
 #
-# Numbers do not know what is useful; people do, as long as they do not know whose answer they are reading. Order and
-# sides are shuffled. Some pairs come twice with sides exchanged, which tells how steady a voter is.
+# Numbers do not know what is useful. People do, if they do not know whose answer they read. Order and letters (A, B) are
+# shuffled; some pairs come twice with the letters exchanged, which shows how steady a voter is.
 #
-# `vote.html` is one file without a network. Hand it to colleagues or to a class; each person votes on a phone and
-# sends back the file that the page exports. Give these files as `votes_file` and run the notebook again: the
-# answers are kept, and only the votes are new. `vote_key.json` says who wrote what. Do not hand it out.
+# `vote.html` is one file that works offline. Hand it to colleagues or a class; each votes on a phone and sends back the
+# file that the page exports. Give these files as `votes_file` and run the notebook again: the answers are kept.
+# `vote_key.json` says who wrote what. Do not hand it out.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.votes.vote import prepare_vote, warn_of_cut_pairs
 
 items, key = prepare_vote(run, comparison, overview)
-print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}", warn_of_cut_pairs(overview), sep="\n")
+print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}\n{warn_of_cut_pairs(overview)}")
 
 # %% [markdown]
-# The reveal. Each prompt counts once, however many people voted. The *sign test* asks how often coin tosses would give
-# a split so uneven; ties do not count. The interval of the share that was won is computed by *Wilson's* formula, which
-# is sound for few votes too; an interval that contains 50 % decides nothing. If several people voted, their agreement
-# is measured by *Cohen's kappa*, or by *Krippendorff's alpha* if they are more than two. Both say how far they agree
-# beyond what chance would give: 0 is no more than chance, 1 is full agreement.
+# The reveal. Each prompt counts once, however many people voted, and ties do not count. *Krippendorff's alpha* says how
+# far voters agree beyond chance: 0 is chance, 1 full agreement.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.votes.vote import count_votes, describe_votes
 
 votes = count_votes(config.votes_files(), key)
@@ -454,18 +492,18 @@ print(describe_votes(votes))
 #
 # **How many wins do we need?** Let the class guess first.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.teaching import wins_table
 
 show_table(wins_table())
 
 # %% [markdown]
-# With five questions not even five wins are enough; the more are asked, the smaller a majority tells something.
+# With five questions not even five wins are enough; the more you ask, the smaller the majority you need.
 #
-# **How many rows would have been enough?** The spread of the differences tells how many rows would show a gain of a
-# given size in 80 of 100 experiments. Halve the gain, and you need about four times the rows.
+# **How many rows would have been enough?** That many show a difference of a given size in 80 of 100 experiments. Halve
+# the difference and you need about four times the rows.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.teaching import rows_needed
 
 measured = next(iter(overview.estimates.values()))
@@ -473,25 +511,20 @@ for effect in (0.1, 0.05, 0.02):
     print(f"a mean difference of {effect}: {rows_needed(measured, effect)} rows")
 
 # %% [markdown]
-# Hold these numbers against the rows that were scored here: a gain that needs more of them than you have stays
-# inconclusive, however real it is.
-#
-# **Where did tuning hurt?** A mean hides its losers. Here are the questions that lost most, if any lost; read their
-# answers in the report.
+# **Where did tuning hurt?** A mean hides its losers. Here are the rows that lost most in likelihood; read their answers
+# in the report. What do they have in common?
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.teaching import worst_rows
 
-show_table(worst_rows(comparison, overview) or {"none": "No question lost by tuning."})
+show_table(worst_rows(comparison, overview) or {"none": f"No row lost in {overview.gains()[0] or 'any measure'}."})
 
 # %% [markdown]
-# Look for what such questions have in common: rows of that kind may be missing from the training data.
-#
 # **Did it learn, or remember?** A question that also stands among the training rows has *leaked*: a good answer to it
-# may be memory. For each question the training row is found that is nearest to it by words; here are the four nearest.
-# `alike` is the share of words and pairs of words that the two have in common; 1 is the same text.
+# may be memory. For each question, the nearest training row by words; `alike` is the share of words and pairs of words
+# that the two have in common.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.metrics.contamination import describe_leakage, nearest_examples
 
 neighbours = nearest_examples([q.prompt for q in material.asked()], material.train_texts())
@@ -500,35 +533,28 @@ nearest = sorted(neighbours, key=lambda n: -n.score)[:4]
 show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": f"{n.score:.2f}"} for n in nearest])
 
 # %% [markdown]
-# **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*): both
-# answers are drawn at random from the same weights. Every "gain" that it then reports is noise. Run it once before you
-# believe a small difference.
-
-# %% [markdown]
+# **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*), answers
+# drawn at random. Every "gain" it then shows is noise. Run it once before you believe a small difference.
+#
 # ## 10. Files
 #
-# `report.html` holds all of this on one page that opens anywhere, also on a phone and on paper. The other files are
-# for your own analysis, and for two tools that show and rank answers.
+# `report.html` holds all of this on one page that opens anywhere, also on a phone and on paper.
 
-# %%
+# %% tags=["main"]
 from helpers.evaluation.session import finish_evaluation, write_files
 
-if votes:
-    pictures |= draw_all(comparison, overview, votes)
+pictures |= draw_all(comparison, overview, votes)
 more = {"figures": list(pictures.values()), "neighbours": neighbours, "votes": votes}
 show_table(write_files(run, comparison, overview, **more))
 
-# %% [markdown]
-# The numbers are kept with the run, and the run is marked as complete.
-
-# %%
+# %% tags=["main"]
 finish_evaluation(run, comparison, overview, token_shift=shifted, votes=describe_votes(votes) if votes else None)
 print("report:", run.shown("report.html"))
 
 # %% [markdown]
-# Now a prompt of your own: bring the one that your work depends on.
+# Now a prompt of your own: the one your work depends on.
 
-# %%
+# %% tags=["notebook"]
 from helpers.evaluation.generate import ask
 
 my_prompt = "Suggest three ways in which a bakery could use its sales data."
@@ -537,15 +563,14 @@ show_table(ask(bench, my_prompt, arms[:2]))
 # %% [markdown]
 # ## Summary
 #
-# - One base model played all arms, and tests proved that only the adapter differed.
-# - Held-out answers told, without generating, whether tuning made good answers more likely.
-# - Differences were taken question by question, with an interval, and judged together.
+# - One base model played all arms; tests proved that only the adapter differed.
+# - Three questions were judged, fixed beforehand, and only as far as the rows can bear it.
 # - Length, truncation, prompting and leakage were looked at before anything was believed.
 # - People vote blind, on a page that does not say whose answer is whose.
 #
 # ## Your turn
 #
 # 1. Set `mode = "aa"` under another `run_name`. How large a difference does noise alone make?
-# 2. Write ten prompts from your own work into a text file and give it as `prompts_file`. Does the verdict hold?
+# 2. Give ten prompts from your own work as `prompts_file`. Do the answers still please you?
 # 3. Let three people vote on `vote.html`. Do they agree with each other, and with ROUGE-L?
 # 4. Train with `max_steps = 4` and compare again. Which measure notices the shorter training first?

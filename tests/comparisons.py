@@ -65,11 +65,12 @@ def make_adapter(run, model, *, scale=0.05):
 
 
 def _bench(*, adapter, **given):
-    from helpers.evaluation.adapter import find_adapter, training_config
+    from helpers.evaluation.adapter import check_adapter, find_adapter, training_config
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.config import build_evaluation_config
-    from helpers.evaluation.generate import load_bench
+    from helpers.evaluation.generate import Bench
     from helpers.evaluation.prompts import gather
+    from helpers.model.load import load_adapter, model_source
 
     given = {
         "arms": "base,tuned,base_bare,base_few_shot",
@@ -85,7 +86,12 @@ def _bench(*, adapter, **given):
     training = training_config(source, config)
     material = gather(config, source, training)
     asking = plan_asking(config, material, "chat", "Be brief.")
-    bench = load_bench(training, source, asking, aa=config.mode == "aa", seed=config.seed)
+    check_adapter(source, *model_source(training.model))
+    loaded = load_adapter(source.folder, training)
+    bench = Bench(
+        loaded.model, loaded.tokenizer, asking, source, loaded.source, loaded.precision, config.max_new_tokens,
+        training.model.max_seq_length, config.temperature(), config.seed,
+    )  # fmt: skip
     return bench, choose_arms(config), material
 
 
@@ -102,7 +108,7 @@ def _checks(bench, arms, material):
 
     readings = take_readings(bench, material.prompts[0], arms)
     return {"rows": judge(readings), "bos": {k: list(v) for k, v in readings.bos.items()}, "change": readings.change,
-            "max_length": bench.loaded.model.generation_config.max_length}  # fmt: skip
+            "max_length": bench.model.generation_config.max_length}  # fmt: skip
 
 
 def _texts(bench, arms, material):
@@ -128,7 +134,7 @@ def _plain(bench, question, arm):
     """Return (nll, eos_nll, tokens) of one reference by transformers alone: no batch, no padding, no cross_entropy."""
     import torch
 
-    tokenizer, model = bench.loaded.tokenizer, bench.loaded.model
+    tokenizer, model = bench.tokenizer, bench.model
     room = len(bench.writer.ids(question.prompt.reference)) + 2
     prompt = tokenizer(bench.writer.text(question, arm, room), add_special_tokens=False)["input_ids"]
     whole = list(bench.writer.with_answer(question, arm, question.prompt.reference).input_ids)
@@ -247,8 +253,8 @@ def _shift(bench, material):
     whole = list(bench.writer.with_answer(question, base, text).input_ids)
     ranks = []
     for at in range(len(prompt), len(whole) - 1):
-        with torch.no_grad(), bench.loaded.model.disable_adapter():
-            logits = bench.loaded.model(input_ids=torch.tensor([whole[:at]])).logits[0, -1]
+        with torch.no_grad(), bench.model.disable_adapter():
+            logits = bench.model(input_ids=torch.tensor([whole[:at]])).logits[0, -1]
         ranks.append(int((logits > logits[whole[at]]).sum()) + 1)
     return {"text": "".join(token.text for token in found), "ranks": [token.rank for token in found], "plain": ranks,
             "probabilities": [token.probability for token in found]}  # fmt: skip
@@ -280,7 +286,7 @@ def _room(bench, arms, material):
     for room in (256, 130, 30):
         writer = dataclasses.replace(bench.writer, room=room)
         lengths.append(sum(m["role"] == "assistant" for m in writer.messages(question, few, 8)))
-    small = dataclasses.replace(bench, loaded=dataclasses.replace(bench.loaded, max_seq_length=40))
+    small = dataclasses.replace(bench, max_seq_length=40)
     kept, left_out = score_references(small, material.references, arms[:2], report=lambda line: None)
     return {"shots": lengths, "kept": len(kept), "left_out": left_out}
 

@@ -196,8 +196,8 @@ def copy_interrupted(runs, name, other, step):
 
 def compare(*, runs, name, adapter, resume="auto"):
     """Compare an adapter with its base as `python -m helpers compare` does; return what was answered and scored."""
+    from helpers.cli.compare import compare_run
     from helpers.evaluation.config import build_evaluation_config
-    from helpers.evaluation.launch import compare_run
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
     config = build_evaluation_config(

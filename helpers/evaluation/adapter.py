@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
-from helpers.core.errors import ConfigError, EvaluationError, RunError
+from helpers.core.errors import ConfigError, EvaluationError, RunError, StackError
 from helpers.core.files import read_json
 from helpers.core.paths import is_folder
+from helpers.core.processes import on_main
 from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig
@@ -24,6 +25,7 @@ __all__ = [
     "WEIGHTS",
     "AdapterSource",
     "adapter_shape",
+    "check_adapter",
     "check_base",
     "complete_runs",
     "find_adapter",
@@ -270,6 +272,39 @@ def adapter_shape(path: Path) -> dict[str, int]:
     return found
 
 
+def check_adapter(source: AdapterSource, base: str, revision: str | None = None) -> None:
+    """Refuse, before weights are loaded, an adapter made for another base model or one that cannot be switched off.
+
+    Args:
+        source: The adapter.
+        base: Hub id or folder of the base model that is about to be loaded.
+        revision: Its revision on the hub.
+
+    Raises:
+        EvaluationError: The names or the sizes differ, it has a trained bias, or no tokenizer stands beside it.
+        StackError: The base model's configuration cannot be read.
+    """
+    if source.bias != "none":
+        remedy = "A trained bias stays on when the adapter is switched off (peft issue 741)."
+        raise EvaluationError("adapter_dir", 'an adapter with bias "none"', source.bias, remedy)
+    check_base(source, base, _base_config(base, revision))
+    if not (source.folder / "tokenizer_config.json").is_file():
+        expected, remedy = "an adapter with its tokenizer beside it", "Save the tokenizer into the same folder."
+        raise EvaluationError("adapter_dir", expected, str(source.folder), remedy)
+
+
+def _base_config(base: str, revision: str | None) -> dict[str, Any]:
+    """Read a base model's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    options = {"revision": revision} if revision and not Path(base).is_dir() else {}
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False, **options).to_dict()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise StackError("model_name", "a base model that can be loaded", base, reason) from error
+
+
 def check_base(source: AdapterSource, base: str, config: Mapping[str, Any]) -> None:
     """Refuse an adapter that was made for another base model.
 
@@ -349,6 +384,8 @@ def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
 def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] = print) -> AdapterSource:
     """Find the adapter to compare; train one briefly where none is named and no training run is complete.
 
+    Of several processes the main one looks, and all of them train.
+
     Args:
         config: The comparison.
         report: Gets a sentence before training begins.
@@ -357,18 +394,24 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
         The adapter, checked to have its weights.
 
     Raises:
-        HelpersError: See `helpers.evaluation.adapter.find_adapter` and `helpers.training.launch.train_run`.
+        HelpersError: See `find_adapter`, and the cells of the training's notebook.
     """
+    source = on_main(lambda: _named_adapter(config))
+    if source is not None:
+        return source
+    from helpers.model.load import free_memory
+    from helpers.training.program import TRAINING, find_program, run_program
+
+    training = first_training(config)
+    values = training.flat()
+    given = {name: values[name] for name in ("preset", "run_name", *sorted(training.given))}
+    report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")
+    run_program(find_program(TRAINING[training.task]), {**given, "resume": "auto"})
+    free_memory()
+    return on_main(lambda: find_adapter(None))
+
+
+def _named_adapter(config: EvaluationConfig) -> AdapterSource | None:
     if config.adapter_dir is not None:
         connect_drive(config.adapter_dir, "adapter_dir")
-    source = known_adapter(config)
-    if source is None:
-        from helpers.model.load import free_memory
-        from helpers.training.launch import train_run
-
-        training = first_training(config)
-        report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")
-        train_run(training)
-        free_memory()
-        source = find_adapter(None)
-    return source
+    return known_adapter(config)

@@ -21,7 +21,6 @@ from helpers.evaluation.prompts import Material, Question
 from helpers.evaluation.records import Arm
 
 __all__ = [
-    "AA_TEMPERATURE",
     "Asking",
     "Writer",
     "choose_arms",
@@ -30,9 +29,6 @@ __all__ = [
     "messages_for",
     "plan_asking",
 ]
-
-AA_TEMPERATURE = 0.7
-"""How freely mode aa draws its answers; 0 would give the same answer twice."""
 
 _ARMS = {
     "base": Arm("base", "Base", adapter=False),

@@ -14,6 +14,7 @@ from helpers.core.paths import folder_name, is_file
 from helpers.core.settings import Settings, nearest, setting
 
 __all__ = [
+    "AA_TEMPERATURE",
     "ARM_NAMES",
     "DEFAULT_RUN_NAME",
     "EVALUATION_PRESETS",
@@ -30,6 +31,9 @@ MODES = ("compare", "aa")
 """compare: base against tuned. aa: base against base, both drawn at random, which shows how large noise is."""
 
 DEFAULT_RUN_NAME = "side-by-side"
+
+AA_TEMPERATURE = 0.7
+"""How freely mode aa draws its answers; 0 would give the same answer twice."""
 
 _HIDDEN = ("preset", "run_name")
 _FREE_TO_CHANGE = ("batch_size", "votes_file")
@@ -75,9 +79,7 @@ class EvaluationConfig(Settings):
     batch_size: int = setting(
         8, "prompts answered at a time; halved when memory runs out", unit="prompts", low=1, high=1024
     )
-    seed: int = setting(
-        3407, "seed of intervals, blind shuffling, examples and, in mode aa, answers", low=0, high=2**32 - 1
-    )
+    seed: int = setting(3407, "seed of blind shuffling, examples and, in mode aa, answers", low=0, high=2**32 - 1)
     votes_file: str | None = setting(None, "votes exported from vote.html, CSV files separated by commas")
 
     def arm_names(self) -> tuple[str, ...]:
@@ -86,6 +88,10 @@ class EvaluationConfig(Settings):
             return ("base", "again")
         chosen = _listed(self.arms)
         return tuple(name for name in ARM_NAMES if name in chosen)
+
+    def temperature(self) -> float:
+        """Return how freely answers are drawn; 0 is the likeliest token each time, which mode aa cannot use."""
+        return AA_TEMPERATURE if self.mode == "aa" else 0.0
 
     def votes_files(self) -> list[str]:
         """Return the paths of the votes."""

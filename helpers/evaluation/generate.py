@@ -5,130 +5,84 @@ One model in memory plays all arms. The rest of `helpers.evaluation` gets answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.core.config import RunConfig
-from helpers.core.errors import EvaluationError, HelpersError, StackError
+from helpers.core.errors import HelpersError, StackError
 from helpers.core.files import file_sha256
-from helpers.core.processes import gather, on_main, place
+from helpers.core.processes import gather, on_main, place, same_everywhere
 from helpers.data.chat_templates import template_sha256
 from helpers.data.contract import IGNORED
-from helpers.evaluation.adapter import WEIGHTS, AdapterSource, check_base
-from helpers.evaluation.arms import AA_TEMPERATURE, Asking, Writer, cut_at_tokens
-from helpers.evaluation.cache import AnswerCache, CachedAnswer, exchange, own_batch
+from helpers.evaluation.adapter import WEIGHTS, AdapterSource
+from helpers.evaluation.arms import Asking, Writer, cut_at_tokens
+from helpers.evaluation.cache import AnswerCache, CachedAnswer, do_each, exchange, own_batch
 from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import Readings
 from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
-from helpers.model.load import (
-    LoadedModel,
-    free_memory,
-    import_unsloth,
-    load_adapter,
-    model_source,
-    without_adapter,
-)
+from helpers.model.load import free_memory
 from helpers.model.scoring import score_rows
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["Bench", "answer_all", "ask", "load_bench", "score_references", "take_readings", "token_shift"]
+__all__ = ["Bench", "answer_all", "ask", "score_references", "take_readings", "token_shift", "token_shifts"]
 
 _BASE = Arm("base", "Base", adapter=False)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded base model with its adapter, ready to play every arm.
+    """A base model with its adapter, ready to play every arm.
 
     Args:
-        loaded: The model, with the tokenizer and template saved beside the adapter.
+        model: PEFT's model.
+        tokenizer: Saved beside the adapter, with its template.
         asking: How the arms are asked.
         source: The adapter.
+        base: Where the base weights came from.
+        precision: "bf16", "fp16" or "fp32": what the model computes in.
         max_new_tokens: Longest answer, in tokens.
-        seed: Of the draws of mode aa.
+        max_seq_length: Longest sequence, in tokens.
         temperature: 0 for the likeliest answer, above 0 for a draw.
+        seed: Of the draws.
     """
 
-    loaded: LoadedModel
+    model: Any
+    tokenizer: Any
     asking: Asking
     source: AdapterSource
+    base: str
+    precision: str
     max_new_tokens: int
-    seed: int = 0
+    max_seq_length: int
     temperature: float = 0.0
+    seed: int = 0
 
     @cached_property
     def writer(self) -> Writer:
         """Writes questions as the arms read them."""
-        room = min(self.loaded.max_seq_length, self.loaded.model.config.max_position_embeddings)
-        return Writer(self.loaded.tokenizer, self.asking, room)
+        room = min(self.max_seq_length, self.model.config.max_position_embeddings)
+        return Writer(self.tokenizer, self.asking, room)
 
     def configuration(self) -> dict[str, Any]:
         """Return what all answers depend on, for the cache."""
         return {
-            "base": self.loaded.source,
+            "base": self.base,
             "adapter": file_sha256(self.source.folder / WEIGHTS[1]),
-            "template": template_sha256(self.loaded.tokenizer),
-            "precision": self.loaded.precision,
+            "template": template_sha256(self.tokenizer),
+            "precision": self.precision,
             "max_new_tokens": self.max_new_tokens,
             "decoding": [self.temperature, self.seed] if self.temperature else "greedy",
         }
 
-    @contextmanager
-    def playing(self, arm: Arm) -> Iterator[None]:
+    def playing(self, arm: Arm) -> AbstractContextManager[None]:
         """Switch the adapter as an arm has it."""
-        if arm.adapter:
-            yield
-        else:
-            with without_adapter(self.loaded.model):
-                yield
-
-
-def load_bench(training: RunConfig, source: AdapterSource, asking: Asking, *, aa: bool = False, seed: int = 0) -> Bench:
-    """Load the base model once and put the adapter on it.
-
-    Args:
-        training: From `helpers.evaluation.adapter.training_config`.
-        source: The adapter.
-        asking: How the arms are asked.
-        aa: Whether answers are drawn at random, for mode aa.
-        seed: Of these draws.
-
-    Returns:
-        The model, ready to answer.
-
-    Raises:
-        EvaluationError: The adapter was made for another base model, or changes the base when it is switched off.
-        StackError: The base model cannot be loaded.
-    """
-    if source.bias != "none":
-        remedy = "A trained bias stays on when the adapter is switched off (peft issue 741)."
-        raise EvaluationError("adapter_dir", 'an adapter with bias "none"', source.bias, remedy)
-    base, revision = model_source(training.model)
-    check_base(source, base, _base_config(base, revision))
-    loaded = load_adapter(source.folder, training)
-    temperature = AA_TEMPERATURE if aa else 0.0
-    return Bench(loaded, asking, source, training.generation.max_new_tokens, seed, temperature)
-
-
-def _base_config(base: str, revision: str | None) -> dict[str, Any]:
-    """Read a base model's configuration, without its weights."""
-    import_unsloth()
-    from transformers import AutoConfig
-
-    options = {"revision": revision} if revision and not Path(base).is_dir() else {}
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False, **options).to_dict()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise StackError("model_name", "a base model that can be loaded", base, reason) from error
+        return nullcontext() if arm.adapter else self.model.disable_adapter()
 
 
 def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Readings:
@@ -141,13 +95,17 @@ def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Read
 
     Returns:
         For `helpers.evaluation.sanity.judge`.
+
+    Raises:
+        RunError: Of several processes one would answer in another way.
     """
+    same_everywhere("way of answering", bench.configuration())
     ids = bench.writer.ids(bench.writer.text(question, _BASE, bench.max_new_tokens))
     on = _logits(bench, ids)
     with bench.playing(_BASE):
         off = _logits(bench, ids)
     again = _logits(bench, ids)
-    tokenizer, run = bench.loaded.tokenizer, bench.source.run
+    tokenizer, run = bench.tokenizer, bench.source.run
     written = {arm.name: bench.writer.ids(bench.writer.text(question, arm, bench.max_new_tokens)) for arm in arms}
     places = {
         name: tuple(at for at, i in enumerate(ids) if i == tokenizer.bos_token_id) for name, ids in written.items()
@@ -156,7 +114,6 @@ def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Read
         change=float((on - off).abs().max()),
         identical=bool((on == again).all()),
         bos=None if tokenizer.bos_token_id is None else places,
-        template=bench.loaded.template,
         template_sha256=template_sha256(tokenizer),
         recorded_sha256=run.manifest().get("template_sha256") if run else None,
     )
@@ -268,7 +225,7 @@ class _Pending:
         """Return the model, the arm's tokenizer, and the questions as the arm reads them."""
         bench = self.bench
         prompts = [bench.writer.messages(each, self.arm, bench.max_new_tokens) for each in questions]
-        return bench.loaded.model, bench.writer.tokenizer_of(self.arm), prompts
+        return bench.model, bench.writer.tokenizer_of(self.arm), prompts
 
     def _keep(self, found: dict[int, CachedAnswer], report: Callable[[str], object]) -> None:
         """Put answers into the cache, and on disk."""
@@ -333,7 +290,7 @@ def score_references(
     for arm in arms:
         rows = [bench.writer.with_answer(question, arm, question.prompt.reference or "") for question in kept]
         with bench.playing(arm):
-            found = score_rows(bench.loaded.model, rows)
+            found = score_rows(bench.model, rows)
         for question, score in zip(kept, found, strict=True):
             size = len((question.prompt.reference or "").encode())
             scores.append(ReferenceScore(question.prompt.id, arm.name, score.nll, score.eos_nll, score.tokens, size))
@@ -362,15 +319,35 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
     picked = logits.gather(1, chosen[:, None])
     ranks = (logits > picked).sum(1) + 1
     shares = logits.softmax(-1).gather(1, chosen[:, None])[:, 0]
-    texts = cut_at_tokens(bench.loaded.tokenizer, chosen.tolist())
+    texts = cut_at_tokens(bench.tokenizer, chosen.tolist())
     return tuple(ShiftedToken(*each) for each in zip(texts, ranks.tolist(), shares.tolist(), strict=True))
+
+
+def token_shifts(
+    bench: Bench, questions: Sequence[Question], answers: Sequence[Answer]
+) -> dict[str, tuple[ShiftedToken, ...]]:
+    """Rank the tokens of the answers that had the adapter; several processes share them.
+
+    Args:
+        bench: The model.
+        questions: What was asked.
+        answers: Of all arms.
+
+    Returns:
+        The tokens of each prompt's answer; of mode aa, those of the second draw.
+    """
+    arm = next((answer.arm for answer in answers if answer.arm in ("tuned", "again")), "")
+    said = {answer.prompt_id: answer for answer in answers if answer.arm == arm}
+    asked = [question for question in questions if question.prompt.id in said]
+    found = do_each(asked, lambda question: token_shift(bench, question, said[question.prompt.id]))
+    return {question.prompt.id: tokens for question, tokens in zip(asked, found, strict=True)}
 
 
 def _logits(bench: Bench, ids: Sequence[int]) -> Any:
     """Run one sequence and return its logits, shape (tokens, vocabulary), in float32 on the CPU."""
     import torch
 
-    model, training = bench.loaded.model, bench.loaded.model.training
+    model, training = bench.model, bench.model.training
     model.eval()
     try:
         with torch.no_grad():

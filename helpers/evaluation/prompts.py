@@ -12,6 +12,7 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.errors import DataError, EvaluationError
+from helpers.core.processes import on_main
 from helpers.data.formats import RowError, read_messages, recognise
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
@@ -247,6 +248,11 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
         EvaluationError: A file is empty, a prompt comes twice, or too few references are left.
         DataError: A data set cannot be read.
     """
+    return on_main(lambda: _gather(config, source, training))
+
+
+def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
+    """Do what `gather` does, in the main process."""
     prompts = read_questions(config.prompts_file, config.prompt_count)
     own, notes = _own_rows(source, training, needed=config.reference_data is None)
     train, task = (own.train, training.task) if own else (read_sample(training.task, "train"), training.task)
@@ -276,7 +282,7 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
         own is not None,
         tuple(notes),
         other_task,
-        reference_questions(other[: config.reference_rows], other_task, "other"),
+        reference_questions(other, other_task, "other"),
     )
 
 

@@ -21,15 +21,13 @@ class Readings:
         change: Largest difference of a logit between adapter on and off.
         identical: Whether switching off and on again gives the same logits to the last bit.
         bos: For each arm, at which places of its prompt a BOS token stands; None for a model without one.
-        template: Name of the chat template in use.
-        template_sha256: Its hash.
+        template_sha256: Hash of the chat template in use.
         recorded_sha256: The hash that the training run wrote down, or None if no run is known.
     """
 
     change: float
     identical: bool
     bos: Mapping[str, tuple[int, ...]] | None
-    template: str
     template_sha256: str
     recorded_sha256: str | None
 
@@ -62,7 +60,7 @@ def judge(readings: Readings) -> list[dict[str, str]]:
         {"test": "exactly one BOS token", "result": bos},
         {
             "test": "the template is the adapter's own",
-            "result": f"yes, {readings.template}" if known else f"{readings.template}; its training run is not known",
+            "result": "yes" if known else "its training run is not known",
         },
     ]
 

@@ -10,11 +10,11 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.files import file_sha256, write_json
 from helpers.core.lock import hold_lock
+from helpers.core.processes import on_main
 from helpers.core.runs import RunDirectory, check_run, now, open_run, runs_root
 from helpers.core.settings import refuse_undeclared
 from helpers.display.style import Drawing
 from helpers.evaluation.adapter import WEIGHTS, AdapterSource
-from helpers.evaluation.arms import AA_TEMPERATURE
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.evaluation.files import write_alpaca_eval, write_comparison, write_llm_comparator, write_scores
 from helpers.evaluation.metrics.contamination import Neighbour
@@ -87,6 +87,13 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
             process.
         EvaluationError: A file of votes cannot be read, or its votes are on another page than this run's.
     """
+    run = on_main(lambda: _open(config, source, resume))
+    watch_cells(run)
+    return run
+
+
+def _open(config: EvaluationConfig, source: AdapterSource, resume: str) -> RunDirectory:
+    """Do what `open_evaluation` does, in the main process."""
     check_votes(config.votes_files(), runs_root() / config.run_name)
     parameters = run_parameters(config, source)
     check_run(config.run_name, parameters, resume=resume)
@@ -95,7 +102,6 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     facts["adapter_sha256"] = file_sha256(source.folder / WEIGHTS[1])
     run = open_run(config.run_name, parameters, resume=resume, versions=shown_versions(), **facts)
     write_json(run.path / "config.json", {"kind": TASK, "folder": os.getcwd(), **config.flat()})
-    watch_cells(run)
     return run
 
 
@@ -126,7 +132,11 @@ def compare(
     """
     model = training.model.model_name.rstrip("/").rpartition("/")[2]
     against = "itself, drawn twice" if config.mode == "aa" else f"its adapter {source.shown()}"
-    drawn = f"drawn at temperature {AA_TEMPERATURE}" if config.mode == "aa" else "greedy: the likeliest token each time"
+    drawn = (
+        f"drawn at temperature {config.temperature()}"
+        if config.mode == "aa"
+        else "greedy: the likeliest token each time"
+    )
     info = RunInfo(
         title=f"{model} against {against}",
         base_model=training.model.model_name,

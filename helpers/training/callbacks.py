@@ -23,7 +23,7 @@ from helpers.core.runs import RunDirectory
 from helpers.data.contract import IGNORED, TokenizedExample, as_examples
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.patches.cuda_graphs import GraphedLayers
-from helpers.model.scoring import RowScore, mean_loss, score_rows
+from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
 from helpers.runtime.calibration import calibrate
 from helpers.training.checkpoints import WRITING, Checkpoint, last_complete
 from helpers.training.curves import judge_curve
@@ -129,6 +129,7 @@ class TrainingRecord(TrainerCallback):
             if forecast := on_main(self.forecast):
                 self.result.forecast = forecast.record()
                 self.report(forecast.describe())
+            self.result.heldout_sources = prompt_numbers(self.heldout)
             self.result.heldout_before = self.score(model)
             self.result.eval_loss.append((0, mean_loss(self.result.heldout_before)))
             self.report(f"before training: held-out loss {self.result.eval_loss[0][1]:.4f}")

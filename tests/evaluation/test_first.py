@@ -29,12 +29,12 @@ def trained(runs_folder, monkeypatch):
     """Configurations that were trained; each leaves a complete run."""
     found = []
 
-    def train_run(config):
+    def run_program(path, parameters):
         """Leave a run."""
-        found.append(config)
-        make_run(runs_folder, config.run_name)
+        found.append((path.stem, parameters))
+        make_run(runs_folder, parameters["run_name"])
 
-    monkeypatch.setattr("helpers.training.launch.train_run", train_run)
+    monkeypatch.setattr("helpers.training.program.run_program", run_program)
     monkeypatch.setattr("helpers.model.load.free_memory", lambda: None)
     return found
 
@@ -44,9 +44,8 @@ def test_without_any_run_a_short_one_is_trained_once(trained):
     lines = []
     for _ in range(2):
         assert provide_adapter(build(), report=lines.append).shown() == f"runs/{FIRST_RUN}"
-    assert [(config.task, config.run_name, config.train.max_steps) for config in trained] == [
-        ("alpaca", FIRST_RUN, FIRST_STEPS)
-    ]
+    values = {"preset": "smoke", "run_name": FIRST_RUN, "max_steps": FIRST_STEPS, "resume": "auto"}
+    assert trained == [("alpaca_instruction", values)]
     assert lines == [f"There is no adapter here yet: 30 steps of training come first, into runs/{FIRST_RUN}."]
 
 

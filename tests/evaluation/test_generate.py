@@ -61,14 +61,14 @@ class TestSelfTests:
     )
     def test_each_failure_is_named(self, changes, words):
         """A failing test raises and says what is wrong."""
-        sound = {"change": 1.0, "identical": True, "bos": {"base": (0,)}, "template": "mistral-v3"}
+        sound = {"change": 1.0, "identical": True, "bos": {"base": (0,)}}
         readings = Readings(**{**sound, "template_sha256": "same", "recorded_sha256": "same", **changes})
         with pytest.raises(EvaluationError, match=words):
             judge(readings)
 
     def test_a_model_without_bos_is_fine(self):
         """ChatML models have no BOS, and none is asked for."""
-        rows = judge(Readings(0.5, True, None, "chatml", "a", None))
+        rows = judge(Readings(0.5, True, None, "a", None))
         assert rows[2]["result"] == "this model has none, and none is added"
 
     def test_training_loss_must_come_out_again(self):

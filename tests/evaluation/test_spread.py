@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.cli import compare
+from helpers.cli.compare import read_evaluation
 from helpers.core.errors import ConfigError
-from helpers.evaluation import launch
 from helpers.evaluation.cache import do_each, exchange, own_batch
 from helpers.evaluation.config import build_evaluation_config
-from helpers.evaluation.launch import read_evaluation
 
 
 @pytest.fixture
@@ -50,9 +50,10 @@ def test_values_of_several_processes_come_in_order(second, monkeypatch):
     assert asked == [1, 4]
 
 
-def test_a_comparisons_configuration_is_read_back(tmp_path):
+@pytest.mark.parametrize("chosen", [{"arms": "base,tuned"}, {"mode": "aa"}])
+def test_a_comparisons_configuration_is_read_back(tmp_path, chosen):
     """Every parameter comes out as it went in, from the file or from its folder."""
-    config = build_evaluation_config(preset="smoke", run_name="mine", arms="base,tuned", max_new_tokens=7)
+    config = build_evaluation_config(preset="smoke", run_name="mine", max_new_tokens=7, **chosen)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"kind": "side_by_side", "folder": "/", **config.flat()}))
     assert read_evaluation(path) == read_evaluation(tmp_path) == config
@@ -78,7 +79,7 @@ def test_the_file_is_found_from_where_it_was_named(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("HELPERS_RUNS_DIR", "elsewhere")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "compare_run", lambda found, *, resume: began.append((found, Path.cwd(), resume)))
+    monkeypatch.setattr(compare, "compare_run", lambda found, *, resume: began.append((found, Path.cwd(), resume)))
     monkeypatch.setattr("helpers.core.summary.summarize", lambda made: "")
-    assert launch.run_compare(argparse.Namespace(config=Path("runs/c/config.json"), resume="auto")) == 0
+    assert compare.run_compare(argparse.Namespace(config=Path("runs/c/config.json"), resume="auto")) == 0
     assert began == [(config, written, "auto")]
