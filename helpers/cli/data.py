@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from helpers.core.text import visible
 from helpers.data.look import Look
 from helpers.data.rows import open_source
 
@@ -42,5 +43,5 @@ def describe_data(name: str, columns: str | None = None) -> str:
 
 
 def _data(options: argparse.Namespace) -> int:
-    print(describe_data(options.name, options.columns))
+    print(visible(describe_data(options.name, options.columns)))
     return 0

@@ -34,6 +34,7 @@ from traitlets import default
 from helpers.cli.failures import endless, kernel_died, kernel_missing, not_run, stopped
 from helpers.core.files import write_text
 from helpers.core.secrets import redact
+from helpers.core.text import visible
 
 __all__ = ["OwnKernelManager", "execute", "executed_text"]
 
@@ -92,7 +93,7 @@ class _Lines:
     def write(self, text: str) -> None:
         *lines, rest = (self.rest + text).split("\n")
         for line in lines:
-            self.report(redact(line.rstrip("\r").rpartition("\r")[2]))
+            self.report(visible(redact(line.rstrip("\r").rpartition("\r")[2])))
         self.rest = rest if rest.endswith("\r") else rest.rpartition("\r")[2]
 
     def flush(self) -> None:

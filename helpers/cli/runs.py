@@ -13,7 +13,7 @@ from helpers.core.files import read_json
 from helpers.core.lock import find_holder
 from helpers.core.runs import MANIFEST, RunDirectory, runs_root
 from helpers.core.settings import nearest
-from helpers.core.text import format_bytes, format_number, format_table
+from helpers.core.text import format_bytes, format_number, format_table, visible
 from helpers.training.checkpoints import STATE, step_folders
 from helpers.training.curves import judge_curve
 
@@ -220,5 +220,5 @@ def _short(value: Any) -> Any:
 
 
 def _say(text: str) -> int:
-    print(text)
+    print(visible(text))
     return 0

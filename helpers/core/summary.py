@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.core.files import read_json
 from helpers.core.runs import RunDirectory
-from helpers.core.text import format_bytes, format_number
+from helpers.core.text import format_bytes, format_number, visible
 
 __all__ = ["summarize"]
 
@@ -42,7 +42,7 @@ def summarize(run: RunDirectory, *, answers: int = 3) -> str:
 def _verdict(metrics: dict[str, Any]) -> list[str]:
     """Return what a comparison came to, and what people said in a blind vote."""
     said = [metrics.get(name) for name in ("verdict", "votes")]
-    return [line for text in said if isinstance(text, str) for line in textwrap.wrap(text, 100)]
+    return [line for text in said if isinstance(text, str) for line in textwrap.wrap(visible(text), 100)]
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:
@@ -73,7 +73,7 @@ def _answers(run: RunDirectory) -> list[str]:
 
 def _short(text: str, lines: int) -> str:
     """Return text in lines of 100 characters that stand under each other, cut after a few."""
-    wrapped = textwrap.wrap(" ".join(text.split()), 100, max_lines=lines, placeholder=" ...")
+    wrapped = textwrap.wrap(visible(" ".join(text.split())), 100, max_lines=lines, placeholder=" ...")
     return "\n   ".join(wrapped) or "(nothing)"
 
 

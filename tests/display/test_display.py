@@ -54,6 +54,13 @@ class TestTables:
         """In a notebook a cell shows whole."""
         assert "one\ntwo" in show_table([{"a": "one\ntwo"}])._repr_html_()
 
+    @pytest.mark.parametrize("hidden", ["\x00", "\x1b[31m", "\u202e", "\x9b", "\ud800"])
+    def test_what_a_page_or_a_terminal_would_obey_is_written_out(self, hidden):
+        """NUL, escape sequences and reversed text stay text, in cells, names and columns, on the page and in a log."""
+        for shown in (show_table([{f"a{hidden}": f"b{hidden}c"}]), show_table({f"a{hidden}": f"b{hidden}c"})):
+            assert hidden[0] not in f"{shown._repr_html_()}{shown!r}"
+            assert f"b[U+{ord(hidden[0]):04X}]" in repr(shown)
+
     def test_long_cells_are_cut(self):
         """A cell has at most `limit` characters, the last an ellipsis."""
         html = show_table([{"a": "x" * 50}], limit=10)._repr_html_()
