@@ -160,10 +160,6 @@ def _stated_text(stated: dict[str, Any], name: str, default: str) -> str:
 def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfig:
     """Return the configuration of the adapter's run, with what the comparison asks for on top.
 
-    Args:
-        source: The adapter.
-        config: The comparison.
-
     Returns:
         What `helpers.model.load.load_adapter` and `helpers.data.rows.load_rows` take.
 
@@ -355,9 +351,6 @@ def first_training(config: EvaluationConfig) -> RunConfig:
 
 def known_adapter(config: EvaluationConfig) -> AdapterSource | None:
     """Return the adapter to compare, or None where none is named and no training run is complete.
-
-    Args:
-        config: The comparison.
 
     Raises:
         ConfigError: There is no such adapter.

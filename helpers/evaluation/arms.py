@@ -60,9 +60,6 @@ class Asking:
 def choose_arms(config: EvaluationConfig) -> tuple[Arm, ...]:
     """Return the arms to compare, in the order of reports.
 
-    Args:
-        config: The comparison.
-
     Example:
         >>> from helpers.evaluation.config import build_evaluation_config
         >>> [arm.name for arm in choose_arms(build_evaluation_config(preset="smoke", mode="aa"))]
@@ -102,9 +99,6 @@ def choose_shots(
         count: How many to draw, if there are so many.
         seed: Seed of the draw.
         avoid: Texts that are asked or scored; a row that asks one of them is not drawn.
-
-    Returns:
-        The rows, in random order.
     """
     places = [place for place, text in enumerate(texts) if text not in avoid]
     places.sort(key=lambda place: sum(len(value) for value in rows[place].values() if value))
@@ -212,10 +206,6 @@ class Writer:
 
     def scorable(self, questions: Sequence[Question], arms: Sequence[Arm]) -> tuple[list[Question], dict[str, int]]:
         """Leave out questions that spell control tokens, or whose answers do not fit for some arm.
-
-        Args:
-            questions: With references.
-            arms: Who will score them.
 
         Returns:
             The others, and how many were left out by reason.

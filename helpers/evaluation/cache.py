@@ -61,9 +61,6 @@ class AnswerCache:
         Args:
             arm: What switches the model: "on" or "off" for the adapter, with the number of the draw if there are draws.
             text: The prompt as the model reads it, control tokens spelled out.
-
-        Returns:
-            A SHA-256 in hexadecimal.
         """
         parts = json.dumps([_FORMAT, self.configuration, arm, text], sort_keys=True)
         return hashlib.sha256(parts.encode("ascii")).hexdigest()
@@ -74,9 +71,6 @@ class AnswerCache:
 
     def add(self, answers: Mapping[str, CachedAnswer]) -> None:
         """Keep answers, and write the file anew; of several processes the main one writes.
-
-        Args:
-            answers: By key.
 
         Raises:
             RunError: The disk refuses.

@@ -147,8 +147,8 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
         ('base', 'tuned')
     """
     if not isinstance(preset, str) or preset not in EVALUATION_PRESETS:
-        known = list(EVALUATION_PRESETS)
-        raise ConfigError("preset", f"one of auto, {', '.join(known)}", preset, nearest(preset, known))
+        presets = list(EVALUATION_PRESETS)
+        raise ConfigError("preset", f"one of auto, {', '.join(presets)}", preset, nearest(preset, presets))
     known = evaluation_parameters()
     for name in given:
         if name not in known:

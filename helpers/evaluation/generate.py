@@ -215,8 +215,9 @@ class _Pending:
         bench = self.bench
         model, tokenizer, prompts = self._asked([self.questions[at] for at in places])
         seed = bench.seed + 7919 * self.draw + self.left[places[0]]
-        options = {"temperature": bench.temperature, "seed": seed} if bench.temperature else {}
-        options |= {"max_new_tokens": bench.max_new_tokens, "batch_size": len(prompts)}
+        options: dict[str, Any] = {"max_new_tokens": bench.max_new_tokens, "batch_size": len(prompts)}
+        if bench.temperature:
+            options |= {"temperature": bench.temperature, "seed": seed}
         with bench.playing(self.arm):
             answers = generate(model, tokenizer, prompts, **options)
         return [_cached(each) for each in answers]
@@ -244,11 +245,6 @@ def _cached(answer: GeneratedAnswer) -> CachedAnswer:
 
 def ask(bench: Bench, text: str, arms: Sequence[Arm]) -> list[dict[str, str]]:
     """Let arms answer one prompt that nobody keeps.
-
-    Args:
-        bench: The model.
-        text: The prompt.
-        arms: Who answers.
 
     Returns:
         A row an arm: `arm` and `answer`.
@@ -327,11 +323,6 @@ def token_shifts(
     bench: Bench, questions: Sequence[Question], answers: Sequence[Answer]
 ) -> dict[str, tuple[ShiftedToken, ...]]:
     """Rank the tokens of the answers that had the adapter; several processes share them.
-
-    Args:
-        bench: The model.
-        questions: What was asked.
-        answers: Of all arms.
 
     Returns:
         The tokens of each prompt's answer; of mode aa, those of the second draw.

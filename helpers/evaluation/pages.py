@@ -54,9 +54,6 @@ def render_page(template: str, *, styles: tuple[str, ...], script: str, context:
         styles: File names of the style sheets, in order.
         script: File name of the page's only script.
         context: The values the template names. Text goes through `visible`, then through HTML escaping.
-
-    Returns:
-        The page, self-contained.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
@@ -93,9 +90,6 @@ def write_page(path: str | Path, page: str) -> Path:
     Args:
         path: Where to; its folder is made.
         page: The page.
-
-    Returns:
-        The path.
 
     Raises:
         EvaluationError: The path is a folder.

@@ -49,9 +49,6 @@ def configure_evaluation(namespace: Mapping[str, Any]) -> EvaluationConfig:
     Args:
         namespace: The notebook's `globals()`; of it, the names of parameters are read and nothing else.
 
-    Returns:
-        The checked configuration.
-
     Raises:
         ConfigError: A parameter is wrong.
         StackError: The preset needs a GPU and there is none.
@@ -176,8 +173,7 @@ def write_files(
         A row a file: its path as people type it, and what it is for.
     """
     said = describe_votes(votes) if votes else ""
-    page = {"figures": figures, "neighbours": neighbours, "votes": said}
-    write_report(run.path / "report.html", comparison, overview, **page)
+    write_report(run.path / "report.html", comparison, overview, figures=figures, neighbours=neighbours, votes=said)
     write_comparison(run.path / "comparison.json", comparison)
     write_scores(run.path / "scores.csv", overview.table)
     write_llm_comparator(run.path / "llm_comparator.json", comparison, overview, votes)

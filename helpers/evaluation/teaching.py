@@ -88,10 +88,6 @@ def worst_rows(comparison: Comparison, overview: Overview) -> list[dict[str, str
 def robustness(overview: Overview, name: str) -> list[dict[str, Any]]:
     """Show a measure's difference over all pairs, without pairs that were cut, and over pairs of like length.
 
-    Args:
-        overview: What was measured.
-        name: The measure.
-
     Returns:
         A row each: the number of pairs, and the mean difference with its interval. None if no prompt has the measure.
     """

@@ -320,6 +320,16 @@ def test_voters_of_one_name_are_told_apart_by_file(tmp_path):
         read_votes([one, copy], KEY)
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [("'=1+1", "=1+1"), ("'@sum", "@sum"), ("Ann;'-1", "Ann;-1"), ("'quoted'", "'quoted'"), ("O'Hara", "O'Hara")],
+)
+def test_apostrophes_that_guard_a_name_are_taken_off(tmp_path, cell, name):
+    """And no others."""
+    (vote,) = read_votes([csv_file(tmp_path, f'i1,a,,,,"{cell}",1')], KEY)
+    assert vote.voter == name
+
+
 def test_votes_of_former_pages_are_read(tmp_path):
     """Left was A and right was B, in votes and in keys."""
     path = csv_file(tmp_path, "i1,left,right,,,Ann,1")

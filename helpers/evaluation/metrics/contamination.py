@@ -42,10 +42,6 @@ class Neighbour:
 def nearest_examples(prompts: Sequence[Prompt], examples: Sequence[str]) -> tuple[Neighbour, ...]:
     """Find the training example that is nearest to each prompt.
 
-    Args:
-        prompts: What was asked.
-        examples: What each training row asks.
-
     Returns:
         One neighbour a prompt, in their order; of equally near examples, the first.
     """
@@ -81,9 +77,6 @@ def describe_leakage(neighbours: Sequence[Neighbour]) -> str:
 
     Args:
         neighbours: From `nearest_examples`.
-
-    Returns:
-        One or two sentences.
     """
     known = [each for each in neighbours if each.place >= 0]
     if not known:

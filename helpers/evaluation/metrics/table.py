@@ -46,6 +46,8 @@ FINISH_REASONS = ("eos", "stop", "length")
 
 Record = TypeVar("Record", Answer, ReferenceScore)
 
+Score = tuple[str, str, str, str, str, float]
+
 COLUMNS = ["prompt_id", "category", "source", "arm", "metric", "value"]
 
 
@@ -107,7 +109,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     _check_names(comparison)
     answers = _by_place(comparison, "answers", comparison.answers)
     references = _by_place(comparison, "references", comparison.references)
-    rows = []
+    rows: list[Score] = []
     for prompt in comparison.prompts:
         for arm in comparison.arms:
             place = (prompt.id, arm.name)
@@ -119,7 +121,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str, float | None]) -> Iterator[tuple]:
+def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str, float | None]) -> Iterator[Score]:
     return ((prompt_id, category, source, arm, n, float(v)) for n, v in scores.items() if v is not None)
 
 

@@ -142,10 +142,6 @@ def list_items(text: str) -> ListItems:
 def repetition(text: str, size: int = 4) -> float:
     """rep-4: 1 - unique / total 4-grams of lower-cased words (Welleck et al., arXiv 1908.04319).
 
-    Args:
-        text: An answer.
-        size: Words in an n-gram.
-
     Returns:
         A share: 0 without any repetition (or with fewer words than `size`), near 1 for an answer that loops.
 
@@ -162,10 +158,6 @@ def echoes_prompt(text: str, prompt: str) -> bool:
     """Whether an answer repeats its prompt: it holds the whole prompt, or begins with its first 12 words.
 
     Case and white space do not matter. A prompt of fewer than 3 words is too short to tell.
-
-    Args:
-        text: An answer.
-        prompt: What was asked.
 
     Example:
         >>> echoes_prompt("How can AI help? AI can help a lot.", "How can AI help?")
@@ -231,9 +223,6 @@ def asked_items(prompt: str) -> int | None:
     ("in two sentences", "5 years"), nor are years, shares, one, or more than 100. Cautious on purpose: with a range,
     "at least", or two different counts ("three benefits and two risks") there is no single right number; give
     `Prompt.expected_items` then.
-
-    Args:
-        prompt: What is asked, in English.
 
     Returns:
         A count from 2 to 100, or None when the prompt names none or more than one.

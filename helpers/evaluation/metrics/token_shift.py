@@ -35,9 +35,6 @@ class ShiftedToken:
 def shift_of(rank: int) -> str:
     """Name the class of a rank.
 
-    Args:
-        rank: From 1.
-
     Returns:
         One of `SHIFTS`.
 
@@ -66,9 +63,6 @@ def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
 
     Args:
         tokens: Of one answer or of many.
-
-    Returns:
-        One or two sentences.
 
     Example:
         >>> describe_shift([ShiftedToken("Yes", 1, 0.9), ShiftedToken(".", 5, 0.01)]).split(":")[0]

@@ -28,10 +28,6 @@ _LEAST_SHARED = 0.2  # below this share of common words the marks would cover ne
 def badges(answer: Answer, row: Mapping[str, float]) -> list[dict[str, str]]:
     """Say in a few words how an answer is built.
 
-    Args:
-        answer: The answer.
-        row: Its scores by measure.
-
     Returns:
         Badges, each with a `text` and a `kind`: "good", "plain" or "warn".
     """
@@ -76,7 +72,7 @@ def prompt_cards(
     answers = {(answer.prompt_id, answer.arm): answer for answer in comparison.answers}
     rows, gains, worst = scores_by_answer(overview.table), overview.gains()[1], overview.worst()
     leaks = {each.prompt_id: each for each in neighbours if each.place >= 0}
-    cards = []
+    cards: list[dict[str, Any]] = []
     for prompt in comparison.prompts:
         given = {arm.name: answers.get((prompt.id, arm.name)) for arm in comparison.arms}
         if given[pair[0].name] is None or given[pair[1].name] is None:
@@ -183,10 +179,6 @@ class WordDiff:
 
 def word_diff(left: str, right: str) -> WordDiff:
     """Compare two answers word by word with `difflib`.
-
-    Args:
-        left: One answer.
-        right: The other.
 
     Returns:
         Both in pieces. White space never counts as a difference.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers.core.paired import Estimate
 from helpers.core.text import format_number
@@ -87,7 +87,7 @@ def _is_better(value: float, name: str) -> bool | None:
 
 def _interval(axes: Axes, place: float, found: Estimate) -> None:
     """Draw a mean with its interval, if it has one."""
-    if found.low is not None:
+    if found.low is not None and found.high is not None:
         axes.hlines(place, found.low, found.high, color=INK, linewidth=3.5)
     axes.plot([found.mean], [place], "D", color=INK, markersize=7)
 
@@ -258,10 +258,6 @@ def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str)
 def lay_out(tokens: Sequence[ShiftedToken], columns: int = _COLUMNS) -> list[tuple[int, int, str, str]]:
     """Place tokens on a grid of characters, breaking lines between tokens.
 
-    Args:
-        tokens: In order.
-        columns: Characters in a line.
-
     Returns:
         (line, column, text, class) of each piece that shows; white space at a line's start is dropped.
     """
@@ -319,6 +315,6 @@ def _mark(axes: Axes, line: float, column: int, text: str, shift: str) -> None:
         axes.add_patch(box)
     if shift == "shifted":
         axes.plot([column, column + len(text)], [line + 0.42] * 2, color=INK, linewidth=1.6, solid_capstyle="butt")
-    style = {"family": "DejaVu Sans Mono", "fontsize": 11.8, "color": INK, "parse_math": False}
+    style: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 11.8, "color": INK, "parse_math": False}
     for offset, character in enumerate(text):
         axes.text(column + offset + 0.5, line, character, va="center", ha="center", **style)

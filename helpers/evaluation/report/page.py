@@ -49,9 +49,6 @@ def write_report(
         neighbours: The nearest training example of each prompt.
         votes: What the votes say besides the verdict, a line a statement; "" without votes.
 
-    Returns:
-        The path written.
-
     Raises:
         EvaluationError: The path is a folder.
         RunError: The disk refuses.
@@ -90,10 +87,6 @@ def ordered_arms(comparison: Comparison) -> list[Arm]:
 
 def measure_rows(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """Lay out each measure: its mean in every arm, and the paired difference of the two headline arms.
-
-    Args:
-        overview: What was measured.
-        arms: The columns.
 
     Returns:
         Rows with `label`, `definition`, `cells` (text by arm), `difference`, `interval`, `n` and `plot`: where a

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -43,7 +44,6 @@ CRITERIA = {
 _TICKS = ("", "a", "b", "both", "neither")
 _FORMER = {"left": "a", "right": "b"}  # what pages exported before answers were called A and B
 _FORMAT = "side-by-side vote key 1"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _EXPORT = "Export the CSV from the voting page again, and do not edit it in a spreadsheet."
 
 
@@ -320,7 +320,8 @@ def _vote(place: str, row: Mapping[str, str | None], key: VoteKey | None) -> Vot
             raise EvaluationError(f"{place}, {name}", f"one of {shown}", cells[name], _EXPORT)
     if not cells["voter"]:
         raise EvaluationError(f"{place}, voter", "a name", "", "Give each file its own name, such as voter-1.")
-    return Vote(**(cells | {"voter": _unguard(cells["voter"]), "seconds": _seconds(place, cells["seconds"])}))
+    seconds = _seconds(place, cells.pop("seconds"))
+    return Vote(**cells | {"voter": _unguard(cells["voter"])}, seconds=seconds)
 
 
 def _seconds(place: str, text: str) -> float | None:
@@ -336,5 +337,5 @@ def _seconds(place: str, text: str) -> float | None:
 
 
 def _unguard(name: str) -> str:
-    """Take off the apostrophe that keeps a spreadsheet from reading a name as a formula."""
-    return name[1:] if name[:1] == "'" and name[1:2] in _FORMULA else name
+    """Take off the apostrophes that keep a spreadsheet from reading a name as a formula."""
+    return re.sub(r"(^|;)'(?=\s*[=+\-@\t])", r"\1", name)
