@@ -1,0 +1,63 @@
+"""What a training did, in numbers and in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.model.scoring import RowScore, prompt_numbers
+from helpers.training.result import TrainResult, compare_scores, describe_change
+
+
+def scores(losses):
+    """Return scores of rows with one token and its EOS."""
+    return [RowScore(loss, loss, 1) for loss in losses]
+
+
+def result(changes, sources=()):
+    """Return a training that changed the rows' losses from 2."""
+    after = scores([2 + change for change in changes])
+    losses = [(0, 2.0), (9, 2 + sum(changes) / len(changes))]
+    return TrainResult(
+        eval_loss=losses, heldout_before=scores([2.0] * len(changes)), heldout_after=after,
+        heldout_sources=list(sources),
+    )  # fmt: skip
+
+
+CHANGES = [-0.2, -0.1, -0.3, -0.2] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (CHANGES, "Held-out answers became more likely."),
+        ([-each for each in CHANGES], "Held-out answers became less likely."),
+        ([-0.2, 0.2] * 8, "Cannot tell whether training helped: the interval contains zero."),
+        (CHANGES[:8], "Cannot tell whether training helped: 8 independent rows are too few, 12 are needed."),
+        ([-0.2], "Cannot tell whether training helped: one row does not show how much rows differ."),
+    ],
+    ids=["fell", "rose", "unclear", "few", "one"],
+)
+def test_the_change_is_said_as_far_as_the_rows_tell(changes, words):
+    """By the interval of the paired differences, where the rows suffice."""
+    assert describe_change(result(changes)).endswith(words)
+
+
+def test_rows_that_ask_the_same_count_once():
+    """Sixteen rows of eight questions are eight; their interval is wider than that of sixteen."""
+    alone, twins = result(CHANGES), result(CHANGES, list(range(8)) * 2)
+    assert (alone.metrics()["eval_loss_change"]["sources"], twins.metrics()["eval_loss_change"]["sources"]) == (16, 8)
+    assert twins.change().high > alone.change().high
+    assert "8 independent rows are too few" in describe_change(twins)
+
+
+def test_prompts_are_numbered_by_what_is_asked():
+    """The answer does not matter."""
+    rows = [TokenizedExample([1, 2, 9], [IGNORED, IGNORED, 9]), TokenizedExample([1, 2, 8], [IGNORED, IGNORED, 8])]
+    rows.append(TokenizedExample([1, 3, 9], [IGNORED, IGNORED, 9]))
+    assert prompt_numbers(rows) == [0, 0, 1]
+
+
+def test_scores_are_compared_row_by_row():
+    """The mean of the differences of the rows' means."""
+    assert compare_scores(scores([2.0, 3.0]), scores([1.0, 2.5])).mean == pytest.approx(-0.75)
