@@ -49,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "helpers":
+            raise
+        remedy = "Run make doctor, which installs what is missing and says what is wrong."
+        print(f"error: the package {error.name} is not installed. {remedy}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -26,9 +26,10 @@ from helpers.runtime.lockfile import (
     read_waivers,
 )
 
-__all__ = ["SUPPORTED_PYTHON", "Finding", "Report", "doctor", "python_findings"]
+__all__ = ["SUPPORTED_PYTHON", "SUPPORTED_TORCH", "Finding", "Report", "doctor", "python_findings"]
 
 SUPPORTED_PYTHON = ("3.11", "3.12", "3.13")
+SUPPORTED_TORCH = ("2.11", "2.12", "2.13", "2.14")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,12 @@ def doctor(
         needed = pins if hardware.where() == "local" else NEEDED
     rules = {w.name: w for w in (read_waivers() if waivers is None else waivers)}
     stack = Stack(versions, rules, requires, None, FROZEN if hardware.where() != "local" else ())
-    findings = [*python_findings(), *_pin_findings(stack, pins, needed), *_torch_findings(versions)]
+    findings = [
+        *python_findings(),
+        *_system_findings(),
+        *_pin_findings(stack, pins, needed),
+        *_torch_findings(versions),
+    ]
     return Report((*findings, *_attention_findings(versions)), _facts(versions))
 
 
@@ -125,6 +131,21 @@ def python_findings() -> Iterator[Finding]:
     version = platform.python_version()
     if version.rpartition(".")[0] not in SUPPORTED_PYTHON:
         yield Finding("problem", "Python", f"{version} is not supported", f"use one of {', '.join(SUPPORTED_PYTHON)}")
+
+
+def _system_findings(system: str | None = None) -> Iterator[Finding]:
+    """A note on systems other than Linux, on which nothing here was tried.
+
+    Args:
+        system: As `platform.system` names it; None asks.
+    """
+    system = system or platform.system()
+    if system == "Windows":
+        said = "the lock's wheels exist for it, and nothing was tried on it"
+        yield Finding("note", system, said, "use WSL (Ubuntu), or open the notebooks on Colab")
+    elif system == "Darwin":
+        said = "the lock's wheels exist for it, on Apple silicon; nothing was tried on it, and there is no NVIDIA GPU"
+        yield Finding("note", "macOS", said, "train on Colab, or on a Linux machine with an NVIDIA GPU")
 
 
 def _pin_findings(stack: Stack, pins: Mapping[str, str], needed: Collection[str]) -> Iterator[Finding]:
@@ -154,6 +175,9 @@ def _torch_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
     driver, cuda, torch = hardware.read_driver(), hardware.torch_cuda(), versions.get("torch")
     if torch is None:
         yield Finding("problem", "torch", "is missing", "install it first, as pytorch.org says for your machine")
+    elif ".".join(torch.split(".")[:2]) not in SUPPORTED_TORCH:
+        remedy = f"install one of {SUPPORTED_TORCH[0]} to {SUPPORTED_TORCH[-1]}"
+        yield Finding("problem", "torch", f"{torch} is not supported", remedy)
     elif driver is None:
         yield Finding("note", "GPU", "none was found: only preset smoke can run")
     elif cuda is None:
@@ -182,4 +206,7 @@ def _attention_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
 def _facts(versions: Mapping[str, str]) -> str:
     driver = hardware.read_driver()
     shown = [f"{name} {versions.get(name, 'missing')}" for name in ("unsloth", "transformers", "trl", "torch")]
-    return ", ".join([f"Python {platform.python_version()}", *shown, driver.names[0] if driver else "CPU only"])
+    card = driver.names[0] if driver else "CPU only"
+    if driver and len(driver.names) > 1:  # as with Kaggle's "GPU T4 x2"
+        card += f" (the first of {len(driver.names)} GPUs; a notebook trains on one)"
+    return ", ".join([f"Python {platform.python_version()}", *shown, card])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_notebooks import write_notebook
@@ -16,6 +18,8 @@ from helpers.core.files import write_json
 from helpers.core.runs import RunDirectory
 from helpers.core.summary import summarize
 from helpers.runtime import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 METRICS = {
     "eval_loss_before": 2.4985,
@@ -166,6 +170,16 @@ class TestOthers:
         monkeypatch.setattr(notebooks, "list_notebooks", lambda: [path])
         assert main(["list"]) == 0
         assert capsys.readouterr().out == "a                        The title\n"
+
+    @pytest.mark.parametrize("command", [["doctor"], ["runs"], ["run", "alpaca_instruction", "--preset", "smoke"]])
+    def test_without_the_packages_each_command_says_what_to_do(self, command):
+        """In a Python that has nothing installed, one line and no traceback."""
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from helpers.__main__ import main; sys.exit(main())"
+        bare = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
+        done = subprocess.run([*bare, *command], capture_output=True, text=True, check=False)
+        said = r"error: the package \w+ is not installed\. Run make doctor, which installs what is missing .*\n"
+        assert re.fullmatch(said, done.stderr)
+        assert done.returncode == 2
 
     def test_it_starts_fast(self):
         """`python -m helpers list` imports none of the packages that take long."""

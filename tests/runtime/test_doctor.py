@@ -9,10 +9,11 @@ import pytest
 from runtimes import own_machine, requires
 
 from helpers.runtime import hardware
-from helpers.runtime.doctor import SUPPORTED_PYTHON, Finding, doctor
+from helpers.runtime.doctor import SUPPORTED_PYTHON, SUPPORTED_TORCH, Finding, _system_findings, doctor
 from helpers.runtime.lockfile import Pin, Waiver
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,37 @@ class TestDoctor:
         pins, needed = [Pin("trl", "2"), Pin("scipy", "2")], ["trl", "scipy"]
         installed = {"torch": "2.13.0", **installed}
         return doctor(pins, installed, needed=needed, waivers=waivers, requires=requires(table or {}))
+
+    @pytest.mark.parametrize(
+        ("torch", "ok"), [("2.10.1", False), ("2.11.0+cu128", True), ("2.14.0", True), ("2.15.0", False)]
+    )
+    def test_torch_outside_the_range_is_a_problem(self, torch, ok):
+        """Just the versions that the documentation names are accepted."""
+        report = self.examine({"trl": "2", "scipy": "2", "torch": torch})
+        assert report.ok is ok
+        if not ok:
+            assert str(report.problems[0]) == f"problem  torch: {torch} is not supported; install one of 2.11 to 2.14"
+
+    def test_the_documentation_names_the_same_versions_of_torch(self):
+        """docs/usage.md tells which torch may stay."""
+        said = f"keep the torch you have: {SUPPORTED_TORCH[0]} to {SUPPORTED_TORCH[-1]}"
+        assert said in (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+
+    def test_two_gpus_are_said_clearly(self, monkeypatch):
+        """Kaggle's "GPU T4 x2" trains as "GPU T4" does: on the first."""
+        driver = hardware.Driver("550.54", "12.4", ("Tesla T4", "Tesla T4"))
+        monkeypatch.setattr(hardware, "read_driver", lambda: driver)
+        monkeypatch.setattr(hardware, "torch_cuda", lambda: "12.4")
+        report = self.examine({"trl": "2", "scipy": "2"})
+        assert report.verdict().endswith("Tesla T4 (the first of 2 GPUs; a notebook trains on one)")
+
+    @pytest.mark.parametrize(("system", "remedy"), [("Windows", "WSL"), ("Darwin", "Colab")])
+    def test_other_systems_are_told_where_it_works(self, system, remedy):
+        """Linux alone has been tried; on others a note says what to do."""
+        (finding,) = _system_findings(system)
+        assert finding.level == "note"
+        assert remedy in finding.remedy
+        assert list(_system_findings("Linux")) == []
 
     def test_a_complete_environment_is_ready(self):
         """Without problems the last line begins with "ready:"."""

@@ -94,7 +94,7 @@ class TestSetup:
     def test_problems_that_remain_stop_the_notebook(self, service, capsys):
         """A conflict is printed whole and raised, so that "Run all" goes no further."""
         service.installed["torch"] = "2.16.0"
-        with pytest.raises(StackError, match="not ready: 2 problems"):
+        with pytest.raises(StackError, match="not ready: 3 problems"):
             setup_notebook()
         assert "unsloth 2026.10.9 needs torch<2.15.0,>=2.4.0, 2.16.0 is installed" in capsys.readouterr().out
 
