@@ -177,7 +177,7 @@ def draw_rows(
         random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, not a secret
         train = SeededRows(order[: len(rows.train)], lines, f"order[:{len(rows.train)}]")
         return DrawnRows(source, "test", train, SeededRows(range(len(rows.heldout))), rows)
-    plain = None if name == "sample" else _plain_source(config, task, rows)
+    plain = None if name == "sample" or "prompt" in rows.train[0] else _plain_source(config, task, rows)
     if plain is None:
         files = {}
         for part, kept in (("train", rows.train), ("test", rows.heldout)):
