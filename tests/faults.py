@@ -18,7 +18,14 @@ SMALL = {
 """Eight steps over two epochs of fourteen rows, the last of each with fewer passes: checkpoints of steps 3 and 6 lie
 within an epoch, that of step 8 at its end, and dropout uses random numbers."""
 
-TIMES = ("train_seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes")
+TIMES = (
+    "examples_per_second",
+    "forecast",
+    "heldout_seconds",
+    "peak_memory_bytes",
+    "tokens_per_second",
+    "train_seconds",
+)
 
 
 def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment=None, **parameters):

@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -85,7 +85,8 @@ def prepare_unsloth() -> None:
     about an older way to register types with torch 2.13; neither is used here, nor are bars of `datasets`. Unsloth
     2026.10.9 warns through a logger of transformers each time it saves a tokenizer as it should be saved.
     """
-    import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
+    with nullcontext() if "torch" in sys.modules else long_lived():
+        import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
 
     for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -168,11 +168,6 @@ class TrainingRecord(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         """Say what the curve looks like if it needs a word, and refuse a training that changed nothing."""
         self.count(args, state)
-        if self.result.forecast:
-            self.result.forecast |= {
-                "outcome_train_seconds": self.result.train_seconds,
-                "outcome_heldout_seconds": self.result.heldout_seconds,
-            }
         skipped = self.result.skipped_updates
         if skipped and skipped >= state.global_step:
             remedy = "Every gradient overflowed in fp16. Use a card with bf16, or train longer."

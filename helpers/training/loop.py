@@ -79,11 +79,6 @@ class Training:
             trainer.remove_callback(watcher)
             self.counter.stop()
         self._count()
-        if self.result.forecast:
-            self.result.forecast |= {
-                "outcome_train_seconds": self.result.train_seconds,
-                "outcome_heldout_seconds": self.result.heldout_seconds,
-            }
         return self.result
 
     def _begin(self, trainer: Any, rows: Contract) -> TrainResult:

@@ -30,7 +30,7 @@ class TrainResult:
         peak_memory_bytes: Highest memory in use: on the card, or of the process on a CPU.
         mode: What the trainer did: packing, padding-free, precision, optimizer.
         heldout_seconds: Time in measurements of the held-out loss.
-        forecast: How long all was expected to take, and at the end how long it took; see `helpers.memory.forecast`.
+        forecast: How long all was expected to take; see `helpers.memory.forecast`.
         skipped_updates: Optimizer steps that changed nothing, because a gradient was too large for fp16.
     """
 
@@ -71,6 +71,7 @@ class TrainResult:
     def metrics(self) -> dict[str, Any]:
         """Return the figures that `metrics.json` keeps."""
         seconds = max(self.train_seconds, 1e-9)
+        outcome = {"outcome_train_seconds": self.train_seconds, "outcome_heldout_seconds": self.heldout_seconds}
         change = self.change()
         return {
             "train_loss": [[step, loss] for step, loss in self.train_loss],
@@ -86,7 +87,7 @@ class TrainResult:
             "peak_memory_bytes": self.peak_memory_bytes,
             "train_seconds": self.train_seconds,
             "heldout_seconds": self.heldout_seconds,
-            "forecast": self.forecast,
+            "forecast": {**self.forecast, **outcome} if self.forecast else {},
             "skipped_updates": self.skipped_updates,
             "mode": self.mode,
         }

@@ -39,7 +39,7 @@ def long_lived() -> Iterator[None]:
 
     Where someone else has frozen objects or switched the collector off, it stays so.
     """
-    others, running = _frozen(), gc.isenabled()
+    others, running = _frozen() and not _set_aside[0], gc.isenabled()
     gc.disable()
     try:
         yield
