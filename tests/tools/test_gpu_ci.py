@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -131,6 +132,17 @@ class TestParameters:
         given = script.given["side_by_side_eval"]
         assert given["adapter_dir"] == "gpu-ci-smollm2-135m-alpaca_instruction"
         assert "model_name" not in given
+
+    def test_a_t4_s_path_is_taken_on_a_larger_card(self, script, monkeypatch, capsys):
+        """fp16 without varlen attention and graphs, in processes that see 14.56 GiB; bf16 then fails the check."""
+        monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+        monkeypatch.setenv("T4_LIKE", "0")
+        assert call(script, monkeypatch, "--smoke-model", "--t4-like") == 1
+        given = script.given["alpaca_instruction"]
+        assert (given["precision"], given["varlen_attention"], given["cuda_graphs"]) == ("fp16", False, False)
+        assert os.environ["T4_LIKE"] == "1"
+        assert os.environ["PYTHONPATH"] == os.pathsep.join([str(ROOT / "tools" / "t4like"), "/elsewhere"])
+        assert "gpu-ci-smollm2-135m-t4-like" in capsys.readouterr().out
 
     def test_data_can_be_given_for_each_task(self, script, monkeypatch, tmp_path):
         """A file belongs to the task before its "=", and otherwise to all."""
