@@ -462,6 +462,14 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
+# The cells that are the training itself are also written into the run's folder, as a plain script with these values.
+
+# %% tags=["main"]
+from helpers.training.script import write_script
+
+script = write_script(run, globals())
+
+# %% [markdown]
 # The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
 # that the model gave to the token that came. It is counted in *nats*: 0 is certainty, and 0.69 is what the toss of a
 # coin costs. A short training warms up for at most half of its steps. `fast_training` computes the same numbers in
@@ -592,7 +600,7 @@ show_table(columns)
 # model stays a small model. So look at the form as much as at the truth: do they answer at once, do they end by
 # themselves?
 #
-# The answers are kept with the run, and the run is marked as complete.
+# The answers are kept with the run.
 
 # %% tags=["notebook"]
 from helpers.core.files import write_json
@@ -600,10 +608,19 @@ from helpers.core.files import write_json
 kept = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": kept})
 
+# %% [markdown]
+# ## 10. All that ran
+#
+# The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it
+# too. The run is marked as complete.
+
 # %%
 from helpers.training.session import finish_run
 
 finish_run(run)
+
+# %% tags=["notebook"]
+print(script)
 
 # %% [markdown]
 # ## 10. Your own data

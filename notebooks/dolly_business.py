@@ -26,15 +26,15 @@
 # the use of AI in companies: Mistral-7B-Instruct, tuned on 1,000 rows of Dolly-15k, which employees of Databricks
 # wrote by hand in 2023.
 #
-# The second half is about the handing over. A *merged* model, with the adapter's weights added into the model's own,
-# is what most tools want, and merging is where fine-tuning often goes wrong without a word. So each
-# export is loaded again in a fresh process and compared with the model in memory before this notebook says "saved".
+# The second half is about handing it over. Most tools want a *merged* model, with the adapter's weights added into the
+# model's own, and merging is where fine-tuning often goes wrong without a word. So each export is loaded again in a
+# fresh process and compared with the model in memory before this notebook says "saved".
 #
 # **You will learn**
 #
 # - how to choose a subset of a data set, and see what you chose,
 # - how a system prompt gets into the training text and stays there,
-# - how to read a loss curve,
+# - how to train with Unsloth, PEFT and TRL, call by call,
 # - what merging does, what it costs, and how to prove that it worked,
 # - how to describe a model honestly before you share it.
 #
@@ -46,33 +46,40 @@
 # %% [markdown]
 # ## 1. Parameters
 #
-# As in the first notebook: `preset` decides, and whatever is not `None` wins over it. The last four parameters say what
-# is made of the adapter when it is trained.
+# `preset` decides, and whatever is not `None` wins over it. The second block may stay as it is.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
 run_name = None  # type: str  folder under runs/; None takes the task and the preset
 resume = "auto"  # type: str  auto (go on with an earlier run), never (start over) or must
 model_name = None  # type: str  alias, hub id or local folder of the base model
+dataset_name = None  # type: str  hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows
+train_rows = None  # type: int  rows to train on; 0 takes all [rows]
+heldout_rows = None  # type: int  rows kept apart to measure the loss on [rows]
+category = None  # type: str  only rows of these categories, separated by commas
+prompt_style = None  # type: str  chat (the model's own template) or alpaca (Stanford's text block)
+system_prompt = None  # type: str  what the assistant is told before the first message; chat style only
+lora_rank = None  # type: int  rank of the adapter's matrices [dimensions]
+learning_rate = None  # type: float  peak learning rate, after warm-up
+num_epochs = None  # type: float  times each row is seen, if max_steps does not end it before [epochs]
+max_steps = None  # type: int  end after this many optimizer steps [steps]
+persist_dir = None  # type: str  second folder for checkpoints and adapter, such as one on Google Drive
+max_new_tokens = None  # type: int  longest answer [tokens]
+merge_16bit = None  # type: bool  also save the model with the adapter merged in, in 16 bit
+gguf_quantization = None  # type: str  also save a GGUF file of this type, such as q8_0 or f16
+push_to = None  # type: str  hub repository to upload to, as owner/name
+push_private = None  # type: bool  create that repository as private
+
+# For specialists: what the presets know already.
+columns = None  # type: str  which column is what, where the names do not say
 model_revision = None  # type: str  hub revision of the base model
 max_seq_length = None  # type: int  longest row; longer ones are left out [tokens]
 load_in_4bit = None  # type: bool  hold the base model's weights in 4 bit (NF4)
 precision = None  # type: str  auto (what the card computes natively), bf16, fp16 or fp32
-dataset_name = None  # type: str  hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows
-columns = None  # type: str  which column is what, where the names do not say
 dataset_revision = None  # type: str  hub revision of the data set; pinned for the known ones
-train_rows = None  # type: int  rows to train on; 0 takes all [rows]
-heldout_rows = None  # type: int  rows kept apart to measure the loss on [rows]
-category = None  # type: str  only rows of these categories, separated by commas
 stratified = None  # type: bool  draw each category in proportion to its rows
-prompt_style = None  # type: str  chat (the model's own template) or alpaca (Stanford's text block)
-system_prompt = None  # type: str  what the assistant is told before the first message; chat style only
-lora_rank = None  # type: int  rank of the adapter's matrices [dimensions]
 lora_alpha = None  # type: int  the adapter's output is scaled by lora_alpha / lora_rank
 lora_dropout = None  # type: float  share of the adapter's inputs dropped in training
-learning_rate = None  # type: float  peak learning rate, after warm-up
-num_epochs = None  # type: float  times each row is seen, if max_steps does not end it before [epochs]
-max_steps = None  # type: int  end after this many optimizer steps [steps]
 batch_size = None  # type: int  rows in one forward pass [rows]
 gradient_accumulation = None  # type: int  forward passes in one optimizer step [passes]
 warmup_steps = None  # type: int  steps over which the learning rate rises [steps]
@@ -84,20 +91,14 @@ varlen_attention = None  # type: bool  attention over all rows of a batch in one
 cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
-persist_dir = None  # type: str  second folder for checkpoints and adapter, such as one on Google Drive
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
 report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
-max_new_tokens = None  # type: int  longest answer [tokens]
-merge_16bit = None  # type: bool  also save the model with the adapter merged in, in 16 bit
-gguf_quantization = None  # type: str  also save a GGUF file of this type, such as q8_0 or f16
-push_to = None  # type: str  hub repository to upload to, as owner/name
-push_private = None  # type: bool  create that repository as private
 
 # %% [markdown]
 # On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
 
-# %%
+# %% tags=["notebook"]
 import importlib.util
 import subprocess
 import sys
@@ -111,390 +112,547 @@ assert found, f"{source} could not be installed. Does this repository have that 
 assert found.submodule_search_locations, f"{found.origin} hides this project's package of that name: rename it, and restart the kernel."
 
 # %% [markdown]
-# The parameters are checked before anything is downloaded.
+# The parameters are checked before anything is downloaded. The table shows the whole run, the preset's values included.
 
 # %%
+from types import SimpleNamespace
+
 from helpers.display.tables import show_table
 from helpers.training.session import configure_notebook
 
 config = configure_notebook("dolly", globals())
+cfg = SimpleNamespace(**config.flat())
 show_table(config.flat())
 
 # %% [markdown]
-# The table shows the whole run, the preset's values included. Then the packages, in exact versions.
+# Then the packages, in exact versions.
 
-# %%
+# %% tags=["notebook"]
 from helpers.runtime.setup import setup_notebook
 
 report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
-# The folder that everything goes into. What is in it already from an earlier run with the same parameters is used
-# again.
+# The folder that everything goes into. If the machine disconnects, run the notebook again with the same parameters:
+# training goes on from its newest complete checkpoint. On Colab the disk is gone when a session ends: set
+# `persist_dir = "/content/drive/MyDrive/runs"` before you begin, and the checkpoints are also kept on your Google Drive.
 
 # %%
+from helpers.model.load import prepare_unsloth
 from helpers.training.session import start_run
 
 run = start_run(config, resume=resume)
+prepare_unsloth()
 print("this run:", run.shown())
 
 # %% [markdown]
-# If the machine disconnects, run the notebook again with the same parameters: with `resume = "auto"` training goes on
-# from its newest complete checkpoint (one is written every `save_steps` steps), and not from the start. On Colab set
-# `persist_dir = "/content/drive/MyDrive/runs"` before you begin. The machine's own disk is gone when a session ends;
-# the copies on your Google Drive are not, and the next machine, with the same kind of GPU, goes on from them.
-#
+# The libraries. Unsloth makes transformers, PEFT and TRL faster by changing them when it is imported, so it comes
+# first.
+
+# %% tags=["core"]
+from unsloth import FastLanguageModel  # isort: skip
+import random
+
+import torch
+from datasets import DatasetDict, load_dataset
+from peft import PeftModel
+from transformers import TextStreamer
+from trl import SFTConfig, SFTTrainer
+
+# %% [markdown]
 # ## 2. A thousand rows, and what is in them
 #
 # A row of Dolly has an `instruction`, a `context` (a text that the instruction is about, often empty), a `response`
-# and one of eight categories. The subset is drawn at random with a fixed seed, so that everyone gets the same rows.
-# Some are held out. (Preset `smoke` takes 128 rows of the same form that come with this project.)
+# and one of eight categories. The subset is drawn at random with a fixed seed, so that everyone gets the same rows;
+# some are held out. (Preset `smoke` takes 128 rows of the same form that come with this project.)
 
 # %%
-from helpers.data.rows import load_rows
+from helpers.data.rows import draw_rows
 
-rows = load_rows(config.data, "dolly", config.train.seed, given=config.given)
-print(f"{rows.source}: {len(rows.train)} rows to train on, {len(rows.heldout)} held out")
-print(*rows.notes, sep="\n")
-print("left out:", rows.left_out or "none")
+drawn = draw_rows(config.data, config.task, config.train.seed, run.path, given=config.given)
+print(drawn.describe())
+
+# %% [markdown]
+# `load_dataset` reads the data set as a table, and `select` takes the rows that were drawn.
+
+# %% tags=["core"]
+data = load_dataset(**drawn.source)
+rows = DatasetDict(
+    train=data["train"].select(drawn.train),
+    heldout=data[drawn.part].select(drawn.heldout),
+)
+print(rows)
 
 # %% [markdown]
 # What did the draw give? The categories differ in what they teach: *closed_qa*, *information_extraction* and
 # *summarization* work on a given text, *brainstorming* and *creative_writing* are free. Beside each bar stands the
-# length of its median answer: half of the answers are shorter.
+# length of its median answer. If a category that you need is hardly there, choose rows with `category`.
 
-# %%
+# %% tags=["main"]
 from helpers.display.tables import plot_categories
 
-plot_categories(rows.train, run.path / "categories.png")
+plot_categories(list(rows["train"]), run.path / "categories.png")
 
 # %% [markdown]
-# A category with many rows and long answers shapes the assistant most. If one that you need is hardly there, choose
-# rows with `category`, or keep the proportions of the whole with `stratified`.
-#
 # Dolly's contexts come from an encyclopaedia, and many still carry its reference marks, such as "[1]". A model would
-# learn to write them. They are removed, and counted.
+# learn to write them. They are removed from Dolly's rows; other data stays as it is.
 
-# %%
-from helpers.data.selection import clean_rows
+# %% tags=["core"]
+from helpers.data.prompts import clean_references
 
-rows, removed = clean_rows(rows)
-print(removed, "reference marks removed")
 
-# %% [markdown]
-# One row with a context, and one without.
+def clean(row):
+    return {name: clean_references(text)[0] if isinstance(text, str) else text for name, text in row.items()}
 
-# %%
-with_context = next((row for row in rows.train if row["context"]), rows.train[0])
-without_context = next((row for row in rows.train if not row["context"]), rows.train[0])
-show_table([without_context, with_context])
+
+if cfg.dataset_name in ("databricks/databricks-dolly-15k", "sample"):
+    rows = rows.map(clean)
 
 # %% [markdown]
-# ## 3. From a row to tokens
-#
 # Each row becomes three messages. The *system prompt* tells the assistant who it is; it is the same in every row, and
-# will be the same whenever the assistant is used.
+# will be the same whenever the assistant is used. `prompt` is what the model is given, `completion` what it learns to
+# say.
 
-# %%
-from helpers.display.tables import show_conversation
-from helpers.data.prompts import build_example
+# %% tags=["core"]
+from helpers.data.prompts import alpaca_block
 
-style, system_prompt = config.data.prompt_style, config.data.system_prompt
-options = {"style": style, "system_prompt": system_prompt}
-show_conversation(build_example(with_context, "dolly", **options))
 
-# %% [markdown]
-# Now the model, in 4 bit on a GPU. Its template turns the messages into text.
+def to_messages(row):
+    task, text = row["instruction"].strip(), (row.get("context") or "").strip()
+    user = alpaca_block(task, text) if cfg.prompt_style == "alpaca" else f"{task}\n\n{text}".strip()
+    system = [{"role": "system", "content": cfg.system_prompt}] if cfg.system_prompt else []
+    return {
+        "prompt": [*system, {"role": "user", "content": user}],
+        "completion": [{"role": "assistant", "content": row["response"].strip()}],
+    }
 
-# %%
-from helpers.model.load import load_model
 
-loaded = load_model(config.model, style=style)
-print(f"template {loaded.template}, computing in {loaded.precision}")
-
-# %% [markdown]
-# The same row as the text that the model reads. Look for the system prompt. The template that Mistral's files on the
-# hub carry leaves it out of rows that end with an answer, so that the model would be trained without it and used with
-# it. For Mistral this project brings a template of its own, which gives the same tokens as Mistral's own library.
-
-# %%
-from helpers.data.chat_templates import render
-
-example = build_example(with_context, "dolly", **options)
-print(render(loaded.tokenizer, example.messages(), answer_next=False))
+if "prompt" in rows["train"].column_names:
+    chats = rows  # a data set of conversations
+else:
+    chats = rows.map(to_messages, remove_columns=rows["train"].column_names)
+print(chats["train"][0])
 
 # %% [markdown]
-# All rows as tokens, checked: system prompt inside, answer and its end (EOS) learned, nothing else.
-
-# %%
-from helpers.data.contract import apply_contract
-
-limit = config.model.max_seq_length
-parts = {
-    name: [build_example(row, "dolly", **options) for row in part]
-    for name, part in (("training", rows.train), ("held out", rows.heldout))
-}
-checked = {
-    name: apply_contract(part, loaded.tokenizer, max_seq_length=limit)
-    for name, part in parts.items()
-}
-show_table([{"part": name, **part.summary()} for name, part in checked.items()])
-
-# %% [markdown]
-# The system prompt costs tokens in every row, and none of them is among the supervised ones, which are those that are
-# learned.
+# ## 3. The model, and from a row to tokens
 #
-# And one row with its mask: grey is given, underlined blue is learned.
+# `machine` holds arguments for the libraries' calls that depend on the hardware; printed, each says why it is passed.
 
 # %%
+from helpers.training.machine import base_model, fit_machine
+
+base, revision = base_model(config)
+machine = fit_machine(config, run)
+print(machine)
+
+# %% [markdown]
+# The base model is loaded, in 4 bit on a GPU. No Mistral needs `trust_remote_code`, which would let the model's files
+# run code of their own: transformers has the code.
+
+# %% tags=["core"]
+model, tokenizer = FastLanguageModel.from_pretrained(
+    model_name=base,
+    revision=revision,
+    max_seq_length=cfg.max_seq_length,
+    load_in_4bit=cfg.load_in_4bit,
+    dtype=getattr(torch, machine.dtype),
+    trust_remote_code=False,
+    **machine.loading,
+)
+model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
+
+# %% [markdown]
+# The *chat template* turns messages into text. The one that Mistral's files on the hub carry leaves the system prompt
+# out of rows that end with an answer, so that the model would be trained without it and used with it. This one gives
+# the same tokens as Mistral's own library.
+
+# %%
+from helpers.data.chat_templates import find_template
+
+template = find_template(tokenizer, cfg.prompt_style)
+print("template:", template.name)
+
+# %% tags=["core"]
+tokenizer.chat_template = template.text
+tokenizer.pad_token = template.pad_token  # fills rows up; if it were EOS, answers would never end
+tokenizer.padding_side = "right"
+
+# %% [markdown]
+# The same row as the text that the model reads. Look for the system prompt.
+
+# %% tags=["main"]
+first = chats["train"][0]
+print(tokenizer.apply_chat_template(first["prompt"] + first["completion"], tokenize=False))
+
+# %% [markdown]
+# The first question, put to the model as it is. `generate` takes the likeliest token again and again (*greedy*
+# decoding) until the token that ends an answer, *EOS*; `TextStreamer` prints the words as they come. The tuned model
+# will answer the same question.
+
+# %% tags=["notebook"]
+from helpers.data.rows import read_prompts
+
+question = read_prompts()[0]["prompt"]
+
+
+def answer(question):
+    prompt = to_messages({"instruction": question, "response": ""})["prompt"]
+    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(
+        **inputs.to(model.device), max_new_tokens=cfg.max_new_tokens, do_sample=False, streamer=streamer,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+FastLanguageModel.for_inference(model)
+answer(question)
+
+# %% [markdown]
+# All rows as tokens, each with a mask: 1 where a token is learned, 0 where it is only given. The prompt is written once
+# alone and once with its answer; what comes after the prompt is learned.
+
+# %% tags=["core"]
+def tokenize(batch):
+    chats = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
+    given = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]
+    masks = [[0] * len(g) + [1] * (len(w) - len(g)) for g, w in zip(given, whole)]
+    return {"input_ids": whole, "completion_mask": masks}
+
+
+tokens = chats.map(tokenize, batched=True, remove_columns=["prompt", "completion"])
+print(tokens)
+
+# %% [markdown]
+# Every row is checked: the system prompt is inside, the answer and its end (EOS) are learned, and nothing else. Rows
+# that are too long are left out and counted. The system prompt costs tokens in every row; none of them is learned.
+
+# %%
+from helpers.data.contract import check_tokens
+
+limit = cfg.max_seq_length
+checked = {part: check_tokens(tokens[part], chats[part], tokenizer, max_seq_length=limit) for part in tokens}
+show_table([{"part": part, **found.summary()} for part, found in checked.items()])
+
+# %% tags=["core"]
+train_dataset = tokens["train"].select(checked["train"].kept)
+heldout_dataset = tokens["heldout"].select(checked["heldout"].kept)
+
+# %% [markdown]
+# The shortest row with its mask: grey is given, underlined blue is learned.
+
+# %% tags=["main"]
+from helpers.data.contract import as_examples
 from helpers.display.tables import show_mask
 
-shortest = min(checked["training"].tokenized, key=lambda row: len(row.input_ids))
-show_mask(shortest, loaded.tokenizer)
+show_mask(min(as_examples(train_dataset), key=lambda row: len(row.input_ids)), tokenizer)
 
 # %% [markdown]
-# The system prompt is also there when the assistant is asked something. The check compares token by token.
+# The run's record gets a fingerprint of the rows and of the template.
 
 # %%
-from helpers.data.contract import prove_same_prompt
+from helpers.training.session import record_data
 
-print(prove_same_prompt(with_context, "dolly", loaded.tokenizer, **options))
+record_data(
+    run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
+    tokenizer=tokenizer, template=template.name, base=base,
+)
 
 # %% [markdown]
 # ## 4. Train for one epoch
 #
 # One *epoch* shows the model each row once. For a thousand rows that is usually enough: the model has the knowledge
-# already, it learns a manner.
-#
-# The rows are shown a few at a time, and after each *optimizer step* the adapter has moved a little. First, how the
-# rows of a step are laid out on this card, and why.
+# already, it learns a manner. First, how the rows of an optimizer step are laid out on this card, and why.
 
 # %%
-from helpers.training.session import fit_layout
+from helpers.training.machine import fit_layout
 
-config = fit_layout(config, checked["training"])
+layout = fit_layout(config, checked["train"].lengths, run)
+config = layout.config
 
 # %% [markdown]
-# A fresh adapter on all linear layers is what will learn; everything else stays frozen. Its *rank* (`lora_rank`) says
-# how much it can hold, *alpha* (`lora_alpha`) how much it counts.
+# A fresh adapter on all linear layers is what will learn; everything else stays frozen. Its *rank* says how much it can
+# hold, *alpha* how much it counts. The last line says how few numbers are trained.
 
-# %%
-from helpers.model.load import attach_adapter, trainable_parameters
-
-settings = config.train
-attach_adapter(
-    loaded, config.adapter, seed=settings.seed,
-    gradient_checkpointing=settings.gradient_checkpointing,
-    checkpoint_skip_layers=settings.checkpoint_skip_layers,
+# %% tags=["core"]
+model = FastLanguageModel.get_peft_model(
+    model,
+    r=cfg.lora_rank,
+    lora_alpha=cfg.lora_alpha,
+    lora_dropout=cfg.lora_dropout,
+    bias="none",  # a trained bias would stay when the adapter is switched off
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    use_gradient_checkpointing="unsloth" if layout.gradient_checkpointing else False,
+    random_state=cfg.seed,
+    **layout.lora,
 )
-trainable, total = trainable_parameters(loaded.model)
-print(f"{trainable:,} of {total:,} parameters are trained: {trainable / total:.2%}")
+model.print_trainable_parameters()
 
 # %% [markdown]
-# The run's record gets a fingerprint of the rows and of the template; then the trainer is built.
+# Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training; `checkpoints`
+# saves all that is needed to go on. The *learning rate*, how far a step goes, rises over the first few steps and then
+# falls to nearly zero.
 
 # %%
-from helpers.training.session import record_inputs
-from helpers.training.trainer import build_trainer, planned_steps
+from helpers.training.callbacks import Checkpoints, TrainingRecord
 
-record_inputs(run, rows, loaded)
-trainer = build_trainer(config, loaded, checked["training"], run)
-steps = planned_steps(config, len(trainer.train_dataset))
-print(steps, "optimizer steps of", config.train.rows_per_step(), "rows or packed sequences")
+record = TrainingRecord(run, config, train_dataset, heldout_dataset)
+checkpoints = Checkpoints(record)
+
+# %% tags=["core"]
+trainer = SFTTrainer(
+    model=model,
+    processing_class=tokenizer,
+    train_dataset=train_dataset,
+    args=SFTConfig(
+        output_dir=checkpoints.folder,
+        max_length=cfg.max_seq_length,
+        completion_only_loss=True,
+        packing=cfg.packing,
+        per_device_train_batch_size=layout.batch_size,
+        gradient_accumulation_steps=layout.gradient_accumulation,
+        num_train_epochs=cfg.num_epochs,
+        max_steps=cfg.max_steps or -1,
+        learning_rate=cfg.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=cfg.warmup_steps,
+        weight_decay=cfg.weight_decay,
+        seed=cfg.seed,
+        data_seed=cfg.seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=cfg.save_steps,
+        eval_strategy="no",
+        **machine.sft,
+    ),
+    callbacks=[record, checkpoints],
+)
 
 # %% [markdown]
-# The *learning rate*, how far a step goes, rises over the first few steps and then falls to nearly zero. The held-out
-# loss, the mean surprise at a token of an answer that was never trained on, is measured before the first step, on the
-# way, and after the last.
+# The trainer's own tokens and labels are compared with the ones that were checked; the table says how it will train.
 
 # %%
-from helpers.training.trainer import train
+from helpers.training.speed import check_trainer, count_steps, fast_training
 
-result = train(trainer, config, loaded, checked["training"], checked["held out"])
-run.update_metrics(**result.metrics())
+mode = check_trainer(trainer, config, train_dataset)
+steps = count_steps(trainer)
+show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# A healthy curve falls quickly, then slowly, and the held-out loss falls with it. If the grey line falls and the blue
-# one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high.
+# The cells that are the training itself are also written into the run's folder, as a plain script with these values.
 
-# %%
+# %% tags=["main"]
+from helpers.training.script import write_script
+
+script = write_script(run, globals())
+
+# %% [markdown]
+# `fast_training` computes the same numbers in less time. A short training warms up for at most half of its steps.
+
+# %% tags=["core"]
+trainer.args.warmup_steps = min(cfg.warmup_steps, steps // 2)
+with fast_training(trainer, checkpoints):
+    trainer.train(resume_from_checkpoint=checkpoints.latest(trainer))
+
+# %% [markdown]
+# A healthy curve falls quickly, then slowly, and the held-out loss (blue) falls with it. If the grey line falls and the
+# blue one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high.
+
+# %% tags=["main"]
 from helpers.display.tables import plot_losses
 
+run.update_metrics(**record.result.metrics())
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
-# The same in words, by rules that do not depend on how one feels about the plot.
+# The same curve, judged by fixed rules; and an interval that covers the mean change of all rows like these in 95 of 100
+# such experiments. Whether these are the answers that you want is another question, which section 7 asks.
 
-# %%
+# %% tags=["main"]
 from helpers.training.curves import judge_curve
-from helpers.training.trainer import describe_change
+from helpers.training.result import describe_change
 
 print(judge_curve(run.metrics()).text)
-print(describe_change(result))
+print(describe_change(record.result))
 
 # %% [markdown]
-# The interval is what counts: it covers the mean change of all rows like these in 95 of 100 such experiments. If it
-# lies below zero as a whole, the assistant has become better at answers like Dolly's. Whether these are the answers
-# that you want is another question, which section 7 asks.
-#
 # ## 5. Save the adapter, and prove it
 #
-# First the space that everything below will take, against the space there is. Running out of disk halfway through a
-# merge is how many evenings end.
+# First the space that everything below will take, against the space there is.
 
-# %%
+# %% tags=["notebook"]
 from helpers.export import describe_needs, preflight
 
-needs = preflight(
-    loaded.model, run.path, merged=config.export.merge_16bit, gguf=config.export.gguf_quantization
-)
+needs = preflight(model, run.path, merged=config.export.merge_16bit, gguf=config.export.gguf_quantization)
 print(describe_needs(needs, run.path))
 
 # %% [markdown]
-# A few fixed questions are answered now, by the tuned model and by its base. At each place a model gives every token a
-# number, its *logit*: the larger, the likelier the token. These are kept, and are the yardstick for every export.
+# `save_pretrained` writes the adapter, and the tokenizer with its template. The folder appears whole or not at all.
 
-# %%
-from helpers.export import hub_name, measure_reference, save_adapter
+# %% tags=["core", "main"]
+from helpers.export import hub_name, saving_adapter
 
-base = hub_name(config.model.model_name)
-files = save_adapter(loaded.model, loaded.tokenizer, run.adapter, base=base)
-reference = measure_reference(loaded.model, loaded.tokenizer)
-print(run.shown("adapter") + ":", ", ".join(files))
+with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.model_name)) as adapter:
+    model.save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# The saved adapter is now loaded by a fresh process with nothing but transformers and PEFT, the public libraries for
-# models and for adapters, as a stranger would load it. To pass, it must be close to the tuned model *and* far from the
-# base: an adapter that was saved empty is close to the base. How close is close enough depends on the precision of the
-# arithmetic; the limits are measured, and printed. *Greedy* answers take the likeliest token each time, so that they
-# can be compared token for token.
+# A few fixed questions are answered by the tuned model and by its base. At each place a model gives every token a
+# number, its *logit*: the larger, the likelier the token. These are kept as the yardstick for every export.
 
-# %%
+# %% tags=["notebook"]
+from helpers.export import measure_reference
+
+reference = measure_reference(model, tokenizer)
+
+# %% [markdown]
+# The saved adapter is now loaded by a fresh process with nothing but transformers and PEFT, as a stranger would load
+# it. To pass, it must be close to the tuned model *and* far from the base. Each line is one test.
+
+# %% tags=["notebook"]
 from helpers.export import verify_adapter
 
-adapter_proof = verify_adapter(
-    loaded.model, loaded.tokenizer, run.adapter, reference=reference
-).require()
-print(adapter_proof.lines())
+proofs = {"adapter": verify_adapter(model, tokenizer, run.adapter, reference=reference).require()}
+print(proofs["adapter"].lines())
 
 # %% [markdown]
-# Each line is one test. If one fails, the cell does, and nothing that follows can call the adapter saved.
-#
 # ## 6. Merge, and prove that too
 #
 # Merging adds the adapter's product $\frac{\alpha}{r} BA$ into each weight matrix $W$ and writes the sum in 16 bit.
 # The result needs no adapter and no PEFT, and it is as large as the whole model. Where the base was held in 4 bit, its
-# weights are expanded first: the merged model is the model that was trained, not the 16-bit original with the
-# adapter on top, which would be another one.
+# weights are expanded first: the merged model is the model that was trained.
 
-# %%
+# %% tags=["notebook"]
 from helpers.export import merge_16bit
 
-merged_folder = run.path / "merged"
+folders = {"adapter": run.adapter, "merged": run.path / "merged"}
 if config.export.merge_16bit:
-    merged = merge_16bit(loaded.model, loaded.tokenizer, merged_folder)
+    merged = merge_16bit(model, tokenizer, folders["merged"])
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
-    print(merged.reason)
 
 # %% [markdown]
-# The file is as large as the whole model in 16 bit, whatever the rank was.
-#
-# The same test for the merged model: a fresh process, plain transformers, close to the tuned model and far from the
-# base. Besides, every matrix in the file is compared with base plus adapter.
+# The same test for the merged model; besides, every matrix in the file is compared with base plus adapter. It is not
+# exactly the tuned model: the lines say how far it is off, and how much of it rounding explains.
 
-# %%
+# %% tags=["notebook"]
 from helpers.export import verify_merged
 
-proofs = {"adapter": adapter_proof}
 if config.export.merge_16bit:
-    proofs["merged"] = verify_merged(
-        loaded.model, loaded.tokenizer, merged_folder, reference=reference
-    ).require()
+    proofs["merged"] = verify_merged(model, tokenizer, folders["merged"], reference=reference).require()
     print(proofs["merged"].lines())
 
 # %% [markdown]
-# The merged model is not exactly the tuned one: its sums were rounded to 16 bit. The lines say how far it is off, and
-# how much of that rounding alone explains.
-#
-# What was proven goes into the run's record, `manifest.json`, and into a *model card* beside each export: what it was
-# made from, with which data and parameters, how it measured, what it is for and what it is not for.
+# What was proven goes into `manifest.json`, and into a *model card* beside each export: what it was made from, how it
+# measured, what it is for and what it is not for.
 
-# %%
+# %% tags=["notebook"]
 from helpers.export import write_card
 
 run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
-folders = {"adapter": run.adapter, "merged": merged_folder}
 for name, proof in proofs.items():
     print(write_card(folders[name], run, config, verification=proof).relative_to(run.path))
 
 # %% [markdown]
-# Optional: one GGUF file, the format of llama.cpp and of the programs built on it. It is read back and compared with
-# the merged model. Set `gguf_quantization` to ask for it. Beside it lies a `Modelfile`, with the template and the system
-# prompt of this training: in that folder, `ollama create mine -f Modelfile` and `ollama run mine` start a chat.
+# Optional: a GGUF file, the format of llama.cpp (`gguf_quantization`), which is read back and compared. Beside it lies a
+# `Modelfile`, with the template and the system prompt of this training: in that folder, `ollama create mine -f
+# Modelfile` and `ollama run mine` start a chat. Also optional: an upload to the Hugging Face hub (`push_to`). The token for it comes from the environment variable `HF_TOKEN` or from Colab's
+# secrets, never from a parameter: parameters are kept in the executed notebook.
 
-# %%
-from helpers.export import export_gguf
+# %% tags=["notebook"]
+from helpers.export import export_gguf, publish
 
 if config.export.gguf_quantization:
-    wanted = config.export.gguf_quantization
-    file = export_gguf(
-        merged_folder, run.path / "gguf", quantization=wanted,
-        system=system_prompt, max_seq_length=config.model.max_seq_length,
-    )
+    wanted, prompt = config.export.gguf_quantization, cfg.system_prompt
+    where = {"system": prompt, "max_seq_length": cfg.max_seq_length}
+    file = export_gguf(folders["merged"], run.path / "gguf", quantization=wanted, **where)
     write_card(run.path / "gguf", run, config, verification=file.verification())
     print(f"{file.file}: {file.tensors} tensors compared, worst error {file.worst_error:.2g}")
-
-# %% [markdown]
-# Optional: upload to the Hugging Face hub, private unless you say otherwise. The token comes from the environment
-# variable `HF_TOKEN` or from Colab's secrets, never from a parameter: parameters are kept in the executed notebook.
-
-# %%
-from helpers.export import publish
-
 if config.export.push_to:
     name = "merged" if config.export.merge_16bit else "adapter"
     pushed = publish(folders[name], config.export.push_to, private=config.export.push_private)
     print(pushed.url, f"{pushed.files} files compared")
 
 # %% [markdown]
-# ## 7. Ask it about business
+# ## 7. Load it back, and ask it about business
 #
-# Prompts as a colleague might write them, over operations, product discovery, customer support, supply chain, risk and
-# decisions; preset `smoke` takes the first eight. None of them is in the training rows.
+# As on another day: the base model afresh, and `PeftModel` puts the saved adapter on it.
 
 # %%
-from helpers.data.rows import read_prompts
+from helpers.model.load import free_memory
 
-business_prompts = read_prompts()[: 8 if config.preset == "smoke" else None]
-show_table([{"topic": p["topic"], "prompt": p["prompt"]} for p in business_prompts])
+del trainer, model
+free_memory()
+model, _ = FastLanguageModel.from_pretrained(
+    model_name=base,
+    revision=revision,
+    max_seq_length=cfg.max_seq_length,
+    load_in_4bit=cfg.load_in_4bit,
+    dtype=getattr(torch, machine.dtype),
+    trust_remote_code=False,
+    **machine.loading,
+)
+model.generation_config.max_length = None
+model = PeftModel.from_pretrained(model, str(run.adapter))
 
 # %% [markdown]
-# All are answered in one go, with the system prompt that the assistant was trained with.
+# It must find the held-out answers as likely as the trained model did, but for rounding.
 
 # %%
-from helpers.model.decoding import fast_generate
-from helpers.data.prompts import build_prompt
+from helpers.training.reload import prove_adapter
 
-prompts = [build_prompt(p["prompt"], **options) for p in business_prompts]
-length = config.generation.max_new_tokens
-answers = fast_generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=length, arms=["tuned"])["tuned"]
-pairs = [(p["prompt"], a.text) for p, a in zip(business_prompts, answers)]
-show_table([{"prompt": question, "answer": text} for question, text in pairs])
+print(prove_adapter(model, record))
+
+# %% [markdown]
+# The question from the beginning, with the adapter.
+
+# %% tags=["notebook"]
+FastLanguageModel.for_inference(model)
+answer(question)
+
+# %% [markdown]
+# More prompts as a colleague might write them; preset `smoke` takes the first eight. None of them is in the training
+# rows. The tuned model and its base answer all in one go, with the system prompt of the training.
+
+# %% tags=["notebook"]
+from helpers.model.decoding import fast_generate
+
+business_prompts = [each["prompt"] for each in read_prompts()[: 8 if config.preset == "smoke" else None]]
+asked = [to_messages({"instruction": each, "response": ""})["prompt"] for each in business_prompts]
+answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens)
 
 # %% [markdown]
 # Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
-# useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` puts the base
-# model's answers beside these and asks the same of people who do not know which is which.
+# useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` asks the same of
+# people who do not know whose answer is which.
+
+# %% tags=["notebook"]
+pairs = zip(business_prompts, answers["base"], answers["tuned"])
+columns = [{"prompt": asked, "base": before.text, "tuned": after.text} for asked, before, after in pairs]
+show_table(columns)
+
+# %% [markdown]
+# The answers are kept with the run.
+
+# %% tags=["notebook"]
+from helpers.core.files import write_json
+
+kept = [{"instruction": each["prompt"], "answer": each["tuned"]} for each in columns]
+write_json(run.path / "answers.json", {"answers": kept})
+
+# %% [markdown]
+# ## 8. All that ran
 #
-# The answers are kept with the run, and the run is marked as complete.
+# The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it
+# too. The run is marked as complete.
 
 # %%
-from helpers.core.files import write_json
 from helpers.training.session import finish_run
 
-kept = [{"instruction": question, "answer": text} for question, text in pairs]
-write_json(run.path / "answers.json", {"answers": kept})
 finish_run(run)
+
+# %% tags=["notebook"]
+print(script)
 
 # %% [markdown]
 # ## Summary

@@ -1,0 +1,41 @@
+"""`python -m helpers eject RUN`: a run's training as a plain script without this package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from helpers.core.files import write_text
+from helpers.core.runs import RunDirectory, runs_root
+from helpers.training.script import read_script
+
+__all__ = ["add_command", "run_eject"]
+
+
+def add_command(subparsers: Any) -> None:
+    """Add `eject` to the command line.
+
+    Args:
+        subparsers: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = subparsers.add_parser("eject", help="write a run's training as a plain script without this package")
+    parser.add_argument("run", metavar="RUN", help="a run's name or folder")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; by default it is printed")
+    parser.set_defaults(command=run_eject)
+
+
+def run_eject(options: argparse.Namespace) -> int:
+    """Write the script, or print it; return the exit status, 0.
+
+    Raises:
+        RunError: The run left none.
+    """
+    folder = Path(options.run)
+    text = read_script(RunDirectory(folder if folder.is_dir() else runs_root() / options.run))
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_text(options.output, text)
+        print(f"{options.output}: {len(text.splitlines())} lines; python {options.output} trains again")
+    return 0
