@@ -334,9 +334,10 @@ def _write_out(module: Any, name: str, written: dict[str, str]) -> None:
                 elif needed in vars(module):
                     _write_out(owner if owner.__name__.startswith("helpers") else module, needed, written)
             written[name] = text
-        elif isinstance(node, ast.ImportFrom) and node.module not in ("__future__", "typing", "collections.abc"):
-            if any((each.asname or each.name) == name for each in node.names):
-                written.setdefault(name, f"from {node.module} import {name}")
+        elif isinstance(node, ast.ImportFrom) and any((each.asname or each.name) == name for each in node.names):
+            if node.module in ("__future__", "typing", "collections.abc"):
+                continue
+            written.setdefault(name, f"from {node.module} import {name}")
 
 
 def _plain_source(source: str, node: ast.stmt) -> str:
