@@ -23,10 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from helpers.runtime.lockfile import read_lock
+from helpers.runtime.lockfile import FROZEN, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("alpaca_instruction", "dolly_business", "side_by_side_eval")
@@ -35,6 +36,12 @@ SMALL = {
     "prompt_count": 2, "reference_rows": 4, "answered_rows": 2,
 }  # fmt: skip
 """Values of those parameters that a notebook has."""
+
+KERNEL = ("ipykernel", "ipywidgets")
+"""Installed last, in versions that fit this Python: the list's would need a whole Jupyter of their age."""
+
+KERNEL_PARTS = tuple(each for each in FROZEN if each not in ("numpy", "triton"))
+"""What they bring along; see `helpers.runtime.lockfile.FROZEN`."""
 
 LIMIT = 900
 """Seconds that one cell may take."""
@@ -62,10 +69,10 @@ def main() -> int:
 
 
 def recorded(name: str) -> dict[str, str]:
-    """Return the versions of a recorded list, of those packages that the lock names, too."""
-    locked = {pin.name for pin in read_lock()}
+    """Return the versions of a recorded list, of those packages that the lock names, too, but for the kernel's own."""
+    wanted = {pin.name for pin in read_lock() if not any(fnmatch(pin.name, each) for each in KERNEL_PARTS)}
     file = ROOT / "tests" / "fixtures" / f"{name}.txt"
-    return {pin.name: pin.version for pin in read_lock(file) if pin.name in locked}
+    return {pin.name: pin.version for pin in read_lock(file) if pin.name in wanted}
 
 
 def newest() -> dict[str, str]:
@@ -94,12 +101,10 @@ def environment(folder: Path, torch: str, versions: Mapping[str, str]) -> Path:
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, torch], check=True)
-    kernel = {pin.name: pin.version for pin in read_lock() if pin.applies()} | dict(versions)
-    subprocess.run([*pip, f"ipykernel=={kernel['ipykernel']}"], check=True)
     subprocess.run([*pip, "--no-deps", *(f"{name}=={version}" for name, version in versions.items())], check=True)
-    subprocess.run(
-        [str(python), "-m", "ipykernel", "install", "--prefix", str(folder), "--name", "imitation"], check=True
-    )
+    subprocess.run([*pip, *KERNEL], check=True)  # with what these need, as far as it is not there
+    install = [str(python), "-m", "ipykernel", "install", "--prefix", str(folder), "--name", "imitation"]
+    subprocess.run(install, check=True)
     return python
 
 
