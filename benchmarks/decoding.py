@@ -17,7 +17,7 @@ def check() -> list[dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    common = {"vocab_size": 4096, "pad_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": 4096, "pad_token_id": 0}
     mistral = MistralConfig(
         hidden_size=512,
         intermediate_size=1024,

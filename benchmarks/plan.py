@@ -103,7 +103,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def _script() -> Any:
     """Load scripts/measure_memory.py, which is no module of a package."""
     loader = SourceFileLoader("measure_memory", str(SCRIPT))
-    module = module_from_spec(spec_from_loader("measure_memory", loader))
+    spec = spec_from_loader("measure_memory", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
     loader.exec_module(module)
     return module
 

@@ -185,7 +185,8 @@ def time_parts(
         trainer.train()
     recording = set().union(*gather(changes(sizes)))  # other processes wait for the one that records
     mine = by_step([(int(rows), int(tokens)) for rows, tokens in passes], trainer.args.gradient_accumulation_steps)
-    steps = [tuple(map(sum, zip(*each, strict=True))) for each in zip(*gather(mine), strict=True)]
+    everyones = zip(*gather(mine), strict=True)
+    steps = [(sum(rows for rows, _ in each), sum(tokens for _, tokens in each)) for each in everyones]
     speeds = [speed(marks, steps, *part, recording) for part in parts]
     peak = max(gather(card_peak(graphs) if torch.cuda.is_available() else 0))
     return {

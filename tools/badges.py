@@ -22,6 +22,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -268,10 +269,11 @@ def _qr_code(link: str, drawn: str) -> str:
     except ImportError as error:
         remedy = "pip install segno, then run scripts/build_badges again; nothing was written."
         raise ConfigError("segno", "the package that draws the workshop's QR codes", None, remedy) from error
-    drawn = io.BytesIO()
+    stream = io.BytesIO()
     code = segno.make(link, error="m", micro=False)
-    code.save(drawn, kind="svg", xmldecl=False, scale=4, light="white", title="Opens the exercises on Colab", desc=link)
-    return drawn.getvalue().decode()
+    said = {"title": "Opens the exercises on Colab", "desc": link}
+    code.save(stream, kind="svg", xmldecl=False, scale=4, light="white", **said)
+    return stream.getvalue().decode()
 
 
 def _rename_notebook(text: str, repository: str, ref: str) -> str:
@@ -313,15 +315,16 @@ def rename_release(text: str, repository: str, ref: str) -> str:
     }
     for name, start in starts.items():
         pattern = rf"{re.escape(start)}{SLUG}/blob/[^/)\s]+/({OPENED})"
-        text = re.sub(pattern, lambda m, name=name: _link(m[1], name, repository, ref), text)
+        text = re.sub(pattern, partial(_link, name, repository, ref), text)
     text = re.sub(rf"git\+https://github\.com/{SLUG}@[\w./%-]+", f"git+https://github.com/{repository}@{ref}", text)
     home = rf"(git clone |repository-code: )https://github\.com/{SLUG}"
     text = re.sub(home, lambda m: f"{m[1]}https://github.com/{repository}", text)
     return re.sub(r"(?<=^cd )[\w.-]+(?=\nmake )", repository.split("/")[1], text, flags=re.MULTILINE)
 
 
-def _link(path: str, name: str, repository: str, ref: str) -> str:
-    """One badge's address, for a path as it stands in another; Kaggle's is encoded twice."""
+def _link(name: str, repository: str, ref: str, old: re.Match[str]) -> str:
+    """One badge's address, for the path that stands in another; Kaggle's is encoded twice."""
+    path = old[1]
     plain = unquote(unquote(path)) if name == "Open in Kaggle" else unquote(path)
     return badge_links(plain, repository, ref)[name]
 

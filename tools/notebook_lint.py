@@ -98,9 +98,9 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
         StackError: jupytext is not installed.
     """
     content = read_notebook(path)
-    checks = (_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose)
+    checks = [_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose]
     if any("core" in cell["metadata"].get("tags", []) for cell in content["cells"]):
-        checks += (_shown_calls, _import_order, _one_process)
+        checks += [_shown_calls, _import_order, _one_process]
     problems = [problem for check in checks for problem in check(content)]
     problems += _parameters(path, content)
     problems += _badges(content, badges) if badges else []

@@ -178,7 +178,7 @@ class _StrictEngine(Engine):
             client.execute()
         except DeadKernelError as error:
             manager.cell_exception(manager.nb.cells[manager.current], manager.current)
-            raise kernel_died(manager.nb.cells, manager.current, client.started.exit_code) from error
+            raise kernel_died(manager.nb.cells, manager.current, getattr(client.started, "exit_code", None)) from error
         except CellTimeoutError:
             manager.cell_exception(manager.nb.cells[manager.current], manager.current)
             raise endless(manager.nb.cells, manager.current, cell_timeout or 0) from None

@@ -45,7 +45,7 @@ def stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None) 
     """
     outputs = [output for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
     error = outputs[-1] if outputs else {"ename": "", "evalue": "", "traceback": []}
-    name, message = error["ename"], error["evalue"]
+    name, message = str(error["ename"]), str(error["evalue"])
     if not outputs:
         name = getattr(raised, "ename", "") or "an error that IPython could not show"
         message = getattr(raised, "evalue", "") or "most often, memory ran out"

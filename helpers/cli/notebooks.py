@@ -81,6 +81,7 @@ def find_notebook(name: str) -> Path:
         RunError: There is no such notebook.
     """
     known = {path.stem: path for path in list_notebooks()}
+    path: Path | None
     if name.endswith(".ipynb"):
         path, remedy = Path(name), "There is no such file."
     else:
@@ -166,7 +167,8 @@ def _with_run(path: Path, given: Mapping[str, Any], run_name: str | None, resume
 def _convert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check names and types."""
     task = _task(path)
-    known, limits, values = read_parameters(path), find_task(task).parameters() if task else {}, {}
+    known, limits = read_parameters(path), find_task(task).parameters() if task else {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             raise ConfigError(name, f"the name of a parameter of {path.stem}", value, nearest(name, list(known)))
@@ -193,7 +195,8 @@ def _configure(path: Path, values: Mapping[str, Any]) -> Plan | None:
         return None
     task = find_task(name)
     everything = {name: parameter.default for name, parameter in read_parameters(path).items()} | dict(values)
-    preset, run_name = everything.get("preset"), everything.get("run_name")
+    preset: Any = everything.get("preset")
+    run_name: Any = everything.get("run_name")
     settings = {name: value for name, value in everything.items() if name in task.parameters()}
     task.plan("colab-t4" if preset == "auto" else preset, run_name, settings)
     return task.plan(_resolve(preset), run_name, settings)

@@ -274,13 +274,14 @@ def _laid_out(
         layout = plan_layout(config, gpu, lengths, keep=config.given, **known)
     except StackError:
         return smallest_config(config), ()
-    chosen = {
-        "batch_size": layout.batch_size,
-        "gradient_accumulation": layout.gradient_accumulation,
-        "gradient_checkpointing": layout.gradient_checkpointing,
-        "checkpoint_skip_layers": layout.skip_layers,
-    }
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen)), layout.reasons
+    chosen = dataclasses.replace(
+        config.train,
+        batch_size=layout.batch_size,
+        gradient_accumulation=layout.gradient_accumulation,
+        gradient_checkpointing=layout.gradient_checkpointing,
+        checkpoint_skip_layers=layout.skip_layers,
+    )
+    return dataclasses.replace(config, train=chosen), layout.reasons
 
 
 def _pairs(pairs: list[str]) -> dict[str, str]:

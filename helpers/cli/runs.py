@@ -149,7 +149,7 @@ def compare_runs(a: RunSummary, b: RunSummary) -> str:
         a: What `read_run` returned.
         b: The other.
     """
-    rows = [("", a.name, b.name), ("state", a.state, b.state)]
+    rows: list[tuple[Any, ...]] = [("", a.name, b.name), ("state", a.state, b.state)]
     names = [n for n in {**a.parameters, **b.parameters} if n != "run_name"]
     rows += [(n, x, y) for n in names if (x := a.parameters.get(n)) != (y := b.parameters.get(n))]
     inputs = ("data_fingerprint", "template_sha256", "git_commit")

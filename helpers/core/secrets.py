@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -68,13 +69,14 @@ def _redact_plain(text: str) -> str:
             if core in text:
                 text = re.sub(f"[A-Za-z0-9+/_-]*{re.escape(core)}[A-Za-z0-9+/_-]*={{0,2}}", f"[removed: {name}]", text)
     for name, pattern in _PATTERNS.items():
-        text = pattern.sub(lambda match, name=name: f"{_kept(match)}[removed: {name}]", text)
+        text = pattern.sub(functools.partial(_removed, name), text)
     return text
 
 
-def _kept(match: re.Match[str]) -> str:
-    """Return the part of a match that is no secret."""
-    return match[1] or "" if match.re.groups else ""
+def _removed(name: str, match: re.Match[str]) -> str:
+    """Return the part of a match that is no secret, and say what was."""
+    kept = match[1] or "" if match.re.groups else ""
+    return f"{kept}[removed: {name}]"
 
 
 def _encoded(value: bytes) -> list[str]:

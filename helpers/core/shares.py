@@ -81,5 +81,7 @@ def local_config(config: RunConfig, processes: int) -> RunConfig:
         ConfigError: The rows of a step cannot be shared out evenly.
     """
     share = share_out(config.train, processes)
-    own = {"batch_size": share.batch_size, "gradient_accumulation": share.gradient_accumulation}
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **own))
+    own = dataclasses.replace(
+        config.train, batch_size=share.batch_size, gradient_accumulation=share.gradient_accumulation
+    )
+    return dataclasses.replace(config, train=own)

@@ -308,7 +308,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
     )
     try:
         with time_limit(60, endless):
-            return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next))
     except jinja2.TemplateError as error:
         roles = [message.get("role") for message in messages]
         raise TemplateError("messages", "a conversation that the template can write", roles, str(error)) from None
@@ -369,10 +369,10 @@ def _install_mistral(tokenizer: PreTrainedTokenizerBase, vocabulary: Iterable[st
         if ids == list(expected):
             return name
         found = found or next(a for a, b in zip(ids, expected, strict=True) if a != b)
-    expected = " or ".join(str(each[2][0]) for each in _MISTRAL if each[0] in names)
+    wanted = " or ".join(str(each[2][0]) for each in _MISTRAL if each[0] in names)
     raise TemplateError(
         "model_name",
-        f"the token ids of Mistral's own library, such as {expected} for Hello",
+        f"the token ids of Mistral's own library, such as {wanted} for Hello",
         found,
         "This tokenizer is not Mistral's, or was converted wrongly.",
     )

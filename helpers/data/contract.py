@@ -325,7 +325,7 @@ def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokeniz
         system = found[index]
         # Both sides go through the tokenizer, because decoding changes text such as spaces at the start.
         if system not in words:
-            words[system] = tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True).strip()
+            words[system] = str(tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True)).strip()
         given = row["input_ids"][: row["completion_mask"].index(1)]
         if words[system] not in tokenizer.decode(given, skip_special_tokens=True):
             raise ContractError(
@@ -426,7 +426,7 @@ def _tokenize_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     return labelled
 
 
-def _label_answers(row: TokenizedExample, example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
+def _label_answers(row: TokenizedExample, example: Example, tokenizer: Any) -> TokenizedExample:
     """Take the labels from what the user says between the answers of a conversation."""
     mask = tokenizer.apply_chat_template(
         example.messages(),
@@ -505,7 +505,7 @@ def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: P
         return
     prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
     # Both sides go through the tokenizer, because decoding changes text such as spaces at the start or before a dot.
-    words = tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True).strip()
+    words = str(tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True)).strip()
     if words not in tokenizer.decode(prompt, skip_special_tokens=True):
         raise ContractError(where, "the system prompt in the training text", system, "The chat template dropped it.")
 

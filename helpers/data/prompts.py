@@ -217,6 +217,6 @@ def _is_code(text: str, start: int, end: int) -> bool:
     word = re.search(r"[A-Za-z_]\w*$", before)
     line = before.rpartition("\n")[2] + text[end:].partition("\n")[0]
     follows = text[end : end + 2].lstrip()[:1]
-    return bool(word) and (
+    return word is not None and (
         "_" in word.group() or follows in tuple("=([+-*/") or bool(re.search(r"[={}]|\(\)|;$", line))
     )

@@ -184,8 +184,8 @@ def draw_rows(
             files[part] = str(folder / f"rows_{part}.jsonl")
             lines = [json.dumps(_as_messages(row, config) if "prompt" in row else row) + "\n" for row in kept]
             write_text(Path(files[part]), "".join(lines))
-        numbers = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
-        return DrawnRows({"path": "json", "data_files": files}, "test", *numbers, rows)
+        train, heldout = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
+        return DrawnRows({"path": "json", "data_files": files}, "test", train, heldout, rows)
     seen, skipped = rows.drawn
     order = [index for index in seen if index not in skipped]
     lines = [f"order = random.Random({seed}).sample(range({rows.total}), {rows.total})", *_ordering(config)]
@@ -203,7 +203,8 @@ def _plain_source(config: DataConfig, task: str, rows: Rows) -> dict[str, Any] |
         return None
     if not (file_kind(name) or is_there(name)):
         revision = config.dataset_revision or DATASETS.get(name)
-        table, source = _load_hub(name, revision), {"path": name, **({"revision": revision} if revision else {})}
+        table = _load_hub(name, revision)
+        source: dict[str, Any] = {"path": name, **({"revision": revision} if revision else {})}
         row_at: Callable[[int], Any] = table.__getitem__
     else:
         kind = _LOADERS.get(Path(name).suffix.lower())

@@ -62,7 +62,7 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
     """
     found = {i: category_of(i) for i in indices}
     categories = {i: value if isinstance(value, str) else type(value).__name__ for i, value in found.items()}
-    sizes, seen = Counter(categories.values()), Counter()
+    sizes, seen = Counter(categories.values()), Counter[str]()
     place: dict[int, float] = {}
     for i in indices:
         name = categories[i]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.core.files import write_bytes
 
@@ -43,7 +43,7 @@ SHIFTED = {"marginal": "#f3e3a1", "shifted": "#e2b007"}
 INK, SOFT = "#1c1c1c", "#5f5f5f"
 """Text and axes. The report inverts pictures in dark mode, so that these become light."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "svg.fonttype": "path",  # letters as shapes: a picture inside a page has no fonts of its own
@@ -101,7 +101,7 @@ class Drawing:
         return path
 
 
-def new_figure(height: float, *, width: float = 4.4, grid: str = "x") -> tuple[Figure, Axes]:
+def new_figure(height: float, *, width: float = 4.4, grid: Literal["x", "y", "both", ""] = "x") -> tuple[Figure, Axes]:
     """Return a figure in the house style that pyplot does not know of.
 
     Args:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.core.files import write_bytes
 from helpers.core.text import format_table, visible
@@ -135,7 +135,9 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
     Returns:
         The tokens in order; a line break shows as ⏎.
     """
-    pieces, given, learned = [], [], []
+    pieces: list[str] = []
+    given: list[str] = []
+    learned: list[str] = []
     for token, label in zip(row.input_ids, row.labels, strict=True):
         text = visible(tokenizer.decode([token]).replace("\n", "⏎"))
         on = label != IGNORED
@@ -164,17 +166,19 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     Returns:
         The picture, which a notebook shows.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(3.2)
     steps, losses = zip(*metrics["train_loss"], strict=True)
     axes.plot(steps, losses, color=NEITHER, linewidth=1.2, label="training rows, one step each")
     held_steps, held = zip(*metrics["eval_loss"], strict=True)
     axes.plot(held_steps, held, color=LEARNED, marker="o", linewidth=2, label="held-out rows")
     for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
-        place = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
+        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # the grey line may pass here
         axes.annotate(f"{loss:.3f}", (step, loss), **place, color=LEARNED, bbox=paper)
     axes.set_xlabel("optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss (nats per token)")
     axes.legend(frameon=False)
     axes.margins(y=0.18)
@@ -192,6 +196,8 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Pict
     Returns:
         The picture.
     """
+    from matplotlib.ticker import MaxNLocator
+
     words: dict[str, list[int]] = {}
     for row in rows:
         answers = [m["content"] for m in row["completion"] if m["role"] == "assistant"] if "completion" in row else []
@@ -206,11 +212,11 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Pict
     medians = [sorted(words[name])[len(words[name]) // 2] for name in names]
     axes.bar_label(bars, [f"median {m} words" for m in medians], padding=4, color=SOFT, fontsize=8)
     axes.set_xlabel("rows")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.5)
     note = ""
     if not all(map(_can_draw, names)):  # numbers, from the top down, and a key in the page's own fonts
-        axes.set_yticks(range(len(names)), range(len(names), 0, -1))
+        axes.set_yticks(range(len(names)), [str(number) for number in range(len(names), 0, -1)])
         note = "\n".join(f"{number}: {name}" for number, name in enumerate(reversed(names), 1))
     return _save(figure, path, note)
 
@@ -257,7 +263,7 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return format_table(short)
 
 
-def _figure(height: float, *, grid: str = "y") -> tuple[Figure, Axes]:
+def _figure(height: float, *, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
     """Return a figure with the house style, narrow enough to be read on a phone; pyplot's global state is not touched.
 
     Args:

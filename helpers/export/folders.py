@@ -100,8 +100,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_settings(folder, index.name).get("weight_map")
-        plain = isinstance(names, dict) and all(isinstance(n, str) and Path(n).name == n for n in names.values())
-        if not plain:
+        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
             raise ExportError("folder", f"an {index.name} that names files beside it", names, "Export again.")
         return dict(names)
     if not (folder / "model.safetensors").is_file():

@@ -175,7 +175,7 @@ def _digest(path: Path, digest: Any) -> str:
 
 def _translate(error: Exception, repo_id: str, token: str) -> ExportError:
     """Turn an error of the hub client into ours, without the token."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status: int = getattr(getattr(error, "response", None), "status_code", 0)
     text = str(error).strip().splitlines()
     shown = f"{status or type(error).__name__}: {text[0] if text else ''}".replace(token or "\0", "***")
     remedy = {

@@ -114,7 +114,7 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     data, base = config.data.dataset_name, hub_name(config.model.model_name)
-    values = {
+    values: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if base else None,
         "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None,

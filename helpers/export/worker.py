@@ -117,7 +117,7 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     from helpers.core.time_limit import time_limit
     from helpers.data.chat_templates import template_sha256
 
-    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
     if not tokenizer.chat_template:
         return {"template_sha256": None, "prompt_ids": None, "eos_token_id": tokenizer.eos_token_id}
     endless = TemplateError("chat_template", "one that ends within a minute", request["folder"], "Export again.")

@@ -185,9 +185,9 @@ def predict_peak(
     tokens = _tokens(tokens, batch_size * seq_length, packing)
     if whole("skip_layers", skip_layers, low=0) > shape.layers:
         raise ConfigError("skip_layers", f"at most the model's {shape.layers} layers", skip_layers, "Lower it.")
-    for name, value, choices in (("optimizer", optimizer, OPTIMIZERS), ("attention", attention, ATTENTION)):
-        if value not in choices:
-            raise ConfigError(name, f"one of {', '.join(choices)}", value, "Correct the name.")
+    for name, chosen, choices in (("optimizer", optimizer, OPTIMIZERS), ("attention", attention, ATTENTION)):
+        if chosen not in choices:
+            raise ConfigError(name, f"one of {', '.join(choices)}", chosen, "Correct the name.")
     tensors, sets = shape.lora_tensors(rank), 2 if whole("processes", processes) > 1 else 1
     weight = NF4_BYTES if four_bit else dtype_bytes
     matrix = max(inputs * outputs for inputs, outputs in shape.linear_layers()) * dtype_bytes if four_bit else 0

@@ -95,7 +95,7 @@ def _read_row(row: TokenizedExample | Mapping[str, Any]) -> tuple[Sequence[int],
 def _takes_packed_rows(model: Any) -> bool:
     """Say whether Unsloth's own forward pass computes the layers, which takes rows that stand one after the other."""
     decoder = getattr(causal_model(model), "model", None)
-    return type(decoder).forward.__module__.startswith("unsloth.models.")
+    return decoder is not None and type(decoder).forward.__module__.startswith("unsloth.models.")
 
 
 def _batches(lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from helpers.core.errors import StackError
 from helpers.core.files import writing
@@ -84,7 +85,8 @@ def _unpack(source: Path, folder: Path) -> None:
     del config.quantization_config
     config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, tokenizer.eos_token_id
     config._name_or_path = NAME
-    model = type(loaded)(config).to(torch.bfloat16)
+    model: Any = type(loaded)(config)
+    model = model.to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)

@@ -98,8 +98,8 @@ def find_gpu() -> Gpu | None:
         return None
     own = torch.cuda.current_device()  # the first one, or what `helpers.core.processes.join` chose
     free, total = pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
-    name, capability = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
-    return Gpu(name, tuple(capability), total, free, torch.cuda.device_count())
+    name, (major, minor) = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
+    return Gpu(name, (major, minor), total, free, torch.cuda.device_count())
 
 
 def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp16", "fp32"]:

@@ -47,7 +47,7 @@ STACK = ("accelerate", "bitsandbytes", "datasets", "peft", "transformers", "trl"
 """What trains: these stand at their pins everywhere, since what the notebooks show was shown with exactly these."""
 
 NEEDED = (*STACK, "matplotlib", "protobuf", "pyarrow", "rouge-score", "sacrebleu", "safetensors", "scipy",
-          "sentencepiece")  # fmt: skip
+          "sentencepiece", "tabulate")  # fmt: skip
 """What a notebook on Colab or Kaggle imports. Papermill and Jupyter are for headless runs; the page has its own."""
 
 SHOWN = (*STACK, "torch", "numpy", "mistral-qlora-notebooks")

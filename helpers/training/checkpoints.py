@@ -97,7 +97,7 @@ def last_complete(run: RunDirectory, folder: Path | None = None) -> Search:
     Returns:
         What was found, and which newer ones were rejected and why.
     """
-    rejected = []
+    rejected: list[tuple[str, str]] = []
     for path in step_folders(folder or run.checkpoints):
         try:
             return Search(read_checkpoint(path, run), tuple(rejected))

@@ -117,8 +117,8 @@ def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, ste
     if said := disk_error("the next checkpoint", run.path, error):
         return said
     if _is_out_of_memory(error):
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return RunError("memory", "enough for one optimizer step", said[0], " ".join(_memory_advice(config)))
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return RunError("memory", "enough for one optimizer step", lines[0], " ".join(_memory_advice(config)))
     if isinstance(error, pickle.UnpicklingError):
         return RunError(
             "checkpoint",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from helpers.core.files import read_json
 from helpers.core.lost import losses_explained
@@ -46,7 +46,7 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
         _prepare(here)
         join()
     with losses_explained():
-        checked = on_main(lambda: found)
+        checked: Any = on_main(lambda: found)
         if not here.main:
             _settle(path)
         run = work(checked)

@@ -152,16 +152,17 @@ def fit_layout(config: RunConfig, lengths: Sequence[int], run: RunDirectory) -> 
     if gpu is not None:  # what this process holds already is part of the prediction
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
-    own, known = local_config(config, processes), {"keep": config.given, "chosen": attention, "processes": processes}
-    found = on_main(lambda: plan_layout(own, gpu, lengths, **known))
+    own, keep = local_config(config, processes), config.given
+    found = on_main(lambda: plan_layout(own, gpu, lengths, keep=keep, chosen=attention, processes=processes))
     print("\n".join(found.reasons))
-    chosen = {
-        "batch_size": found.batch_size,
-        "gradient_accumulation": found.gradient_accumulation * processes,
-        "gradient_checkpointing": found.gradient_checkpointing,
-        "checkpoint_skip_layers": found.skip_layers,
-    }
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
+    chosen = dataclasses.replace(
+        config.train,
+        batch_size=found.batch_size,
+        gradient_accumulation=found.gradient_accumulation * processes,
+        gradient_checkpointing=found.gradient_checkpointing,
+        checkpoint_skip_layers=found.skip_layers,
+    )
+    config = dataclasses.replace(config, train=chosen)
     share = share_out(config.train, processes)
     if processes > 1:
         print(share.describe())

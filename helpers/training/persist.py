@@ -42,7 +42,7 @@ def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
     """
     path = user_folder(parameter, folder)
     if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
-        from google.colab import drive  # type: ignore[import-not-found]
+        from google.colab import drive
 
         drive.mount(str(DRIVE))
 

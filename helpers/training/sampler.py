@@ -11,7 +11,7 @@ Where an epoch's last step has fewer rows than passes, a process repeats a row w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from helpers.core.processes import Place, place
 from helpers.core.shares import Share
@@ -121,7 +121,7 @@ def spread_batches(trainer: Any, share: Share) -> None:
     collate, pin = _Collate(trainer.data_collator), trainer.args.dataloader_pin_memory
 
     def get_train_dataloader() -> Any:
-        loader = DataLoader(_Marked(rows), batch_sampler=batches, collate_fn=collate, pin_memory=pin)
+        loader: Any = DataLoader(cast(Any, _Marked(rows)), batch_sampler=batches, collate_fn=collate, pin_memory=pin)
         return prepare_data_loader(
             loader, trainer.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )

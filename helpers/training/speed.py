@@ -169,8 +169,8 @@ def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> 
 
     passes = count_steps(trainer) * args.gradient_accumulation_steps
     sizes = planned_sizes(lengths, batch, passes, packing=args.packing)
-    known = {"largest": longest_pass, "left": passes_left, "sizes": sizes}
-    return GraphedLayers(decoder_layers(trainer.model), max(lengths), **known)
+    layers = decoder_layers(trainer.model)
+    return GraphedLayers(layers, max(lengths), largest=longest_pass, left=passes_left, sizes=sizes)
 
 
 def _counting(step: Any, counter: Any) -> Any:

@@ -59,7 +59,7 @@ class DecoderSession:
         self.cos, self.sin = rope_tables(shape, self.slots, dtype)
         self.graphs = graphs and device.type == "cuda"
         self._captured: dict[int, Any] = {}
-        self._stream = torch.cuda.Stream() if self.graphs else None
+        self._stream: Any = torch.cuda.Stream() if self.graphs else None
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
 
     def prefill(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -296,11 +296,12 @@ class GraphedLayers:
         """Record both directions."""
         import torch
 
+        weights = self.weights or Weights(self.layers)
+
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._gradients = [torch.empty_like(each) for each in self.weights.trained]
-        shared = {"pool": self._pool, "shared": self._gradients}
-        return GraphRecording(self._run, buffers, named, self.weights, **shared)
+            self._gradients = [torch.empty_like(each) for each in weights.trained]
+        return GraphRecording(self._run, buffers, named, weights, pool=self._pool, shared=self._gradients)
 
     def _run(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Run all layers as they are."""
