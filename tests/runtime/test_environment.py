@@ -56,7 +56,7 @@ class TestSetup:
         monkeypatch.setattr(environment, "doctor", lambda needed: Report((), f"needed {len(needed)}"))
         monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: pytest.fail("nothing may be started"))
         assert setup_notebook().ok
-        assert capsys.readouterr().out == "ready: needed 16\n"
+        assert capsys.readouterr().out == "ready: needed 17\n"
 
     def test_colab_is_made_ready_without_dependency_resolution(self, service, capsys):
         """On Colab pip installs the plan with --no-deps into the running interpreter, and then all is ready."""
