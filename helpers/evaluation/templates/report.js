@@ -107,7 +107,7 @@
   find("tools").addEventListener("submit", function (event) { event.preventDefault(); });
   find("tools").addEventListener("reset", function () { setTimeout(update, 0); });
   Array.prototype.forEach.call(list.querySelectorAll(".ask .said, .side .said"), function (text) {
-    if (text.offsetHeight > (innerWidth < 768 ? 230 : text.parentNode.className === "ask" ? 300 : 640)) { clip(text); }
+    if (text.offsetHeight > (innerWidth < 768 ? 170 : text.parentNode.className === "ask" ? 300 : 640)) { clip(text); }
   });
   update();
 }());
