@@ -216,10 +216,8 @@ print(chats["train"][0])
 # %% [markdown]
 # ## 3. The model
 #
-# 4 bit can tell 16 values apart. Most weights are near zero and few are large, so the format *NF4* puts its levels
-# close together near zero. Weights are taken in blocks of 64; each is divided by the block's largest and stored as the
-# number of the nearest level. When it is used, it is computed back as a 16-bit number: the rounding loses a little,
-# and saves three quarters of the memory.
+# 4 bit can tell 16 values apart. Most weights are near zero, so the format *NF4* puts its levels close together there.
+# A block of 64 weights is divided by its largest, and each is stored as the number of the nearest level.
 
 # %% tags=["main"]
 from helpers.display.diagrams import show_drawing
@@ -227,8 +225,8 @@ from helpers.display.diagrams import show_drawing
 show_drawing("nf4")
 
 # %% [markdown]
-# Which model, and what depends on the machine: `machine` holds more arguments for the libraries' calls. They teach
-# nothing about fine-tuning, so they are collected there; printed, each says why it is passed.
+# `machine` holds more arguments for the libraries' calls, which depend on the hardware; printed, each says why it is
+# passed.
 
 # %%
 from helpers.training.machine import base_model, fit_machine
@@ -344,9 +342,8 @@ from helpers.display.tables import plot_lengths, show_mask
 show_mask(min(as_examples(train_dataset), key=lambda row: len(row.input_ids)), tokenizer)
 
 # %% [markdown]
-# Rows differ in length; none may be longer than `max_seq_length`. In a *batch* of several rows the short ones would be
-# filled up to the longest (*padding*), work for nothing. On a GPU they are laid end to end instead, and `packing` fills
-# sequences of a fixed length with them (`docs/speed.md`).
+# Rows differ in length; none may be longer than `max_seq_length`. In a *batch* of several rows the short ones need not be
+# filled up to the longest: on a GPU they are laid end to end (`docs/speed.md`).
 
 # %% tags=["main"]
 plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
@@ -374,10 +371,9 @@ record_data(
 show_drawing("lora")
 
 # %% [markdown]
-# How many rows fit into one pass through the model depends on the card and on the lengths above. Most memory goes to
-# *activations*, the numbers kept of each token until the gradient is computed. With *gradient checkpointing* most of
-# them are dropped and computed a second time: slower, and far smaller. The rows of an optimizer step stay as many as
-# you asked for.
+# How many rows fit into one pass depends on the card and on the lengths above. Where memory is short, *gradient
+# checkpointing* drops most numbers that the gradient needs and computes them again. The rows of an optimizer step stay
+# as many as you asked for.
 
 # %%
 from helpers.training.machine import fit_layout
@@ -407,13 +403,12 @@ model.print_trainable_parameters()
 # ## 6. Train
 #
 # The trainer shows the model a batch of rows and computes the *gradient*: for each number of the adapter, in which
-# direction the loss falls. It adds up the gradients of several batches (*gradient accumulation*), and then the
-# *optimizer* takes one step. When all rows were seen once, an *epoch* is over. How far a step goes is the *learning
-# rate*. It rises during the first few steps (*warm-up*) and then falls in a straight line to nearly zero.
+# direction the loss falls. After several batches (*gradient accumulation*) the *optimizer* takes one step. When all rows
+# were seen once, an *epoch* is over. The *learning rate*, how far a step goes, rises during the first few steps
+# (*warm-up*) and then falls to nearly zero.
 #
-# Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training, and stops a
-# training whose loss is not a number any more. `checkpoints` saves, every `save_steps` steps, all that is needed to go
-# on as if the training had never stopped.
+# Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training. `checkpoints`
+# saves, every `save_steps` steps, all that is needed to go on as if the training had never stopped.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
@@ -470,10 +465,9 @@ from helpers.training.script import write_script
 script = write_script(run, globals())
 
 # %% [markdown]
-# The loss below is the model's surprise: the mean of $-\log p$ over the answer's tokens, where $p$ is the probability
-# that the model gave to the token that came. It is counted in *nats*: 0 is certainty, and 0.69 is what the toss of a
-# coin costs. A short training warms up for at most half of its steps. `fast_training` computes the same numbers in
-# less time.
+# The loss below is the mean of $-\log p$ over the answer's tokens, where $p$ is the probability that the model gave to the
+# token that came. It is counted in *nats*: 0 is certainty, 0.69 the toss of a coin. A short training warms up for at
+# most half of its steps. `fast_training` computes the same numbers in less time.
 
 # %% tags=["core"]
 trainer.args.warmup_steps = min(cfg.warmup_steps, steps // 2)
@@ -506,7 +500,7 @@ print(judge_curve(run.metrics()).text)
 print(describe_change(record.result))
 
 # %% [markdown]
-# What it cost: time in optimizer steps, speed, and the highest memory use.
+# What it cost.
 
 # %% tags=["main"]
 shown = ("train_seconds", "examples_per_second", "tokens_per_second", "supervised_tokens")

@@ -126,7 +126,6 @@ class TrainingRecord(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, **named: Any) -> None:
         """Forecast how long it takes and measure the held-out rows, unless training goes on from a checkpoint."""
         if not self.result.heldout_before:
-            self.result.heldout_sources = prompt_numbers(self.heldout)
             if forecast := on_main(self.forecast):
                 self.result.forecast = forecast.record()
                 self.report(forecast.describe())
