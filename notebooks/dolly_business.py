@@ -310,15 +310,18 @@ answer(question)
 
 # %% [markdown]
 # All rows as tokens, each with a mask: 1 where a token is learned, 0 where it is only given. The prompt is written once
-# alone and once with its answer; what comes after the prompt is learned.
+# alone and once with its answer; after the prompt what the assistant says is learned. `template.masked` is the same
+# template with marks around each answer.
 
 # %% tags=["core"]
 def tokenize(batch):
     chats = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
     given = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]
-    masks = [[0] * len(g) + [1] * (len(w) - len(g)) for g, w in zip(given, whole)]
-    return {"input_ids": whole, "completion_mask": masks}
+    whole = tokenizer.apply_chat_template(
+        chats, chat_template=template.masked, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masks = [[0] * len(g) + mask[len(g) :] for g, mask in zip(given, whole["assistant_masks"])]
+    return {"input_ids": whole["input_ids"], "completion_mask": masks}
 
 
 tokens = chats.map(tokenize, batched=True, remove_columns=["prompt", "completion"])
