@@ -12,7 +12,7 @@ from helpers.core.config import RunConfig, check_skip_layers
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.text import format_bytes
 from helpers.memory.optimizers import choose_optimizer
-from helpers.memory.plan import USABLE, attention_kind, divisors, largest_micro_batch, shape_for
+from helpers.memory.plan import USABLE, attention_kind, divisors, largest_micro_batch, peak_settings, shape_for
 from helpers.memory.predict import CALIBRATION, GIB, ModelShape, loss_rows, predict_peak
 from helpers.memory.shapes import whole
 from helpers.model.patches.cuda_graphs import MOST_TOKENS
@@ -260,11 +260,7 @@ def _planned(
         batch_size=train.batch_size if "batch_size" in keep else None,
         gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
         skip_layers=train.checkpoint_skip_layers if about_layers else None,
-        rank=config.adapter.lora_rank,
-        four_bit=config.model.load_in_4bit,
-        dropout=config.adapter.lora_dropout,
-        dtype_bytes=_activation_bytes(config),
-        optimizer=choose_optimizer(train.optimizer, gpu).name,
+        **peak_settings(config, gpu.total_bytes),
         **known,
     )
 
@@ -289,18 +285,12 @@ def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention
     size = min(recorded_size(tokens, 1)[0], MOST_TOKENS)
     return predict_peak(
         shape,
-        rank=config.adapter.lora_rank,
         batch_size=1,
         seq_length=size,
         checkpointing=False,
         attention=attention,
-        dtype_bytes=_activation_bytes(config),
+        **peak_settings(config, None),
     ).activations
-
-
-def _activation_bytes(config: RunConfig) -> int:
-    """Bytes of a value that a layer keeps."""
-    return 4 if config.model.precision == "fp32" else 2
 
 
 def _fitting_rows(lengths: Sequence[int], max_seq_length: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ __all__ = [
     "check_layers",
     "divisors",
     "largest_micro_batch",
+    "peak_settings",
     "predict_config",
     "preflight_memory",
     "shape_for",
@@ -158,20 +159,32 @@ def predict_config(
     tokens = largest_micro_batch(fitting, train.batch_size) if fitting and not train.packing else None
     return predict_peak(
         shape,
-        rank=config.adapter.lora_rank,
         batch_size=train.batch_size,
         seq_length=model.max_seq_length,
         tokens=tokens,
-        four_bit=model.load_in_4bit,
         checkpointing=train.gradient_checkpointing,
         packing=train.packing,
         skip_layers=train.checkpoint_skip_layers,
         attention=attention,
-        dropout=config.adapter.lora_dropout,
-        dtype_bytes=4 if model.precision == "fp32" else 2,
-        optimizer=resolve_optimizer(train.optimizer, total_bytes),
         processes=processes,
+        **peak_settings(config, total_bytes),
     )
+
+
+def peak_settings(config: RunConfig, total_bytes: int | None) -> dict[str, Any]:
+    """Return what `predict_peak` must know of a configuration beside its layout.
+
+    Args:
+        config: The run.
+        total_bytes: Memory of the card, in bytes, which decides the optimizer; None for a CPU.
+    """
+    return {
+        "rank": config.adapter.lora_rank,
+        "four_bit": config.model.load_in_4bit,
+        "dropout": config.adapter.lora_dropout,
+        "dtype_bytes": 4 if config.model.precision == "fp32" else 2,
+        "optimizer": resolve_optimizer(config.train.optimizer, total_bytes),
+    }
 
 
 def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:

@@ -686,8 +686,8 @@ class TestCommand:
         """Minutes on a named card, and for a T4 whether a free Colab session holds them."""
         command("--preset", "colab-t4", "--gpu", "t4")
         lines = capsys.readouterr().out.splitlines()
-        said = "from installation to adapter, 17 min of it training over 1,000 rows (25 TFLOP/s assumed, the card being"
-        assert lines[-2] == f"About 22 min {said} the limit). A forecast: expect a third more or less."
+        said = "from installation to adapter, 18 min of it training over 1,000 rows (25 TFLOP/s assumed, the card being"
+        assert lines[-2] == f"About 23 min {said} the limit). A forecast: expect a third more or less."
         assert lines[-1].startswith("A free Colab session, which ends after 12 h at the latest")
 
     def test_a_card_of_which_only_the_size_is_known_has_no_minutes(self, capsys):
