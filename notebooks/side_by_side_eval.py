@@ -199,7 +199,8 @@ tokenizer = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code
 from helpers.model.load import put_adapter
 
 model = put_adapter(model, adapter.folder).eval()
-print(model.peft_config["default"])
+lora = model.peft_config["default"]
+print(f"rank {lora.r}, alpha {lora.lora_alpha}, on {lora.target_modules}")
 
 # %% [markdown]
 # `bench` keeps model, tokenizer and the way of asking together. This is the text that each arm reads, control tokens
