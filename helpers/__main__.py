@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers run | train | eject | compare | data | plan | runs | doctor | list`."""
+"""The command line: `python -m helpers run | train | eject | compare | chat | data | plan | runs | doctor | list`."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from helpers.cli import chat, eject, train
     from helpers.cli import data as data_command
-    from helpers.cli import eject, train
     from helpers.cli import plan as plan_command
     from helpers.cli.compare import add_command as add_compare
     from helpers.cli.runs import add_commands
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_command(commands)
     eject.add_command(commands)
     add_compare(commands)
+    chat.add_command(commands)
     data_command.add_command(commands)
     plan_command.add_command(commands)
     add_commands(commands)

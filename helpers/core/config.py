@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MODELS = {
-    # alias: (hub id or package, pinned revision)
+    # alias: (hub id or package, revision: a branch, whose commit the run's manifest records)
     "mistral-7b-instruct": ("unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "main"),
     "smollm2-135m": ("smollm2-135m", ""),
 }

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,6 +30,7 @@ __all__ = [
     "Rows",
     "SeededRows",
     "Source",
+    "data_commit",
     "data_fingerprint",
     "draw_rows",
     "load_rows",
@@ -292,7 +294,9 @@ def open_source(name: str, revision: str | None = None, columns: str | None = No
     hub = _load_hub(name, revision)
     beginning = [hub[i] for i in range(min(len(hub), 200))]
     found = recognise(beginning, name, names=hub.column_names, columns=columns)
-    return Source(f"{name} at {revision or 'its newest revision'}", len(hub), hub.__getitem__, found)
+    return Source(
+        f"{name} at {data_commit(hub) or revision or 'its newest revision'}", len(hub), hub.__getitem__, found
+    )
 
 
 def read_sample(task: str, part: str) -> list[Row]:
@@ -334,6 +338,12 @@ def data_fingerprint(train: Iterable[Row], heldout: Iterable[Row], task: str) ->
             digest.update(json.dumps(_used(row, task), sort_keys=True, ensure_ascii=False).encode())
         digest.update(b"\n--\n")
     return digest.hexdigest()
+
+
+def data_commit(table: Any) -> str | None:
+    """Return the commit that a `Dataset` from the hub was read at, from the addresses of its files; None if unknown."""
+    found = re.search(r"hf://datasets/[^@\s]+@([0-9a-f]{40})", " ".join(table.info.download_checksums or {}))
+    return found.group(1) if found else None
 
 
 def _load_hub(name: str, revision: str | None) -> Any:

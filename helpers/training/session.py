@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -213,6 +214,7 @@ def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
         tokenizer=loaded.tokenizer,
         template=loaded.template,
         base=loaded.source,
+        base_commit=getattr(loaded.model.config, "_commit_hash", None),
     )
 
 
@@ -226,6 +228,7 @@ def record_data(
     tokenizer: Any,
     template: str,
     base: str,
+    base_commit: str | None = None,
 ) -> None:
     """Write into the manifest what exactly the run learns from.
 
@@ -238,11 +241,12 @@ def record_data(
         tokenizer: With the template that the run trains with.
         template: The template's name.
         base: Where the base weights come from.
+        base_commit: The commit that its name on the hub stood for, `model.config._commit_hash`; None for a folder.
 
     Raises:
-        RunError: The run has checkpoints of other rows or another template.
+        RunError: The run has checkpoints of other rows, another template or another commit of the base model.
     """
-    on_main(lambda: _record_data(run, data, task, source, left_out, tokenizer, template, base))
+    on_main(lambda: _record_data(run, data, task, source, left_out, tokenizer, template, base, base_commit))
 
 
 def _record_data(
@@ -254,19 +258,23 @@ def _record_data(
     tokenizer: Any,
     template: str,
     base: str,
+    base_commit: str | None,
 ) -> None:
+    commit = re.search(r" at ([0-9a-f]{40})$", source)
     prints = {
         "data_fingerprint": data_fingerprint(data["train"], data["heldout"], task),
         "template_sha256": template_sha256(tokenizer),
+        **({"base_commit": base_commit} if base_commit else {}),
+        **({"data_commit": commit.group(1)} if commit else {}),
     }
     earlier = run.manifest()
     changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
     if changed and step_folders(run.checkpoints):
         raise RunError(
             "run_name",
-            "the rows and the template of the earlier run, which left checkpoints",
+            "the rows, the template and the base model of the earlier run, which left checkpoints",
             "; ".join(f"{k}: {str(old)[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
-            'The data changed under its name. Choose another run_name, or resume="never" to start over.',
+            'What a name stands for has changed. Choose another run_name, or resume="never" to start over.',
         )
     run.update_manifest(
         base_model=base,

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
-from helpers.data.rows import data_fingerprint, load_rows, read_prompts, read_sample
+from helpers.data.rows import data_commit, data_fingerprint, load_rows, read_prompts, read_sample
 
 ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
 TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]
@@ -406,3 +406,14 @@ class TestFingerprint:
         """Another text, order, part or number of rows gives another hash."""
         first, second = {"instruction": "a", "output": "b"}, {"instruction": "d", "output": "e"}
         assert data_fingerprint(train, heldout, "alpaca") != data_fingerprint([first], [second], "alpaca")
+
+
+def test_the_commit_of_a_hub_data_set_is_known():
+    """`datasets` keeps the addresses of the files that it read, each with the commit; local files have none."""
+    from datasets import Dataset
+
+    table = Dataset.from_dict({"a": [1]})
+    assert data_commit(table) is None
+    address = "hf://datasets/ada/rows@0123456789abcdef0123456789abcdef01234567/train.parquet"
+    table.info.download_checksums = {address: {"num_bytes": 1, "checksum": None}}
+    assert data_commit(table) == "0123456789abcdef0123456789abcdef01234567"

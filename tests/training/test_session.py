@@ -11,6 +11,7 @@ from helpers.core.config import build_config
 from helpers.core.config_file import read_config, record_layout
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.lock import find_holder, release_lock
+from helpers.core.runs import RunDirectory
 from helpers.core.shares import Share
 from helpers.data.contract import Contract, TokenizedExample
 from helpers.runtime.hardware import Gpu
@@ -200,3 +201,26 @@ class TestComparison:
         open_evaluation(*comparison).mark_failed(RuntimeError("no answers"))
         manifest = open_evaluation(*comparison).manifest()
         assert (manifest["state"], manifest["failure"]) == ("running", None)
+
+
+def test_a_resumed_run_keeps_the_commits_it_began_with(tmp_path):
+    """The manifest names the commits of base model and data; with checkpoints there, another one is refused."""
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    rows = [{"instruction": "a", "input": "", "output": "b"}]
+    known = {"task": "alpaca", "left_out": {}, "template": "chatml", "base": "ada/base"}
+    tokenizer = types.SimpleNamespace(chat_template="{{ messages }}")
+
+    def record(base, data):
+        source = f"ada/rows at {data * 40}"
+        both = {"train": rows, "heldout": rows}
+        session.record_data(run, both, source=source, tokenizer=tokenizer, base_commit=base * 40, **known)
+
+    record("a", "b")
+    assert (run.manifest()["base_commit"], run.manifest()["data_commit"]) == ("a" * 40, "b" * 40)
+    record("c", "b")  # nothing was trained yet
+    (run.checkpoints / "step-000004").mkdir(parents=True)
+    record("c", "b")
+    for base, data in (("a", "b"), ("c", "d")):
+        with pytest.raises(RunError, match="What a name stands for has changed"):
+            record(base, data)
