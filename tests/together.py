@@ -98,8 +98,8 @@ def take_warm_model():
 
 def train(*, runs, model, name, resume="auto", packed=False, whole=False, **parameters):
     """Train as `python -m helpers train` does, to the end or, unless `whole`, to the saved adapter; return metrics."""
+    from helpers.cli.train import train_run
     from helpers.core.config import build_config
-    from helpers.training.launch import train_run
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
     adjust_trainer(packed)

@@ -83,31 +83,3 @@ def test_relative_paths_begin_at_the_folder_where_the_file_was_written(steps, tm
     seen = []
     steps(0, lambda path: seen.append((path, Path.cwd())))
     assert seen == [(tmp_path / "config.json", tmp_path)]
-
-
-def test_a_training_that_fails_before_its_first_step_is_marked_as_failed(runs_folder, monkeypatch):
-    """Such as when a file of rows is gone; `python -m helpers runs` then says so."""
-    from helpers.core.config import build_config
-    from helpers.core.errors import DataError
-    from helpers.core.runs import open_run
-    from helpers.training import launch
-
-    config = build_config("alpaca", preset="smoke", run_name="mine")
-
-    def start_run(config, *, resume):
-        """Open the run."""
-        run = open_run("mine", config.flat())
-        run.update_manifest(state="running")
-        return run
-
-    def fail(*_):
-        """Find no rows."""
-        raise DataError("dataset_name", "a file", "nothing", "Look for it.")
-
-    monkeypatch.setattr(launch, "start_run", start_run)
-    monkeypatch.setattr(launch, "_train", fail)
-    with pytest.raises(DataError):
-        launch.train_run(config)
-    manifest = json.loads((runs_folder / "mine" / "manifest.json").read_text())
-    assert manifest["state"] == "failed"
-    assert "dataset_name" in manifest["failure"]
