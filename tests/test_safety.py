@@ -179,6 +179,7 @@ class TestModels:
 class TestSecrets:
     """A token in the environment, and runs that fail in every way that could show it."""
 
+    @pytest.mark.slow
     def test_no_byte_of_it_is_kept_or_shown(self, tmp_path, runs_folder, monkeypatch, capfd):
         """Each cell fails the run; neither its files nor anything printed has the token."""
         monkeypatch.setenv("HF_TOKEN", CANARY)

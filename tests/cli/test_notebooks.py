@@ -198,6 +198,7 @@ class TestChecking:
             check_parameters(training, {"preset": "smoke", **given})
         assert message in str(caught.value)
 
+    @pytest.mark.slow
     def test_no_gpu_is_said_before_a_kernel_starts(self, training, monkeypatch):
         """The preset auto needs a GPU."""
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -29,6 +29,7 @@ def found(nursery, tiny_mistral, tmp_path_factory):
     return nursery.run("comparisons.everything", runs=str(folder / "runs"), model=str(tiny_mistral), other=str(other))
 
 
+@pytest.mark.slow
 class TestSelfTests:
     """What must hold before an answer is shown."""
 
@@ -81,6 +82,7 @@ class TestSelfTests:
             reproduces_training(scores, 1.3, 2)
 
 
+@pytest.mark.slow
 class TestArms:
     """What each arm is given."""
 
@@ -128,6 +130,7 @@ class TestArms:
         assert left_out["too long"] > 0
 
 
+@pytest.mark.slow
 class TestReferenceScores:
     """How likely a given answer is."""
 
@@ -149,6 +152,7 @@ class TestReferenceScores:
         assert abs(base[0] - tuned[0]) > 1e-3
 
 
+@pytest.mark.slow
 class TestAnswers:
     """Generating, and not generating twice."""
 
@@ -209,6 +213,7 @@ class TestAnswers:
         assert found["one"]["outcomes"] == ["cannot tell", "cannot tell"]
 
 
+@pytest.mark.slow
 class TestTokenShift:
     """The tuned answer's tokens under the base model."""
 
@@ -229,6 +234,7 @@ class TestTokenShift:
         assert describe_shift([]) == "There is no token to rank: the answers are empty."
 
 
+@pytest.mark.slow
 class TestOtherBase:
     """An adapter belongs to one base model."""
 

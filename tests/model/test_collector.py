@@ -67,6 +67,7 @@ class TestImports:
                     inside = [[each] for each in range(10_000)] if block is long_lived else count()
             assert (count() if block is long_lived else inside) > 10_000
 
+    @pytest.mark.slow
     def test_importing_unsloth_is_done_so(self):
         """In a fresh process the import costs not one run, and a second import freezes nothing more."""
         code = (
