@@ -97,9 +97,10 @@ def format_table(rows: Sequence[Sequence[Any]], head: Sequence[str] = (), *, num
 
     width = len(rows[0]) if rows else len(head)
     align = ["right" if column in numbers else "left" for column in range(width)]
-    return tabulate.tabulate(
-        rows, head, "plain", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True
-    )
+    how: dict[str, Any] = {"colalign": align if rows else None, "disable_numparse": True}
+    if tabulate.__version__ != "0.9.0":  # Colab's, which a notebook's first table meets; it strips cells
+        how["preserve_whitespace"] = True
+    return tabulate.tabulate(rows, head, "plain", **how)
 
 
 def _places(value: float) -> int:
