@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import random
 import signal
@@ -44,73 +45,36 @@ def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment
         The adapter's SHA-256, the metrics but for times, what was reported, and the error if there was one.
     """
     from helpers.core.errors import HelpersError
+    from helpers.training.program import find_program, run_program
 
     os.environ.update({"HELPERS_RUNS_DIR": str(runs), **(environment or {})})
-    lines = []
+    said = io.StringIO()
+    given = {"preset": "smoke", "run_name": name, "resume": resume, "model_name": str(model), **SMALL, **parameters}
     try:
-        with strike(fault):
-            run, result = _pipeline(model, name, resume, {**SMALL, **parameters}, lines.append)
+        with strike(fault), contextlib.redirect_stdout(said):
+            cells = run_program(find_program("alpaca_instruction"), given)
     except HelpersError as error:
-        return {"error": str(error), "kind": type(error).__name__, "lines": lines}
+        return {"error": str(error), "kind": type(error).__name__, "lines": said.getvalue().splitlines()}
+    run, result = cells["run"], cells["record"].result
     weights = (run.adapter / "adapter_model.safetensors").read_bytes()
     metrics = {k: v for k, v in result.metrics().items() if k not in TIMES}
-    return {"adapter": hashlib.sha256(weights).hexdigest(), "metrics": metrics, "lines": lines, "error": None,
-            "seconds": result.train_seconds}  # fmt: skip
-
-
-def _pipeline(model, name, resume, parameters, report):
-    from helpers.core.config import build_config
-    from helpers.training.session import finish_run, record_inputs, start_run
-    from helpers.training.trainer import build_trainer, save_adapter, train
-
-    config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **parameters)
-    run = start_run(config, resume=resume)
-    rows, loaded, kept, held = prepared(config)
-    record_inputs(run, rows, loaded)
-    trainer = build_trainer(config, loaded, kept, run)
-    result = train(trainer, config, loaded, kept, held, report=report)
-    run.update_metrics(**result.metrics())
-    save_adapter(loaded, run)
-    finish_run(run)
-    return run, result
+    return {"adapter": hashlib.sha256(weights).hexdigest(), "metrics": metrics, "lines": said.getvalue().splitlines(),
+            "error": None, "seconds": result.train_seconds}  # fmt: skip
 
 
 def warm(*, model):
     """In the nursery itself: do once what is the same in every run, so that children need not."""
-    from helpers.core.config import build_config
+    from helpers.model.load import prepare_unsloth
     from helpers.training import session
+
+    prepare_unsloth()
+    import matplotlib.pyplot
+    import unsloth  # noqa: F401
+    import trl  # noqa: F401
 
     session.shown_versions = functools.cache(session.shown_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
     session.shown_versions(), session.describe_hardware()
-    prepared(build_config("alpaca", preset="smoke", model_name=str(model), **SMALL))
-
-
-_prepared = {}
-
-
-def prepared(config):
-    """Return rows, model with a fresh adapter, and both contracts; made once a process, or before the fork."""
-    from helpers.data.contract import apply_contract
-    from helpers.data.prompts import build_example
-    from helpers.data.rows import load_rows
-    from helpers.model.load import attach_adapter, load_model
-
-    key = repr((config.model, config.data, config.adapter, config.train.seed))
-    if key not in _prepared:
-        rows = load_rows(config.data, "alpaca", config.train.seed)
-        loaded = load_model(config.model)
-        kept, held = (
-            apply_contract(
-                [build_example(row, "alpaca") for row in part],
-                loaded.tokenizer,
-                max_seq_length=config.model.max_seq_length,
-            )
-            for part in (rows.train, rows.heldout)
-        )
-        attach_adapter(loaded, config.adapter, seed=config.train.seed, gradient_checkpointing=False)
-        _prepared[key] = rows, loaded, kept, held
-    return _prepared[key]
 
 
 @contextlib.contextmanager
@@ -142,9 +106,9 @@ def count_files(*, to):
 
 
 @contextlib.contextmanager
-def fill_at_file(*, number, filler):
-    """Fill the disk after the n-th touch of a file."""
-    with _touching(lambda count, path: _fill(filler) if count == number else None):
+def fill_at_file(*, name, filler):
+    """Fill the disk once a file was written whose path ends so."""
+    with _touching(lambda count, path: _fill(filler) if str(path).endswith(name) else None):
         yield
 
 

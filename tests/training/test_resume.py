@@ -86,7 +86,7 @@ class TestKill:
         run = interrupted("step", {"do": "kill_at_step", "step": 8, "seconds": 0.01})
         assert last_complete(run).found.step == 6
         outcome = train("step")
-        assert outcome["lines"][0] == "going on from the checkpoint of step 6"
+        assert "going on from the checkpoint of step 6" in outcome["lines"]
         check_equal(outcome, undisturbed)
 
     def test_in_a_checkpoint_write(self, interrupted, train, undisturbed):
@@ -106,7 +106,7 @@ class TestKill:
         assert not run.adapter.exists()
         assert run.manifest()["state"] == "running"
         outcome = train("adapter")
-        assert outcome["lines"][1] == "step 8/8  already trained; restored from step-000008"
+        assert "step 8/8  already trained; restored from step-000008" in outcome["lines"]
         check_equal(outcome, undisturbed)
 
 
@@ -116,10 +116,8 @@ class TestAgain:
     def test_a_complete_run_is_not_trained_again(self, train, undisturbed):
         """Its result comes from the last checkpoint, times included."""
         outcome = train("undisturbed")
-        assert outcome["lines"][:2] == [
-            "going on from the checkpoint of step 8",
-            "step 8/8  already trained; restored from step-000008",
-        ]
+        assert "going on from the checkpoint of step 8" in outcome["lines"]
+        assert "step 8/8  already trained; restored from step-000008" in outcome["lines"]
         assert outcome["seconds"] == undisturbed["seconds"]
         check_equal(outcome, undisturbed)
 
@@ -147,10 +145,11 @@ class TestDamage:
         weights = step_folders(run.checkpoints)[0] / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
         outcome = train("flipped")
-        assert outcome["lines"][:2] == [
-            "checkpoint step-000008 is not used: adapter_model.safetensors has other bytes than were written",
-            "going on from the checkpoint of step 6",
-        ]
+        assert (
+            "checkpoint step-000008 is not used: adapter_model.safetensors has other bytes than were written"
+            in outcome["lines"]
+        )
+        assert "going on from the checkpoint of step 6" in outcome["lines"]
         check_equal(outcome, undisturbed)
 
     def test_a_pickle_that_runs_code_is_not_loaded(self, train, undisturbed, folder):
@@ -235,14 +234,10 @@ class TestTrouble:
         assert (manifest["state"], manifest["failure"]) == ("failed", "ZeroDivisionError: a mistake")
 
     def test_a_loss_that_never_moves_is_said_at_the_end(self, train):
-        """A learning rate that is far too small stops nothing, but the last line says what to change."""
+        """A learning rate that is far too small stops nothing, but the curve's verdict says what to change."""
         outcome = train("flat", learning_rate=1e-9)
         assert outcome["error"] is None
-        assert "it did not move. Raise learning_rate" in outcome["lines"][-1]
-
-    def test_a_healthy_curve_ends_with_the_held_out_loss(self, undisturbed):
-        """Only a curve that needs a word gets one from `train`; test_curves has the verdicts."""
-        assert "  held-out loss " in undisturbed["lines"][-1]
+        assert [line for line in outcome["lines"] if "it did not move. Raise learning_rate" in line]
 
 
 class TestPersist:
@@ -258,7 +253,7 @@ class TestPersist:
         child = nursery.start("whole_run", runs=str(folder / "first"), fault=fault, **options)
         assert child.wait() == -signal.SIGKILL
         outcome = train("run", runs=str(folder / "second"), **options)
-        assert outcome["lines"][0].startswith("going on from the checkpoint of step ")
+        assert [line for line in outcome["lines"] if line.startswith("going on from the checkpoint of step ")]
         check_equal(outcome, undisturbed)
 
 
@@ -279,8 +274,7 @@ class TestFullDisk:
     )
     def test_the_error_is_clear_and_the_rest_is_whole(self, train, undisturbed, disk, before, step, what):
         """The last complete checkpoint is still complete; with room again the run ends as if nothing had been."""
-        number = place(undisturbed, before)
-        fault = {"do": "fill_at_file", "number": number, "filler": str(disk / "filler")}
+        fault = {"do": "fill_at_file", "name": before, "filler": str(disk / "filler")}
         outcome = train("run", runs=str(disk), fault=fault)
         assert outcome["error"].startswith(f"disk: expected {what}, got ")
         run = RunDirectory(disk / "run")
@@ -294,7 +288,7 @@ class TestFullDisk:
         (disk / "filler").write_bytes(bytes(180 * 2**20))
         outcome = train("run", runs=str(disk))
         assert outcome["error"].startswith("disk: expected at least ")
-        assert outcome["lines"] == []
+        assert [line for line in outcome["lines"] if line.startswith("step ")] == []
 
 
 class TestSecrets:
