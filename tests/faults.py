@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import os
 import random
@@ -68,10 +69,8 @@ def warm(*, model):
     from helpers.training import session
 
     prepare_unsloth()
-    import matplotlib.pyplot
-    import unsloth  # noqa: F401
-    import trl  # noqa: F401
-
+    for module in ("unsloth", "trl", "matplotlib.pyplot"):
+        importlib.import_module(module)
     session.shown_versions = functools.cache(session.shown_versions)
     session.describe_hardware = functools.cache(session.describe_hardware)
     session.shown_versions(), session.describe_hardware()

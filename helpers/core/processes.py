@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +36,9 @@ TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: as long as transformers lets it (`ddp_timeout`)."""
 
 T = TypeVar("T")
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+"""Whether this is the main process doing what `on_main` was given, while the others wait."""
 
 
 class ElsewhereError(RunError):
@@ -143,6 +147,8 @@ def leave() -> None:
 def on_main(work: Callable[[], T]) -> T:
     """Do something in the main process alone, and give its value to all.
 
+    Inside `work` only the main process is there, so that another `on_main` is a plain call.
+
     Args:
         work: What to do. Its value must be one that pickle can write.
 
@@ -153,17 +159,20 @@ def on_main(work: Callable[[], T]) -> T:
         ElsewhereError: In the other processes, if `work` raised an exception in the main one, which raises that.
     """
     here = place()
-    if here.count == 1:
+    if here.count == 1 or _ALONE.get():
         return work()
     from torch import distributed
 
     told: list[Any] = [None, None]
     problem: Exception | None = None
     if here.main:
+        token = _ALONE.set(True)
         try:
             told[0] = work()
         except Exception as error:
             problem, told[1] = error, f"{type(error).__name__}: {error}"
+        finally:
+            _ALONE.reset(token)
     distributed.broadcast_object_list(told, src=0)
     if problem is not None:
         raise problem
