@@ -44,6 +44,8 @@ def run_program(
             titles = [line.lstrip("# 0123456789.") for line in source.splitlines() if line.startswith("## ")]
             section = titles[-1].lower() if titles else section
             continue
+        if "notebook" in cell["metadata"].get("tags", []):  # as `python -m helpers train` leaves them out
+            continue
         between(section)
         exec(compile(source, f"{NOTEBOOK}: {section}", "exec"), found)  # noqa: S102 - the project's own notebook
         if "parameters" in cell["metadata"].get("tags", []):
@@ -84,6 +86,7 @@ def values_of(model: str, data: str, rows: int, options: Mapping[str, Any], step
         "gradient_checkpointing": options.get("checkpointing", True),
         "max_steps": steps,
         "save_steps": 10 * steps,
+        "eval_steps": 10 * steps,
         "prompt_style": "alpaca",
         "seed": options.get("seed", SEED),
         **options.get("settings", {}),
@@ -91,10 +94,12 @@ def values_of(model: str, data: str, rows: int, options: Mapping[str, Any], step
 
 
 def ready_trainer(values: Mapping[str, Any]) -> Any:
-    """Return the notebook's trainer, ready to train."""
+    """Return the notebook's trainer, checked and ready to train; it will measure no held-out rows, and save nothing."""
     os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
-    trainer = run_program(values, until=lambda found: "trainer" in found)["trainer"]
+    found = run_program(values, until=lambda found: "steps" in found)
+    trainer = found["trainer"]
     trainer.args.save_strategy = "no"
+    trainer.remove_callback(found["record"])
     return trainer
 
 
@@ -109,7 +114,8 @@ def drawn_rows(values: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _draw(values: dict[str, Any]) -> list[dict[str, str]]:
     os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
-    return run_program(values, until=lambda found: "rows" in found)["rows"].train
+    rows = run_program(values, until=lambda found: "rows" in found)["rows"]["train"]
+    return [{name: row.get(name) or "" for name in ("instruction", "input", "output")} for row in rows]
 
 
 def first_rows(data: str, count: int) -> str:
@@ -123,8 +129,14 @@ def first_rows(data: str, count: int) -> str:
 
 
 def mode(trainer: Any) -> dict[str, Any]:
-    """Return what a trainer really does: ours says so itself."""
+    """Return what a trainer really does; of ours, with attention and graphs."""
+    from helpers.training.callbacks import Checkpoints
+    from helpers.training.speed import training_mode
+
+    for each in trainer.callback_handler.callbacks:
+        if isinstance(each, Checkpoints):
+            return training_mode(trainer, each.config, each.record.lengths)
     args = trainer.args
     found = {"packing": bool(args.packing), "optimizer": str(getattr(args.optim, "value", args.optim))}
     found["padding_free"] = bool(getattr(trainer, "padding_free", False) or args.padding_free)
-    return getattr(trainer, "mode", found)
+    return found

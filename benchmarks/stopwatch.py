@@ -207,11 +207,12 @@ def time_parts(
 @contextmanager
 def fast_training(trainer: Any) -> Iterator[Any]:
     """Let this project's trainer train as its notebook lets it; yield its CUDA graphs, or None."""
-    from helpers.model.patches.cuda_graphs import graphed_passes
-    from helpers.model.patches.optimizer_step import quick_steps
+    from helpers.training import speed
+    from helpers.training.callbacks import Checkpoints
 
-    with quick_steps(trainer), graphed_passes(trainer) as graphs:
-        yield graphs
+    (checkpoints,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, Checkpoints))
+    with speed.fast_training(trainer, checkpoints):
+        yield checkpoints.record.graphs
 
 
 def by_step(passes: Sequence[tuple[int, int]], each: int) -> list[tuple[int, int]]:
