@@ -242,7 +242,8 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     """Put a saved adapter on a base model, which must stay what it is when the adapter is switched off.
 
     Some adapters change the base weights themselves, so that the model without them is not the base: those initialised
-    with PiSSA or OLoRA, or with `layer_replication`. They are found by comparing logits from before and after.
+    with PiSSA or OLoRA, or with `layer_replication`. They are found by comparing logits from before and after: these
+    may be four times as far apart as rounding takes them, which is what was measured or one step of the model's type.
 
     Args:
         model: The base model.
@@ -267,6 +268,7 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     before = _probe(model)
     with jitter_activations(model):
         rounding = measure_distance(before, _probe(model)).rms
+    rounding = max(rounding, _step_of_logits(model, before), 1e-6)
     try:
         with time_limit(600, endless), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
@@ -282,7 +284,7 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
         raise ExportError("adapter_dir", "the adapter's weights, all of them and no others", said, remedy)
     with tuned.disable_adapter():
         moved = measure_distance(before, _probe(tuned)).rms
-    if not moved <= 4 * max(rounding, 1e-6):
+    if not moved <= 4 * rounding:
         said = f"logits that are {moved:.2g} off with the adapter switched off; rounding explains {rounding:.2g}"
         remedy = "It changes the base weights, as PiSSA, OLoRA and layer_replication do; merge it, or train plain LoRA."
         raise ExportError("adapter_dir", "an adapter that leaves the base model as it is", said, remedy)
@@ -299,6 +301,14 @@ def _probe(model: Any) -> list[Any]:
     ids = torch.arange(100, 132, device=device).unsqueeze(0)
     with torch.no_grad():
         return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()]
+
+
+def _step_of_logits(model: Any, logits: list[Any]) -> float:
+    """Return one step of the type that a model computes in, at the size of its logits (root mean square)."""
+    import torch
+
+    size = torch.cat(logits).square().mean().sqrt().item()
+    return torch.finfo(model.get_input_embeddings().weight.dtype).eps * size
 
 
 def trainable_parameters(model: Any) -> tuple[int, int]:

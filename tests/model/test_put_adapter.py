@@ -34,11 +34,11 @@ def saved(base, folder, **settings):
     return folder
 
 
-def fresh(folder):
+def fresh(folder, dtype="float32"):
     """Load the base anew."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def test_a_plain_adapter_leaves_the_base_as_it_is(base, tiny_mistral, tmp_path):
@@ -48,12 +48,32 @@ def test_a_plain_adapter_leaves_the_base_as_it_is(base, tiny_mistral, tmp_path):
     assert tuned.peft_config["default"].r == 4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_an_adapter_that_changes_the_base_is_refused(base, tiny_mistral, tmp_path, init):
-    """PiSSA and OLoRA take a part out of the base weights: the model without them is not the base."""
+def test_an_adapter_that_changes_the_base_is_refused(base, tiny_mistral, tmp_path, init, dtype):
+    """PiSSA and OLoRA take a part out of the base weights: in no type is the model without them the base."""
     folder = saved(base, tmp_path / "adapter", init_lora_weights=init)
     with pytest.raises(ExportError, match="leaves the base model as it is"):
-        put_adapter(fresh(tiny_mistral), folder)
+        put_adapter(fresh(tiny_mistral, dtype), folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kernels_that_round_otherwise_do_not_refuse_an_adapter(base, tiny_mistral, tmp_path, monkeypatch, dtype):
+    """In 16 bit, logits that a whole step of their type separates everywhere are rounding."""
+    import torch
+
+    from helpers.model import load
+
+    folder, probe, calls = saved(base, tmp_path / "adapter"), load._probe, []
+
+    def off_by_a_step(model):
+        calls.append(model)
+        step = torch.finfo(model.get_input_embeddings().weight.dtype).eps if len(calls) == 3 else 0.0
+        return [logits * (1 + step) for logits in probe(model)]
+
+    monkeypatch.setattr(load, "_probe", off_by_a_step)
+    monkeypatch.setattr("helpers.model.distance._move_steps", lambda values, *_: values)  # no rounding was seen
+    assert put_adapter(fresh(tiny_mistral, dtype), folder).peft_config["default"].r == 4
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
