@@ -95,7 +95,7 @@ def torchrun(processes: int) -> list[str]:
 
 def measure(wanted: dict[str, Any], options: argparse.Namespace) -> None:
     """In each process: build the trainer with the notebook's cells and train; the main one says the figures."""
-    from helpers.core.processes import gather, join, leave
+    from helpers.core.distributed import gather, join, leave
 
     here = join()
     steps, warm = STEPS[wanted["packing"]]

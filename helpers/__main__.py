@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except HelpersError as error:
         from helpers.cli.failures import CellError
-        from helpers.core.processes import ElsewhereError
+        from helpers.core.distributed import ElsewhereError
         from helpers.core.secrets import redact
 
         if isinstance(error, ElsewhereError):

@@ -58,11 +58,10 @@ def as_rank(*, rank, count, port, work, given, fault=None):
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})  # fmt: skip
     from faults import strike
 
-    from helpers.core.lost import losses_explained
-    from helpers.core.processes import join, leave
+    from helpers.core.distributed import join, leave, peer_exits_explained
 
     join()
-    with strike(fault), losses_explained():
+    with strike(fault), peer_exits_explained():
         answer = globals()[work](**given)
         leave()
     return answer
@@ -118,7 +117,7 @@ def replay_passes():
     import torch
     from model.test_graphs import Computed, batch, make_layers, walk
 
-    from helpers.core.processes import place
+    from helpers.core.distributed import place
 
     class Stack(torch.nn.Module):
         """Layers behind one forward method, as DistributedDataParallel wants it."""

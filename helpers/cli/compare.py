@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.core.distributed import on_main
 from helpers.core.errors import ConfigError
 from helpers.core.files import read_json
-from helpers.core.processes import on_main
 from helpers.core.runs import RESUME, RunDirectory
 from helpers.evaluation.config import EvaluationConfig, build_evaluation_config, evaluation_parameters
 from helpers.training.job import run_job

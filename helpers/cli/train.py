@@ -8,9 +8,8 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.config_file import read_config
-from helpers.core.processes import place
+from helpers.core.distributed import local_config, place, share_out
 from helpers.core.runs import RESUME, RunDirectory
-from helpers.core.shares import local_config, share_out
 from helpers.memory.plan import preflight_memory
 from helpers.runtime.device_map import add_options, take_options
 from helpers.runtime.hardware import find_gpu

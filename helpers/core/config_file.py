@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import DATASETS, RunConfig, build_config, file_kind, parameters
+from helpers.core.distributed import Share
 from helpers.core.errors import ConfigError
 from helpers.core.files import read_json, write_json
 from helpers.core.runs import CONFIG, RunDirectory
-from helpers.core.shares import Share
 
 __all__ = ["FORMAT", "read_config", "record_layout", "write_config"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, build_config, parameters
+from helpers.core.distributed import on_main
 from helpers.core.errors import ConfigError, EvaluationError, RunError, StackError
 from helpers.core.files import read_json
 from helpers.core.paths import is_folder
-from helpers.core.processes import on_main
 from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from helpers.core.distributed import gather, place
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
-from helpers.core.processes import gather, place
 
 __all__ = ["AnswerCache", "CachedAnswer", "do_each", "exchange", "own_batch"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from helpers.core.distributed import gather, on_main, place, same_everywhere
 from helpers.core.errors import HelpersError, StackError
 from helpers.core.files import file_sha256
-from helpers.core.processes import gather, on_main, place, same_everywhere
 from helpers.data.chat_templates import template_sha256
 from helpers.data.contract import IGNORED
 from helpers.evaluation.adapter import WEIGHTS, AdapterSource

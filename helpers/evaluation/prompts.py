@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
-from helpers.core.processes import on_main
 from helpers.data.formats import RowError, read_messages, recognise
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file

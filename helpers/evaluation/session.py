@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.distributed import on_main
 from helpers.core.files import file_sha256, write_json
 from helpers.core.lock import hold_lock
-from helpers.core.processes import on_main
 from helpers.core.runs import RunDirectory, check_run, now, open_run, runs_root
 from helpers.core.settings import refuse_undeclared
 from helpers.display.style import Drawing

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from helpers.core.config import RunConfig, check_skip_layers
+from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.paths import is_folder
-from helpers.core.processes import place
 from helpers.core.text import format_bytes
 from helpers.memory.optimizers import resolve_optimizer
 from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, Prediction, predict_peak, shape_of

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
+from helpers.core.distributed import place
 from helpers.core.errors import ExportError, HelpersError, StackError
-from helpers.core.processes import place
 from helpers.core.time_limit import time_limit
 from helpers.data.chat_templates import install_template
 from helpers.model.patches.imports import long_lived, sft_alone

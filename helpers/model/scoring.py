@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.core.processes import gather, place
+from helpers.core.distributed import gather, place
 from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.model.decoding.support import causal_model
 

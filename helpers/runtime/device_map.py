@@ -15,8 +15,8 @@ import argparse
 import os
 from typing import Any
 
+from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
-from helpers.core.processes import place
 
 __all__ = [
     "SPLIT",

@@ -96,7 +96,7 @@ def find_gpu() -> Gpu | None:
         raise StackError("torch", "torch to be installed", None, "Install it first, as pytorch.org says.") from error
     if not torch.cuda.is_available():
         return None
-    own = torch.cuda.current_device()  # the first one, or what `helpers.core.processes.join` chose
+    own = torch.cuda.current_device()  # the first one, or what `helpers.core.distributed.join` chose
     free, total = pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
     name, (major, minor) = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
     return Gpu(name, (major, minor), total, free, torch.cuda.device_count())

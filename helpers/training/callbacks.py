@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from helpers.core.config import RunConfig
+from helpers.core.distributed import largest, on_main, place, total, wait_for_all
 from helpers.core.errors import RunError
-from helpers.core.processes import largest, on_main, place, total, wait_for_all
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import IGNORED, TokenizedExample, as_examples
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.distributed import ElsewhereError, explain_peer_exit, place
 from helpers.core.errors import HelpersError, RunError
 from helpers.core.files import disk_error, folder_bytes, require_space
-from helpers.core.lost import explain_loss
-from helpers.core.processes import ElsewhereError, place
 from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT, SMALL_FILES
 
@@ -126,7 +125,7 @@ def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, ste
             type(error).__name__,
             f'Step {step} holds something else and was not loaded. Delete it, or start over with resume="never".',
         )
-    return explain_loss(error, step)
+    return explain_peer_exit(error, step)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from helpers.core.distributed import ElsewhereError, Place, join, leave, on_main, peer_exits_explained, take_card
 from helpers.core.files import read_json
-from helpers.core.lost import losses_explained
-from helpers.core.processes import ElsewhereError, Place, join, leave, on_main, take_card
 from helpers.core.runs import CONFIG, RunDirectory
 
 __all__ = ["failure_noted", "run_job"]
@@ -45,7 +44,7 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
     if here.count > 1:
         _prepare(here)
         join()
-    with losses_explained():
+    with peer_exits_explained():
         checked: Any = on_main(lambda: found)
         if not here.main:
             _settle(path)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.config import RunConfig
+from helpers.core.distributed import largest, on_main, place, wait_for_all
 from helpers.core.errors import RunError
-from helpers.core.processes import largest, on_main, place, wait_for_all
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import Contract
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics

@@ -9,9 +9,8 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.config_file import record_layout
-from helpers.core.processes import on_main, place
+from helpers.core.distributed import local_config, on_main, place, share_out
 from helpers.core.runs import RunDirectory
-from helpers.core.shares import local_config, share_out
 from helpers.memory.layout import plan_layout
 from helpers.memory.optimizers import choose_optimizer
 from helpers.model.load import model_source

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.core.distributed import ElsewhereError, on_main
 from helpers.core.errors import ConfigError, RunError
-from helpers.core.processes import ElsewhereError, on_main
 from helpers.core.settings import nearest
 
 __all__ = ["TRAINING", "Cell", "find_program", "read_cells", "run_program"]

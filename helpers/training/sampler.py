@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from helpers.core.processes import Place, place
-from helpers.core.shares import Share
+from helpers.core.distributed import Place, Share, place
 from helpers.data.contract import IGNORED
 
 __all__ = ["StepBatches", "deal", "epoch_order", "spread_batches"]

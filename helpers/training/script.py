@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from helpers.core.distributed import place
 from helpers.core.errors import RunError
 from helpers.core.files import write_text
-from helpers.core.processes import place
 from helpers.core.runs import RunDirectory
 from helpers.training.program import TRAINING, find_program, read_cells
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig, build_config, parameters
 from helpers.core.config_file import write_config
+from helpers.core.distributed import local_config, on_main, place, share_out
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.core.lock import hold_lock
-from helpers.core.processes import on_main, place
 from helpers.core.runs import CONFIG, RunDirectory, check_run, open_run, runs_root
 from helpers.core.settings import refuse_undeclared
-from helpers.core.shares import local_config, share_out
 from helpers.data.chat_templates import template_sha256
 from helpers.data.rows import Rows, data_fingerprint
 from helpers.memory.disk import preflight_room

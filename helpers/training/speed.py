@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.choice import Choice
 from helpers.core.config import RunConfig
+from helpers.core.distributed import place, same_everywhere, share_out
 from helpers.core.errors import StackError
-from helpers.core.processes import place, same_everywhere
-from helpers.core.shares import share_out
 from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention

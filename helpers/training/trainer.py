@@ -8,11 +8,10 @@ from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.config_file import record_layout
+from helpers.core.distributed import Share, on_main, place, same_everywhere, share_out
 from helpers.core.errors import ExportError, StackError
 from helpers.core.files import replaced_folder
-from helpers.core.processes import on_main, place, same_everywhere
 from helpers.core.runs import RunDirectory
-from helpers.core.shares import Share, share_out
 from helpers.data.contract import Contract, check_trainer_rows
 from helpers.data.tokens import trainer_table
 from helpers.memory.optimizers import choose_optimizer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.core.processes import total
+from helpers.core.distributed import total
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import IGNORED
 from helpers.training.checkpoints import WRITING, Checkpoint

@@ -8,9 +8,9 @@ import pytest
 
 from helpers.core.config import build_config
 from helpers.core.config_file import read_config, record_layout, write_config
+from helpers.core.distributed import Share
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.runs import RunDirectory
-from helpers.core.shares import Share
 
 
 @pytest.fixture

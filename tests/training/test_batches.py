@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from helpers.core.processes import Place
-from helpers.core.shares import Share
+from helpers.core.distributed import Place, Share
 from helpers.training.sampler import StepBatches, deal, epoch_order
 
 LENGTHS = [random.Random(n).randrange(5, 400) for n in range(27)]

@@ -9,10 +9,10 @@ import pytest
 
 from helpers.core.config import build_config
 from helpers.core.config_file import read_config, record_layout
+from helpers.core.distributed import Share
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.lock import find_holder, release_lock
 from helpers.core.runs import RunDirectory
-from helpers.core.shares import Share
 from helpers.data.contract import Contract, TokenizedExample
 from helpers.runtime.hardware import Gpu
 from helpers.training import session

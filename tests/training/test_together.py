@@ -100,7 +100,7 @@ def test_a_killed_process_ends_the_others(launched, folder, tiny_mistral, struck
     struck_at = time.monotonic()
     assert children[1 - struck].wait() == 1
     assert time.monotonic() - struck_at < 60
-    assert "LostError: processes: expected all 2 to work to the end" in children[1 - struck].output()
+    assert "PeerExitError: processes: expected all 2 to work to the end" in children[1 - struck].output()
     run = folder / f"killed-{struck}"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["state"] == "failed"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from helpers.core.processes import place
+from helpers.core.distributed import place
 from helpers.model.patches import UNSLOTH_TESTED
 from helpers.model.patches.imports import leave_alone
 

@@ -1,36 +1,51 @@
-"""One training in several processes: which of them this is, and what they tell each other.
+"""One training in several processes: which of them this is, its part of a step, and what they tell each other.
 
 `torchrun` and `accelerate launch` start one process a GPU and tell each, in the environment variables RANK, WORLD_SIZE
 and LOCAL_RANK, which of how many it is (docs.pytorch.org, "torchrun: Environment Variables"). The first one writes,
-logs and shows progress. Everything here returns at once, and imports nothing, in a process that is alone: a notebook.
+logs and shows progress. An optimizer step has as many rows as asked for, however many GPUs share them. A process that
+is alone, as a notebook is, imports and waits for nothing here.
+
+A killed process closes its connections. With gloo the others learn that in their next exchange, from a RuntimeError;
+with NCCL from an error of torch's own, or not at all: then the launcher ends them, as torchrun and accelerate launch do
+within seconds of the first process that ends with a status other than 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from helpers.core.errors import RunError, StackError
+from helpers.core.config import RunConfig, TrainConfig
+from helpers.core.errors import ConfigError, HelpersError, RunError, StackError
 
 __all__ = [
     "TIMEOUT",
     "ElsewhereError",
+    "PeerExitError",
     "Place",
+    "Share",
+    "explain_peer_exit",
     "gather",
     "join",
     "largest",
     "leave",
+    "local_config",
     "on_main",
+    "peer_exits_explained",
     "place",
     "same_everywhere",
+    "share_out",
     "take_card",
     "total",
     "wait_for_all",
 ]
+
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: as long as transformers lets it (`ddp_timeout`)."""
@@ -226,3 +241,137 @@ def largest(number: int) -> int:
 def wait_for_all() -> None:
     """Return when every process has come here."""
     gather(None)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of an optimizer step.
+
+    Args:
+        processes: How many share the step.
+        batch_size: Rows in one forward pass of one process.
+        gradient_accumulation: Forward passes of one process in one optimizer step.
+    """
+
+    processes: int
+    batch_size: int
+    gradient_accumulation: int
+
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step sees, in all processes together."""
+        return self.processes * self.batch_size * self.gradient_accumulation
+
+    def describe(self) -> str:
+        """Return the numbers as a sentence."""
+        several = "processes" if self.processes > 1 else "process"
+        return (
+            f"{self.rows_per_step()} rows an optimizer step = {self.processes} {several} x batch_size "
+            f"{self.batch_size} x gradient_accumulation {self.gradient_accumulation}."
+        )
+
+
+def share_out(train: TrainConfig, processes: int) -> Share:
+    """Share out an optimizer step's rows evenly, with passes of at most `batch_size` rows, as many as possible.
+
+    Args:
+        train: Its batch_size x gradient_accumulation rows a step are those of all processes together.
+        processes: How many there are.
+
+    Returns:
+        Each process's part.
+
+    Raises:
+        ConfigError: The rows cannot be shared out evenly.
+
+    Example:
+        >>> share_out(TrainConfig(batch_size=2, gradient_accumulation=4), 2)
+        Share(processes=2, batch_size=2, gradient_accumulation=2)
+    """
+    rows = train.rows_per_step()
+    if rows % processes:
+        counts = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        more = -(-rows // processes) * processes
+        raise ConfigError(
+            "batch_size x gradient_accumulation",
+            f"rows that {processes} processes can share evenly",
+            f"{train.batch_size} x {train.gradient_accumulation} = {rows}",
+            f"Launch {counts} processes, or choose {more} rows a step under another run_name.",
+        )
+    own = rows // processes
+    size = max(n for n in range(1, min(train.batch_size, own) + 1) if own % n == 0)
+    return Share(processes, size, own // size)
+
+
+def local_config(config: RunConfig, processes: int) -> RunConfig:
+    """Return a run as one process sees it: its own batch_size and gradient_accumulation.
+
+    Args:
+        config: The run.
+        processes: How many share its optimizer steps; 1 changes nothing.
+
+    Raises:
+        ConfigError: The rows of a step cannot be shared out evenly.
+    """
+    share = share_out(config.train, processes)
+    own = dataclasses.replace(
+        config.train, batch_size=share.batch_size, gradient_accumulation=share.gradient_accumulation
+    )
+    return dataclasses.replace(config, train=own)
+
+
+SIGNS = (
+    "Application timeout caused pair closure",
+    "Broken pipe",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL communicator was aborted",
+    "Read error",
+    "Timed out waiting",
+    "Write error",
+    "remote process exited",
+)
+"""What gloo, NCCL and torch's store say when the other side is gone."""
+
+
+class PeerExitError(RunError):
+    """Another process of this job ended before its work was done."""
+
+
+def explain_peer_exit(error: BaseException, last_step: int | None = None) -> PeerExitError | None:
+    """Return what an error means if another process is gone.
+
+    Args:
+        error: What was raised in this process.
+        last_step: Step of the last complete checkpoint, if there is one.
+
+    Returns:
+        The error to show, or None for any other error and in a process that is alone.
+    """
+    count = place().count
+    if count == 1 or isinstance(error, HelpersError) or not isinstance(error, RuntimeError):
+        return None
+    if not any(sign in str(error) for sign in SIGNS):
+        return None
+    onward = f"goes on from the checkpoint of step {last_step}" if last_step else "goes on"
+    return PeerExitError(
+        "processes",
+        f"all {count} to work to the end",
+        "one that ended early",
+        f"Its own message, or the launcher's, says why. The same command, with as many processes or fewer, {onward}.",
+    )
+
+
+@contextmanager
+def peer_exits_explained() -> Iterator[None]:
+    """Say in plain words that another process is gone.
+
+    Raises:
+        PeerExitError: In place of what torch raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = explain_peer_exit(error)
+        if said is None:
+            raise
+        raise said from error
