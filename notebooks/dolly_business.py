@@ -360,6 +360,7 @@ from helpers.training.session import record_data
 record_data(
     run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
     tokenizer=tokenizer, template=template.name, base=base,
+    base_commit=getattr(model.config, "_commit_hash", None),
 )
 
 # %% [markdown]

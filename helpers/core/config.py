@@ -179,7 +179,7 @@ class GenerationConfig(Settings):
 class ExportConfig(Settings):
     """What is made of the trained adapter."""
 
-    merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit", tasks=("dolly",))
+    merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit")
     gguf_quantization: str | None = setting(
         None, "also save a GGUF file of this type, such as q8_0 or f16", choices=GGUF_TYPES, tasks=("dolly",)
     )

@@ -63,7 +63,7 @@ def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
         shape: Of its model.
 
     Returns:
-        Checkpoints and adapter, and for the Dolly notebook what is made of the adapter.
+        Checkpoints and adapter, and what is made of the adapter.
 
     Example:
         >>> from helpers.core.config import build_config
@@ -77,7 +77,7 @@ def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
         f"{KEPT + 1} checkpoints": (KEPT + 1) * (TRAINED_BYTES * trained + SMALL_FILES),
         "the adapter": 2 * (4 * trained + SMALL_FILES),
     }
-    if config.task != "dolly" or not config.export.merge_16bit:
+    if not config.export.merge_16bit:
         return needs
     needs["the merged model"] = 2 * weights + ALLOWANCE
     if kind := config.export.gguf_quantization:
