@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except HelpersError as error:
-        from helpers.cli.failures import CellError
         from helpers.core.distributed import ElsewhereError
+        from helpers.core.errors import CellError
         from helpers.core.secrets import redact
 
         if isinstance(error, ElsewhereError):

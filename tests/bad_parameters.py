@@ -9,9 +9,9 @@ import os
 from functools import partial
 
 from helpers.__main__ import main
+from helpers.cli.parameters import find_task
 from helpers.cli.plan import parse_gpu
 from helpers.cli.runs import read_run
-from helpers.cli.tasks import find_task
 from helpers.core.config import build_config
 from helpers.core.lock import hold_lock
 from helpers.core.runs import check_run, runs_root

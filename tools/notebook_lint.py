@@ -13,8 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from helpers.cli.parameters import read_notebook, read_parameters
-from helpers.cli.tasks import TASKS, find_task
+from helpers.cli.parameters import TASKS, find_task, read_notebook, read_parameters
 from helpers.core.errors import HelpersError
 from tools.build_notebooks import notebook_text
 
@@ -111,7 +110,7 @@ def expected_parameters(task: str = "alpaca") -> dict[str, tuple[str, str]]:
     """Return type and help text of each parameter of a notebook, in order.
 
     Args:
-        task: One of `helpers.cli.tasks.TASKS`.
+        task: One of `helpers.cli.parameters.TASKS`.
 
     Example:
         >>> expected_parameters()["max_steps"]

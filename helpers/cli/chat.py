@@ -51,14 +51,14 @@ def converse(lines: Iterable[str], answer: Answer, *, system: str = "", who: str
         elif line:
             for arm in ("base", "tuned") if who == "both" else (who,):
                 print(f"{arm}: ", end="", flush=True)
-                _turn(histories[arm], line, lambda messages, arm=arm: answer(messages, arm))
+                _turn(histories[arm], line, arm, answer)
 
 
-def _turn(history: list[dict[str, str]], line: str, answer: Callable[[list[dict[str, str]]], str]) -> None:
+def _turn(history: list[dict[str, str]], line: str, arm: str, answer: Answer) -> None:
     """Ask and keep the answer; a question that cannot be asked is told and forgotten."""
     question = {"role": "user", "content": line}
     try:
-        said = answer([*history, question])
+        said = answer([*history, question], arm)
     except HelpersError as error:
         print(f"error: {' '.join(str(error).split())}")
         return

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import helpers.core.errors
-from helpers.cli.failures import CellError
-from helpers.cli.parameters import TYPES, Parameter, read_notebook, read_parameters
-from helpers.cli.tasks import Plan, find_task
+from helpers.cli.parameters import TYPES, Parameter, Plan, find_task, read_notebook, read_parameters
 from helpers.core.config import build_config
-from helpers.core.errors import ConfigError, RunError
+from helpers.core.errors import CellError, ConfigError, RunError
 from helpers.core.lock import holding, refuse_held
 from helpers.core.paths import is_file
 from helpers.core.runs import RunDirectory, check_run, runs_root

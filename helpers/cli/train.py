@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from helpers.core.config_file import read_config
 from helpers.core.distributed import local_config, place, share_out
 from helpers.core.runs import RESUME, RunDirectory
 from helpers.memory.plan import preflight_memory
-from helpers.runtime.device_map import add_options, take_options
-from helpers.runtime.hardware import find_gpu
+from helpers.runtime.hardware import SPLIT, find_gpu, split_share
 from helpers.training.job import run_job
 from helpers.training.program import TRAINING, find_program, run_program
 from helpers.training.session import resolve_preset
@@ -29,7 +29,8 @@ def add_command(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
     parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
-    add_options(parser)
+    parser.add_argument("--split", action="store_true", help="lay the model's layers out on all GPUs of this machine")
+    parser.add_argument("--card-share", metavar="SHARE", default="1", help="with --split: how much of each GPU, 0 to 1")
     parser.set_defaults(command=run_train)
 
 
@@ -39,7 +40,9 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         HelpersError: What is asked for cannot be done; in the main process, or where it went wrong.
     """
-    take_options(options)
+    if options.split:
+        os.environ[SPLIT] = options.card_share
+    split_share()
     return run_job(options.config, _read, lambda config: train_run(config, resume=options.resume))
 
 

@@ -7,6 +7,7 @@ HelpersError
 ├── ContractError      tokens and labels would teach the model something else than meant
 ├── StackError         the installed packages or the hardware cannot do what is asked
 ├── RunError           a run directory cannot be used, or a run failed
+│   └── CellError      a notebook was started and did not run to its end
 ├── ExportError        an adapter or a merged model cannot be written, read or trusted
 └── EvaluationError    answers, scores or votes cannot be compared
 """
@@ -14,6 +15,7 @@ HelpersError
 from __future__ import annotations
 
 __all__ = [
+    "CellError",
     "ConfigError",
     "ContractError",
     "DataError",
@@ -90,6 +92,22 @@ class StackError(HelpersError):
 
 class RunError(HelpersError):
     """A run directory cannot be used, or a run failed."""
+
+
+class CellError(RunError):
+    """A notebook was started and did not run to its end.
+
+    Args:
+        place: Which cell, in words.
+        expected: What it should have done.
+        got: What it did.
+        remedy: What to do next.
+        details: Several lines to show above the message: the cell's source and its error.
+    """
+
+    def __init__(self, place: str, expected: str, got: object, remedy: str = "", details: str = "") -> None:
+        super().__init__(place, expected, got, remedy)
+        self.details = details
 
 
 class ExportError(HelpersError):

@@ -11,14 +11,19 @@ from typing import Any
 from helpers.core.config import RunConfig, check_skip_layers
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.text import format_bytes
-from helpers.memory.optimizers import choose_optimizer
-from helpers.memory.plan import USABLE, attention_kind, divisors, largest_micro_batch, peak_settings, shape_for
+from helpers.memory.plan import (
+    USABLE,
+    attention_kind,
+    choose_optimizer,
+    divisors,
+    largest_micro_batch,
+    peak_settings,
+    shape_for,
+)
 from helpers.memory.predict import CALIBRATION, GIB, ModelShape, loss_rows, predict_peak
 from helpers.memory.shapes import whole
-from helpers.model.patches.cuda_graphs import MOST_TOKENS
-from helpers.model.patches.graph_rules import choose_graphs, recorded_size
-from helpers.runtime.device_map import split_share
-from helpers.runtime.hardware import Gpu
+from helpers.model.patches.cuda_graphs import MOST_TOKENS, choose_graphs, recorded_size
+from helpers.runtime.hardware import Gpu, split_share
 from helpers.runtime.lockfile import installed_version
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]

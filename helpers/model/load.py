@@ -23,8 +23,7 @@ from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.time_limit import time_limit
 from helpers.data.chat_templates import install_template
 from helpers.model.patches.imports import long_lived, sft_alone
-from helpers.runtime.device_map import loader_options
-from helpers.runtime.hardware import choose_precision, find_gpu
+from helpers.runtime.hardware import choose_precision, find_gpu, loader_options
 
 __all__ = [
     "TARGET_MODULES",

@@ -1,4 +1,14 @@
-"""The machine: whose it is, GPU, driver, precision, and the description that goes into a run's manifest."""
+"""The machine: whose it is, GPU, driver, precision, and the description that goes into a run's manifest.
+
+A model too big for one card has its layers on all cards of the machine, in one process. Unsloth lays them out by the
+memory of the cards (`device_map="unsloth"`); a batch passes through the cards one after the other. So memory adds up
+and speed does not. It is switched on by an environment variable, which notebooks and `python -m helpers train --split`
+share.
+
+What shards a model over several processes cannot load one in 4 bit that is too big for a card (unsloth 2026.10.9): its
+FSDP2 loads the whole model on each card first (`models/fsdp2_load.py`), and refuses 4-bit weights that wait in the
+machine's memory (`models/fsdp2_native.py`, `_shard_device`).
+"""
 
 from __future__ import annotations
 
@@ -14,23 +24,30 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from helpers.core.errors import StackError
-from helpers.runtime.device_map import own_cards, pool, split_share
+from helpers.core.distributed import place
+from helpers.core.errors import ConfigError, StackError
 
 __all__ = [
     "LARGE_GPU_BYTES",
+    "SPLIT",
     "Driver",
     "Gpu",
     "choose_precision",
     "describe_hardware",
     "find_gpu",
+    "held_bytes",
+    "loader_options",
+    "own_cards",
+    "pool",
     "read_driver",
     "require_gpu",
+    "split_share",
     "suitable_preset",
     "torch_cuda",
     "where",
     "xformers_torch",
 ]
+
 
 CPU_PRESETS = ("smoke",)
 
@@ -85,7 +102,7 @@ def where() -> Literal["colab", "kaggle", "local"]:
 def find_gpu() -> Gpu | None:
     """The GPU that training would use; None without one. Imports torch and opens a CUDA context.
 
-    Where a model is split over all cards (see `helpers.runtime.device_map`), they count as one with the memory of all.
+    Where a model is split over all cards (`split_share`), they count as one with the memory of all.
 
     Raises:
         StackError: torch is not installed.
@@ -251,3 +268,100 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+SPLIT = "HELPERS_SPLIT"
+"""The environment variable: the share of each card's memory to use, such as 1 or 0.5; unset or 0 leaves it off."""
+
+
+def split_share() -> float | None:
+    """Return the share of each card's memory to use, above 0 and up to 1; None if models are not split.
+
+    Raises:
+        ConfigError: The variable is something else.
+        StackError: Several processes were launched.
+    """
+    text = os.environ.get(SPLIT, "").strip()
+    try:
+        share = float(text or 0)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(SPLIT, "a share of each card's memory, above 0 and up to 1", text, "Use 1 for all of it.")
+    if share and place().count > 1:
+        remedy = "Start it without torchrun or accelerate launch: one process uses all cards."
+        raise StackError("processes", f"one process with {SPLIT}", place().count, remedy)
+    return share or None
+
+
+def pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
+    """Return what the cards have together.
+
+    Args:
+        memory: (free, total) of each card, in bytes.
+        share: Of each card's total, how much is used at most.
+
+    Returns:
+        (free, total), in bytes.
+
+    Example:
+        >>> pool([(70, 80), (30, 80)], 0.5)
+        (70, 80)
+    """
+    return sum(min(free, int(share * total)) for free, total in memory), sum(int(share * each) for _, each in memory)
+
+
+def own_cards() -> list[int]:
+    """Return the numbers of the cards that this process uses: all for a model that is split, else its own."""
+    import torch
+
+    return list(range(torch.cuda.device_count())) if split_share() else [torch.cuda.current_device()]
+
+
+def held_bytes() -> int:
+    """Return what this process could use beyond the free memory of its cards because it holds it already, in bytes.
+
+    With what it holds and what is free, a card counts up to its share.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return 0
+    share, cards = split_share() or 1.0, own_cards()
+    memory = [torch.cuda.mem_get_info(card) for card in cards]
+    own = [torch.cuda.memory_reserved(card) for card in cards]
+    with_own = [(free + held, total) for (free, total), held in zip(memory, own, strict=True)]
+    return pool(with_own, share)[0] - pool(memory, share)[0]
+
+
+def _limit_cards(share: float) -> None:
+    """Let this process allocate no more than a share of each card, so that large cards act as small ones.
+
+    Args:
+        share: Above 0, up to 1.
+    """
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.set_per_process_memory_fraction(share, index)
+
+
+def loader_options() -> dict[str, Any]:
+    """Return what Unsloth's loader must be told for a model that is split; {} for any other.
+
+    Raises:
+        ConfigError: The variable is wrong.
+        StackError: There are fewer than two cards, or several processes.
+    """
+    share = split_share()
+    if share is None:
+        return {}
+    import torch
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cards < 2:
+        raise StackError("GPUs", f"two or more with {SPLIT}", cards, "Unset it, or use a machine with more cards.")
+    if share < 1:
+        _limit_cards(share)
+    budgets = {index: int(share * torch.cuda.mem_get_info(index)[1]) for index in range(cards)}
+    return {"device_map": "unsloth", "device_map_planner_kwargs": {"max_memory": budgets}}

@@ -23,7 +23,7 @@ from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, graphed_
 from helpers.model.patches.optimizer_step import quick_steps
 from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
 from helpers.runtime.calibration import calibrate
-from helpers.runtime.device_map import own_cards
+from helpers.runtime.hardware import own_cards
 from helpers.training.checkpoints import Checkpoint, last_complete
 from helpers.training.failures import nan_error, weights_are_finite
 from helpers.training.result import TrainResult

@@ -12,11 +12,10 @@ from helpers.core.config_file import record_layout
 from helpers.core.distributed import local_config, on_main, place, share_out
 from helpers.core.runs import RunDirectory
 from helpers.memory.layout import plan_layout
-from helpers.memory.optimizers import choose_optimizer
+from helpers.memory.plan import choose_optimizer
 from helpers.model.load import model_source
 from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.device_map import held_bytes, loader_options
-from helpers.runtime.hardware import choose_precision, find_gpu
+from helpers.runtime.hardware import choose_precision, find_gpu, held_bytes, loader_options
 from helpers.training.tracking import tracking_arguments
 
 __all__ = ["Machine", "StepLayout", "base_model", "fit_layout", "fit_machine", "run_precision"]

@@ -22,8 +22,7 @@ from helpers.memory.disk import preflight_room
 from helpers.memory.layout import plan_layout
 from helpers.memory.plan import check_layers, preflight_memory
 from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.device_map import held_bytes
-from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
+from helpers.runtime.hardware import describe_hardware, find_gpu, held_bytes, require_gpu, suitable_preset
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.checkpoints import step_folders
 from helpers.training.persist import connect_drive, keep_result, prepare_persist

@@ -15,11 +15,9 @@ from helpers.core.errors import StackError
 from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention
-from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, decoder_layers, planned_sizes
-from helpers.model.patches.graph_rules import choose_graphs
+from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, choose_graphs, decoder_layers, planned_sizes
 from helpers.model.patches.optimizer_step import quick_steps
-from helpers.runtime.device_map import own_cards
-from helpers.runtime.hardware import find_gpu
+from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.runtime.lockfile import installed_version
 from helpers.training.checkpoints import last_complete
 from helpers.training.failures import explained

@@ -14,14 +14,11 @@ from helpers.core.files import replaced_folder
 from helpers.core.runs import RunDirectory
 from helpers.data.contract import Contract, check_trainer_rows
 from helpers.data.tokens import trainer_table
-from helpers.memory.optimizers import choose_optimizer
-from helpers.memory.plan import largest_micro_batch
+from helpers.memory.plan import choose_optimizer, largest_micro_batch
 from helpers.model.load import LoadedModel, import_unsloth
 from helpers.model.patches.attention import enable_varlen
-from helpers.model.patches.cuda_graphs import planned_sizes
-from helpers.model.patches.graph_rules import choose_graphs
-from helpers.runtime.device_map import own_cards
-from helpers.runtime.hardware import find_gpu
+from helpers.model.patches.cuda_graphs import choose_graphs, planned_sizes
+from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.runtime.lockfile import installed_version
 from helpers.training.checkpoints import WRITING, Checkpoint
 from helpers.training.curves import judge_curve

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from helpers.cli.tasks import TASKS, find_task
+from helpers.cli.parameters import TASKS, find_task
 from helpers.core.errors import ConfigError, EvaluationError
 from helpers.evaluation.adapter import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
 from helpers.evaluation.arms import choose_arms

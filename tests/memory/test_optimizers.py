@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.memory.optimizers import choose_optimizer, resolve_optimizer
+from helpers.memory.plan import choose_optimizer, resolve_optimizer
 from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 
 

@@ -23,11 +23,11 @@ from helpers.core.errors import ConfigError, StackError
 from helpers.data.contract import Contract, TokenizedExample
 from helpers.memory import layout
 from helpers.memory.layout import Layout, choose_layout, plan_layout
-from helpers.memory.optimizers import choose_optimizer
 from helpers.memory.plan import (
     advise,
     attention_kind,
     check_layers,
+    choose_optimizer,
     divisors,
     largest_micro_batch,
     predict_config,
@@ -39,8 +39,7 @@ from helpers.model.patches import UNSLOTH_TESTED, attention
 from helpers.model.patches.attention import choose_attention
 from helpers.runtime import hardware
 from helpers.runtime.calibration import Calibration
-from helpers.runtime.device_map import SPLIT
-from helpers.runtime.hardware import Gpu
+from helpers.runtime.hardware import SPLIT, Gpu
 from helpers.training import session
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)

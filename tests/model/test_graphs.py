@@ -12,15 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.model.patches.cuda_graphs import GraphedLayers, decoder_layers, graphed_passes, planned_sizes
-from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights
-from helpers.model.patches.graph_rules import (
+from helpers.model.patches.cuda_graphs import (
+    GraphedLayers,
     choose_graphs,
+    decoder_layers,
     expected_passes,
+    graphed_passes,
     host_lengths,
+    planned_sizes,
     recorded_size,
     sizes_to_record,
 )
+from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights
 
 torch = pytest.importorskip("torch")
 

@@ -8,6 +8,7 @@ import types
 import pytest
 from sources import package_root
 
+from helpers.cli import train
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.data.contract import Contract, TokenizedExample
@@ -15,16 +16,7 @@ from helpers.memory import plan as planner
 from helpers.memory.predict import ModelShape
 from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
-from helpers.runtime.device_map import (
-    SPLIT,
-    add_options,
-    held_bytes,
-    loader_options,
-    own_cards,
-    split_share,
-    take_options,
-)
-from helpers.runtime.hardware import Gpu
+from helpers.runtime.hardware import SPLIT, Gpu, held_bytes, loader_options, own_cards, split_share
 from helpers.training import failures as guards
 from helpers.training import session
 
@@ -157,11 +149,12 @@ def test_a_share_is_a_number_from_0_to_1(monkeypatch, text):
 def test_the_command_line_switches_it_on(monkeypatch):
     """Without a share all of each card is used; without --split nothing changes."""
     parser = argparse.ArgumentParser()
-    add_options(parser)
+    train.add_command(parser.add_subparsers())
     monkeypatch.setenv(SPLIT, "")
+    monkeypatch.setattr(train, "run_job", lambda *job: 0)
     found = []
     for line in ([], ["--split"], ["--split", "--card-share", "0.25"]):
-        take_options(parser.parse_args(line))
+        train.run_train(parser.parse_args(["train", "config.json", *line]))
         found.append(split_share())
     assert found == [None, 1.0, 0.25]
 
