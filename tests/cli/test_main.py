@@ -171,7 +171,7 @@ class TestOthers:
         assert main(["list"]) == 0
         assert capsys.readouterr().out == "a                        The title\n"
 
-    @pytest.mark.parametrize("command", [["doctor"], ["runs"], ["run", "alpaca_instruction", "--preset", "smoke"]])
+    @pytest.mark.parametrize("command", [["doctor"], ["run", "alpaca_instruction", "--preset", "smoke"]])
     def test_without_the_packages_each_command_says_what_to_do(self, command):
         """In a Python that has nothing installed, one line and no traceback."""
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from helpers.__main__ import main; sys.exit(main())"
