@@ -5,8 +5,8 @@
     python scripts/measure_memory.py MODEL_DIR [--configurations FILE.json] [--only 0,3] [--steps 4] > measured.jsonl
 
 MODEL_DIR holds a model with its tokenizer (`scripts/random_mistral` makes one of Mistral-7B's shape without a hub).
-Each configuration runs in a process of its own, through the package's own `load_model`, `attach_adapter` and
-`build_trainer`, on rows that all have the same length, and gives one JSON line: the configuration, the predicted parts,
+Each configuration trains in a process of its own, with the calls that the notebooks make, on rows that all have the
+same length, and gives one JSON line: the configuration, the predicted parts,
 predicted and measured peak in bytes, and what was allocated before the first step. FILE.json is a list of objects with
 the keys of DEFAULTS; what is left out has its value there. Without a GPU `measured_bytes` is null, which is enough to
 try a list out.
@@ -27,13 +27,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.core.config import RunConfig, build_config
-from helpers.data.prompts import Example
 from helpers.memory.plan import attention_kind
 from helpers.memory.predict import GIB, ModelShape, predict_peak, shape_of
 
 if TYPE_CHECKING:
-    from helpers.data.contract import Contract
-    from helpers.model.load import LoadedModel
+    from datasets import Dataset
 
 DEFAULTS: dict[str, Any] = {
     "lora_rank": 16,
@@ -105,20 +103,61 @@ def measure_apart(model: Path, configuration: dict[str, Any], steps: int) -> dic
 def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train a few steps and compare the peak with its prediction."""
     from helpers.core.runs import RunDirectory
-    from helpers.model.load import attach_adapter, load_model
-    from helpers.training.trainer import build_trainer
+    from helpers.model.load import TARGET_MODULES, import_unsloth
+    from helpers.model.patches.attention import enable_varlen
+    from helpers.training.machine import base_model, fit_machine
+    from helpers.training.speed import training_mode
+
+    import_unsloth()
+    import torch
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
 
     config = run_config(model, configuration, steps)
-    loaded = load_model(config.model)
-    attach_adapter(loaded, config.adapter, seed=0, gradient_checkpointing=config.train.gradient_checkpointing)
-    rows = equal_rows(loaded, config, configuration["row_length"], steps)
+    train, length = config.train, configuration["row_length"]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(config, loaded, rows, RunDirectory(Path(folder)))
+        machine = fit_machine(config, RunDirectory(Path(folder)))
+        base, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=base_model(config)[0],
+            max_seq_length=config.model.max_seq_length,
+            load_in_4bit=config.model.load_in_4bit,
+            dtype=getattr(torch, machine.dtype),
+            trust_remote_code=False,
+            **machine.loading,
+        )
+        tuned = FastLanguageModel.get_peft_model(
+            base,
+            r=config.adapter.lora_rank,
+            lora_alpha=config.adapter.lora_alpha,
+            lora_dropout=config.adapter.lora_dropout,
+            target_modules=list(TARGET_MODULES),
+            use_gradient_checkpointing="unsloth" if train.gradient_checkpointing else False,
+            random_state=0,
+        )
+        trainer = SFTTrainer(
+            model=tuned,
+            processing_class=tokenizer,
+            train_dataset=equal_rows(tokenizer, config, length, steps),
+            args=SFTConfig(
+                output_dir=folder,
+                max_length=config.model.max_seq_length,
+                completion_only_loss=True,
+                packing=train.packing,
+                per_device_train_batch_size=train.batch_size,
+                gradient_accumulation_steps=train.gradient_accumulation,
+                max_steps=steps,
+                learning_rate=train.learning_rate,
+                logging_steps=1,
+                save_strategy="no",
+                **machine.sft,
+            ),
+        )
+        enable_varlen(wanted=train.varlen_attention)
         before = allocated(reset=True)
         trainer.train()
         peak = allocated()
-    mode = dict(getattr(trainer, "mode", {}))
-    predicted = predict(shape_of(model), configuration, mode.get("attention", "sdpa"), gpu_capability())
+        mode = training_mode(trainer, config, [length])
+    predicted = predict(shape_of(model), configuration, mode["attention"], gpu_capability())
     total = predicted.total()
     return {
         "configuration": configuration,
@@ -170,24 +209,17 @@ def predict(shape: ModelShape, configuration: dict[str, Any], attention: str, ca
     )
 
 
-def equal_rows(loaded: LoadedModel, config: RunConfig, length: int, steps: int) -> Contract:
+def equal_rows(tokenizer: Any, config: RunConfig, length: int, steps: int) -> Dataset:
     """As many rows as the steps need, each of exactly `length` tokens, all but a short prompt of them answer."""
-    from helpers.data.contract import apply_contract, tokenize_example
+    from datasets import Dataset
 
-    def example(words: int) -> Example:
-        answer = {"role": "assistant", "content": " ".join(["a"] * words)}
-        return Example(({"role": "user", "content": "Write a."},), (answer,))
-
-    words = length - (len(tokenize_example(example(64), loaded.tokenizer).input_ids) - 64)
-    row = example(words)
-    found = len(tokenize_example(row, loaded.tokenizer).input_ids)
-    if found != length:
-        sys.exit(f"a row of {length} tokens cannot be made with this tokenizer: it has {found}")
-    train = config.train
+    train, word = config.train, tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+    row = {
+        "input_ids": [word] * (length - 1) + [tokenizer.eos_token_id],
+        "completion_mask": [0] * 8 + [1] * (length - 8),
+    }
     share = config.model.max_seq_length // length if train.packing else 1
-    return apply_contract(
-        [row] * (steps * train.rows_per_step() * share), loaded.tokenizer, max_seq_length=config.model.max_seq_length
-    )
+    return Dataset.from_list([row] * (steps * train.rows_per_step() * share))
 
 
 def allocated(*, reset: bool = False) -> int | None:

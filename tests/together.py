@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -67,43 +66,13 @@ def as_rank(*, rank, count, port, work, given, fault=None):
     return answer
 
 
-_warm = {}
-
-
-def warm(*, model):
-    """In the nursery itself: load the model, and look up what is the same in every run."""
-    from helpers.core.config import build_config
-    from helpers.model.load import load_model
-    from helpers.training import session
-
-    session.shown_versions = functools.cache(session.shown_versions)
-    session.describe_hardware = functools.cache(session.describe_hardware)
-    session.shown_versions(), session.describe_hardware()
-    config = build_config("alpaca", preset="smoke", model_name=str(model), **SMALL)
-    _warm["model"] = load_model(config.model, style=config.data.prompt_style)
-
-
-def take_warm_model():
-    """Train the model that the nursery loaded, and draw no picture of it, nor load the adapter again."""
-    import helpers.display.tables
-    import helpers.model.load
-    import helpers.training.reload
-
-    helpers.model.load.load_model = lambda config, style: _warm["model"]
-    helpers.model.load.load_adapter = lambda folder, config: None
-    helpers.training.reload.prove_reload = lambda loaded, heldout, result: "not loaded again"
-    helpers.display.tables.plot_losses = lambda metrics, path: None
-
-
-def train(*, runs, model, name, resume="auto", packed=False, whole=False, **parameters):
-    """Train as `python -m helpers train` does, to the end or, unless `whole`, to the saved adapter; return metrics."""
+def train(*, runs, model, name, resume="auto", packed=False, **parameters):
+    """Train as `python -m helpers train` does; return the metrics."""
     from helpers.cli.train import train_run
     from helpers.core.config import build_config
 
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
     adjust_trainer(packed)
-    if not whole:
-        take_warm_model()
     config = build_config("alpaca", preset="smoke", run_name=name, model_name=str(model), **{**SMALL, **parameters})
     run = train_run(config, resume=resume)
     return json.loads((run.path / "metrics.json").read_text())

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helpers.core.distributed import ElsewhereError, Place, join, leave, on_main, peer_exits_explained, take_card
+from helpers.core.distributed import Place, join, leave, on_main, peer_exits_explained, take_card
 from helpers.core.files import read_json
 from helpers.core.runs import CONFIG, RunDirectory
 
-__all__ = ["failure_noted", "run_job"]
+__all__ = ["run_job"]
 
 T = TypeVar("T")
 
@@ -55,21 +54,6 @@ def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirec
             print("\n" + summarize(run))
         leave()
     return 0
-
-
-@contextmanager
-def failure_noted(run: RunDirectory) -> Iterator[None]:
-    """Write into a run's manifest what ends the block, unless it happened in another process, which writes it down.
-
-    Args:
-        run: The run, open.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, ElsewhereError):
-            run.mark_failed(error)
-        raise
 
 
 def _prepare(here: Place) -> None:

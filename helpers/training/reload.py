@@ -11,12 +11,9 @@ from helpers.model.distance import Check, jitter_activations
 from helpers.model.scoring import RowScore, score_rows
 
 if TYPE_CHECKING:
-    from helpers.data.contract import Contract, TokenizedExample
-    from helpers.model.load import LoadedModel
     from helpers.training.callbacks import TrainingRecord
-    from helpers.training.result import TrainResult
 
-__all__ = ["judge_reload", "largest_difference", "loss_distance", "prove_adapter", "prove_reload"]
+__all__ = ["judge_reload", "largest_difference", "loss_distance", "prove_adapter"]
 
 _TIMES_ROUNDING = 3.0
 """How many times the effect of rounding the reloaded model may be from the trained one, in 16 bit."""
@@ -41,17 +38,9 @@ def prove_adapter(model: Any, record: TrainingRecord) -> str:
     Raises:
         ExportError: The reloaded model is another one.
     """
-    return _prove(model, record.heldout, record.result, record.result.mode["precision"])
-
-
-def prove_reload(loaded: LoadedModel, heldout: Contract, result: TrainResult) -> str:
-    """Do the same for a model that `load_adapter` returned."""
-    return _prove(loaded.model, heldout.tokenized, result, loaded.precision)
-
-
-def _prove(model: Any, rows: Sequence[TokenizedExample], result: TrainResult, precision: str) -> str:
+    rows, result = record.heldout, record.result
     reloaded, rounded = score_rows(model, rows), None
-    if precision != "fp32":
+    if result.mode["precision"] != "fp32":
         with jitter_activations(model):
             rounded = score_rows(model, rows)
     check = judge_reload(reloaded, result.heldout_after, result.heldout_before, rounded)

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.config import RunConfig, build_config, parameters
 from helpers.core.config_file import write_config
-from helpers.core.distributed import local_config, on_main, place, share_out
+from helpers.core.distributed import on_main, place
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.core.lock import hold_lock
 from helpers.core.runs import CONFIG, RunDirectory, check_run, open_run, runs_root
 from helpers.core.settings import refuse_undeclared
 from helpers.data.chat_templates import template_sha256
-from helpers.data.rows import Rows, data_fingerprint
+from helpers.data.rows import data_fingerprint
 from helpers.memory.disk import preflight_room
-from helpers.memory.layout import plan_layout
 from helpers.memory.plan import check_layers, preflight_memory
-from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.hardware import describe_hardware, find_gpu, held_bytes, require_gpu, suitable_preset
+from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.checkpoints import step_folders
 from helpers.training.persist import connect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
 
 if TYPE_CHECKING:
-    from helpers.data.contract import Contract
-    from helpers.model.load import LoadedModel
+    pass
 
 __all__ = [
     "configure",
     "configure_notebook",
     "finish_run",
-    "fit_layout",
     "record_data",
-    "record_inputs",
     "resolve_preset",
     "start_run",
     "watch_cells",
@@ -85,53 +79,6 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
     require_tracker(config.train.report_to)
     check_layers(config)
     preflight_memory(config, find_gpu())
-    return config
-
-
-def fit_layout(config: RunConfig, rows: Contract, *, report: Callable[[str], None] = print) -> RunConfig:
-    """Choose how the rows of an optimizer step are laid out on this machine's GPU: the fastest way that fits.
-
-    The rows of a step stay as many as asked for, and what the user has set stays as it is. Where not all layers can
-    keep their activations, as many do as fit, unless the user has set gradient_checkpointing or checkpoint_skip_layers.
-    Without a GPU nothing changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen
-    for all.
-
-    Args:
-        config: The checked configuration.
-        rows: The training rows, whose lengths decide what fits.
-        report: Gets the reason for each choice and for the optimizer, what bounds the memory of the loss, and what
-            recorded passes may take beside that.
-
-    Returns:
-        The configuration with `batch_size`, `gradient_accumulation`, `gradient_checkpointing` and
-        `checkpoint_skip_layers` chosen: rows in one forward pass of one process, and passes of all processes together.
-
-    Raises:
-        ConfigError: The rows of a step cannot be shared out evenly among the processes, or the model has fewer than
-            `checkpoint_skip_layers` layers.
-        StackError: Nothing fits.
-    """
-    processes = place().count
-    own = local_config(config, processes)
-    gpu = find_gpu()
-    chosen = "sdpa"
-    if gpu is not None:  # what this process holds already is part of the prediction
-        chosen = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
-        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
-    lengths = [len(row.input_ids) for row in rows.tokenized]
-    known = {"keep": config.given, "chosen": chosen, "processes": processes}
-    layout = on_main(lambda: plan_layout(own, gpu, lengths, **known))
-    for reason in layout.reasons:
-        report(reason)
-    chosen = {
-        "batch_size": layout.batch_size,
-        "gradient_accumulation": layout.gradient_accumulation * processes,
-        "gradient_checkpointing": layout.gradient_checkpointing,
-        "checkpoint_skip_layers": layout.skip_layers,
-    }
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **chosen))
-    if processes > 1:
-        report(share_out(config.train, processes).describe())
     return config
 
 
@@ -197,23 +144,6 @@ def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
     refuse_undeclared(namespace, {"preset", "resume", "run_name", *parameters(task)})
     given = {name: namespace[name] for name in parameters(task) if name in namespace}
     return configure(task, preset=namespace["preset"], run_name=namespace.get("run_name"), **given)
-
-
-def record_inputs(run: RunDirectory, rows: Rows, loaded: LoadedModel) -> None:
-    """Write into the manifest what exactly the run learns from."""
-    left_out = rows.left_out
-    task = run.manifest().get("task", "alpaca")
-    record_data(
-        run,
-        {"train": rows.train, "heldout": rows.heldout},
-        task=task,
-        source=rows.source,
-        left_out=left_out,
-        tokenizer=loaded.tokenizer,
-        template=loaded.template,
-        base=loaded.source,
-        base_commit=getattr(loaded.model.config, "_commit_hash", None),
-    )
 
 
 def record_data(

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHEAP = {"alpaca_instruction": 12, "dolly_business": 8, "side_by_side_eval": 7}
 """How many cells of each notebook are cheap, at least."""
 
-COSTLY = ("helpers.model.load", "helpers.training.trainer", "helpers.export", "helpers.evaluation.adapter")
+COSTLY = ("helpers.model.load", "helpers.training.machine", "helpers.export", "helpers.evaluation.adapter")
 """What loads, trains or saves a model, or asks for an adapter that was trained."""
 
 ELSEWHERE = ("helpers.runtime.setup", "import importlib.util")

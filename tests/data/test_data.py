@@ -10,7 +10,8 @@ import pytest
 
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
-from helpers.data.rows import data_commit, data_fingerprint, load_rows, read_prompts, read_sample
+from helpers.data.formats import recognise
+from helpers.data.rows import Source, _draw, data_commit, data_fingerprint, load_rows, read_prompts, read_sample
 
 ROWS = [{"instruction": f"Task {n}", "input": "" if n % 2 else f"Text {n}", "output": f"Answer {n}"} for n in range(40)]
 TWO = [{"instruction": "Say “ü”.", "input": "", "output": "ü\nÜ"}, {"instruction": "a, b", "input": "x", "output": "c"}]
@@ -417,3 +418,18 @@ def test_the_commit_of_a_hub_data_set_is_known():
     address = "hf://datasets/ada/rows@0123456789abcdef0123456789abcdef01234567/train.parquet"
     table.info.download_checksums = {address: {"num_bytes": 1, "checksum": None}}
     assert data_commit(table) == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_only_rows_that_are_used_are_read():
+    """Of 51,760 rows, 20 to train on and 5 held out, 25 are read."""
+    seen = []
+
+    def row_at(index):
+        seen.append(index)
+        return {"instruction": f"Say {index}.", "input": "", "output": "It is said."}
+
+    wanted = DataConfig(dataset_name="rows.json", train_rows=20, heldout_rows=5)
+    source = Source("rows", 51_760, row_at, recognise([row_at(0)], "rows"))
+    seen.clear()
+    rows = _draw(wanted, "alpaca", source, 1, ())
+    assert (len(rows.train), len(rows.heldout), len(seen)) == (20, 5, 25)

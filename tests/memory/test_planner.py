@@ -20,7 +20,7 @@ from helpers.cli import plan as plan_command
 from helpers.cli.plan import GPUS, add_command, parse_gpu
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
-from helpers.data.contract import Contract, TokenizedExample
+from helpers.core.runs import RunDirectory
 from helpers.memory import layout
 from helpers.memory.layout import Layout, choose_layout, plan_layout
 from helpers.memory.plan import (
@@ -40,7 +40,7 @@ from helpers.model.patches.attention import choose_attention
 from helpers.runtime import hardware
 from helpers.runtime.calibration import Calibration
 from helpers.runtime.hardware import SPLIT, Gpu
-from helpers.training import session
+from helpers.training import machine, session
 
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
 L4 = Gpu("NVIDIA L4", (8, 9), round(22.1 * GIB), round(21.8 * GIB))
@@ -511,14 +511,13 @@ class TestAttention:
         self.install(monkeypatch, **installed)
         assert attention.installed_attention((8, 9)).name == name
 
-    def test_a_layout_is_planned_with_it(self, monkeypatch):
+    def test_a_layout_is_planned_with_it(self, monkeypatch, tmp_path):
         """On an L4 15 of 32 layers keep their activations of 16 rows, and 17 where attention needs no copies."""
-        rows = Contract((), tuple(TokenizedExample((1,) * n, (1,) * n) for n in LENGTHS), {}, 2048)
-        wanted = config(batch_size=16, gradient_accumulation=1)
-        monkeypatch.setattr(session, "find_gpu", lambda: L4)
-        found = [session.fit_layout(wanted, rows, report=str).train.checkpoint_skip_layers]
+        wanted, run = config(batch_size=16, gradient_accumulation=1), RunDirectory(tmp_path)
+        monkeypatch.setattr(machine, "find_gpu", lambda: L4)
+        found = [machine.fit_layout(wanted, LENGTHS, run).config.train.checkpoint_skip_layers]
         self.load(monkeypatch, "2.11.0")
-        found.append(session.fit_layout(wanted, rows, report=str).train.checkpoint_skip_layers)
+        found.append(machine.fit_layout(wanted, LENGTHS, run).config.train.checkpoint_skip_layers)
         assert found == [15, 17]
 
 
@@ -698,18 +697,17 @@ class TestCommand:
     @pytest.mark.parametrize(
         "given", [{}, {"batch_size": 2}, {"gradient_checkpointing": False}, {"checkpoint_skip_layers": 3}]
     )
-    def test_it_is_the_runs_layout(self, capsys, monkeypatch, card, given):
+    def test_it_is_the_runs_layout(self, capsys, monkeypatch, tmp_path, card, given):
         """The layout and the peak are those that a run on that card finds with rows of these lengths."""
         size = GPUS[card]
         capability = (7, 5) if card == "t4" else (8, 9)
         pairs = [part for name, value in given.items() for part in ("-p", f"{name}={str(value).lower()}")]
         command("--gpu", card, "--row-length", "300", "--preset", "colab-t4", *pairs)
         printed = capsys.readouterr().out
-        rows = Contract((), (TokenizedExample((1,) * 300, (1,) * 300),) * 80, {}, 2048)
-        monkeypatch.setattr(session, "find_gpu", lambda: Gpu(card, capability, size, size))
-        monkeypatch.setattr(session, "loaded_attention", self.choose)
-        reasons = []
-        found = session.fit_layout(config(**given), rows, report=reasons.append).train
+        monkeypatch.setattr(machine, "find_gpu", lambda: Gpu(card, capability, size, size))
+        monkeypatch.setattr(machine, "loaded_attention", self.choose)
+        found = machine.fit_layout(config(**given), [300] * 80, RunDirectory(tmp_path)).config.train
+        reasons = capsys.readouterr().out.splitlines()
         layout = f"batch_size {found.batch_size} x gradient_accumulation {found.gradient_accumulation},\n"
         assert layout in printed
         assert "\n".join(reasons) in printed

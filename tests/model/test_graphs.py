@@ -17,7 +17,6 @@ from helpers.model.patches.cuda_graphs import (
     choose_graphs,
     decoder_layers,
     expected_passes,
-    graphed_passes,
     host_lengths,
     planned_sizes,
     recorded_size,
@@ -898,34 +897,6 @@ class TestInstalling:
         with pytest.raises(ValueError, match="stop"), Computed(list(layers), 20).installed():
             raise ValueError("stop")
         assert "forward" not in vars(layers[0])
-
-    def test_a_trainer_whose_mode_does_not_say_so_is_left_alone(self):
-        """Its model is not even looked at."""
-        trainer = type("Trainer", (), {"mode": {"graphs": False}})()
-        with graphed_passes(trainer) as graphs:
-            assert graphs is None
-
-    def test_a_trainer_whose_mode_says_so(self):
-        """Its decoder layers go through the recordings inside the block."""
-
-        class Causal(torch.nn.Module):
-            """A causal language model, as far as its layers."""
-
-            def __init__(self):
-                super().__init__()
-                self.model = torch.nn.Module()
-                self.model.layers = make_layers()
-
-        trainer = SimpleNamespace(
-            mode={"graphs": True}, longest_row=9, longest_pass=50, graph_sizes=None, model=Causal()
-        )
-        trainer.args = SimpleNamespace(max_steps=100, gradient_accumulation_steps=4)
-        trainer.state = SimpleNamespace(global_step=0)
-        with graphed_passes(trainer) as graphs:
-            trainer.state = SimpleNamespace(global_step=90)  # a new one, as when training goes on
-            assert (graphs.largest, graphs.left()) == (50, 40)
-            assert "forward" in vars(trainer.model.model.layers[0])
-        assert "forward" not in vars(trainer.model.model.layers[0])
 
     def test_layers_are_found_below_an_adapter(self):
         """PEFT's wrapper hides them."""

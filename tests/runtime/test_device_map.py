@@ -11,14 +11,14 @@ from sources import package_root
 from helpers.cli import train
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
-from helpers.data.contract import Contract, TokenizedExample
+from helpers.core.runs import RunDirectory
 from helpers.memory import plan as planner
 from helpers.memory.predict import ModelShape
 from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
 from helpers.runtime.hardware import SPLIT, Gpu, held_bytes, loader_options, own_cards, split_share
 from helpers.training import failures as guards
-from helpers.training import session
+from helpers.training.machine import fit_layout
 
 GIB = 2**30
 
@@ -114,18 +114,15 @@ def test_nothing_is_held_before_a_card_is_opened():
     assert held_bytes() == 0
 
 
-def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch):
+def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch, tmp_path, capsys):
     """37 GiB of weights lie on two cards of 23.5 GiB: a layout is found in what both have."""
     sizes = ModelShape(8192, 28672, 80, 64, 8, 32000)
     monkeypatch.setenv(SPLIT, "1")
     monkeypatch.setattr("helpers.memory.layout.shape_for", lambda config: sizes)
     hold(monkeypatch, 23.5, (18.5, 4.6), (18.5, 4.6))
-    rows = Contract((), (TokenizedExample((1,) * 219, (1,) * 219),) * 80, {}, 2048)
-    wanted = build_config("alpaca", preset="colab-t4")
-    lines = []
-    found = session.fit_layout(wanted, rows, report=lines.append)
-    assert found.train.rows_per_step() == 8
-    assert "of 42.5 GiB" in lines[1]
+    found = fit_layout(build_config("alpaca", preset="colab-t4"), [219] * 80, RunDirectory(tmp_path))
+    assert found.config.train.rows_per_step() == 8
+    assert "of 42.5 GiB" in capsys.readouterr().out.splitlines()[1]
 
 
 def test_memory_that_ran_out_was_that_of_all_cards(two_cards, monkeypatch):

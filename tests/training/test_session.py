@@ -8,15 +8,14 @@ import types
 import pytest
 
 from helpers.core.config import build_config
-from helpers.core.config_file import read_config, record_layout
-from helpers.core.distributed import Share
+from helpers.core.config_file import read_config
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.lock import find_holder, release_lock
 from helpers.core.runs import RunDirectory
-from helpers.data.contract import Contract, TokenizedExample
 from helpers.runtime.hardware import Gpu
-from helpers.training import session
-from helpers.training.session import configure, finish_run, fit_layout, start_run
+from helpers.training import machine, session
+from helpers.training.machine import fit_layout
+from helpers.training.session import configure, finish_run, start_run
 
 
 @pytest.fixture
@@ -66,28 +65,27 @@ class TestStart:
 class TestLayout:
     """The cell that lays the rows of a step out."""
 
-    def fit(self, monkeypatch, gib, **given):
-        """Return the configuration for a card of this size, and what was reported; rows have 600 tokens."""
-        monkeypatch.setattr(session, "find_gpu", lambda: Gpu("GPU", (8, 0), gib * 2**30, gib * 2**30))
-        rows = Contract((), (TokenizedExample((1,) * 600, (1,) * 600),) * 80, {}, 2048)
-        lines = []
-        config = build_config("alpaca", preset="colab-t4", **given)
-        return fit_layout(config, rows, report=lines.append), lines
+    def fit(self, monkeypatch, run, gib, **given):
+        """Return the configuration for a card of this size; rows have 600 tokens."""
+        monkeypatch.setattr(machine, "find_gpu", lambda: Gpu("GPU", (8, 0), gib * 2**30, gib * 2**30))
+        return fit_layout(build_config("alpaca", preset="colab-t4", **given), [600] * 80, run).config
 
-    def test_layers_are_skipped_as_memory_allows(self, monkeypatch):
+    def test_layers_are_skipped_as_memory_allows(self, monkeypatch, tmp_path):
         """What the user has set stays; what the card decides differs from card to card."""
-        chosen = [self.fit(monkeypatch, gib)[0].train for gib in (12, 14, 40)]
+        run = RunDirectory(tmp_path)
+        chosen = [self.fit(monkeypatch, run, gib).train for gib in (12, 14, 40)]
         assert [(t.gradient_checkpointing, t.checkpoint_skip_layers) for t in chosen] == [
             (True, 8),
             (True, 11),
             (False, 0),
         ]
-        kept = self.fit(monkeypatch, 12, checkpoint_skip_layers=2)[0].train
+        kept = self.fit(monkeypatch, run, 12, checkpoint_skip_layers=2).train
         assert (kept.gradient_checkpointing, kept.checkpoint_skip_layers) == (True, 2)
 
-    def test_optimizer_and_loss_are_reported(self, monkeypatch):
+    def test_optimizer_and_loss_are_reported(self, monkeypatch, tmp_path, capsys):
         """Five sentences: micro-batch, checkpointing, packing, optimizer, loss."""
-        lines = self.fit(monkeypatch, 12)[1]
+        self.fit(monkeypatch, RunDirectory(tmp_path), 12)
+        lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["batch_size", "Checkpointing", "No", "Optimizer", "Loss:"]
 
     def test_another_card_goes_on_with_the_run(self, config, monkeypatch):
@@ -96,7 +94,7 @@ class TestLayout:
         wanted = build_config("alpaca", preset="colab-t4", run_name="run")
         first = start_run(wanted)
         for gib in (12, 14):
-            record_layout(first, self.fit(monkeypatch, gib, run_name="run")[0], Share(1, 8, 1))
+            self.fit(monkeypatch, first, gib, run_name="run")
             again = start_run(read_config(first.path))
             assert (again.run_id(), again.fingerprint()) == (first.run_id(), first.fingerprint())
 

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def launched(folder, tiny_mistral):
     """A nursery that imported the stack as a process of a launch does."""
     nursery = Nursery(folder / "nursery", together.LAUNCHED)
-    nursery.warm(tiny_mistral, "together.warm")
+    nursery.warm(tiny_mistral)
     yield nursery
     nursery.close()
 

@@ -35,7 +35,6 @@ __all__ = [
     "choose_graphs",
     "decoder_layers",
     "expected_passes",
-    "graphed_passes",
     "host_lengths",
     "planned_sizes",
     "recorded_size",
@@ -271,31 +270,6 @@ def planned_sizes(lengths: Sequence[int], batch_size: int, passes: int, *, packi
         packing: Whether sequences are filled with several rows.
     """
     return None if packing else sizes_to_record(expected_passes(lengths, batch_size, passes), MOST_TOKENS)
-
-
-@contextmanager
-def graphed_passes(trainer: Any, *, report: Callable[[str], None] = print) -> Iterator[GraphedLayers | None]:
-    """Train inside the block with recorded passes, if the trainer's `mode` says so; afterwards all is as before.
-
-    Args:
-        trainer: From `helpers.training.trainer.build_trainer`; its `mode["graphs"]` says whether, `longest_row` and
-            `longest_pass` are in tokens.
-        report: Gets a line when recording is given up.
-
-    Yields:
-        What was recorded; None if nothing is to be.
-    """
-    if not trainer.mode.get("graphs"):
-        yield None
-        return
-
-    def left() -> int:
-        return (trainer.args.max_steps - trainer.state.global_step) * trainer.args.gradient_accumulation_steps
-
-    known = {"largest": trainer.longest_pass, "left": left, "sizes": trainer.graph_sizes, "report": report}
-    layers = GraphedLayers(decoder_layers(trainer.model), trainer.longest_row, **known)
-    with layers.installed():
-        yield layers
 
 
 class GraphedLayers:

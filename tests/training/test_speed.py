@@ -1,0 +1,49 @@
+"""That the trainer does what was asked for, with the rows that were checked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from helpers.core.config import build_config
+from helpers.core.errors import ContractError, StackError
+from helpers.training import speed
+
+ROWS = Dataset.from_list([{"input_ids": [1, 5, 6, 2], "completion_mask": [0, 0, 1, 1]}] * 3)
+
+
+def check(monkeypatch, *, asked, done, on_gpu, rows=ROWS):
+    """Check a trainer that packs or not; return its mode and the callbacks that were taken from it."""
+    mode = {"optimizer": "adamw", "precision": "fp32", "attention": "sdpa", "packing": done}
+    monkeypatch.setattr(speed, "training_mode", lambda *_: mode)
+    monkeypatch.setattr(speed, "find_gpu", lambda: object() if on_gpu else None)
+    removed: list[type] = []
+    args = SimpleNamespace(report_to=[])
+    trainer = SimpleNamespace(args=args, train_dataset=rows, remove_callback=removed.append)
+    return speed.check_trainer(trainer, build_config("alpaca", preset="colab-t4", packing=asked), ROWS), removed
+
+
+@pytest.mark.parametrize(
+    ("asked", "done", "on_gpu"), [(True, True, True), (False, False, True), (False, True, True), (True, False, False)]
+)
+def test_what_was_asked_for_passes(monkeypatch, asked, done, on_gpu):
+    """A trainer that packs when asked to, or need not, is accepted; on a CPU nothing is packed."""
+    mode, removed = check(monkeypatch, asked=asked, done=done, on_gpu=on_gpu)
+    assert mode["packing"] is done
+    assert [each.__name__ for each in removed] == ["PrinterCallback"]
+
+
+def test_a_silent_fallback_is_an_error(monkeypatch):
+    """A trainer that on a GPU does not pack although it was asked to is refused, with what it does."""
+    with pytest.raises(StackError, match="a trainer that packs, because packing is True") as caught:
+        check(monkeypatch, asked=True, done=False, on_gpu=True)
+    assert "'packing': False" in caught.value.got
+
+
+def test_rows_that_the_trainer_changed_are_an_error(monkeypatch):
+    """Its own labels are compared with those that were checked."""
+    learned = Dataset.from_list([{**row, "completion_mask": [0, 1, 1, 1]} for row in ROWS])
+    with pytest.raises(ContractError, match="6 supervised tokens, got 9"):
+        check(monkeypatch, asked=False, done=False, on_gpu=True, rows=learned)
