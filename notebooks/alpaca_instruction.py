@@ -637,7 +637,7 @@ show_table(columns)
 # %% tags=["notebook"]
 from helpers.core.files import write_json
 
-kept = [{"instruction": c["question"], "answer": c["tuned"]} for c in columns]
+kept = [{"instruction": c["question"], "base": c["base"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": kept})
 
 # %% [markdown]

@@ -641,7 +641,7 @@ show_table(columns)
 # %% tags=["notebook"]
 from helpers.core.files import write_json
 
-kept = [{"instruction": each["prompt"], "answer": each["tuned"]} for each in columns]
+kept = [{"instruction": each["prompt"], "base": each["base"], "answer": each["tuned"]} for each in columns]
 write_json(run.path / "answers.json", {"answers": kept})
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Any
 
@@ -23,19 +24,23 @@ MADE = {
 }
 """What a run may have made, in the order of showing."""
 
+ANSWERS = 3
+"""How many questions are shown with their answers, at most: evenly spaced, whatever was answered."""
 
-def summarize(run: RunDirectory, *, answers: int = 3) -> str:
+
+def summarize(run: RunDirectory) -> str:
     """Return what a run found and made, in lines of text.
 
     Args:
         run: The run's directory. What is not there is not mentioned.
-        answers: How many answers to show, at most.
 
     Raises:
         RunError: A file of the run is damaged.
     """
     metrics = run.metrics()
-    sections = [_verdict(metrics), _numbers(metrics), _answers(run)[:answers], _paths(run)]
+    shown = [_shown(*each) for each in _answers(run)]
+    chosen = shown[:: max(1, -(-len(shown) // ANSWERS))]
+    sections = [_verdict(metrics), _numbers(metrics), *chosen, _paths(run)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -65,16 +70,33 @@ def _signed(value: float) -> str:
     return format_number(value, places=3, sign=True)
 
 
-def _answers(run: RunDirectory) -> list[str]:
-    path = run.path / "answers.json"
-    answers = read_json(path).get("answers", []) if path.exists() else []
-    return [f"Q: {_short(each['instruction'], 1)}\nA: {_short(each['answer'], 3)}" for each in answers]
+def _answers(run: RunDirectory) -> list[tuple[str, str | None, str]]:
+    """Return (question, base answer or None, tuned answer) of each question that a run asked."""
+    path, comparison = run.path / "answers.json", run.path / "comparison.json"
+    if path.exists():
+        return [(each["instruction"], each.get("base"), each["answer"]) for each in read_json(path).get("answers", [])]
+    if not comparison.exists():
+        return []
+    found = read_json(comparison)
+    texts = {(each["prompt_id"], each["arm"]): each["text"] for each in found["answers"]}
+    before, after = (arm["name"] for arm in found["arms"][:2])
+    asked = [prompt for prompt in found["prompts"] if {(prompt["id"], before), (prompt["id"], after)} <= texts.keys()]
+    return [(each["text"], texts[each["id"], before], texts[each["id"], after]) for each in asked]
 
 
-def _short(text: str, lines: int) -> str:
-    """Return text in lines of 100 characters that stand under each other, cut after a few."""
-    wrapped = textwrap.wrap(visible(" ".join(text.split())), 100, max_lines=lines, placeholder=" ...")
-    return "\n   ".join(wrapped) or "(nothing)"
+def _shown(question: str, before: str | None, after: str) -> list[str]:
+    """Return a question and its answer, or its two answers beside each other, in lines of about 100 characters."""
+    lines = ["Q: " + "".join(_wrap(question, 97, 1))]
+    if before is None:
+        return [*lines, "A: " + "\n   ".join(_wrap(after, 97, 3))]
+    left, right = ["BASE", *_wrap(before, 48, 6)], ["TUNED", *_wrap(after, 48, 6)]
+    return [*lines, *(f"{a:<48} | {b}".rstrip() for a, b in itertools.zip_longest(left, right, fillvalue=""))]
+
+
+def _wrap(text: str, width: int, lines: int) -> list[str]:
+    """Return text as lines of a width, cut after a few."""
+    whole = visible(" ".join(text.split()))
+    return textwrap.wrap(whole, width, max_lines=lines, placeholder=" ...") or ["(nothing)"]
 
 
 def _paths(run: RunDirectory) -> list[str]:

@@ -202,7 +202,7 @@ class TestSummary:
     """What is shown of a run when it is done."""
 
     def test_numbers_answers_and_paths(self, tmp_path):
-        """Loss with its interval, speed, memory, three answers, and what was made."""
+        """Loss with its interval, speed, memory, three answers evenly spaced, and what was made."""
         run = RunDirectory(tmp_path)
         run.update_metrics(**METRICS)
         answers = [{"instruction": f"Say\n {i}.", "answer": f"It is {i}."} for i in range(5)]
@@ -213,7 +213,7 @@ class TestSummary:
             "mean change    \u22120.051 (95 % interval \u22120.074 to \u22120.027, 8 rows, paired)\n"
             "speed          0.68 examples/s\n"
             "peak memory    2.0 GiB\n\n"
-            "Q: Say 0.\nA: It is 0.\nQ: Say 1.\nA: It is 1.\nQ: Say 2.\nA: It is 2.\n\n"
+            "Q: Say 0.\nA: It is 0.\n\nQ: Say 2.\nA: It is 2.\n\nQ: Say 4.\nA: It is 4.\n\n"
             f"{run.shown('adapter')}       the LoRA adapter with its tokenizer\n"
             f"{run.shown('metrics.json')}  losses, speed, memory"
         )
@@ -224,6 +224,28 @@ class TestSummary:
         lines = summarize(RunDirectory(tmp_path)).splitlines()
         assert [line.endswith(" ...") for line in lines] == [True, False, False, True]
         assert max(map(len, lines)) <= 103
+
+    def test_base_and_tuned_stand_beside_each_other(self, tmp_path):
+        """A training's answers with those of its base, in two columns."""
+        answer = {"instruction": "Why?", "base": "I think " * 10, "answer": "Because."}
+        write_json(tmp_path / "answers.json", {"answers": [answer]})
+        assert summarize(RunDirectory(tmp_path)) == (
+            f"Q: Why?\n{'BASE':<48} | TUNED\n"
+            f"{'I think I think I think I think I think I think':<48} | Because.\n"
+            f"{'I think I think I think I think':<48} |"
+        )
+
+    def test_a_comparison_shows_its_first_two_arms(self, tmp_path):
+        """Questions that only one arm answered are left out, and an empty answer is nothing."""
+        prompts = [{"id": name, "text": f"Ask {name}."} for name in "ab"]
+        answers = [("a", "base", ""), ("a", "tuned", "Yes."), ("b", "tuned", "No.")]
+        found = {
+            "prompts": prompts,
+            "arms": [{"name": "base"}, {"name": "tuned"}],
+            "answers": [{"prompt_id": prompt, "arm": arm, "text": text} for prompt, arm, text in answers],
+        }
+        write_json(tmp_path / "comparison.json", found)
+        assert summarize(RunDirectory(tmp_path)) == (f"Q: Ask a.\n{'BASE':<48} | TUNED\n{'(nothing)':<48} | Yes.")
 
     def test_a_run_without_metrics_has_paths_alone(self, tmp_path):
         """What is not there is not mentioned."""
