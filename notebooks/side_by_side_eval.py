@@ -30,7 +30,7 @@
 # - to switch an adapter on and off, and to compute a likelihood and an answer with the libraries' own calls,
 # - why comparing in pairs gets the most out of few questions,
 # - how much better prompting gives without any training, and what training cost elsewhere,
-# - to vote blind, so that what you hope for cannot decide,
+# - to vote blind, so that your hopes cannot decide,
 # - to read an interval, and to accept "cannot tell".
 #
 # **What it needs.** An adapter from `alpaca_instruction` or `dolly_business`; if there is none, a small one is trained
@@ -103,7 +103,7 @@ report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
 # Which adapter? Its run knows the base model, the system prompt and the way prompts were written. All of that is used
-# here too: asking a model in another way than it was trained is a different experiment.
+# here too: to ask a model in another way than it was trained on is a different experiment.
 #
 # A Colab or Kaggle machine is fresh each time. If you kept your training on Google Drive
 # (`persist_dir = "/content/drive/MyDrive/runs"`), set `adapter_dir = "/content/drive/MyDrive/runs/NAME"` here.
@@ -160,7 +160,7 @@ show_table([{"arm": arm.label, "adapter": "on" if arm.adapter else "off", "asked
 # %% [markdown]
 # ## 3. One model, adapter on and off
 #
-# The base model is loaded once, as in training. First its name and size are held against the adapter's own file: on
+# The base model is loaded once, as in training. First its name and size are compared with the adapter's own file: on
 # another base the adapter would load and produce nonsense.
 
 # %%
@@ -243,7 +243,7 @@ print(f"NLL {nll:.3f} nats, {nll / 3:.3f} a token, perplexity {math.exp(nll / 3)
 
 # %% [markdown]
 # Now one reference with the model, in the libraries' own calls. What the whole conversation has beyond the prompt is the
-# answer; each token is predicted at the place before it.
+# answer; each token is predicted from the position before it.
 
 # %% tags=["notebook"]
 from helpers.evaluation.arms import messages_for
@@ -268,7 +268,7 @@ print(f"base {base_nll:.3f}, tuned {tuned_nll:.3f} nats a token")
 
 # %% [markdown]
 # Then all references, in batches, under every arm. *NLL with EOS* counts the closing token, as training does; the next
-# column leaves it out, for a model that learned when to stop gains there whatever else it learned. *Bits per byte* does
+# column leaves it out, since a model that only learned when to stop would gain there, too. *Bits per byte* does
 # not depend on how a tokenizer cuts text.
 
 # %%
@@ -280,8 +280,8 @@ print("left out:", left_out or "none")
 show_table(reference_table(references, arms))
 
 # %% [markdown]
-# Lower is better everywhere but in the count. If these are the rows that training measured itself on, its last number
-# must come out again: proof that this is the right adapter on the right model.
+# Lower is better in every column but the count. If these are the held-out rows of the training run, its last held-out
+# loss must come out again: proof that this is the right adapter on the right model.
 
 # %%
 from helpers.evaluation.adapter import recorded_loss
@@ -308,7 +308,7 @@ base_losses, tuned_losses = [1.0, 2.0, 4.0, 3.0], [0.9, 1.8, 3.8, 2.9]
 print(f"base {mean(base_losses):.2f} ± {stdev(base_losses):.2f}, tuned {mean(tuned_losses):.2f} ± {stdev(tuned_losses):.2f}")
 
 # %% [markdown]
-# The ± hides the difference: the questions' difficulty is eight times as large. Subtract question by question and the
+# The ± hides the difference: questions differ in difficulty eight times as much as the models do. Subtract question by question and the
 # difficulty drops out. The *95 % interval* of these *paired* differences is built to hold the true mean in 95 of 100
 # such experiments.
 
@@ -565,7 +565,7 @@ show_table(ask(bench, my_prompt, arms[:2]))
 # ## Summary
 #
 # - One base model played all arms; tests proved that only the adapter differed.
-# - Three questions were judged, fixed beforehand, and only as far as the rows can bear it.
+# - Three questions were judged, fixed beforehand, and only as far as the rows allow.
 # - Length, truncation, prompting and leakage were looked at before anything was believed.
 # - People vote blind, on a page that does not say whose answer is whose.
 #
