@@ -171,13 +171,13 @@ from helpers.training.machine import base_model, fit_machine
 prepare_unsloth()
 base, revision = base_model(training)
 machine = fit_machine(training, run)
-check_adapter(adapter, base, revision)
 
 # %%
 from unsloth import FastLanguageModel  # isort: skip
 import torch
 from transformers import AutoTokenizer
 
+check_adapter(adapter, base, revision)
 model, _ = FastLanguageModel.from_pretrained(
     model_name=base,
     revision=revision,
