@@ -77,7 +77,7 @@ import json, sys
 from pathlib import Path
 from helpers.core.config import ModelConfig
 from helpers.evaluation.generate import _base_config
-from helpers.export.gguf_vocab import read_vocabulary
+from helpers.export.gguf_format import read_vocabulary
 from helpers.export.worker import answer_request
 from helpers.model.load import _load_tokenizer, load_model
 folder, output = Path(sys.argv[1]), Path(sys.argv[2])

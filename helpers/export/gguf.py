@@ -15,9 +15,7 @@ from typing import Any
 from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.core.files import require_space, write_text
 from helpers.export.folders import read_settings, record_export, staged_folder
-from helpers.export.gguf_check import check_gguf
-from helpers.export.gguf_tensors import gguf_tensors, read_tensor
-from helpers.export.gguf_vocab import read_vocabulary
+from helpers.export.gguf_format import check_gguf, gguf_tensors, read_tensor, read_vocabulary
 from helpers.export.serve import modelfile
 from helpers.export.verdict import Verification
 from helpers.memory.disk import GGUF_BITS, find_llama_quantize, gguf_bytes

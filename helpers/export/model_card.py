@@ -11,13 +11,36 @@ from helpers.core.config import MODELS, RunConfig
 from helpers.core.errors import ConfigError
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
-from helpers.export.licences import BASE_LICENCES, DATA_LICENCES, HUB_NAMES
-from helpers.export.markdown import fence, table
 from helpers.export.serve import loading_lines, serving_lines, sixteen_bit_name
 from helpers.export.verdict import Verification
 from helpers.runtime.lockfile import installed_versions
 
 __all__ = ["hub_name", "model_card", "write_card"]
+
+DATA_LICENCES = {
+    # data set: (SPDX name as the Hub writes it, what to mind)
+    "yahma/alpaca-cleaned": (
+        "cc-by-4.0",
+        "Its answers were generated with OpenAI's text-davinci-003; Stanford's original is CC BY-NC 4.0.",
+    ),
+    "databricks/databricks-dolly-15k": (
+        "cc-by-sa-3.0",
+        "Written by employees of Databricks; contexts are from Wikipedia.",
+    ),
+    "sample": ("apache-2.0", "The rows bundled with the notebooks."),
+}
+"""As their pages on the Hub state: https://huggingface.co/datasets/<name>."""
+
+BASE_LICENCES = {
+    "mistral-7b-instruct": "apache-2.0",
+    "smollm2-135m": "apache-2.0",
+    "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": "apache-2.0",
+    "mistralai/Mistral-7B-Instruct-v0.3": "apache-2.0",
+}
+"""Licences of the base models that are known here."""
+
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What the Hub calls models that come from elsewhere."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -96,7 +119,7 @@ def model_card(
         "## Data",
         _data(config),
         "## Training",
-        table(_parameters(config)),
+        _table(_parameters(config)),
         _losses(run.metrics()),
         *_kept(run.metrics(), kind),
         "## Verification",
@@ -104,7 +127,7 @@ def model_card(
         "## Intended use and limits",
         _limits(config),
         "## Made with",
-        table(_versions(run.manifest(), config)),
+        _table(_versions(run.manifest(), config)),
     ]
     return f"---\n{_front_matter(config, kind, licence)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -162,10 +185,10 @@ def _use(config: RunConfig, kind: str, name: str | None) -> list[str]:
     base, system = hub_name(config.model.model_name), config.data.system_prompt
     here = "" if name else "Run this in the folder that holds this file, or put its path in place of the dot."
     loading = (
-        [] if kind == "gguf" else ["## How to load", here, fence(loading_lines(kind, name or ".", system), "python")]
+        [] if kind == "gguf" else ["## How to load", here, _fence(loading_lines(kind, name or ".", system), "python")]
     )
     serving = serving_lines(kind, name or ".", base=base, rank=config.adapter.lora_rank)
-    return [part for part in (*loading, "## How to serve", fence(serving, "bash")) if part]
+    return [part for part in (*loading, "## How to serve", _fence(serving, "bash")) if part]
 
 
 def _kept(metrics: Mapping[str, Any], kind: str) -> list[str]:
@@ -184,7 +207,7 @@ def _data(config: RunConfig) -> str:
     style = "the model's own chat template" if data.prompt_style == "chat" else "Stanford's Alpaca text block"
     lines.append(f"Rows were written with {style}; only the answers were learned.")
     if data.system_prompt:
-        lines.append("Every row began with this system prompt:\n\n" + fence(data.system_prompt, "text"))
+        lines.append("Every row began with this system prompt:\n\n" + _fence(data.system_prompt, "text"))
     return "\n\n".join(lines)
 
 
@@ -250,7 +273,7 @@ def _verified(verification: Verification | None) -> str:
         "FAIL": "this export is not the tuned model. Do not use it.",
         "CANNOT TELL": "not proven. Training moved too little for its effect to be seen beside rounding.",
     }
-    return f"{verification.result}: {meaning[verification.result]}\n\n{table(rows, ('check', 'result'))}"
+    return f"{verification.result}: {meaning[verification.result]}\n\n{_table(rows, ('check', 'result'))}"
 
 
 def _limits(config: RunConfig) -> str:
@@ -286,3 +309,30 @@ def _shown(name: str) -> str:
     """Return a hub id as it is, and of a local path only its last part."""
     plain = name.replace("`", "'").replace("\n", " ")
     return plain if HUB_ID.fullmatch(plain) and not Path(plain).exists() else Path(plain).name
+
+
+def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "value")) -> str:
+    """Return a Markdown table of two columns.
+
+    Args:
+        rows: First column -> second.
+        head: The columns' titles.
+    """
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {_cell(k)} | {_cell(v)} |" for k, v in rows.items()])
+
+
+def _cell(value: Any) -> str:
+    """Write a value so that it stays within its table cell."""
+    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _fence(text: str, language: str) -> str:
+    """Put text into a fence that is longer than any in it.
+
+    Args:
+        text: Anything.
+        language: For highlighting.
+    """
+    marks = "`" * max(3, 1 + max((len(m) for m in re.findall("`+", text)), default=0))
+    return f"{marks}{language}\n{text}\n{marks}"

@@ -12,8 +12,7 @@ from tuned import tuned_mistral
 from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.export.folders import RECORD
 from helpers.export.gguf import export_gguf
-from helpers.export.gguf_check import check_gguf
-from helpers.export.gguf_vocab import BYTE, CONTROL, NORMAL, read_vocabulary
+from helpers.export.gguf_format import BYTE, CONTROL, NORMAL, check_gguf, read_vocabulary
 from helpers.export.merge import merge_16bit
 
 
