@@ -10,7 +10,9 @@ from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory, runs_root
 from helpers.training.script import read_script
 
-__all__ = ["add_command", "run_eject"]
+__all__ = [
+    "add_command",
+]
 
 
 def add_command(subparsers: Any) -> None:
@@ -22,10 +24,10 @@ def add_command(subparsers: Any) -> None:
     parser = subparsers.add_parser("eject", help="write a run's training as a plain script without this package")
     parser.add_argument("run", metavar="RUN", help="a run's name or folder")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; by default it is printed")
-    parser.set_defaults(command=run_eject)
+    parser.set_defaults(command=_run_eject)
 
 
-def run_eject(options: argparse.Namespace) -> int:
+def _run_eject(options: argparse.Namespace) -> int:
     """Write the script, or print it; return the exit status, 0.
 
     Raises:

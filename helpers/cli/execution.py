@@ -39,7 +39,7 @@ from helpers.core.files import write_text
 from helpers.core.secrets import redact
 from helpers.core.text import visible
 
-__all__ = ["OwnKernelManager", "execute", "executed_text"]
+__all__ = ["execute", "executed_text"]
 
 
 ENGINE = "mistral-qlora"
@@ -51,7 +51,7 @@ HEADING = re.compile(r"^(#{1,6})\s+(\d+(?:\.\d+)*\.?\s.*\S)\s*$", re.MULTILINE)
 Report = Callable[[str], object]
 
 
-class OwnKernelManager(AsyncKernelManager):
+class _OwnKernelManager(AsyncKernelManager):
     """A kernel of the running interpreter, with this package importable in it.
 
     jupyter_client looks kernels up by name, in the user's folder before the environment's own, and starts whatever
@@ -152,9 +152,9 @@ class _Manager(NotebookExecutionManager):
 class _Client(PapermillNotebookClient):
     """Remembers its kernel manager, which nbclient forgets when the kernel is gone."""
 
-    started: OwnKernelManager | None = None
+    started: _OwnKernelManager | None = None
 
-    def create_kernel_manager(self) -> OwnKernelManager:
+    def create_kernel_manager(self) -> _OwnKernelManager:
         self.started = super().create_kernel_manager()
         return self.started
 
@@ -174,7 +174,7 @@ class _StrictEngine(Engine):
         **_: Any,
     ) -> nbformat.NotebookNode:
         manager = _Manager(nb, executed_copy, report)
-        options = {"kernel_name": kernel_name, "kernel_manager_class": OwnKernelManager, "startup_timeout": 120}
+        options = {"kernel_name": kernel_name, "kernel_manager_class": _OwnKernelManager, "startup_timeout": 120}
         client = _Client(manager, timeout=cell_timeout, stdout_file=manager.lines, **options)
         client.log.setLevel("CRITICAL")  # it prints "Kernel died" and "Timeout waiting", which is said below
         manager.notebook_start()

@@ -22,7 +22,11 @@ from helpers.model.patches.attention import installed_attention
 from helpers.runtime.calibration import Calibration, calibrate_apart
 from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_preset
 
-__all__ = ["GPUS", "add_command", "parse_gpu", "plan_report", "run_plan"]
+__all__ = [
+    "GPUS",
+    "add_command",
+    "parse_gpu",
+]
 
 GPUS = {
     "t4": round(14.7 * GIB),
@@ -93,10 +97,10 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter"
     )
-    parser.set_defaults(command=run_plan)
+    parser.set_defaults(command=_run_plan)
 
 
-def run_plan(options: argparse.Namespace) -> int:
+def _run_plan(options: argparse.Namespace) -> int:
     """Print the report that the command line asks for.
 
     Args:
@@ -115,17 +119,15 @@ def run_plan(options: argparse.Namespace) -> int:
     config = build_config(options.task, preset=preset, **_pairs(options.pairs))
     lengths, rows = _rows(options.row_length, config)
     chosen, attention = _attention(options.attention, config, gpu)
-    known: dict[str, Any] = {
-        "lengths": lengths,
-        "attention": attention,
-        "total_bytes": gpu.total_bytes if gpu else None,
-    }
     config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
     size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
-    print(plan_report(config, size, card=card, reasons=[rows, *reasons], **known))
+    total = gpu.total_bytes if gpu else None
+    peak = predict_config(config, lengths=lengths, attention=attention, total_bytes=total)
+    changes = advise(config, size, lengths=lengths, attention=attention, total_bytes=total) if size else []
+    print(_plan_report(config, peak, size, card=card, reasons=[rows, *reasons], changes=changes))
     if gpu is not None:
         print("\n".join(["", *_minutes(config, options.gpu, gpu, lengths)]))
-    return int(bool(size and advise(config, size, **known)))
+    return int(bool(changes))
 
 
 def parse_gpu(text: str) -> int:
@@ -155,29 +157,20 @@ def parse_gpu(text: str) -> int:
     return size
 
 
-def plan_report(
-    config: RunConfig, gpu_bytes: int | None, *, card: str = "", reasons: Sequence[str] = (), **known: Any
+def _plan_report(
+    config: RunConfig,
+    peak: Prediction,
+    gpu_bytes: int | None,
+    *,
+    card: str,
+    reasons: Sequence[str],
+    changes: Sequence[str],
 ) -> str:
-    """Return a table of the parts, the peak, the reasons, and what to change if it does not fit.
-
-    Args:
-        config: The run.
-        gpu_bytes: Free memory of the card, in bytes; None leaves the verdict out.
-        card: Its name.
-        reasons: Why the run is laid out so, a sentence each.
-        **known: `shape`, `lengths`, `attention`, `total_bytes`: see `helpers.memory.plan.predict_config`.
-            `total_bytes` is `gpu_bytes` when left out.
-
-    Returns:
-        Lines of text.
-    """
-    known.setdefault("total_bytes", gpu_bytes)
-    peak = predict_config(config, **known)
+    """Return a table of the parts, the peak, the reasons, and what to change if it does not fit, as lines of text."""
     lines = [_headline(config, peak), "", *_table(peak), *(["", *reasons] if reasons else [])]
     if gpu_bytes is None:
         return "\n".join([*lines, "", "No GPU here: name a card with --gpu to see whether it fits."])
     usable = f"{format_bytes(gpu_bytes * USABLE)} usable of {format_bytes(gpu_bytes)} ({card or 'this card'})"
-    changes = advise(config, gpu_bytes, **known)
     if not changes:
         return "\n".join([*lines, "", f"Fits: {usable}."])
     return "\n".join([*lines, "", f"Does not fit: {usable}.", *(f"  {change}" for change in changes)])
@@ -267,21 +260,21 @@ def _rows(length: int | None, config: RunConfig) -> tuple[tuple[int, ...], str]:
 
 
 def _laid_out(
-    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], **known: str
+    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], *, chosen: str, attention: str
 ) -> tuple[RunConfig, tuple[str, ...]]:
     """The run in its layout, with the reasons; where nothing fits, in the layout that needs least."""
     try:
-        layout = plan_layout(config, gpu, lengths, keep=config.given, **known)
+        layout = plan_layout(config, gpu, lengths, keep=config.given, chosen=chosen, attention=attention)
     except StackError:
         return smallest_config(config), ()
-    chosen = dataclasses.replace(
+    train = dataclasses.replace(
         config.train,
         batch_size=layout.batch_size,
         gradient_accumulation=layout.gradient_accumulation,
         gradient_checkpointing=layout.gradient_checkpointing,
         checkpoint_skip_layers=layout.skip_layers,
     )
-    return dataclasses.replace(config, train=chosen), layout.reasons
+    return dataclasses.replace(config, train=train), layout.reasons
 
 
 def _pairs(pairs: list[str]) -> dict[str, str]:

@@ -17,11 +17,11 @@ from helpers.core.text import format_bytes, format_number, format_table, visible
 from helpers.training.checkpoints import STATE, step_folders
 from helpers.training.curves import judge_curve
 
-__all__ = ["RunSummary", "add_commands", "compare_runs", "list_runs", "read_run", "read_runs", "show_run"]
+__all__ = ["add_commands", "compare_runs", "list_runs", "read_run", "read_runs", "show_run"]
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class _RunSummary:
     """One run, as far as its files say.
 
     Args:
@@ -66,7 +66,7 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(command=lambda options: _say(compare_runs(*map(read_run, options.names))))
 
 
-def read_runs(root: Path | None = None) -> list[RunSummary]:
+def read_runs(root: Path | None = None) -> list[_RunSummary]:
     """Read all runs.
 
     Args:
@@ -80,7 +80,7 @@ def read_runs(root: Path | None = None) -> list[RunSummary]:
     return [_read(RunDirectory(path)) for path in folders]
 
 
-def read_run(name: str, root: Path | None = None) -> RunSummary:
+def read_run(name: str, root: Path | None = None) -> _RunSummary:
     """Read one run.
 
     Args:
@@ -97,7 +97,7 @@ def read_run(name: str, root: Path | None = None) -> RunSummary:
     return _read(RunDirectory(root / name))
 
 
-def list_runs(runs: Sequence[RunSummary]) -> str:
+def list_runs(runs: Sequence[_RunSummary]) -> str:
     """Return a table of runs: state, steps, held-out loss, verdict, and the parameters in which they stand out.
 
     Args:
@@ -117,7 +117,7 @@ def list_runs(runs: Sequence[RunSummary]) -> str:
     return format_table(lines)
 
 
-def show_run(run: RunSummary) -> str:
+def show_run(run: _RunSummary) -> str:
     """Return what one run was told, did and found, in lines of text.
 
     Args:
@@ -142,7 +142,7 @@ def show_run(run: RunSummary) -> str:
     return "\n".join([*lines, "", "parameters", *(f"  {k:<24} {v}" for k, v in run.parameters.items())])
 
 
-def compare_runs(a: RunSummary, b: RunSummary) -> str:
+def compare_runs(a: _RunSummary, b: _RunSummary) -> str:
     """Return in what two runs differ: parameters, inputs and results.
 
     Args:
@@ -166,20 +166,20 @@ def compare_runs(a: RunSummary, b: RunSummary) -> str:
     return format_table([tuple("-" if v is None else str(v) for v in row) for row in rows]) + note
 
 
-def _read(run: RunDirectory) -> RunSummary:
+def _read(run: RunDirectory) -> _RunSummary:
     """Read one run's files, whatever state they are in."""
     try:
         manifest, metrics = run.manifest(), run.metrics()
         state, note = _state(run, manifest)
         metrics = metrics if metrics and state == "complete" else _last_metrics(run) or metrics
         step = metrics["train_loss"][-1][0] if metrics.get("train_loss") else 0
-        summary = RunSummary(
+        summary = _RunSummary(
             run.path.name, state, dict(manifest.get("parameters") or {}), metrics, manifest, note, step
         )
         show_run(summary), list_runs([summary]), compare_runs(summary, summary)  # what cannot be shown is damaged
         return summary
     except (RunError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        return RunSummary(run.path.name, "damaged", note=str(error))
+        return _RunSummary(run.path.name, "damaged", note=str(error))
 
 
 def _state(run: RunDirectory, manifest: Mapping[str, Any]) -> tuple[str, str]:
@@ -204,7 +204,7 @@ def _last_metrics(run: RunDirectory) -> dict[str, Any]:
     return {}
 
 
-def _usual(runs: Sequence[RunSummary]) -> dict[str, Any]:
+def _usual(runs: Sequence[_RunSummary]) -> dict[str, Any]:
     """Return, of each parameter that is not the same in all runs, the value that most have."""
     usual = {}
     for name in {k: None for run in runs for k in run.parameters if k != "run_name"}:

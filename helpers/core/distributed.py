@@ -25,7 +25,6 @@ from helpers.core.config import RunConfig, TrainConfig
 from helpers.core.errors import ConfigError, HelpersError, RunError, StackError
 
 __all__ = [
-    "TIMEOUT",
     "ElsewhereError",
     "PeerExitError",
     "Place",

@@ -19,7 +19,7 @@ from helpers.core.errors import EvaluationError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FEWEST_ROWS", "Estimate", "estimate"]
+__all__ = ["Estimate", "estimate"]
 
 FEWEST_ROWS = 12
 """Independent rows below which nothing is judged."""

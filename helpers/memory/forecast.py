@@ -29,9 +29,6 @@ from helpers.memory.shapes import ModelShape
 from helpers.runtime.calibration import Calibration
 
 __all__ = [
-    "COLAB_MINUTES",
-    "EFFICIENCY",
-    "HOST_SECONDS",
     "Forecast",
     "Pace",
     "forecast_training",

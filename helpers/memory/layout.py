@@ -190,7 +190,9 @@ def plan_layout(
     *,
     keep: Collection[str] = (),
     chosen: str = "sdpa",
-    **known: Any,
+    attention: str | None = None,
+    processes: int = 1,
+    pass_cost: int | None = None,
 ) -> Layout:
     """Choose the layout of a run.
 
@@ -200,10 +202,10 @@ def plan_layout(
         lengths: Of the rows, in tokens.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
-        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is
-            known.
-        **known: `shape`, `attention`, `processes`: see `choose_layout`. `attention` follows from the card and from
-            `chosen` when left out.
+        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is known.
+        attention: A key of `helpers.memory.predict.ATTENTION`; None takes what follows from the card and `chosen`.
+        processes: How many train together, each with the configuration's batch_size.
+        pass_cost: What a pass costs before its first token, in tokens; None takes what is known of such cards.
 
     Returns:
         The layout with its reasons, those of the optimizer and of the loss's memory among them. Passes that may be
@@ -213,60 +215,53 @@ def plan_layout(
         ConfigError: The model has fewer than `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
-    shape = known.pop("shape", None) or shape_for(config)
-    if gpu:
-        known.setdefault("attention", attention_kind(gpu.capability, chosen))
-    layout = _planned(config, gpu, lengths, keep, shape, known)
+    shape = shape_for(config)
+    if gpu is None or shape is None:
+        layout = _as_configured(config, gpu)
+    else:
+        attention = attention or attention_kind(gpu.capability, chosen)
+        train, about_layers = config.train, {"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep)
+        layout = choose_layout(
+            shape,
+            gpu.free_bytes,
+            lengths,
+            rows_per_step=train.rows_per_step(),
+            max_seq_length=config.model.max_seq_length,
+            packing=train.packing,
+            batch_size=train.batch_size if "batch_size" in keep else None,
+            gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
+            skip_layers=train.checkpoint_skip_layers if about_layers else None,
+            pass_cost=pass_cost or (PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST),
+            attention=attention,
+            processes=processes,
+            **peak_settings(config, gpu.total_bytes),
+        )
     reasons = [*layout.reasons, choose_optimizer(config.train.optimizer, gpu).reason]
-    if gpu is not None and shape is not None:
+    if gpu is not None and shape is not None and attention:
         length = config.model.max_seq_length
         rows = _fitting_rows(lengths, length)
         tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
         reasons.append(_why_this_loss(shape, tokens))
         if _records(config, gpu, layout, chosen) and not (layout.packing and tokens > MOST_TOKENS):
-            more = _recorded_bytes(config, shape, tokens, known["attention"])
+            more = _recorded_bytes(config, shape, tokens, attention)
             reasons.append(f"Recorded passes may take up to {format_bytes(more)} more, if they are free.")
     return dataclasses.replace(layout, reasons=tuple(reasons))
 
 
-def _planned(
-    config: RunConfig,
-    gpu: Gpu | None,
-    lengths: Sequence[int],
-    keep: Collection[str],
-    shape: ModelShape | None,
-    known: dict[str, Any],
-) -> Layout:
-    """Choose the layout where card and shape are known; else take what is configured."""
+def _as_configured(config: RunConfig, gpu: Gpu | None) -> Layout:
+    """Return the layout that is configured, where no card or no shape is known."""
     train = config.train
-    if gpu:
-        known.setdefault("pass_cost", PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST)
-    if gpu is None or shape is None:
-        why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
-        reasons = [f"{why}: all as configured."]
-        if gpu is None and train.checkpoint_skip_layers:
-            reasons.append("checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none.")
-        return Layout(
-            train.batch_size,
-            train.gradient_accumulation,
-            train.packing,
-            train.gradient_checkpointing,
-            train.checkpoint_skip_layers,
-            tuple(reasons),
-        )
-    about_layers = {"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep)
-    return choose_layout(
-        shape,
-        gpu.free_bytes,
-        lengths,
-        rows_per_step=train.rows_per_step(),
-        max_seq_length=config.model.max_seq_length,
-        packing=train.packing,
-        batch_size=train.batch_size if "batch_size" in keep else None,
-        gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
-        skip_layers=train.checkpoint_skip_layers if about_layers else None,
-        **peak_settings(config, gpu.total_bytes),
-        **known,
+    why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
+    reasons = [f"{why}: all as configured."]
+    if gpu is None and train.checkpoint_skip_layers:
+        reasons.append("checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none.")
+    return Layout(
+        train.batch_size,
+        train.gradient_accumulation,
+        train.packing,
+        train.gradient_checkpointing,
+        train.checkpoint_skip_layers,
+        tuple(reasons),
     )
 
 

@@ -199,28 +199,43 @@ def peak_settings(config: RunConfig, total_bytes: int | None) -> dict[str, Any]:
     }
 
 
-def advise(config: RunConfig, gpu_bytes: int, **known: Any) -> list[str]:
+def advise(
+    config: RunConfig,
+    gpu_bytes: int,
+    *,
+    lengths: Sequence[int] | None = None,
+    attention: str = "rows",
+    total_bytes: int | None = None,
+    processes: int = 1,
+) -> list[str]:
     """Say what to change, step by step, until a run fits.
 
     Args:
         config: The run.
         gpu_bytes: Free memory of the card, in bytes.
-        **known: `shape`, `lengths`, `attention`, `total_bytes`, `processes`: see `predict_config`. `total_bytes` is
-            `gpu_bytes` when left out.
+        lengths: See `predict_config`, as for the next three.
+        attention: How batches go through it.
+        total_bytes: Memory of the card, in bytes; None takes `gpu_bytes`.
+        processes: How many train together.
 
     Returns:
         One sentence a change, each with the peak after it and all before it; empty when the run fits as it is. The
         last sentence says so if nothing helps.
     """
-    known.setdefault("total_bytes", gpu_bytes)
-    limit = round(gpu_bytes * USABLE)
-    peak = predict_config(config, **known).total()
+    total, limit = total_bytes or gpu_bytes, round(gpu_bytes * USABLE)
+
+    def predicted(wanted: RunConfig) -> int:
+        return predict_config(
+            wanted, lengths=lengths, attention=attention, total_bytes=total, processes=processes
+        ).total()
+
+    peak = predicted(config)
     steps: dict[tuple[str, ...], str] = {}
-    for change, note in _changes(config, known["total_bytes"]):
+    for change, note in _changes(config, total):
         if peak <= limit:
             break
         changed = _replace(config, change)
-        after = predict_config(changed, **known).total()
+        after = predicted(changed)
         if after < peak:
             config, peak = changed, after
             named = " and ".join(f"{name} = {value}" for name, value in change.items())
@@ -301,7 +316,7 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
+def preflight_memory(config: RunConfig, gpu: Gpu | None, *, attention: str | None = None) -> str:
     """Stop a run that the card has no room for whatever its rows are, before anything is downloaded.
 
     What `helpers.memory.layout.plan_layout` is free to choose is taken as it needs least memory: short rows,
@@ -311,8 +326,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     Args:
         config: The run.
         gpu: From `find_gpu`; None skips the check.
-        **known: `shape`, `attention`, `processes`: see `predict_config`. When left out, `attention` is the one that
-            needs least on the card, and `processes` how many were launched.
+        attention: A key of `helpers.memory.predict.ATTENTION`; None takes the one that needs least on the card.
 
     Returns:
         A sentence with the least memory and the usable one, or why nothing was predicted.
@@ -322,13 +336,15 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, **known: Any) -> str:
     """
     if gpu is None:
         return "No GPU, so no GPU memory to plan."
-    known["shape"] = known.get("shape") or shape_for(config)
-    if known["shape"] is None:
+    if shape_for(config) is None:
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
-    known.setdefault("attention", attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"))
-    known.setdefault("processes", place().count)
     least = smallest_config(config)
-    known |= {"total_bytes": gpu.total_bytes, "lengths": (1,) * least.train.batch_size}
+    known: dict[str, Any] = {
+        "attention": attention or attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"),
+        "lengths": (1,) * least.train.batch_size,
+        "total_bytes": gpu.total_bytes,
+        "processes": place().count,
+    }
     peak, limit = predict_config(least, **known).total(), round(gpu.free_bytes * USABLE)
     there = f"{format_bytes(limit)} usable of {format_bytes(gpu.free_bytes)} free on the {gpu.name}"
     if peak <= limit:

@@ -21,7 +21,7 @@ from typing import Any
 from helpers.model.decoding.forward import embed, finish, next_tokens, project, repeat_heads, rope_tables
 from helpers.model.decoding.weights import DecoderWeights
 
-__all__ = ["BUCKET", "PREFILL_TOKENS", "ROUND", "DecoderSession", "Schedule", "cache_length", "row_length"]
+__all__ = ["DecoderSession", "Schedule", "row_length"]
 
 BUCKET = 128
 """Cache lengths are multiples of this many tokens."""
@@ -95,7 +95,7 @@ class DecoderSession:
         Returns:
             The tokens of each step, one a row.
         """
-        run = self._runner(cache_length(reach))
+        run = self._runner(_cache_length(reach))
         self.step.zero_()
         for _ in range(steps):
             run()
@@ -200,11 +200,11 @@ class DecoderSession:
         return graph
 
 
-def cache_length(tokens: int) -> int:
+def _cache_length(tokens: int) -> int:
     """Round a number of tokens up to a multiple of `BUCKET`.
 
     Example:
-        >>> cache_length(1), cache_length(128), cache_length(129)
+        >>> _cache_length(1), _cache_length(128), _cache_length(129)
         (128, 128, 256)
     """
     return -(-tokens // BUCKET) * BUCKET
@@ -285,4 +285,4 @@ class Schedule:
 
 def row_length(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """Return the slots that a row needs for any of these prompts and its answer, in tokens, rounded up."""
-    return cache_length(max(len(prompt) for prompt in prompts) + max_new_tokens)
+    return _cache_length(max(len(prompt) for prompt in prompts) + max_new_tokens)

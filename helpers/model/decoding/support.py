@@ -11,10 +11,7 @@ from helpers.core.errors import StackError
 from helpers.core.text import format_bytes
 
 __all__ = [
-    "BATCH",
-    "RESERVE_BYTES",
     "SIMPLE_BATCH",
-    "WARM_UP_STEPS",
     "DecodePlan",
     "DecoderShape",
     "active_adapters",

@@ -28,8 +28,6 @@ from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recordi
 
 __all__ = [
     "MOST_TOKENS",
-    "RECORDING",
-    "STEP",
     "GraphedLayers",
     "card_peak",
     "choose_graphs",
