@@ -8,7 +8,7 @@ from typing import Any
 
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory, runs_root
-from helpers.training.script import read_script
+from helpers.training.script import copy_inputs, read_script
 
 __all__ = [
     "add_command",
@@ -34,10 +34,15 @@ def _run_eject(options: argparse.Namespace) -> int:
         RunError: The run left none.
     """
     folder = Path(options.run)
-    text = read_script(RunDirectory(folder if folder.is_dir() else runs_root() / options.run))
+    run = RunDirectory(folder if folder.is_dir() else runs_root() / options.run)
+    text = read_script(run)
     if options.output is None:
         print(text, end="")
     else:
         write_text(options.output, text)
-        print(f"{options.output}: {len(text.splitlines())} lines; python {options.output} trains again")
+        beside = copy_inputs(run, text, options.output.parent)
+        print(
+            f"{options.output}: {len(text.splitlines())} lines; python {options.output.name} in its folder trains again"
+        )
+        print(f"beside it: {', '.join(beside) or 'nothing is needed'}")
     return 0

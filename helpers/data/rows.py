@@ -157,28 +157,20 @@ def draw_rows(
 ) -> DrawnRows:
     """Draw the training and held-out rows, and say where `load_dataset` finds them.
 
-    The bundled rows, a data set of the hub, and a JSON or Parquet file are loaded as they are, if the task's columns
-    stand in them as text. Anything else, such as conversations or a CSV file, is converted into `folder` first.
+    A data set of the hub, and a JSON or Parquet file, are loaded as they are, if the task's columns stand in them as
+    text. The bundled rows, and anything else, such as conversations or a CSV file, are written into `folder` first.
 
     Args:
         config: Which data set, and how many rows.
         task: "alpaca" or "dolly": which columns to expect.
         seed: Of the draw.
-        folder: For converted rows.
+        folder: For rows that are written first.
         given: The parameters that the user set. Numbers of rows that are not among them adapt to the data.
 
     Raises:
         DataError: The data set cannot be read, or has too few good rows.
     """
     rows, name = load_rows(config, task, seed, given=given), config.dataset_name
-    if name == "sample" and not config.category and not config.stratified:
-        files = {"train": f"{task}_train.jsonl", "test": f"{task}_heldout.jsonl"}
-        source = {"path": "json", "data_files": {part: str(SAMPLES / file) for part, file in files.items()}}
-        order = list(range(len(read_sample(task, "train"))))
-        lines = [f"order = list(range({len(order)}))", f"random.Random({seed}).shuffle(order)"]
-        random.Random(seed).shuffle(order)  # noqa: S311 - a shuffle, not a secret
-        train = SeededRows(order[: len(rows.train)], lines, f"order[:{len(rows.train)}]")
-        return DrawnRows(source, "test", train, SeededRows(range(len(rows.heldout))), rows)
     plain = None if name == "sample" or "prompt" in rows.train[0] else _plain_source(config, task, rows)
     if plain is None:
         files = {}

@@ -12,22 +12,29 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from helpers.core.distributed import place
 from helpers.core.errors import RunError
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
+from helpers.model.smollm2 import smollm2_folder
 from helpers.training.program import TRAINING, find_program, read_cells
 
-__all__ = ["SCRIPT", "make_script", "read_script", "write_script"]
+__all__ = ["SCRIPT", "copy_inputs", "make_script", "read_script", "write_script"]
 
 SCRIPT = "train.py"
 """The script's name in a run directory."""
+
+SMALL_MODEL = "smollm2-135m"
+"""What a script calls the folder of the bundled model."""
 
 PURE = ("max", "min")
 """Functions whose value may stand in the place of a call."""
@@ -48,7 +55,10 @@ def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
     cells = read_cells(find_program(TRAINING[namespace["config"].task]))
     others = [cell.text for cell in cells if "core" not in cell.tags]
     core = [_executed(cell.text, [c.text for c in cells], namespace) for cell in cells if "core" in cell.tags]
-    text = make_script(core, others, _for_one_process(namespace), title=run.path.name, folder=str(run.path))
+    values = _for_one_process(namespace)
+    if namespace["config"].model.model_name == SMALL_MODEL:
+        values["base"] = SMALL_MODEL
+    text = make_script(core, others, values, title=run.path.name, folder=str(run.path))
     write_text(run.path / SCRIPT, text)
     return text
 
@@ -64,6 +74,24 @@ def read_script(run: RunDirectory) -> str:
         remedy = "Run its notebook again: with the same parameters nothing is trained twice."
         raise RunError("run", f"a run whose training wrote {SCRIPT}", run.shown(), remedy)
     return path.read_text(encoding="utf-8")
+
+
+def copy_inputs(run: RunDirectory, script: str, folder: Path) -> list[str]:
+    """Put beside a script what it reads there, and return the names: the run's rows, and a link to the small model."""
+    names = _inputs(script)
+    for name in names:
+        target = folder / name
+        if name == SMALL_MODEL:
+            if not target.exists():
+                target.symlink_to(smollm2_folder(), target_is_directory=True)
+        elif target.resolve() != (run.path / name).resolve():
+            shutil.copyfile(run.path / name, target)
+    return names
+
+
+def _inputs(script: str) -> list[str]:
+    """Return the files and folders that a script reads in the folder where it runs."""
+    return sorted(set(re.findall(rf"'(rows_\w+\.jsonl|{SMALL_MODEL})'", script)))
 
 
 def make_script(
@@ -83,8 +111,18 @@ def make_script(
     watching = {name for text in others for name in _from_package(text)}
     writer = _Writer(values, watching, folder)
     body = "\n\n".join(filter(None, (writer.fold(text) for text in core)))
-    body = _without_unused(body, writer.inlined(body))
-    return f'"""{title}: the training alone, with this run\'s values, for one process."""\n\n{body.strip()}\n'
+    body = _without_unused(body, writer.inlined(body)).replace(f"'{folder}/", "'")
+    body = re.sub(r"\n{4,}", "\n\n\n", body.strip())
+    lines = [f"{title}: the training alone, with this run's values, for one process."]
+    if names := _inputs(body):
+        lines += [
+            "",
+            f"It reads {' and '.join(names)} in the folder where it is run;",
+            f"`python -m helpers eject {title} -o FILE` puts them beside FILE.",
+            "",
+        ]
+    words = "\n".join(lines)
+    return f'"""{words}"""\n\n{body}\n'
 
 
 def _executed(text: str, known: Sequence[str], namespace: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from helpers.core.config_file import write_config
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.runs import RunDirectory
 from helpers.data.rows import SeededRows
+from helpers.training.machine import Machine, StepLayout
 from helpers.training.program import TRAINING, find_program, read_cells, run_program
-from helpers.training.script import make_script, read_script
+from helpers.training.script import copy_inputs, make_script, read_script, write_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,6 +142,35 @@ class TestScript:
         exec(text, found)
         assert found["x"].endswith("### Instruction:\na\n\n### Response:\n")
 
+    def test_no_path_of_the_machine_stands_in_it(self):
+        """The run's files are named as they lie beside the script, and its first lines say which they are."""
+        values = {"source": {"data_files": {"train": "/runs/mine/rows_train.jsonl"}}}
+        text = make_script(["x = f(**source)"], ["source = ..."], values, title="mine", folder="/runs/mine")
+        assert "x = f(data_files={'train': 'rows_train.jsonl'})" in text
+        assert "It reads rows_train.jsonl in the folder where it is run" in text
+
+    def test_what_it_reads_is_put_beside_it(self, tmp_path):
+        """Rows are copied from the run's folder."""
+        run = RunDirectory(tmp_path / "run")
+        run.path.mkdir()
+        (run.path / "rows_train.jsonl").write_text("{}")
+        assert copy_inputs(run, "f('rows_train.jsonl')", tmp_path) == ["rows_train.jsonl"]
+        assert (tmp_path / "rows_train.jsonl").read_text() == "{}"
+
+    def test_a_cell_that_was_edited_is_written_as_it_ran(self, tmp_path):
+        """IPython's `In` has the text; cells that are not this notebook's are not taken for one."""
+        texts = [cell.text for cell in read_cells(find_program("alpaca_instruction"))]
+        edited = [text.replace('lr_scheduler_type="linear"', 'lr_scheduler_type="cosine"') for text in texts]
+        config = build_config("alpaca", preset="smoke")
+        machine = Machine("fp32", {}, {}, {})
+        namespace = {"config": config, "layout": StepLayout(config, 4, 2, False, {}), "machine": machine}
+        run = RunDirectory(tmp_path)
+        script = write_script(run, {**namespace, "In": ["", *edited, "print(1)"]})
+        assert 'lr_scheduler_type="cosine"' in script
+        assert "print(1)" not in script
+        assert read_script(run) == script
+        assert 'lr_scheduler_type="linear"' in write_script(run, namespace)
+
     def test_a_run_without_one_is_refused(self, tmp_path):
         """The remedy is to run the notebook again."""
         with pytest.raises(RunError, match="Run its notebook again"):
@@ -194,6 +224,7 @@ def test_an_installed_package_trains_and_ejects(tmp_path):
     assert run.metrics()["eval_loss"][-1][1] == pytest.approx(2.7058308817514134, abs=1e-6)
     assert run.manifest()["state"] == "complete"
     script = (tmp_path / "train.py").read_text()
+    assert "'/" not in script
     assert len(script.splitlines()) < 140
     modules = [node.module for node in ast.walk(ast.parse(script)) if isinstance(node, ast.ImportFrom)]
     assert modules == ["unsloth", "datasets", "trl"]
