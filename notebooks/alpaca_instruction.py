@@ -21,36 +21,31 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/alpaca_instruction.ipynb)
 #
-# A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability.
-# Mistral-7B-Instruct was trained further, until it does what a sentence asks of it. This notebook *fine-tunes* it: it
-# trains it a little more, on rows of Alpaca-cleaned, small tasks with good answers. Some rows are held out of the
-# training, and on these it measures whether that helped.
+# A language model continues text: it gives every possible next *token*, a word or a piece of one, a probability. This
+# notebook *fine-tunes* Mistral-7B-Instruct: it trains the model a little more, on small tasks with good answers. Rows
+# that were held out tell whether that helped.
 #
-# The model has seven billion numbers, its *weights*; trained in full they do not fit on a free GPU. QLoRA makes them
-# fit with two ideas: the weights are *quantized*, rounded to 4 bit and never changed, and a small *adapter* beside
-# them, called LoRA, does the learning.
+# Seven billion numbers, the model's *weights*, cannot be trained on a free GPU. QLoRA *quantizes* them, rounded to 4 bit
+# and never changed, and trains a small *adapter* beside them, called LoRA.
 #
-# Every call of the libraries stands in a cell: `datasets` for the rows, Unsloth for the model, PEFT for LoRA, TRL for
-# the training. What is imported from `helpers`, this project's own package, only checks, watches and proves.
+# The libraries' calls stand in the cells; `helpers`, this project's own package, only checks, watches and proves.
 #
 # **You will learn**
 #
-# - what a row becomes before a model can learn from it,
+# - what a row becomes before a model can learn from it, token by token,
 # - what LoRA trains, and how little that is,
-# - how to see, token by token, what the model is asked to learn,
 # - how to tell from held-out rows whether training helped,
-# - how to save an adapter, load it back and prove that it works.
+# - how to save and merge an adapter, and prove that both work.
 #
-# **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), a download of about 4 GB,
-# 16 GB of disk for the merged model, and about three quarters of an hour. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset `smoke`,
-# which does every step with a small model in a few minutes.
+# **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type*), 4 GB of downloads, 16 GB of disk, and about
+# three quarters of an hour. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset
+# `smoke`, a small model in a few minutes.
 
 # %% [markdown]
 # ## 1. Parameters
 #
-# `preset` is the one that matters: `auto` looks at the GPU and chooses `colab-t4` or `large-gpu`; `smoke` runs
-# anywhere. `None` takes the preset's value, and a value that you write here wins over it. The second block may stay as
-# it is; each word there is explained in `docs/`.
+# `preset = "auto"` looks at the GPU and chooses `colab-t4` or `large-gpu`; `smoke` runs anywhere. A value that you write
+# here wins over the preset's. The second block may stay as it is; `docs/` explains it.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -95,7 +90,7 @@ report_to = None  # type: str  also show the losses in trackio, tensorboard or w
 seed = None  # type: int  seed of row selection, adapter weights and data order
 
 # %% [markdown]
-# On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
+# On Colab the next cell fetches this project's own small package; elsewhere it is there already.
 
 # %% tags=["notebook"]
 import importlib.util
@@ -111,8 +106,8 @@ assert found, f"{source} could not be installed. Does this repository have that 
 assert found.submodule_search_locations, f"{found.origin} hides this project's package of that name: rename it, and restart the kernel."
 
 # %% [markdown]
-# The parameters are checked first, so that a typing mistake costs seconds and not a download. The table is the whole
-# run: your values, and the preset's for all others. In the cells below each is `cfg.NAME`.
+# The parameters are checked, so that a typing mistake costs seconds and not a download. The table shows all of them, with
+# the preset's values; below, each is `cfg.NAME`.
 
 # %%
 from types import SimpleNamespace
@@ -125,8 +120,7 @@ cfg = SimpleNamespace(**config.flat())
 show_table(config.flat())
 
 # %% [markdown]
-# Now the packages, in exact versions, the same for everyone. On Colab the cell installs what is missing; elsewhere it
-# only looks. Its last line begins with `ready:`, or says what to do.
+# The packages, in exact versions. The last line begins with `ready:`, or says what to do.
 
 # %% tags=["notebook"]
 from helpers.runtime.setup import setup_notebook
@@ -134,10 +128,9 @@ from helpers.runtime.setup import setup_notebook
 report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
-# Everything that this run makes goes into one folder. Colab deletes the machine's disk when a session ends. If you set
-# `persist_dir = "/content/drive/MyDrive/runs"`, then nothing that was saved is lost: each *checkpoint* of the training,
-# and the adapter at the end, is also copied to your Google Drive, which the cell asks your permission to use. Run the
-# notebook again with the same parameters, and it goes on from the newest checkpoint.
+# Everything that this run makes goes into one folder. Colab deletes its disk when a session ends. With
+# `persist_dir = "/content/drive/MyDrive/runs"` the training's *checkpoints* and the adapter are also copied to your Google
+# Drive. Run the notebook again with the same parameters, and it goes on from the newest checkpoint.
 
 # %%
 from helpers.model.load import prepare_unsloth
@@ -164,13 +157,10 @@ from trl import SFTConfig, SFTTrainer
 # %% [markdown]
 # ## 2. Rows: what the model learns from
 #
-# A row has three columns: `instruction` says what to do, `input` holds the text to do it with and is often empty, and
-# `output` is the answer to learn. The rows come from the *hub*, a public site of the company Hugging Face; preset
-# `smoke` takes rows of the same form that come with this project.
+# `instruction` says what to do, `input` holds a text to do it with and is often empty, `output` is the answer to learn.
+# The rows come from the *hub* of Hugging Face; preset `smoke` has its own.
 #
-# Which rows are trained on is drawn by chance, and `seed` fixes the draw: the same number, the same rows. The
-# *held-out* rows are never trained on. They tell us later whether the model learned something general or just these
-# sentences. Rows that are empty, or that ask the same as another, are left out and counted.
+# `seed` fixes which rows are drawn: the same number, the same rows. The *held-out* rows are never trained on.
 
 # %%
 from helpers.data.rows import draw_rows
@@ -179,7 +169,7 @@ drawn = draw_rows(config.data, config.task, config.train.seed, run.path, given=c
 print(drawn.describe())
 
 # %% [markdown]
-# `load_dataset` reads the data set as a table, a `Dataset`; `select` takes the rows that were drawn.
+# `load_dataset` reads the data set as a table, a `Dataset`; `select` takes the drawn rows.
 
 # %% tags=["core"]
 data = load_dataset(**drawn.source)
@@ -190,9 +180,9 @@ rows = DatasetDict(
 print(rows["train"][0])
 
 # %% [markdown]
-# A chat model does not know columns. It knows *messages*: something a user said, and something the assistant answered.
-# `prompt` is what the model is given, `completion` what it learns to say; TRL uses the same two names. With
-# `prompt_style = "alpaca"` the user's message is the text block of Stanford's Alpaca project.
+# A chat model knows no columns but *messages*: something a user said, something the assistant answered. `prompt` is what
+# the model is given, `completion` what it learns to say; TRL uses the same two names. `prompt_style = "alpaca"` writes
+# the user's message as Stanford's text block.
 
 # %% tags=["core"]
 from helpers.data.prompts import alpaca_block
@@ -217,8 +207,8 @@ print(chats["train"][0])
 # %% [markdown]
 # ## 3. The model
 #
-# 4 bit can tell 16 values apart. Most weights are near zero, so the format *NF4* puts its levels close together there.
-# A block of 64 weights is divided by its largest, and each is stored as the number of the nearest level.
+# 4 bit can tell 16 values apart. Most weights are near zero, so *NF4* puts its levels close together there. Each weight is
+# divided by the largest of its block of 64, and stored as the number of the nearest level.
 
 # %% tags=["main"]
 from helpers.display.diagrams import show_drawing
@@ -226,8 +216,7 @@ from helpers.display.diagrams import show_drawing
 show_drawing("nf4")
 
 # %% [markdown]
-# `machine` holds more arguments for the libraries' calls, which depend on the hardware; printed, each says why it is
-# passed.
+# `machine` holds arguments that depend on the hardware; printed, each says why it is passed.
 
 # %%
 from helpers.training.machine import base_model, fit_machine
@@ -237,9 +226,9 @@ machine = fit_machine(config, run)
 print(machine)
 
 # %% [markdown]
-# `FastLanguageModel.from_pretrained` loads the *base model*, the model before our training, and its *tokenizer*, which
-# cuts text into tokens. `trust_remote_code` would allow the model's files to bring Python code along, and run it. Many
-# notebooks set it for Mistral; no Mistral needs it, since transformers has the code. It stays off.
+# `FastLanguageModel.from_pretrained` loads the *base model*, as it is before our training, and its *tokenizer*, which cuts
+# text into tokens. Many notebooks set `trust_remote_code` for Mistral, which lets a model's files run Python code of their
+# own. No Mistral needs it: transformers has the code.
 
 # %% tags=["core"]
 model, tokenizer = FastLanguageModel.from_pretrained(
@@ -256,10 +245,9 @@ model.generation_config.max_length = None  # beside max_new_tokens it only cause
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
 #
-# A *chat template* turns messages into one text, with *control tokens* where one speaker ends and the other begins.
-# For Mistral `<s>` begins the text (*BOS*), `[INST]` and `[/INST]` enclose what the user said, and `</s>` ends the
-# answer (*EOS*). The template on the hub drops the system prompt from rows that end with an answer. This one gives the
-# token ids of Mistral's own library, which the cell checks.
+# A *chat template* turns messages into one text. In Mistral's, `<s>` begins the text (*BOS*), `[INST]` and `[/INST]`
+# enclose what the user said, and `</s>` ends the answer (*EOS*). The template on the hub drops the system prompt from rows
+# that end with an answer. This one does not; the cell checks that it gives the tokens of Mistral's own library.
 
 # %%
 from helpers.data.chat_templates import find_template
@@ -273,9 +261,8 @@ tokenizer.pad_token = template.pad_token  # fills rows up; if it were EOS, answe
 tokenizer.padding_side = "right"
 
 # %% [markdown]
-# Before any training, the base model answers a question. `apply_chat_template` writes it as the model expects it;
-# `generate` then takes the likeliest token again and again (`do_sample=False`, *greedy* decoding), until EOS or
-# `max_new_tokens`. `TextStreamer` prints the words as they come. Remember the answer: the same question comes again at
+# Before any training, the base model answers a question. `generate` takes the likeliest token again and again (*greedy*
+# decoding), until EOS or `max_new_tokens`; `TextStreamer` prints the words as they come. The same question comes again at
 # the end.
 
 # %% tags=["notebook"]
@@ -294,12 +281,10 @@ question = "Write two sentences that invite a friend to a picnic."
 answer(question)
 
 # %% [markdown]
-# In training the model guesses each token from those before it, and the *loss* says how wrong it was. Only guesses at
-# the assistant's answer should count. So each token gets a mask: 1 where it is learned, 0 where it is only given.
-#
-# Each row is written twice: the prompt alone, up to where the answer begins, and the whole conversation. What the second
-# has more than the first is the answer. In a conversation of several turns the user speaks in between: `template.masked`
-# is the same template with marks around each answer, from which transformers makes `assistant_masks`.
+# In training the model guesses each token from those before it; the *loss* says how wrong it was. Only the answer should
+# count, so each token gets a mask: 1 where it is learned, 0 where it is given. `given` is the prompt alone; what `whole`
+# has more is the answer. `template.masked` is the same template with marks around each answer, so that a user who speaks
+# again in between is not learned either.
 
 # %% tags=["core"]
 def tokenize(batch):
@@ -317,9 +302,8 @@ print(tokens)
 
 # %% [markdown]
 # Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked: the answer ends with EOS (or the
-# model would never learn to stop), the *system prompt* is in the text if there is one, there is one BOS and not two,
-# and something is left to learn. Rows that are too long, or that contain a control token spelled out, are left out and
-# counted.
+# model would never learn to stop), there is one BOS, and the *system prompt* if there is one. Rows that are too long, or
+# that spell out a control token, are left out and counted.
 
 # %%
 from helpers.data.contract import check_tokens
@@ -333,24 +317,18 @@ train_dataset = tokens["train"].select(checked["train"].kept)
 heldout_dataset = tokens["heldout"].select(checked["heldout"].kept)
 
 # %% [markdown]
-# *Supervised* tokens are those that are learned: fewer than one thinks. This is the shortest row as the model sees it.
-# Grey tokens are given, underlined blue ones are learned. The last blue token ends the answer.
+# The shortest row as the model sees it: grey tokens are given, underlined blue ones are learned (*supervised*), EOS too.
+# Below, how long all rows are.
 
 # %% tags=["main"]
 from helpers.data.contract import as_examples
 from helpers.display.tables import plot_lengths, show_mask
 
 show_mask(min(as_examples(train_dataset), key=lambda row: len(row.input_ids)), tokenizer)
-
-# %% [markdown]
-# Rows differ in length; none may be longer than `max_seq_length`. In a *batch* of several rows the short ones need not be
-# filled up to the longest: on a GPU they are laid end to end (`docs/speed.md`).
-
-# %% tags=["main"]
 plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
-# What the run learns from is written down before it starts, with a fingerprint of the rows and of the template.
+# A fingerprint of the rows and of the template goes into the run's record.
 
 # %%
 from helpers.training.session import record_data
@@ -364,18 +342,16 @@ record_data(
 # %% [markdown]
 # ## 5. What LoRA adds
 #
-# The model's weights stay as they are. Most are in *linear layers*, which multiply the numbers that come in, $x$, by a
-# matrix $W$. Beside each of these matrices LoRA puts two thin ones, $A$ and $B$, and adds their product:
-# $Wx + \frac{\alpha}{r} BAx$. The *rank* $r$ says how thin they are. $B$ starts at zero, so that before training the
-# model is exactly the base model.
+# Most weights are in *linear layers*, which multiply what comes in, $x$, by a matrix $W$. Beside each LoRA puts two thin
+# matrices, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$. The *rank* $r$ says how thin. $B$ starts at
+# zero: before training the model is exactly the base model.
 
 # %% tags=["main"]
 show_drawing("lora")
 
 # %% [markdown]
-# How many rows fit into one pass depends on the card and on the lengths above. Where memory is short, *gradient
-# checkpointing* drops most numbers that the gradient needs and computes them again. The rows of an optimizer step stay
-# as many as you asked for.
+# How many rows fit into one pass depends on the card. Where memory is short, *gradient checkpointing* drops intermediate
+# results and computes them again. The rows of an optimizer step stay as many as you asked for.
 
 # %%
 from helpers.training.machine import fit_layout
@@ -384,8 +360,7 @@ layout = fit_layout(config, checked["train"].lengths, run)
 config = layout.config
 
 # %% [markdown]
-# `get_peft_model` attaches the adapter to all seven linear layers of each block. The last line says how much is
-# trained: the smaller the model, the larger the share.
+# `get_peft_model` attaches the adapter to all seven linear layers of each block; the last line says how much is trained.
 
 # %% tags=["core"]
 model = FastLanguageModel.get_peft_model(
@@ -404,13 +379,12 @@ model.print_trainable_parameters()
 # %% [markdown]
 # ## 6. Train
 #
-# The trainer shows the model a batch of rows and computes the *gradient*: for each number of the adapter, in which
-# direction the loss falls. After several batches (*gradient accumulation*) the *optimizer* takes one step. When all rows
-# were seen once, an *epoch* is over. The *learning rate*, how far a step goes, rises during the first few steps
-# (*warm-up*) and then falls to nearly zero.
+# The *gradient* says for each number of the adapter in which direction the loss falls. After several
+# batches (*gradient accumulation*) the *optimizer* takes one step; when all rows were seen once, an *epoch* is over. The
+# *learning rate*, how far a step goes, rises during the first few steps (*warm-up*) and then falls to nearly zero.
 #
-# Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training. `checkpoints`
-# saves, every `save_steps` steps, all that is needed to go on as if the training had never stopped.
+# `record` measures the held-out loss before, during and after training; `checkpoints` saves all that is needed to go
+# on as if the training had never stopped.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
@@ -448,8 +422,7 @@ trainer = SFTTrainer(
 )
 
 # %% [markdown]
-# The trainer has its own idea of the rows. Its tokens and labels are compared with the ones that were checked. The
-# table says how it will train on this machine.
+# The trainer's own tokens and labels are compared with those that were checked; the table says how it will train.
 
 # %%
 from helpers.training.speed import check_trainer, count_steps, fast_training
@@ -459,7 +432,7 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# The cells that are the training itself are also written into the run's folder, as a plain script with these values.
+# The training cells are also written into the run's folder, as a plain script with these values.
 
 # %% tags=["main"]
 from helpers.training.script import write_script
@@ -467,9 +440,9 @@ from helpers.training.script import write_script
 script = write_script(run, globals())
 
 # %% [markdown]
-# The loss below is the mean of $-\log p$ over the answer's tokens, where $p$ is the probability that the model gave to the
-# token that came. It is counted in *nats*: 0 is certainty, 0.69 the toss of a coin. A short training warms up for at
-# most half of its steps. `fast_training` computes the same numbers in less time.
+# The loss is the mean of $-\log p$ over the answer's tokens, where $p$ is the probability that the model gave to the right
+# token: 0 is certainty, 0.69 the toss of a coin. A short training warms up for at most half of its steps. `fast_training`
+# computes the same numbers in less time.
 
 # %% tags=["core"]
 trainer.args.warmup_steps = min(cfg.warmup_steps, steps // 2)
@@ -479,9 +452,9 @@ with fast_training(trainer, checkpoints):
 # %% [markdown]
 # ## 7. Did it help?
 #
-# The grey line jumps, because each step sees other rows, some harder than others. Look at the blue one: it is always
-# measured on the same held-out rows. If it falls, held-out answers became more likely. A blue line that turns upwards
-# while the grey one falls would mean that the model learns its rows by heart.
+# The grey line jumps, because each step sees other rows. The blue one is always measured on the same held-out rows: if it
+# falls, held-out answers became more likely. If it turns upwards while the grey one falls, the model learns its rows by
+# heart.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_losses
@@ -490,9 +463,8 @@ run.update_metrics(**record.result.metrics())
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
-# The same curve, judged by fixed rules; and an interval, because a lower number may be luck. Each held-out row was
-# measured before and after. The interval covers the mean difference of all rows like these in 95 of 100 such
-# experiments; if it lies below zero, the model has become better at rows like these.
+# The same curve, judged by fixed rules; and an interval, because a lower number may be luck. If it lies below zero, the
+# model has become better at rows like these. Then what the training cost.
 
 # %% tags=["main"]
 from helpers.training.curves import judge_curve
@@ -500,20 +472,15 @@ from helpers.training.result import describe_change
 
 print(judge_curve(run.metrics()).text)
 print(describe_change(record.result))
-
-# %% [markdown]
-# What it cost.
-
-# %% tags=["main"]
 shown = ("train_seconds", "examples_per_second", "tokens_per_second", "supervised_tokens")
 cost = {name: run.metrics()[name] for name in shown}
 show_table({**cost, "peak memory, GiB": record.result.peak_memory_bytes / 2**30})
 
 # %% [markdown]
-# ## 8. Save the adapter, and load it back
+# ## 8. Save, merge, and load back
 #
-# `save_pretrained` writes the two thin matrices of each layer, and the tokenizer with its template. The folder appears
-# whole or not at all, even if the machine stops in the middle.
+# `save_pretrained` writes the adapter's matrices, and the tokenizer with its template. The folder appears whole or not at
+# all.
 
 # %% tags=["core", "main"]
 from helpers.export import hub_name, saving_adapter
@@ -523,9 +490,8 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
     tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# Many tools want one model instead of a model and an adapter. *Merging* adds $\frac{\alpha}{r} BA$ to each matrix $W$ and
-# writes the sum in 16 bit: the file is as large as the whole model. First the tuned model and its base answer a few
-# fixed questions, against which everything that is saved can be measured.
+# Many tools want one model instead of a model and an adapter. *Merging* adds $\frac{\alpha}{r} BA$ to each $W$ and writes
+# the sum in 16 bit, as large as the whole model. `reference` keeps answers of the tuned model and its base, to compare.
 
 # %% tags=["notebook"]
 from helpers.export import measure_reference, merge_16bit
@@ -537,8 +503,8 @@ if cfg.merge_16bit:
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
 
 # %% [markdown]
-# A file that was written is not yet a file that can be read. Adapter and merged model are each loaded by a fresh process
-# that has only transformers and PEFT. To pass, they must be close to the tuned model *and* far from its base.
+# Adapter and merged model are each loaded by a fresh process that has only transformers and PEFT. To pass, each must be
+# close to the tuned model *and* far from its base.
 
 # %% tags=["notebook"]
 from helpers.export import verify_adapter, verify_merged
@@ -550,7 +516,7 @@ for name, proof in proofs.items():
     print(name, proof.lines(), sep="\n")
 
 # %% [markdown]
-# Beside each lies a *model card*, `README.md`: what it was made from, how it measured, what was proven, what it is for.
+# Each gets a *model card*, `README.md`: what it was made from, how it measured, what was proven, what it is for.
 
 # %% tags=["notebook"]
 from helpers.export import write_card
@@ -560,7 +526,7 @@ for name, proof in proofs.items():
     print(write_card(folders[name], run, config, verification=proof).relative_to(run.path))
 
 # %% [markdown]
-# Now the trained model is thrown away, the base model is loaded again as if this were another day, and `PeftModel` puts the saved adapter on it.
+# Now as on another day: the base model is loaded afresh, and `PeftModel` puts the saved adapter on it.
 
 # %%
 from helpers.model.load import free_memory
@@ -580,9 +546,8 @@ model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
 
 # %% [markdown]
-# The reloaded model must find the held-out answers as likely as the trained one did, but for rounding. A wrong adapter
-# misses that by far, and the cell would fail. After very few steps in 16 bit it says CANNOT TELL: rounding moved the
-# losses as much as training did.
+# It must find the held-out answers as likely as the trained model did, but for rounding, or the cell fails. CANNOT TELL
+# means: too few steps, rounding moved the losses as much as training did.
 
 # %%
 from helpers.training.reload import prove_adapter
@@ -599,8 +564,7 @@ FastLanguageModel.for_inference(model)
 answer(question)
 
 # %% [markdown]
-# Five questions, one of each kind that a general assistant should master: reasoning, summarization, explanation,
-# translation, problem solving. They are written exactly as the training rows were.
+# Five more: reasoning, summarization, explanation, translation, problem solving, written exactly as the training rows.
 
 # %% tags=["notebook"]
 questions = [
@@ -615,9 +579,12 @@ questions = [
 asked = [to_messages({"instruction": task, "input": text, "output": ""})["prompt"] for task, text in questions]
 
 # %% [markdown]
-# All are answered at once, by the tuned model and by its base: the same weights with the adapter switched off.
+# The tuned model answers all at once, and so does its base: the same weights with the adapter switched off. Mistral followed
+# instructions before; this training adds the manner of Alpaca's answers. So look at the form as much as at the truth: do
+# they answer at once, do they end by themselves?
 
 # %% tags=["notebook"]
+from helpers.core.files import write_json
 from helpers.model.decoding import fast_generate
 
 answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens)
@@ -627,24 +594,13 @@ columns = [
 ]
 show_table(columns)
 
-# %% [markdown]
-# Mistral-7B-Instruct was an instruction model before this training, which adds the manner of Alpaca's answers; a small
-# model stays a small model. So look at the form as much as at the truth: do they answer at once, do they end by
-# themselves?
-#
-# The answers are kept with the run.
-
-# %% tags=["notebook"]
-from helpers.core.files import write_json
-
 kept = [{"instruction": c["question"], "base": c["base"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": kept})
 
 # %% [markdown]
 # ## 10. All that ran
 #
-# The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it
-# too. The run is marked as complete.
+# The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it too.
 
 # %%
 from helpers.training.session import finish_run
@@ -655,9 +611,9 @@ finish_run(run)
 print(script)
 
 # %% [markdown]
-# ## 10. Your own data
+# ## 11. Your own data
 #
-# Give `dataset_name` a file: .json, .jsonl, .csv, .tsv or .parquet. Its format is recognised by the columns.
+# Give `dataset_name` a .json, .jsonl, .csv, .tsv or .parquet file. Its columns say which format it has.
 #
 # | format | a row |
 # |---|---|
@@ -669,22 +625,17 @@ print(script)
 # | question and answer, input and output, … | `{"Question": "Add. 2 and 3", "Answer": "5"}` |
 # | any other, with `columns = "instruction=Frage, output=Antwort"` | `{"Frage": "Add. 2 and 3", "Antwort": "5"}` |
 #
-# Of a conversation each answer is learned. `python -m helpers data FILE` looks at a file before any training: rows,
-# columns, lengths, what is left out and why.
+# `python -m helpers data FILE` looks at a file before any training: rows, columns, lengths, what is left out and why.
 
 # %% [markdown]
 # ## Summary
 #
-# - A row became messages, messages became text through one chat template, text became tokens, and only the answer's
-#   tokens were learned.
-# - LoRA trained a few thin matrices beside frozen weights.
+# - A row became messages, text and tokens, and only the answer's tokens were learned.
 # - Rows that were held out told, with an interval, whether that helped.
-# - The saved adapter was loaded onto a fresh base model and gave the same numbers.
+# - Adapter and merged model were loaded again, and gave the tuned model's answers.
 #
 # ## Your turn
 #
-# 1. Set `max_steps = 4` and run again under another `run_name`. How much of the improvement is already there?
-# 2. Set `learning_rate` ten times higher. What does the grey line do, and what the blue one?
-# 3. Train with `prompt_style = "alpaca"` and compare the held-out losses. Why are they not quite comparable? (Look at
-#    which tokens are given.)
-# 4. Put five rows of your own into a `.jsonl` file and give its path as `dataset_name`. Which check complains first?
+# 1. Set `learning_rate` ten times higher. What does the grey line do, and what the blue one?
+# 2. Train with `prompt_style = "alpaca"`. Why are the held-out losses not quite comparable? (Which tokens are given?)
+# 3. Put five rows of your own into a `.jsonl` file and give its path as `dataset_name`. Which check complains first?

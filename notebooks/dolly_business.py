@@ -21,14 +21,12 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb) [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/notebooks/welcome?src=https://github.com/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb) [![View in nbviewer](https://raw.githubusercontent.com/jupyter/design/main/logos/Badges/nbviewer_badge.svg)](https://nbviewer.org/github/mistral-qlora/mistral-qlora-notebooks/blob/main/notebooks/dolly_business.ipynb)
 #
-# A general model can talk about anything. A company wants one that talks about its own matters, in its own manner, and
-# that it can hand over as a file. This notebook makes an assistant for product development, business decisions and
-# the use of AI in companies: Mistral-7B-Instruct, tuned on 1,000 rows of Dolly-15k, which employees of Databricks
-# wrote by hand in 2023.
+# A company wants an assistant that talks about its own matters, in its own manner, and that it can hand over as a file.
+# This notebook makes one for product development, business decisions and AI in companies: Mistral-7B-Instruct, tuned on
+# 1,000 rows of Dolly-15k, which employees of Databricks wrote by hand in 2023.
 #
-# The second half is about handing it over. Most tools want a *merged* model, with the adapter's weights added into the
-# model's own, and merging is where fine-tuning often goes wrong without a word. So each export is loaded again in a
-# fresh process and compared with the model in memory before this notebook says "saved".
+# Most tools want a *merged* model, with the adapter's weights added into the model's own, and merging often goes wrong
+# without a word. So each export is loaded again in a fresh process and compared before this notebook says "saved".
 #
 # **You will learn**
 #
@@ -470,8 +468,7 @@ run.update_metrics(**record.result.metrics())
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
-# The same curve, judged by fixed rules; and an interval that covers the mean change of all rows like these in 95 of 100
-# such experiments. Whether these are the answers that you want is another question, which section 7 asks.
+# The same curve, judged by fixed rules; and an interval, because a lower number may be luck. Whether these are the answers that you want is another question, which section 7 asks.
 
 # %% tags=["main"]
 from helpers.training.curves import judge_curve
@@ -483,15 +480,6 @@ print(describe_change(record.result))
 # %% [markdown]
 # ## 5. Save the adapter, and prove it
 #
-# First the space that everything below will take, against the space there is.
-
-# %% tags=["notebook"]
-from helpers.export import describe_needs, preflight
-
-needs = preflight(model, run.path, merged=config.export.merge_16bit, gguf=config.export.gguf_quantization)
-print(describe_needs(needs, run.path))
-
-# %% [markdown]
 # `save_pretrained` writes the adapter, and the tokenizer with its template. The folder appears whole or not at all.
 
 # %% tags=["core", "main"]
@@ -502,21 +490,14 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
     tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# A few fixed questions are answered by the tuned model and by its base. At each place a model gives every token a
-# number, its *logit*: the larger, the likelier the token. These are kept as the yardstick for every export.
+# The tuned model and its base answer a few fixed questions. Their *logits*, one number for each token that could come next,
+# are the yardstick for every export. Then a fresh process loads the saved adapter with nothing but transformers and PEFT,
+# as a stranger would. To pass, it must be close to the tuned model *and* far from the base.
 
 # %% tags=["notebook"]
-from helpers.export import measure_reference
+from helpers.export import measure_reference, verify_adapter
 
 reference = measure_reference(model, tokenizer)
-
-# %% [markdown]
-# The saved adapter is now loaded by a fresh process with nothing but transformers and PEFT, as a stranger would load
-# it. To pass, it must be close to the tuned model *and* far from the base. Each line is one test.
-
-# %% tags=["notebook"]
-from helpers.export import verify_adapter
-
 proofs = {"adapter": verify_adapter(model, tokenizer, run.adapter, reference=reference).require()}
 print(proofs["adapter"].lines())
 
@@ -525,7 +506,7 @@ print(proofs["adapter"].lines())
 #
 # Merging adds the adapter's product $\frac{\alpha}{r} BA$ into each weight matrix $W$ and writes the sum in 16 bit.
 # The result needs no adapter and no PEFT, and it is as large as the whole model. Where the base was held in 4 bit, its
-# weights are expanded first: the merged model is the model that was trained.
+# weights are expanded first: these are the weights that the adapter was trained with.
 
 # %% tags=["notebook"]
 from helpers.export import merge_16bit
@@ -559,9 +540,9 @@ for name, proof in proofs.items():
 
 # %% [markdown]
 # Optional: a GGUF file, the format of llama.cpp (`gguf_quantization`), which is read back and compared. Beside it lies a
-# `Modelfile`, with the template and the system prompt of this training: in that folder, `ollama create mine -f
-# Modelfile` and `ollama run mine` start a chat. Also optional: an upload to the Hugging Face hub (`push_to`). The token for it comes from the environment variable `HF_TOKEN` or from Colab's
-# secrets, never from a parameter: parameters are kept in the executed notebook.
+# `Modelfile`: in that folder, `ollama create mine -f Modelfile` and `ollama run mine` start a chat. Also optional: an
+# upload to the Hugging Face hub (`push_to`). Its token comes from the environment variable `HF_TOKEN` or from Colab's
+# secrets, never from a parameter, which the executed notebook would keep.
 
 # %% tags=["notebook"]
 from helpers.export import export_gguf, publish
@@ -619,6 +600,7 @@ answer(question)
 # rows. The tuned model and its base answer all in one go, with the system prompt of the training.
 
 # %% tags=["notebook"]
+from helpers.core.files import write_json
 from helpers.model.decoding import fast_generate
 
 business_prompts = [each["prompt"] for each in read_prompts()[: 8 if config.preset == "smoke" else None]]
@@ -634,13 +616,6 @@ answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_toke
 pairs = zip(business_prompts, answers["base"], answers["tuned"])
 columns = [{"prompt": asked, "base": before.text, "tuned": after.text} for asked, before, after in pairs]
 show_table(columns)
-
-# %% [markdown]
-# The answers are kept with the run.
-
-# %% tags=["notebook"]
-from helpers.core.files import write_json
-
 kept = [{"instruction": each["prompt"], "base": each["base"], "answer": each["tuned"]} for each in columns]
 write_json(run.path / "answers.json", {"answers": kept})
 

@@ -17,9 +17,9 @@ from helpers.cli.parameters import TASKS, find_task, read_notebook, read_paramet
 from helpers.core.errors import HelpersError
 from tools.build_notebooks import notebook_text
 
-__all__ = ["MEDIAN_LINES", "MOST_LINES", "PROSE_SHARE", "check_notebook", "expected_parameters"]
+__all__ = ["MEDIAN_LINES", "MOST_LINES", "MOST_WORDS", "PROSE_SHARE", "check_notebook", "expected_parameters"]
 
-MEDIAN_LINES = 5
+MEDIAN_LINES = 4
 """A code cell's median length, in lines, at most; the parameters, one a line, are not counted."""
 
 MOST_LINES = 15
@@ -72,6 +72,9 @@ AFTER_UNSLOTH = ("transformers", "trl", "peft", "helpers.training.callbacks")
 PROSE_SHARE = 0.8
 """Share of code cells that follow a Markdown cell, at least."""
 
+MOST_WORDS = 1800
+"""Words of a training notebook's Markdown at most, without the line of badges."""
+
 RUN_PARAMETERS = {
     "preset": ("str", "auto, colab-t4, large-gpu or smoke"),
     "run_name": ("str", ""),  # the task says what None takes
@@ -99,7 +102,7 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
     content = read_notebook(path)
     checks = [_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose]
     if any("core" in cell["metadata"].get("tags", []) for cell in content["cells"]):
-        checks += [_shown_calls, _import_order, _one_process]
+        checks += [_words, _shown_calls, _import_order, _one_process]
     problems = [problem for check in checks for problem in check(content)]
     problems += _parameters(path, content)
     problems += _badges(content, badges) if badges else []
@@ -242,6 +245,13 @@ def _calls(source: str) -> Iterator[str]:
     for node in ast.walk(_tree(source) or ast.Module([], [])):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
+
+
+def _words(content: dict[str, Any]) -> Iterator[str]:
+    texts = [cell["source"] for cell in content["cells"] if cell["cell_type"] == "markdown"]
+    lines = [line.lstrip("# ") for text in texts for line in text.splitlines() if "badge" not in line]
+    if (count := sum(len(line.split()) for line in lines)) > MOST_WORDS:
+        yield f"the Markdown cells have {count} words, more than {MOST_WORDS}"
 
 
 def _shown_calls(content: dict[str, Any]) -> Iterator[str]:

@@ -120,7 +120,7 @@ class TestChecks:
             ("# for row in rows:\nprint(1)", "cell 5 has code in a comment: # for row in rows:"),
             ("def f():\n" + "    x = 1\n" * 10, "cell 5 defines f in 11 lines; put it into the package"),
             ("\n".join(f"x{i} = {i}" for i in range(16)), "cell 5 has 16 lines, more than 15"),
-            ("\n".join(f"x{i} = {i}" for i in range(11)), "the median code cell has 6.0 lines, more than 5"),
+            ("\n".join(f"x{i} = {i}" for i in range(11)), "the median code cell has 6.0 lines, more than 4"),
             ("print(", "cell 5 is not Python"),
             ("", "cell 5 is empty"),
         ],
