@@ -240,7 +240,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": False,
         "eval_steps": 8,
         "save_steps": 8,
-        "max_new_tokens": 128,
+        "max_new_tokens": 64,
     },
     "colab-t4": {},
     "large-gpu": {

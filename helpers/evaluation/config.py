@@ -112,7 +112,7 @@ EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
         "prompt_count": 6,
         "reference_rows": 24,
         "answered_rows": 6,
-        "max_new_tokens": 128,
+        "max_new_tokens": 48,
         "batch_size": 12,
         "few_shot_rows": 2,
     },
