@@ -121,8 +121,10 @@ def _called(function, imported):
     return ".".join([imported[function.id], *rest])
 
 
-def keys_of(file, function):
-    """Return the literal keys of the dictionaries that a function returns."""
+def keys_of(file, function, variable=None):
+    """Return the literal keys of the dictionaries that a function returns, or puts into one of its variables."""
     (node,) = (n for n in ast.walk(ast.parse(Path(file).read_text())) if getattr(n, "name", None) == function)
-    tables = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and isinstance(n.value, ast.Dict)]
+    kinds = (ast.AnnAssign, ast.AugAssign) if variable else ast.Return
+    found = [n for n in ast.walk(node) if isinstance(n, kinds) and isinstance(n.value, ast.Dict)]
+    tables = [n.value for n in found if not variable or getattr(n.target, "id", None) == variable]
     return {key.value for table in tables for key in table.keys if isinstance(key, ast.Constant)}

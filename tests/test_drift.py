@@ -13,7 +13,11 @@ HELPERS = Path(__file__).resolve().parent.parent / "helpers"
 LIBRARIES = ("bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers", "trl", "unsloth", "unsloth_zoo")
 
 HF_BASE, HF_AUTO = "transformers/tokenization_utils_base.py", "transformers/models/auto"
-SFT = ("trl/trainer/sft_config.py SFTConfig", "trl/trainer/base_config.py _BaseConfig")
+SFT = (
+    "trl/trainer/sft_config.py SFTConfig",
+    "trl/trainer/base_config.py _BaseConfig",
+    "transformers/training_args.py TrainingArguments",
+)
 MODEL = ("transformers/modeling_utils.py PreTrainedModel.from_pretrained",)
 CONFIG = ("transformers/configuration_utils.py PreTrainedConfig._get_config_dict",)
 
@@ -22,14 +26,16 @@ IMPORTED = {
     "datasets.Dataset": ("datasets/arrow_dataset.py Dataset",),
     "datasets.Dataset.from_dict": ("datasets/arrow_dataset.py Dataset.from_dict",),
     "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
+    "datasets.DatasetDict": ("datasets/dataset_dict.py DatasetDict",),
     "datasets.load_dataset": ("datasets/load.py load_dataset",),
     "huggingface_hub.HfApi": ("huggingface_hub/hf_api.py HfApi",),
     "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
+    "huggingface_hub.get_token": ("huggingface_hub/utils/_auth.py get_token",),
     "huggingface_hub.try_to_load_from_cache": ("huggingface_hub/file_download.py try_to_load_from_cache",),
+    "peft.LoraConfig": ("peft/tuners/lora/config.py LoraConfig",),
     "peft.PeftModel": ("peft/peft_model.py PeftModel",),
     "peft.PeftModel.from_pretrained": ("peft/peft_model.py PeftModel.from_pretrained",),
     "peft.get_peft_model_state_dict": ("peft/utils/save_and_load.py get_peft_model_state_dict",),
-    "peft.set_peft_model_state_dict": ("peft/utils/save_and_load.py set_peft_model_state_dict",),
     "peft.tuners.lora.LoraLayer": ("peft/tuners/lora/layer.py LoraLayer",),
     "transformers.AutoConfig.from_pretrained": (f"{HF_AUTO}/configuration_auto.py AutoConfig.from_pretrained", *CONFIG),
     "transformers.AutoModelForCausalLM.from_pretrained": (
@@ -48,6 +54,10 @@ IMPORTED = {
         f"{HF_BASE} PreTrainedTokenizerBase.decode",
     ),
     "transformers.TrainerCallback": ("transformers/trainer_callback.py TrainerCallback",),
+    "transformers.trainer_callback.TrainerState.load_from_json": (
+        "transformers/trainer_callback.py TrainerState.load_from_json",
+    ),
+    "transformers.trainer_utils.TrainOutput": ("transformers/trainer_utils.py TrainOutput",),
     "trl.SFTConfig": SFT,
     "trl.SFTTrainer": ("trl/trainer/sft_trainer.py SFTTrainer",),
     "unsloth.FastLanguageModel.for_inference": ("unsloth/models/loader.py FastLanguageModel.for_inference",),
@@ -128,27 +138,38 @@ USED = {
 }
 
 
+NOTEBOOKS = HELPERS.parent / "notebooks"
+USES = calls_into(HELPERS, LIBRARIES) | calls_into(NOTEBOOKS, LIBRARIES)
+"""What the package and the notebooks call, with which keywords, and where."""
+
 TRAINING = HELPERS / "training"
-SETTINGS = keys_of(TRAINING / "trainer.py", "_arguments") | keys_of(TRAINING / "tracking.py", "tracking_arguments")
+SETTINGS = (
+    {keyword for name, keyword, _ in USES if name == "trl.SFTConfig" and keyword}
+    | keys_of(TRAINING / "machine.py", "fit_machine", "sft")
+    | keys_of(TRAINING / "tracking.py", "tracking_arguments")
+)
 """What the trainer is told."""
+
+
+DICTIONARIES = ("datasets.DatasetDict",)
+"""A dictionary takes any keyword."""
 
 
 def what_moved():
     """Return a sentence for each thing that the package uses and that is not there any more."""
     moved = []
-    for name, keyword, where in sorted(calls_into(HELPERS, LIBRARIES), key=str):
+    for name, keyword, where in sorted(USES, key=str):
         places = IMPORTED.get(name, ())
         found = [node for place in places for node in definitions(place)]
         if not found:
             moved.append(f"{name}, used in {where}, is not in {' or '.join(places) or 'the table IMPORTED'}")
-        elif keyword and not any(takes(node, keyword) for node in found):
+        elif keyword and name not in DICTIONARIES and not any(takes(node, keyword) for node in found):
             moved.append(f"{name} does not take {keyword}, which {where} gives")
     for place, keywords in USED.items():
         found = definitions(place)
         moved += [] if found else [f"{place} is gone"]
         moved += [f"{place} has no {each}" for each in keywords if found and not any(takes(n, each) for n in found)]
-    places = (*SFT, "transformers/training_args.py TrainingArguments")
-    known = [node for place in places for node in definitions(place)]
+    known = [node for place in SFT for node in definitions(place)]
     return moved + [f"SFTConfig has no {each}" for each in sorted(SETTINGS) if not any(takes(n, each) for n in known)]
 
 
@@ -158,8 +179,8 @@ def test_nothing_moved():
 
 
 def test_every_import_is_named():
-    """The table of imports has what the package imports, and nothing that it does not."""
-    used = {name for name, _, _ in calls_into(HELPERS, LIBRARIES)}
+    """The table of imports has what package and notebooks import, and nothing that they do not."""
+    used = {name for name, _, _ in USES}
     assert used == set(IMPORTED)
 
 
@@ -179,17 +200,31 @@ def test_an_upgrade_unpacks_what_is_read():
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [
-        ("max_length: int", "maximum_length: int", ["SFTConfig has no max_length"]),
+        (
+            "max_length: int",
+            "maximum_length: int",
+            [
+                "trl.SFTConfig does not take max_length, which notebooks/alpaca_instruction.py gives",
+                "trl.SFTConfig does not take max_length, which notebooks/dolly_business.py gives",
+                "SFTConfig has no max_length",
+            ],
+        ),
         (
             "processing_class: ",
             "tokenizer: ",
-            ["trl.SFTTrainer does not take processing_class, which helpers/training/trainer.py gives"],
+            [
+                "trl.SFTTrainer does not take processing_class, which notebooks/alpaca_instruction.py gives",
+                "trl.SFTTrainer does not take processing_class, which notebooks/dolly_business.py gives",
+            ],
         ),
         (
             "class SFTTrainer",
             "class Trainer",
-            ["trl.SFTTrainer, used in helpers/training/trainer.py, is not in trl/trainer/sft_trainer.py SFTTrainer"]
-            * 5,
+            [
+                f"trl.SFTTrainer, used in notebooks/{name}.py, is not in trl/trainer/sft_trainer.py SFTTrainer"
+                for _ in range(6)
+                for name in ("alpaca_instruction", "dolly_business")
+            ],
         ),
     ],
 )
