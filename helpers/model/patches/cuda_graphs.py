@@ -2,10 +2,9 @@
 
 A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
 launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
-in length, so batches are filled up, and a few sizes are recorded: those that this training's own rows repay
-(`sizes_to_record`). Where passes do not follow from rows, as with packing, batches are filled up to a
-multiple of 256 tokens, and a size is recorded when it has come twice and, by its share of the passes until then, will
-come often enough again. What is not recorded runs as before; the numbers are those of the same kernels.
+in length, so batches are filled up to a multiple of 256 tokens, and a size is recorded when it has come twice and, by
+its share of the passes until then, will come often enough again to pay for it. What is not recorded runs as before; the
+numbers are those of the same kernels.
 
 Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
 """
@@ -14,10 +13,9 @@ from __future__ import annotations
 
 import gc
 import math
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,11 +30,8 @@ __all__ = [
     "card_peak",
     "choose_graphs",
     "decoder_layers",
-    "expected_passes",
     "host_lengths",
-    "planned_sizes",
     "recorded_size",
-    "sizes_to_record",
 ]
 
 
@@ -49,14 +44,8 @@ STEP = 256
 RECORDING = 25
 """What recording a size costs, in times of what a replay saves: 1.0 s and 0.04 s (H200)."""
 
-FILLING = 0.3
-"""What STEP tokens more cost in a replay, as a share of what it saves: 0.012 s of 0.04 s (H200)."""
-
 SEGMENTS = 16
 """Rows of a batch are filled up with empty ones to a multiple of this."""
-
-SHUFFLED_PASSES = 2000
-"""Passes that are drawn to find how often each size comes."""
 
 RUNS = 16
 """Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
@@ -110,60 +99,6 @@ def choose_graphs(
     return Choice(
         "graphs", "in passes over few tokens the card waits for the host; recorded, they are launched at once"
     )
-
-
-def expected_passes(lengths: Sequence[int], batch_size: int, passes: int) -> dict[int, float]:
-    """Return how many passes of each size a training will have, by shuffling its rows.
-
-    Args:
-        lengths: Of the rows, in tokens.
-        batch_size: Rows of a pass.
-        passes: How many there will be.
-
-    Returns:
-        Passes by tokens, rounded up to a multiple of STEP.
-
-    Example:
-        >>> expected_passes([100] * 64, 8, 40)
-        {1024: 40.0}
-    """
-    draw, order, found = random.Random(0), list(lengths), Counter[int]()  # noqa: S311 - no secret depends on it
-    while found.total() < SHUFFLED_PASSES:
-        draw.shuffle(order)
-        whole = range(0, max(len(order) - batch_size, 0) + 1, batch_size)
-        found.update(recorded_size(sum(order[i : i + batch_size]), batch_size)[0] for i in whole)
-    return {size: count * passes / found.total() for size, count in sorted(found.items())}
-
-
-def sizes_to_record(expected: Mapping[int, float], most: int) -> dict[int, int]:
-    """Choose the sizes whose recording the training's own passes repay, smaller passes being filled up to them.
-
-    Each pass that is replayed saves 1, less FILLING for each STEP that it is filled up; each size that is recorded
-    costs RECORDING. The best choice is found by going through the sizes in rising order.
-
-    Args:
-        expected: Passes by tokens, from `expected_passes`.
-        most: Largest size that can be recorded, in tokens.
-
-    Returns:
-        For each size that is to be replayed, the recorded one; empty where nothing repays it.
-
-    Example:
-        >>> sizes_to_record({1536: 20, 1792: 20, 2048: 20, 4096: 2}, 4096)
-        {1536: 2048, 1792: 2048, 2048: 2048}
-    """
-    sizes = sorted(size for size in expected if size <= most)
-    best: list[tuple[float, dict[int, int]]] = [(0.0, {})]
-    for end, top in enumerate(sizes, 1):
-        options = [best[end - 1]]
-        saved, filled = -float(RECORDING), dict[int, int]()
-        for start in range(end - 1, -1, -1):
-            each = expected[sizes[start]] * (1 - FILLING * (top - sizes[start]) / STEP)
-            if each > 0:
-                saved, filled = saved + each, {sizes[start]: top, **filled}
-            options.append((best[start][0] + saved, {**best[start][1], **filled}))
-        best.append(max(options, key=lambda option: option[0]))
-    return dict(sorted(best[-1][1].items()))
 
 
 def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
@@ -258,18 +193,6 @@ def card_peak(graphs: GraphedLayers | None, card: int | None = None) -> int:
     return read(card)
 
 
-def planned_sizes(lengths: Sequence[int], batch_size: int, passes: int, *, packing: bool) -> dict[int, int] | None:
-    """Return which sizes a training over these rows records; None where it packs, so that rows say nothing of passes.
-
-    Args:
-        lengths: Of the rows, in tokens.
-        batch_size: Rows of a pass of one process.
-        passes: How many there will be.
-        packing: Whether sequences are filled with several rows.
-    """
-    return None if packing else sizes_to_record(expected_passes(lengths, batch_size, passes), MOST_TOKENS)
-
-
 class GraphedLayers:
     """Decoder layers whose training passes are recorded, where that pays, and replayed from then on.
 
@@ -278,8 +201,6 @@ class GraphedLayers:
         longest: Longest row, in tokens.
         largest: Largest pass, in tokens; it decides how much memory must be free.
         left: Returns how many passes are still to come, this one included; by default no end is known.
-        sizes: Which sizes are recorded, and to which others are filled up, from `sizes_to_record`; None finds out on
-            the way.
         report: Gets a line when recording is given up.
     """
 
@@ -290,11 +211,9 @@ class GraphedLayers:
         *,
         largest: int = MOST_TOKENS,
         left: Callable[[], float] = lambda: math.inf,
-        sizes: Mapping[int, int] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         self.layers, self.longest, self.largest, self.left, self.report = layers, longest, largest, left, report
-        self.wanted = sizes
         self.forwards = [layer.forward for layer in layers]
         self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
@@ -328,9 +247,9 @@ class GraphedLayers:
             return f"CUDA graphs: given up, {self.given_up}."
         passes = sum(self.seen.values())
         if not self.sizes:
-            rare = f"in {passes} passes no size came that would come {RECORDING} times more"
-            unpaid = f"{passes} passes of these lengths do not repay it"
-            return f"CUDA graphs: none recorded; {rare if self.wanted is None else unpaid}."
+            return (
+                f"CUDA graphs: none recorded; in {passes} passes no size came that would come {RECORDING} times more."
+            )
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
             f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
@@ -374,7 +293,7 @@ class GraphedLayers:
     def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Return the layers' output from a recording; None if there is none yet."""
         lengths, positions = named["packed_seq_lengths"], named["position_ids"]
-        size = self._size(hidden.shape[1], lengths.numel())
+        size = recorded_size(hidden.shape[1], lengths.numel())
         self.seen[size] += 1
         if self.weights is None or not self.weights.unchanged():
             self._forget()
@@ -386,19 +305,8 @@ class GraphedLayers:
         self.replayed += 1
         return self.recorded[size](hidden, positions, lengths)
 
-    def _size(self, tokens: int, rows: int) -> tuple[int, int]:
-        """Return the size that a batch is filled up to."""
-        filled, segments = recorded_size(tokens, rows)
-        return (self.wanted or {}).get(filled, filled), segments
-
     def _pays(self, size: tuple[int, int]) -> bool:
-        """Say whether a size is to be recorded.
-
-        Where that was decided before, from the second pass on: in the first, kernels are compiled and tables made.
-        Elsewhere its share of the passes so far is taken for its share of those to come.
-        """
-        if self.wanted is not None:
-            return size[0] in self.wanted.values() and self.seen.total() > 1 and self.left() >= RECORDING
+        """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
         share = self.seen[size] / sum(self.seen.values())
         return self.seen[size] > 1 and share * self.left() >= RECORDING
 
