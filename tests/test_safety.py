@@ -76,7 +76,7 @@ ASKED = """
 import json, sys
 from pathlib import Path
 from helpers.core.config import ModelConfig
-from helpers.evaluation.generate import _base_config
+from helpers.evaluation.adapter import _base_config
 from helpers.export.gguf_format import read_vocabulary
 from helpers.export.worker import answer_request
 from helpers.model.load import _load_tokenizer, load_model

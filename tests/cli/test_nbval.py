@@ -21,7 +21,7 @@ import pytest
 from small_notebooks import write_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-CHEAP = {"alpaca_instruction": 12, "dolly_business": 8, "side_by_side_eval": 7}
+CHEAP = {"alpaca_instruction": 7, "dolly_business": 4, "side_by_side_eval": 7}
 """How many cells of each notebook are cheap, at least."""
 
 COSTLY = ("helpers.model.load", "helpers.training.machine", "helpers.export", "helpers.evaluation.adapter")
