@@ -16,7 +16,7 @@ from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention
 from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, choose_graphs, decoder_layers
-from helpers.model.patches.optimizer_step import quick_steps
+from helpers.model.patches.optimizer_step import quick_steps, replaced_method
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.runtime.lockfile import installed_version
 from helpers.training.checkpoints import last_complete
@@ -143,8 +143,8 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
     with explained(checkpoints.run, config, last_step), ExitStack() as stack:
         stack.callback(checkpoints.close)
         enable_varlen(wanted=config.train.varlen_attention)
-        stack.enter_context(_own_method(trainer, "training_step", _counting(trainer.training_step, record.counter)))
-        stack.enter_context(_own_method(trainer, "_inner_training_loop", _restoring(trainer)))
+        stack.enter_context(replaced_method(trainer, "training_step", _counting(trainer.training_step, record.counter)))
+        stack.enter_context(replaced_method(trainer, "_inner_training_loop", _restoring(trainer)))
         if place().count > 1:
             spread_batches(trainer, share_out(config.train, place().count))
             _seed_dropout(config.train.seed)
@@ -199,19 +199,6 @@ def _restoring(trainer: Any) -> Any:
         return TrainOutput(state.global_step, 0.0, {})
 
     return inner_training_loop
-
-
-@contextmanager
-def _own_method(owner: Any, name: str, method: Any) -> Iterator[None]:
-    """Give one object its own method inside the block; its class keeps the old one."""
-    kept = vars(owner).get(name)
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if kept is not None:
-            setattr(owner, name, kept)
 
 
 def _seed_dropout(seed: int) -> None:

@@ -25,7 +25,7 @@ from helpers.core.distributed import place
 from helpers.model.patches import UNSLOTH_TESTED
 from helpers.model.patches.imports import leave_alone
 
-__all__ = ["quick_steps", "skip_last_products"]
+__all__ = ["quick_steps", "replaced_method", "skip_last_products"]
 
 MODEL_TYPES = ("llama", "mistral")
 """Models whose layers end with "residual + MLP". Others, such as Gemma 2, normalize what the MLP gives, and need it."""
@@ -48,11 +48,13 @@ def quick_steps(trainer: Any) -> Iterator[None]:
         stack.enter_context(leave_alone())
         if trained and not any(hasattr(each, "device_mesh") for each in trained):
             stack.enter_context(skip_last_products(trainer.model))
-            stack.enter_context(_replaced(trainer.model, "zero_grad", _clear(trainer.model, trained)))
-            stack.enter_context(_replaced(trainer, "_clip_grad_norm", _clip(trainer, trained)))
-            stack.enter_context(_replaced(trainer, "floating_point_ops", _count(trainer)))
+            stack.enter_context(replaced_method(trainer.model, "zero_grad", _clear(trainer.model, trained)))
+            stack.enter_context(replaced_method(trainer, "_clip_grad_norm", _clip(trainer, trained)))
+            stack.enter_context(replaced_method(trainer, "floating_point_ops", _count(trainer)))
             if place().count > 1:
-                stack.enter_context(_replaced(trainer.accelerator, "prepare_model", _prepare(trainer, trained, stack)))
+                stack.enter_context(
+                    replaced_method(trainer.accelerator, "prepare_model", _prepare(trainer, trained, stack))
+                )
         yield
 
 
@@ -77,7 +79,7 @@ def _prepare(trainer: Any, trained: list[Any], stack: ExitStack) -> Callable[...
     def prepare_model(model: Any, **named: Any) -> Any:
         wrapped = prepare(model, **named)
         if wrapped is not model:
-            stack.enter_context(_replaced(wrapped, "zero_grad", _clear(wrapped, trained)))
+            stack.enter_context(replaced_method(wrapped, "zero_grad", _clear(wrapped, trained)))
         return wrapped
 
     return prepare_model
@@ -105,7 +107,7 @@ def _count(trainer: Any) -> Callable[[dict[str, Any]], int]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
+def replaced_method(owner: Any, name: str, method: Any) -> Iterator[None]:
     """Give one object its own method inside the block. Its class keeps the old one, which comes back."""
     kept = vars(owner).get(name)
     setattr(owner, name, method)
