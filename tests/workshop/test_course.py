@@ -166,12 +166,18 @@ class TestSideBySideNotebook:
     """`side_by_side_eval`, from an adapter to a report."""
 
     def test_it_finds_the_gain_that_training_recorded(self, comparison, tiny_run):
-        """The tuned model's held-out loss is the one of training's end, and tuning helped."""
-        verdicts = {each["metric"]: each for each in read_json(comparison / "metrics.json")["verdicts"]}
-        assert verdicts["nll_with_eos"]["direction"] == "better"
-        assert verdicts["nll_with_eos"]["n"] == 8
+        """Its mean difference is the one that training measured, and each of the three questions has its verdict."""
+        metrics = read_json(comparison / "metrics.json")
+        assert [each["question"] for each in metrics["verdicts"]] == [
+            "Are held-out answers more likely?",
+            "Are its own answers preferred?",
+            "What was lost on dolly rows, which it was not trained on?",
+        ]
+        found = metrics["estimates"]["nll_with_eos"]
+        assert (found["rows"], found["sources"]) == (8, 8)
         change = read_json(tiny_run / "metrics.json")["eval_loss_change"]["mean"]
-        assert verdicts["nll_with_eos"]["difference"] == pytest.approx(change, abs=1e-4)
+        assert found["mean"] < 0
+        assert found["mean"] == pytest.approx(change, abs=1e-4)
 
     def test_it_leaves_report_votes_and_scores(self, comparison):
         """Every file that the notebook promises stands in its folder."""
@@ -217,6 +223,23 @@ class TestFailingNotebook:
         """The manifest has the state, the executed copy the error."""
         assert read_json(failed_run / "manifest.json")["state"] == "failed"
         assert "ContractError" in (failed_run / "notebook.ipynb").read_text(encoding="utf-8")
+
+
+class TestNoise:
+    """What the executed copies of the three notebooks show that nobody asked for."""
+
+    def test_nothing_red_stands_in_them(self, tiny_run, business_run, comparison):
+        """No cell wrote to stderr, and no library's complaint reached stdout: gemm, torchao, fonts, warnings."""
+        found = []
+        for run in (tiny_run, business_run, comparison):
+            for cell in read_json(run / "notebook.ipynb")["cells"]:
+                for output in cell.get("outputs", []):
+                    text = "".join(output.get("text", []))
+                    noise = re.findall(r"Failed to load|[Tt]orchao|findfont|\w*Warning:", text)
+                    found += [(run.name, line) for line in noise]
+                    if output.get("name") == "stderr":
+                        found.append((run.name, text[:300]))
+        assert found == []
 
 
 class TestSecrets:
