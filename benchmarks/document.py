@@ -139,8 +139,8 @@ def short(results: Path) -> Iterator[str]:
 def waited() -> Iterator[str]:
     """Yield what is waited for."""
     yield "What a user waits for: from the start of the process until the adapter is on disk, each side training so"
-    yield "many Alpaca rows once. Ours also measures held-out losses. Packed, Unsloth's notebook takes steps of about"
-    yield "72 examples, and so a ninth of the steps: it is shown for speed, and learns less from the same rows."
+    yield "many Alpaca rows once. Packed, Unsloth's notebook takes steps of about 72 examples, and so a ninth of the"
+    yield "steps: it is shown for speed, and learns less from the same rows."
 
 
 def extrapolated(record: Mapping[str, Any]) -> list[str]:

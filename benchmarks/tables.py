@@ -139,6 +139,8 @@ def waiting(records: Mapping[str, Mapping[str, Any]]) -> str:
     """
     lines: list[list[str]] = []
     for rows, sides in whole_runs(records.get("whole", {"runs": {}})).items():
+        if "ours" not in sides:
+            continue
         cells = [_felt(whole_seconds(sides[side])) if side in sides else "" for side in ("official", "ours")]
         lines.append([f"the adapter, from the start, {rows:,} rows of Alpaca once", cells[0], "", cells[1]])
     if startup := records.get("startup"):

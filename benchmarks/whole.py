@@ -178,13 +178,16 @@ def end_after_first() -> None:
 
 
 def rows_file(data: str, count: int) -> str:
-    """Write so many rows of a file; where it has fewer, each further time with a number at the instruction."""
-    rows = json.loads(Path(data).read_text(encoding="utf-8"))
+    """Write so many rows with different questions; where a file has fewer, each further time with a number."""
+    unique: dict[str, dict[str, str]] = {}
+    for each in json.loads(Path(data).read_text(encoding="utf-8")):
+        row = {name: each.get(name) or "" for name in ("instruction", "input", "output")}
+        unique.setdefault(" ".join(f"{row['instruction']} {row['input']}".casefold().split()), row)
+    rows = list(unique.values())
     path = Path(tempfile.mkdtemp()) / "rows.json"
     kept = []
     for at in range(count):
-        row = {name: rows[at % len(rows)].get(name) or "" for name in ("instruction", "input", "output")}
-        turn = at // len(rows)
+        row, turn = rows[at % len(rows)], at // len(rows)
         kept.append({**row, "instruction": f"{row['instruction']} ({turn})"} if turn else row)
     path.write_text(json.dumps(kept), encoding="utf-8")
     return str(path)
