@@ -19,11 +19,7 @@ __all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
 
 
 def add_command(subparsers: Any) -> None:
-    """Add `compare` to the command line.
-
-    Args:
-        subparsers: What `ArgumentParser.add_subparsers` returned.
-    """
+    """Add `compare` to the command line."""
     said = "compare base and tuned from a comparison's config.json, on one GPU or, launched, on several"
     parser = subparsers.add_parser("compare", help=said)
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what side_by_side_eval wrote")
@@ -46,12 +42,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def compare_run(config: EvaluationConfig, *, resume: str = "auto") -> RunDirectory:
-    """Run the comparison notebook's cells, but for those of notebooks only; return the run, complete.
-
-    Args:
-        config: The checked configuration.
-        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
-    """
+    """Run the comparison notebook's cells, but for those of notebooks only; return the run, complete."""
     values = config.flat()
     if config.mode == "aa":
         del values["arms"]  # which mode aa has of its own

@@ -297,7 +297,6 @@ def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None)
     """Describe a cell that raised.
 
     Args:
-        cells: All cells of the executed notebook.
         index: Which one raised, from 0.
         raised: nbclient's CellExecutionError, all that is known if the cell shows no error.
     """
@@ -334,12 +333,8 @@ def _kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int 
     """Describe a cell during which the kernel's process ended.
 
     Args:
-        cells: All cells of the executed notebook.
         index: Which one was running, from 0.
         exit_code: As `subprocess` gives it: negative for a signal. None if unknown.
-
-    Returns:
-        The error to raise.
     """
     got, remedy = f"exit status {exit_code}", ""
     if exit_code is None:
@@ -353,21 +348,12 @@ def _kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int 
 
 
 def _kernel_missing(message: str) -> CellError:
-    """Describe a kernel that did not start.
-
-    Args:
-        message: What jupyter_client says.
-    """
+    """Describe a kernel that did not start."""
     return CellError("kernel", "a kernel that starts", message, "Run python -m helpers doctor.")
 
 
 def _where(cells: Sequence[Mapping[str, Any]], index: int) -> str:
-    """Say which cell, as 'cell 12 of 40, In [7], under "3. Train"'.
-
-    Args:
-        cells: All cells of the notebook.
-        index: Which one, from 0.
-    """
+    """Say which cell, as 'cell 12 of 40, In [7], under "3. Train"'."""
     texts = (cell["source"] for cell in cells[:index] if cell["cell_type"] == "markdown")
     headings = [title for text in texts for title in re.findall(r"^#{1,6}\s+(.*\S)", text, re.MULTILINE)]
     count = cells[index].get("execution_count")

@@ -94,7 +94,6 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, An
     """Check a notebook's parameters by name, by type, and together.
 
     Args:
-        path: An .ipynb file.
         given: Values by name. Text that spells a number, true or false is taken for a parameter of that type, and
             "none" for None where that is the default.
 
@@ -121,7 +120,6 @@ def run_notebook(
     """Execute a notebook into its run directory.
 
     Args:
-        name: As for `find_notebook`.
         given: Parameters, as for `check_parameters`.
         run_name: Folder under `runs/`, and the parameter of that name if the notebook has one. By default the task
             and the preset, or the notebook's name.

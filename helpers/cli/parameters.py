@@ -35,7 +35,6 @@ class Parameter:
     """One parameter of a notebook.
 
     Args:
-        name: The variable.
         default: Its value if nobody gives one.
         type: "int", "float", "bool" or "str". One whose default is None takes None as well.
         help: What it does, with its unit.
@@ -67,9 +66,6 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
     """Read what the cell tagged `parameters` declares, through papermill's own inspection.
-
-    Args:
-        path: An .ipynb file.
 
     Returns:
         Parameters by name, in their order; none if no cell has the tag.
@@ -136,7 +132,6 @@ class Plan:
     """A run that may begin.
 
     Args:
-        run_name: Folder under `runs/`.
         parameters: What decides whether an earlier run of that name is the same one.
     """
 

@@ -74,11 +74,7 @@ LABELS = {
 
 
 def add_command(subparsers: Any) -> None:
-    """Add `plan` to the command line.
-
-    Args:
-        subparsers: What `ArgumentParser.add_subparsers` returned.
-    """
+    """Add `plan` to the command line."""
     parser = subparsers.add_parser(
         "plan", help="predict a run's peak memory and its minutes, and say what to change if it does not fit"
     )
@@ -102,9 +98,6 @@ def add_command(subparsers: Any) -> None:
 
 def _run_plan(options: argparse.Namespace) -> int:
     """Print the report that the command line asks for.
-
-    Args:
-        options: Parsed by the parser that `add_command` made.
 
     Returns:
         The exit status: 0 if the run fits or no card is known, 1 if it does not fit.
@@ -135,9 +128,6 @@ def parse_gpu(text: str) -> int:
 
     Args:
         text: A name of GPUS, a number of bytes, or a number with GB or GiB.
-
-    Returns:
-        Bytes.
 
     Raises:
         ConfigError: It is none of these.

@@ -25,13 +25,10 @@ class _RunSummary:
     """One run, as far as its files say.
 
     Args:
-        name: Its folder.
         state: "complete", "running", "interrupted", "failed" or "damaged".
-        parameters: Its configuration.
         metrics: Losses and speed: of `metrics.json`, or of the newest checkpoint while training is not done.
         manifest: Everything else that it wrote down.
         note: Why it failed, who is writing it, or what is damaged.
-        step: Optimizer steps done.
     """
 
     name: str
@@ -83,10 +80,6 @@ def read_runs(root: Path | None = None) -> list[_RunSummary]:
 def read_run(name: str, root: Path | None = None) -> _RunSummary:
     """Read one run.
 
-    Args:
-        name: Its folder's name.
-        root: As for `read_runs`.
-
     Raises:
         RunError: There is no run of this name.
     """
@@ -98,11 +91,7 @@ def read_run(name: str, root: Path | None = None) -> _RunSummary:
 
 
 def list_runs(runs: Sequence[_RunSummary]) -> str:
-    """Return a table of runs: state, steps, held-out loss, verdict, and the parameters in which they stand out.
-
-    Args:
-        runs: What `read_runs` returned.
-    """
+    """Return a table of runs: state, steps, held-out loss, verdict, and the parameters in which they stand out."""
     if not runs:
         return f"no runs in {runs_root()}"
     usual = _usual(runs)
@@ -118,11 +107,7 @@ def list_runs(runs: Sequence[_RunSummary]) -> str:
 
 
 def show_run(run: _RunSummary) -> str:
-    """Return what one run was told, did and found, in lines of text.
-
-    Args:
-        run: What `read_run` returned.
-    """
+    """Return what one run was told, did and found, in lines of text."""
     manifest, metrics = run.manifest, run.metrics
     before, after = run.losses()
     facts = {
@@ -143,12 +128,7 @@ def show_run(run: _RunSummary) -> str:
 
 
 def compare_runs(a: _RunSummary, b: _RunSummary) -> str:
-    """Return in what two runs differ: parameters, inputs and results.
-
-    Args:
-        a: What `read_run` returned.
-        b: The other.
-    """
+    """Return in what two runs differ: parameters, inputs and results."""
     rows: list[tuple[Any, ...]] = [("", a.name, b.name), ("state", a.state, b.state)]
     names = [n for n in {**a.parameters, **b.parameters} if n != "run_name"]
     rows += [(n, x, y) for n in names if (x := a.parameters.get(n)) != (y := b.parameters.get(n))]

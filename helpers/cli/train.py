@@ -21,11 +21,7 @@ __all__ = ["add_command", "run_train", "train_run"]
 
 
 def add_command(subparsers: Any) -> None:
-    """Add `train` to the command line.
-
-    Args:
-        subparsers: What `ArgumentParser.add_subparsers` returned.
-    """
+    """Add `train` to the command line."""
     parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
     parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
@@ -51,7 +47,6 @@ def train_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
 
     Args:
         config: The checked configuration; only what the user gave is passed on.
-        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
     """
     values = config.flat()
     given = {name: values[name] for name in ("preset", "run_name", *sorted(config.given))}

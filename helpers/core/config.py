@@ -303,9 +303,6 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         run_name: Folder under `runs/`; by default the task and the preset, such as "alpaca-smoke".
         **given: Any field of the five settings classes. None means "not given".
 
-    Returns:
-        The checked configuration.
-
     Raises:
         ConfigError: A name is unknown, a value does not fit, or two contradict each other.
 
@@ -397,7 +394,6 @@ def check_skip_layers(skip: int, layers: int) -> None:
 
     Args:
         skip: `checkpoint_skip_layers`.
-        layers: The model's.
 
     Raises:
         ConfigError: It is more. Unsloth would take the model's number without a word.

@@ -27,12 +27,7 @@ NOTES = ("data", "folder", "format", "given", "layout", "run_id", "task")
 
 
 def write_config(run: RunDirectory, config: RunConfig) -> None:
-    """Write a run's configuration into its directory.
-
-    Args:
-        run: The run.
-        config: Its checked configuration.
-    """
+    """Write a run's configuration into its directory."""
     name = config.data.dataset_name
     local = bool(file_kind(name)) or Path(name).exists()
     data = {
@@ -45,13 +40,7 @@ def write_config(run: RunDirectory, config: RunConfig) -> None:
 
 
 def record_layout(run: RunDirectory, config: RunConfig, share: Share) -> None:
-    """Add to a run's configuration how its rows are laid out on the hardware; not where none was written.
-
-    Args:
-        run: The run.
-        config: With the layout chosen.
-        share: How an optimizer step is shared out.
-    """
+    """Add to a run's configuration how its rows are laid out on the hardware; not where none was written."""
     if (run.path / CONFIG).is_file():
         chosen = ("gradient_checkpointing", "checkpoint_skip_layers")
         layout = {**dataclasses.asdict(share), **{name: getattr(config.train, name) for name in chosen}}
@@ -63,9 +52,6 @@ def read_config(path: Path | str) -> RunConfig:
 
     Args:
         path: `config.json`, or the run directory that holds it.
-
-    Returns:
-        The configuration that was written.
 
     Raises:
         ConfigError: A parameter is missing, unknown or wrong, or the file is of a later version of the package.

@@ -99,9 +99,6 @@ def place() -> Place:
 def take_card() -> Place:
     """Choose this process's own GPU, if there are GPUs and several processes.
 
-    Returns:
-        Which process this is.
-
     Raises:
         StackError: There are more processes on this machine than GPUs.
     """
@@ -121,9 +118,6 @@ def take_card() -> Place:
 
 def join() -> Place:
     """Meet the other processes, on this process's own GPU; alone do nothing.
-
-    Returns:
-        Which process this is.
 
     Raises:
         StackError: There are more processes on this machine than GPUs.
@@ -274,10 +268,6 @@ def share_out(train: TrainConfig, processes: int) -> Share:
 
     Args:
         train: Its batch_size x gradient_accumulation rows a step are those of all processes together.
-        processes: How many there are.
-
-    Returns:
-        Each process's part.
 
     Raises:
         ConfigError: The rows cannot be shared out evenly.
@@ -305,7 +295,6 @@ def local_config(config: RunConfig, processes: int) -> RunConfig:
     """Return a run as one process sees it: its own batch_size and gradient_accumulation.
 
     Args:
-        config: The run.
         processes: How many share its optimizer steps; 1 changes nothing.
 
     Raises:

@@ -98,10 +98,7 @@ class CellError(RunError):
     """A notebook was started and did not run to its end.
 
     Args:
-        place: Which cell, in words.
         expected: What it should have done.
-        got: What it did.
-        remedy: What to do next.
         details: Several lines to show above the message: the cell's source and its error.
     """
 

@@ -58,7 +58,6 @@ def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None
 
     Args:
         what: What was being written, such as "the checkpoint of step 40".
-        folder: Where to.
         error: As it was caught; the errors that it came from are looked at, too.
 
     Returns:
@@ -83,8 +82,6 @@ def writing(what: str, folder: Path, *, only: bool = False) -> Iterator[None]:
     """Turn a disk's refusal inside the block into the one error that says so; other errors pass.
 
     Args:
-        what: As for `disk_error`.
-        folder: As for `disk_error`.
         only: The block does nothing but write, so that whatever the system refuses is the disk's refusal.
 
     Raises:
@@ -109,7 +106,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     Args:
         folder: Where will be written; it, or a folder above it, exists.
         needed: In bytes.
-        what: What for, in words.
 
     Raises:
         RunError: Less is free.
@@ -230,7 +226,6 @@ def move_into_place(written: Path, folder: Path) -> None:
 
     Args:
         written: On the same file system as its place.
-        folder: Its place.
     """
     for path in sorted(written.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600

@@ -43,7 +43,6 @@ class Holder:
 
     Args:
         pid: Process id, 0 if unknown.
-        host: Name of its machine.
         started: Its start, in seconds since 1970, 0 if unknown.
         since: When it took the lock, in UTC.
     """

@@ -34,7 +34,6 @@ class Estimate:
     Args:
         mean: In the measure's unit, like the ends and the standard error.
         low: Lower end of the 95 % interval; None without one.
-        high: Upper end.
         standard_error: Of the mean; None without an interval.
         rows: How many differences there are.
         sources: How many of them are independent: rows that share a source count once.

@@ -75,12 +75,6 @@ def user_folder(field: str, text: str) -> Path:
 def folder_name(name: Any) -> str:
     """Return a run's name if it can name a folder under `runs/` on every system.
 
-    Args:
-        name: What was given.
-
-    Returns:
-        The name.
-
     Raises:
         ConfigError: It is not text, leads out of `runs/`, is too long, or names a device on Windows.
 

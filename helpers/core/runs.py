@@ -155,7 +155,6 @@ def open_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto", 
     """Create a run directory, or return to the one of an earlier, equal run, and write down that it runs.
 
     Args:
-        name: The run's name, already checked.
         parameters: All parameters of the run; an earlier run must have had the same.
         resume: "auto" continues an earlier run if there is one, "never" replaces it, "must" insists on one.
         **facts: What else its manifest shall hold; JSON values.
@@ -192,11 +191,6 @@ def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto")
     """Say whether `open_run` would continue an earlier run. Reads only.
 
     A run whose directory is gone counts as an earlier one if it left checkpoints in `persist_dir`.
-
-    Args:
-        name: The run's name, already checked.
-        parameters: All parameters of the run.
-        resume: As for `open_run`.
 
     Returns:
         True if an equal run is continued, False if a new one begins.

@@ -39,14 +39,8 @@ def setting(
         default: The value when nobody gives one. None makes the field optional.
         meaning: What the field does, in a few words, for `--help`, notebooks and documentation.
         unit: What a number counts: "tokens", "rows", "steps" …
-        low: Smallest value allowed.
-        high: Largest value allowed.
         above: The value must be larger than this.
-        choices: All values allowed.
         tasks: The notebooks that have it, such as ("dolly",); None for all.
-
-    Returns:
-        A dataclass field.
     """
     metadata = {
         "help": meaning,
@@ -83,12 +77,8 @@ def coerce(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
 
     Args:
         name: The field, as the user types it.
-        value: What was given.
         hint: The field's type: str, int, float, bool, or one of these or None.
         limits: `low`, `high`, `above` and `choices`, as given to `setting`.
-
-    Returns:
-        The value in its field's type.
 
     Raises:
         ConfigError: The value does not fit.
@@ -113,7 +103,6 @@ def refuse_undeclared(namespace: Mapping[str, Any], known: Collection[str]) -> N
 
     Args:
         namespace: The notebook's `globals()`; `In` holds the cells that ran.
-        known: The notebook's parameters.
 
     Raises:
         ConfigError: One is unknown.

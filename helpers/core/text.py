@@ -68,7 +68,6 @@ def format_number(
         places: Decimals; None for as many as two or three figures need.
         sign: Whether to write a plus sign too.
         share: Whether it is a share of 1, to be written in percent.
-        unit: Written behind it.
 
     Example:
         >>> format_number(1234.5), format_number(-0.01234), format_number(0.5, share=True), format_number(None)
@@ -90,7 +89,6 @@ def format_table(rows: Sequence[Sequence[Any]], head: Sequence[str] = (), *, num
 
     Args:
         rows: Cells, of which line breaks stay.
-        head: Names of the columns.
         numbers: Columns that stand flush right.
     """
     import tabulate

@@ -59,11 +59,6 @@ class KeptRows:
 def rows_key(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> str | None:
     """Return the key of rows, a tokenizer with its template, and a length.
 
-    Args:
-        examples: The rows as messages.
-        tokenizer: With a template of `helpers.data.chat_templates`.
-        max_seq_length: Longest row allowed, in tokens.
-
     Returns:
         A SHA-256 in hexadecimal; None if rows of these are not kept.
     """
@@ -104,7 +99,6 @@ def write_rows(key: str, rows: KeptRows) -> None:
 
     Args:
         key: From `rows_key`.
-        rows: What became of them.
     """
     import numpy
     from safetensors.numpy import save

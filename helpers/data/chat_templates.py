@@ -144,7 +144,6 @@ def install_template(tokenizer: PreTrainedTokenizerBase, style: str) -> str:
 
     Args:
         tokenizer: The model's tokenizer; its `chat_template` is replaced.
-        style: "chat" or "alpaca".
 
     Returns:
         The template's name: "mistral-v3", "mistral-v3-tekken", "mistral-v1", "chatml", "alpaca" or, if the model's own
@@ -188,9 +187,6 @@ def needs_single_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
     Mistral's v3 format moves the system prompt to the last user message. An answer in the middle of a conversation with
     a system prompt would then be trained on what it never sees in use: each answer has to become a row of its own
     (`helpers.data.formats.split_turns`).
-
-    Args:
-        tokenizer: With its template installed.
     """
     talk = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B")]
     messages = _messages(talk)
@@ -221,10 +217,6 @@ class ChatTemplate:
 def find_template(tokenizer: PreTrainedTokenizerBase, style: str) -> ChatTemplate:
     """Return the template of a tokenizer's family, compared with the model's own library.
 
-    Args:
-        tokenizer: The model's.
-        style: "chat" or "alpaca".
-
     Raises:
         TemplateError: The tokenizer belongs to no family known here, or gives other ids than the model's library.
     """
@@ -253,7 +245,6 @@ def find_control_text(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
     Such a text would be read as control: an `</s>` inside an answer ends it, an `[INST]` begins a new turn.
 
     Args:
-        texts: Any texts.
         tokenizer: Says which strings are control tokens.
 
     Returns:
@@ -271,7 +262,6 @@ def refuse_control_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
     """Raise if a prompt contains a control token spelled out.
 
     Args:
-        texts: The prompts.
         tokenizer: Says which strings are control tokens.
         field: What to call the prompts in the message.
 
@@ -292,7 +282,6 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
 
     Args:
         tokenizer: With one of this module's templates installed.
-        messages: The conversation.
         answer_next: Whether the assistant speaks next.
 
     Returns:

@@ -70,10 +70,8 @@ class Contract:
     """What the check found.
 
     Args:
-        examples: The rows that passed.
         tokenized: Their tokens and labels, in the same order.
         left_out: Rows left out, by reason.
-        max_seq_length: The length that no row exceeds, in tokens.
     """
 
     examples: tuple[Example, ...]
@@ -110,10 +108,6 @@ class Contract:
 def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
     """Tokenize one row and label its answer.
 
-    Args:
-        example: Prompt and answer.
-        tokenizer: With a template of `helpers.data.chat_templates`.
-
     Returns:
         Ids and labels of equal length.
 
@@ -125,11 +119,6 @@ def tokenize_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> To
 
 def apply_contract(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_seq_length: int) -> Contract:
     """Tokenize all rows, leave out the unusable, and check the rest.
-
-    Args:
-        examples: The rows as messages.
-        tokenizer: With a template of `helpers.data.chat_templates`.
-        max_seq_length: Longest row allowed, in tokens.
 
     Returns:
         The rows that passed, with the number left out by reason.
@@ -223,8 +212,6 @@ def check_tokens(
     Args:
         tokens: With `input_ids` and `completion_mask`.
         chats: The same rows with `prompt` and `completion`.
-        tokenizer: With a template of `helpers.data.chat_templates`.
-        max_seq_length: Longest row allowed, in tokens.
 
     Raises:
         ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
@@ -261,7 +248,6 @@ def check_trainer_dataset(rows: Dataset, checked: Dataset) -> None:
 
     Args:
         rows: The trainer's data set, with `input_ids` and `labels` or `completion_mask`.
-        checked: The rows that passed.
 
     Raises:
         ContractError: The trainer changed tokens or labels.
@@ -341,7 +327,6 @@ def check_trainer_rows(rows: Dataset | Sequence[Mapping[str, Any]], contract: Co
 
     Args:
         rows: The trainer's data set, with `input_ids` and `labels` or `completion_mask`.
-        contract: The rows that passed.
 
     Raises:
         ContractError: The trainer changed tokens or labels.
@@ -385,14 +370,7 @@ def prove_same_prompt(
     """Compare a row's prompt in training with the same question asked later, token by token.
 
     Args:
-        row: A row of the data set.
-        task: "alpaca" or "dolly".
-        tokenizer: With a template of `helpers.data.chat_templates`.
-        style: "chat" or "alpaca".
         system_prompt: What the assistant is told; "" for none.
-
-    Returns:
-        A sentence with the number of tokens compared.
 
     Raises:
         ContractError: They differ.

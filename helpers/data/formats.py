@@ -79,7 +79,6 @@ class Format:
     """How the rows of one source are read.
 
     Args:
-        name: What the format is called.
         used: The source's column for each part, such as {"instruction": "Question", "output": "Answer"}.
         unused: The columns that are not read.
         chat: Whether rows become messages; otherwise an instruction, an input and an output.
@@ -99,9 +98,6 @@ class Format:
 
     def convert(self, row: Any) -> dict[str, Any]:
         """Return a row in the form that all formats come to.
-
-        Args:
-            row: A row of the source.
 
         Returns:
             `instruction`, `input`, `output` and perhaps `category`, as text; or, of chats, `prompt` and `completion`,
@@ -144,9 +140,6 @@ def recognise(rows: Sequence[Any], source: str, *, names: Iterable[str] = (), co
         source: What to call the data in messages.
         names: The columns, where they are known beyond the rows.
         columns: The parameter of that name, such as "instruction=Question, output=Answer"; None guesses.
-
-    Returns:
-        The format.
 
     Raises:
         DataError: No format fits, or more than one does; the message lists the columns that there are.

@@ -36,9 +36,6 @@ _CHANCE = 3
 class Look:
     """Rows of one format, looked at one by one.
 
-    Args:
-        source_format: How they are read.
-
     Attributes:
         rows: The usable ones, converted; each asks something that none before it asks.
         places: Their places in the source.
@@ -100,7 +97,6 @@ class Look:
 
         Args:
             total: Rows of the whole data set.
-            source: What to call it.
         """
         bad, seen = len(self._damaged), self._asked.total() + len(self._damaged) + self._untrainable
         if bad > min(MAX_BAD_SHARE * total, max(MAX_BAD_SHARE * seen, _CHANCE)):

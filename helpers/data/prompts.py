@@ -93,7 +93,6 @@ def alpaca_block(instruction: str, context: str = "") -> str:
     """Write the classic Alpaca prompt, up to and including the line break after `### Response:`.
 
     Args:
-        instruction: The task.
         context: The input it refers to, or "".
 
     Returns:
@@ -115,13 +114,8 @@ def build_prompt(
     """Return the messages that ask for an answer, exactly as training rows have them.
 
     Args:
-        instruction: The task.
         context: The text it refers to, or "".
-        style: "chat" or "alpaca".
         system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
-
-    Returns:
-        One or two messages.
 
     Raises:
         ConfigError: The style is unknown, or has no place for the system prompt.
@@ -145,8 +139,6 @@ def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", sys
 
     Args:
         row: With the columns of `COLUMNS[task]`, or with lists of messages, `prompt` and `completion`.
-        task: "alpaca" or "dolly".
-        style: "chat" or "alpaca".
         system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
 
     Returns:
@@ -188,9 +180,6 @@ def clean_references(text: str) -> tuple[str, int]:
     Only a number from 1 in square brackets counts, directly after a word or its punctuation, or one space after the
     end of a sentence. List items such as "[1] Anna" at the start of a line, code such as `x = [1]` or `items[1]` in
     backticks, and links such as "[1](url)" stay.
-
-    Args:
-        text: Any text.
 
     Returns:
         The text without the marks, and how many were removed.

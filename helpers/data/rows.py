@@ -56,7 +56,6 @@ class Rows:
     """The rows of one run.
 
     Args:
-        train: Rows to train on.
         heldout: Rows kept apart; nothing is asked twice.
         source: Where they come from, with the revision of a hub data set.
         total: How many rows the source has.
@@ -83,13 +82,8 @@ def load_rows(
     The bundled sample has fixed training and held-out parts; from anything else rows are drawn at random.
 
     Args:
-        config: Which data set, and how many rows.
         task: "alpaca" or "dolly": what the columns of instructions are called in the rows that come out.
-        seed: Seed of the draw.
         given: The parameters that the user set. Numbers of rows that are not among them adapt to the data.
-
-    Returns:
-        The rows, with the number left out and why.
 
     Raises:
         DataError: The data set cannot be read, or has too few good rows.
@@ -117,7 +111,6 @@ class SeededRows(list[int]):
     """Row numbers, with the lines of Python that draw them again.
 
     Args:
-        numbers: Of rows.
         lines: They bind `order`; their other names are `random` and `data`.
         source: An expression over `order` that gives the numbers.
     """
@@ -161,9 +154,7 @@ def draw_rows(
     text. The bundled rows, and anything else, such as conversations or a CSV file, are written into `folder` first.
 
     Args:
-        config: Which data set, and how many rows.
         task: "alpaca" or "dolly": which columns to expect.
-        seed: Of the draw.
         folder: For rows that are written first.
         given: The parameters that the user set. Numbers of rows that are not among them adapt to the data.
 
@@ -248,10 +239,6 @@ class Source:
     """Rows that can be read one by one, and how they are to be understood.
 
     Args:
-        name: What to call them.
-        total: How many there are.
-        row_at: Returns one.
-        format: Its columns.
         read_as: How a file was read; "" for a data set of the hub.
     """
 
@@ -295,11 +282,7 @@ def read_sample(task: str, part: str) -> list[Row]:
     """Read the bundled rows.
 
     Args:
-        task: "alpaca" or "dolly".
         part: "train" or "heldout".
-
-    Returns:
-        The rows, in the order of the file.
     """
     text = (SAMPLES / f"{task}_{part}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
@@ -400,8 +383,6 @@ def _fit(config: DataConfig, usable: int, given: Collection[str], *, complete: b
     """Return the numbers of held-out and training rows: those given, or what fits the data.
 
     Args:
-        config: The numbers asked for.
-        usable: Rows that were found.
         given: The parameters that the user set; other numbers adapt.
         complete: Whether these are all rows of the source.
         why: Why there are few; "" for no special reason.

@@ -22,9 +22,6 @@ def choose_categories(indices: Sequence[int], category_of: Callable[[int], Any],
         category_of: Returns a row's category, or None.
         wanted: Categories separated by commas; None or "" keeps all rows.
 
-    Returns:
-        The row numbers kept, in the same order.
-
     Raises:
         DataError: A category does not occur; the message names those that do.
 
@@ -51,10 +48,6 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
 
     Args:
         indices: Row numbers, in the order of the draw.
-        category_of: Returns a row's category.
-
-    Returns:
-        The same row numbers.
 
     Example:
         >>> in_proportion([0, 1, 2, 3, 4, 5], ["a", "a", "a", "a", "b", "b"].__getitem__)

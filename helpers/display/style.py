@@ -62,9 +62,7 @@ class Drawing:
 
     Args:
         name: A short name for its file, such as "differences".
-        title: What it shows.
         caption: How to read it, and what it says here.
-        figure: matplotlib's figure.
     """
 
     name: str
@@ -108,9 +106,6 @@ def new_figure(height: float, *, width: float = 4.4, grid: Literal["x", "y", "bo
         height: In inches.
         width: In inches; 4.4 leaves letters readable when a phone scales the picture down.
         grid: Which axis has grid lines: "x", "y", "both" or "".
-
-    Returns:
-        The figure and its axes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -130,7 +125,6 @@ def plain_text(text: str, limit: int = 0) -> str:
     """Make a text that matplotlib can draw: one line, no formulas, only characters that its font has.
 
     Args:
-        text: Any text.
         limit: Characters after which it is cut; 0 for none.
 
     Returns:

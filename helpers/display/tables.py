@@ -40,7 +40,6 @@ class Shown:
     """Something to look at: HTML in a notebook, plain text anywhere else.
 
     Args:
-        html: Escaped HTML.
         text: The same for a terminal.
     """
 
@@ -61,7 +60,6 @@ class Picture:
     A figure that pyplot does not know of shows as text in a notebook, and importing pyplot would choose a backend.
 
     Args:
-        path: A PNG file.
         note: Text to stand below it, such as a key that the picture's font cannot write.
     """
 
@@ -106,14 +104,7 @@ def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: 
 
 
 def show_conversation(example: Example) -> Shown:
-    """Show an example's messages, the one to be learned marked.
-
-    Args:
-        example: Prompt and answer.
-
-    Returns:
-        One block a message.
-    """
+    """Show an example's messages, the one to be learned marked."""
     blocks, lines = [], []
     for message in example.messages():
         learned = message["role"] == "assistant"
@@ -130,7 +121,6 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
 
     Args:
         row: Token ids and labels.
-        tokenizer: Turns ids into text.
 
     Returns:
         The tokens in order; a line break shows as ⏎.
@@ -161,10 +151,6 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
 
     Args:
         metrics: With `train_loss` and `eval_loss`, lists of [step, loss in nats a token].
-        path: Where the PNG goes.
-
-    Returns:
-        The picture, which a notebook shows.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -191,10 +177,6 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Pict
     Args:
         rows: With a `response`, or as messages, a `completion`; without a `category` they count as "(none)". Of more
             than 30 categories the smallest are drawn as one.
-        path: Where the PNG goes.
-
-    Returns:
-        The picture.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -227,10 +209,6 @@ def plot_lengths(lengths: Sequence[int], limit: int, path: Path | str) -> Pictur
     Args:
         lengths: Tokens of each row.
         limit: The length that no row may exceed, in tokens.
-        path: Where the PNG goes.
-
-    Returns:
-        The picture, which a notebook shows.
     """
     figure, axes = _figure(2.4)
     axes.hist(lengths, bins=min(40, max(len(set(lengths)), 1)), color=LEARNED)

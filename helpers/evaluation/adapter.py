@@ -205,7 +205,6 @@ def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[floa
     """Return what the training run measured last on its held-out rows.
 
     Args:
-        source: The adapter.
         config: The comparison; if it asks in another way or for other rows, nothing can be compared.
 
     Returns:
@@ -225,7 +224,6 @@ def same_base_name(first: str, second: str) -> bool:
 
     Args:
         first: A hub id or a folder.
-        second: Another.
 
     Example:
         >>> same_base_name("unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "mistralai/Mistral-7B-Instruct-v0.3")
@@ -272,7 +270,6 @@ def check_adapter(source: AdapterSource, base: str, revision: str | None = None)
     """Refuse, before weights are loaded, an adapter made for another base model or one that cannot be switched off.
 
     Args:
-        source: The adapter.
         base: Hub id or folder of the base model that is about to be loaded.
         revision: Its revision on the hub.
 
@@ -305,9 +302,7 @@ def check_base(source: AdapterSource, base: str, config: Mapping[str, Any]) -> N
     """Refuse an adapter that was made for another base model.
 
     Args:
-        source: The adapter.
         base: Hub id or folder of the base model that is about to be loaded.
-        config: That model's configuration.
 
     Raises:
         EvaluationError: The names or the sizes differ; the message says which base the adapter was made for.
@@ -365,7 +360,6 @@ def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
     """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
 
     Args:
-        config: The comparison.
         source: From `known_adapter`.
 
     Raises:
@@ -380,7 +374,6 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
     Of several processes the main one looks, and all of them train.
 
     Args:
-        config: The comparison.
         report: Gets a sentence before training begins.
 
     Returns:

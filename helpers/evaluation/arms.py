@@ -73,9 +73,6 @@ def plan_asking(config: EvaluationConfig, material: Material, style: str, system
     """Decide how the arms are asked.
 
     Args:
-        config: The comparison.
-        material: Its rows.
-        style: "chat" or "alpaca".
         system_prompt: As in training, or as the user said.
 
     Returns:
@@ -95,9 +92,7 @@ def choose_shots(
 
     Args:
         rows: Training rows; held-out rows are never among them.
-        texts: What each of them asks.
         count: How many to draw, if there are so many.
-        seed: Seed of the draw.
         avoid: Texts that are asked or scored; a row that asks one of them is not drawn.
     """
     places = [place for place, text in enumerate(texts) if text not in avoid]
@@ -111,8 +106,6 @@ def messages_for(question: Question, arm: Arm, asking: Asking, *, shots: int | N
     r"""Write a question as one arm is given it.
 
     Args:
-        question: What is asked.
-        arm: Which arm.
         asking: Style, system prompt and examples.
         shots: Examples to show, counted from the last; None shows all.
 
@@ -170,8 +163,6 @@ class Writer:
         """Write a question for an arm, with as many examples as leave room for the answer.
 
         Args:
-            question: What is asked.
-            arm: Who is asked.
             answer_tokens: Room for the answer, in tokens.
 
         Returns:
@@ -193,8 +184,6 @@ class Writer:
         """Tokenize a question with a given answer and its EOS, as an arm reads it.
 
         Args:
-            question: What is asked.
-            arm: Who reads it.
             answer: The answer, whose tokens are labelled.
 
         Raises:
@@ -225,7 +214,6 @@ def cut_at_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Cut a text at its tokens.
 
     Args:
-        tokenizer: Turns ids into text.
         ids: The text's tokens.
 
     Returns:

@@ -28,7 +28,6 @@ class CachedAnswer:
     """What is kept of an answer.
 
     Args:
-        text: The answer.
         tokens: Tokens generated, the closing EOS included.
         finish_reason: "eos" or "length".
     """
@@ -130,9 +129,6 @@ def do_each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
     Args:
         items: The same in every process.
         work: What to do. Its value must be one that pickle can write.
-
-    Returns:
-        All values in the items' order, in every process.
 
     Example:
         >>> do_each([1, 2, 3], lambda number: number * number)

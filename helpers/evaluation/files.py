@@ -64,7 +64,6 @@ def write_llm_comparator(path: Path, comparison: Comparison, overview: Overview,
 
     Args:
         path: The JSON file to write. Load it at pair-code.github.io/llm-comparator, which reads it in the browser.
-        comparison: What was compared.
         overview: Its scores; numbers that all answers have, and yes-or-no measures, become columns.
         votes: Blind votes, if there are any: the score of a pair is the mean of its votes, 1 for A and -1 for B.
 
@@ -139,8 +138,6 @@ def write_alpaca_eval(folder: Path, comparison: Comparison, overview: Overview, 
 
     Args:
         folder: Where `model_outputs.json` (tuned), `reference_outputs.json` (base) and `annotations.json` go.
-        comparison: What was compared.
-        overview: Names the two arms.
         votes: Blind votes; each voter is an annotator, and a pair seen twice counts once.
 
     Raises:

@@ -40,16 +40,11 @@ class Bench:
     """A base model with its adapter, ready to play every arm.
 
     Args:
-        model: PEFT's model.
         tokenizer: Saved beside the adapter, with its template.
         asking: How the arms are asked.
-        source: The adapter.
         base: Where the base weights came from.
         precision: "bf16", "fp16" or "fp32": what the model computes in.
-        max_new_tokens: Longest answer, in tokens.
-        max_seq_length: Longest sequence, in tokens.
         temperature: 0 for the likeliest answer, above 0 for a draw.
-        seed: Of the draws.
     """
 
     model: Any
@@ -89,7 +84,6 @@ def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Read
     """Read off the model what the self-tests judge.
 
     Args:
-        bench: The model.
         question: Any question; the model reads it.
         arms: The arms that will answer.
 
@@ -131,12 +125,8 @@ def answer_all(
     """Let every arm answer every question. Several processes share the questions among them.
 
     Args:
-        bench: The model.
-        questions: What is asked.
-        arms: Who answers.
         batch_size: Questions answered at a time; halved when memory runs out.
         cache: Answers of an earlier run; new ones are added. None keeps nothing.
-        report: Gets one line of progress at a time.
 
     Returns:
         An answer for each arm and question, arms first.
@@ -273,10 +263,7 @@ def score_references(
     """Measure how likely each arm finds the given answers, without generating.
 
     Args:
-        bench: The model.
         questions: With references; those without are passed over.
-        arms: Who scores.
-        report: Gets one line of progress at a time.
 
     Returns:
         A score for each arm and question, arms first; and how many questions were left out for all arms, by reason.
@@ -298,8 +285,6 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
     """Rank each token of an answer under the base model, which reads the answer as if it had written it.
 
     Args:
-        bench: The model.
-        question: What was asked.
         answer: What the tuned model said. It is tokenized again, without an EOS.
 
     Returns:

@@ -33,7 +33,6 @@ class Overview:
         tuned: The arm that is judged.
         table: From `score_table`.
         pairs: By measure, from `paired_differences`, tuned minus base.
-        estimates: By measure.
         verdicts: On likelihood, on votes and on the other task, in this order; none if both arms are the base model.
         cut: Answered pairs in which an answer was cut at the length limit.
         answered: Pairs that both arms answered.
@@ -93,7 +92,6 @@ def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
     """Score and judge a comparison.
 
     Args:
-        comparison: Prompts, arms, answers and reference scores.
         votes: Blind votes, if there are any.
 
     Raises:

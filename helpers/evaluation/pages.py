@@ -39,9 +39,6 @@ def read_part(name: str) -> str:
 
     Args:
         name: A file name in `helpers/evaluation/templates`.
-
-    Returns:
-        Its text, with "\n" line endings.
     """
     return files("helpers.evaluation").joinpath("templates", name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
@@ -51,8 +48,6 @@ def render_page(template: str, *, styles: tuple[str, ...], script: str, context:
 
     Args:
         template: File name of a jinja2 template that has places for `policy`, `styles` and `script`.
-        styles: File names of the style sheets, in order.
-        script: File name of the page's only script.
         context: The values the template names. Text goes through `visible`, then through HTML escaping.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -86,10 +81,6 @@ def _policy(script: str) -> str:
 
 def write_page(path: str | Path, page: str) -> Path:
     """Write a page as UTF-8.
-
-    Args:
-        path: Where to; its folder is made.
-        page: The page.
 
     Raises:
         EvaluationError: The path is a folder.

@@ -37,8 +37,6 @@ class Question:
     """A prompt in the two parts that training rows have.
 
     Args:
-        prompt: What reports show.
-        instruction: The task.
         context: The text that it refers to, or "".
     """
 
@@ -55,9 +53,6 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
             `topic`, `context`, `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None
             takes the bundled prompts.
         count: How many to take, spread over the file; 0 takes all.
-
-    Returns:
-        The prompts, in the order of the file.
 
     Raises:
         EvaluationError: The file is empty or unreadable, a prompt is blank or not text, or two are the same.
@@ -169,7 +164,6 @@ def reference_questions(rows: Sequence[Mapping[str, str]], task: str, name: str 
 
     Args:
         rows: With the columns of the task.
-        task: "alpaca" or "dolly".
         name: What the prompts' ids begin with.
 
     Returns:
@@ -237,8 +231,6 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
     """Read prompts, references and training rows.
 
     Args:
-        config: The comparison.
-        source: The adapter.
         training: Its run's configuration, from `training_config`.
 
     Returns:

@@ -16,7 +16,6 @@ class Prompt:
 
     Args:
         id: A short unique name, such as "predictive-maintenance".
-        text: What the user says.
         category: The slice it is reported under, such as "operations"; "" for none.
         source: Rows that share a source are not independent; statistics cluster by it. "" for none.
         reference: A person's answer to it, or None.

@@ -38,9 +38,6 @@ def judge(readings: Readings) -> list[dict[str, str]]:
     Args:
         readings: From `helpers.evaluation.generate.take_readings`.
 
-    Returns:
-        One row a test: `test` and `result`.
-
     Raises:
         EvaluationError: A test fails.
     """
@@ -74,7 +71,6 @@ def reproduces_training(scores: Sequence[ReferenceScore], recorded: float | None
     """Compare the tuned arm's loss on the held-out rows with the one that training ended with.
 
     Args:
-        scores: Reference scores.
         recorded: The run's last held-out loss, in nats a token, EOS included; None if it is not known.
         rows: How many rows it was measured on.
 

@@ -71,11 +71,6 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     Votes are read at once, so that a mistake in them does not show after everything was computed. In a notebook, a cell
     that fails from now on marks the run as failed.
 
-    Args:
-        config: The checked configuration.
-        source: The adapter.
-        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
-
     Returns:
         The directory, with `manifest.json` and `config.json` in it.
 
@@ -115,17 +110,8 @@ def compare(
     """Put prompts, arms, answers and scores together.
 
     Args:
-        config: The evaluation.
-        source: The adapter.
         training: The configuration of its run.
-        material: Prompts and references.
-        arms: Who answered.
-        answers: Their answers.
-        references: Their reference scores.
         other_task: Scores of base and tuned on rows of the task that was not trained.
-
-    Returns:
-        What everything after it works on.
     """
     model = training.model.model_name.rstrip("/").rpartition("/")[2]
     against = "itself, drawn twice" if config.mode == "aa" else f"its adapter {source.shown()}"
@@ -162,10 +148,6 @@ def write_files(
     """Write the report, and the files that other tools read.
 
     Args:
-        run: Where to.
-        comparison: What was compared.
-        overview: What came of it.
-        figures: Pictures for the report.
         neighbours: The nearest training example of each prompt.
         votes: Blind votes, if there are any.
 
@@ -194,9 +176,6 @@ def finish_evaluation(run: RunDirectory, comparison: Comparison, overview: Overv
     """Write the numbers into `metrics.json`, and into the manifest that everything asked for was done.
 
     Args:
-        run: The run.
-        comparison: What was compared.
-        overview: What came of it.
         **more: Further entries of `metrics.json`, such as `votes`.
     """
     answered = len({answer.prompt_id for answer in comparison.answers})

@@ -36,7 +36,6 @@ def show_pairs(comparison: Comparison, overview: Overview, ids: Sequence[str]) -
     """Show pairs of answers side by side, with the words marked that only one of them has.
 
     Args:
-        comparison: Prompts and answers.
         overview: Its table, for the badges.
         ids: Prompts to show, in this order.
     """

@@ -43,7 +43,6 @@ def rows_needed(found: Estimate, effect: float) -> int | None:
     sources as these do: about ((1.96 + 0.84) s / effect)^2 rows, with s the standard error times the root of the rows.
 
     Args:
-        found: What was measured.
         effect: The mean difference to be found, in the same unit.
 
     Returns:

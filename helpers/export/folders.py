@@ -112,13 +112,6 @@ def tensor_files(folder: Path) -> dict[str, str]:
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object that lies beside weights, such as `config.json`.
 
-    Args:
-        folder: The export.
-        name: The file's name.
-
-    Returns:
-        The object.
-
     Raises:
         ExportError: The file is missing, damaged, or not an object.
     """
@@ -134,9 +127,6 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
 @contextmanager
 def open_weights(path: Path) -> Iterator[Any]:
     """Open a safetensors file; its tensors are read when asked for.
-
-    Args:
-        path: The file.
 
     Yields:
         The open file, with `keys`, `get_slice` and `get_tensor`.
@@ -158,7 +148,6 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     """Compare the tensors that stand in the files with those that should, without reading their values.
 
     Args:
-        folder: The model.
         shapes: The shape of every tensor, by name.
 
     Raises:

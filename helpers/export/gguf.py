@@ -29,12 +29,8 @@ class GgufResult:
     """What was written and read back.
 
     Args:
-        file: The GGUF file.
         quantization: Its type, such as "q8_0".
-        tensors: Tensors compared.
         worst_error: Largest relative error of a tensor (root mean square) against the merged model.
-        limit: What the type allows.
-        bytes: Size of the file.
     """
 
     file: str
@@ -69,9 +65,6 @@ def export_gguf(
         name: The model's name in the file.
         system: The system prompt of the training, for the Modelfile.
         max_seq_length: Longest conversation, in tokens, for the Modelfile.
-
-    Returns:
-        What was written, and how near it is.
 
     Raises:
         ConfigError: The type is unknown.

@@ -36,12 +36,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: str) -> tuple[int, float, float]:
     """Compare names, shapes, values and tokenizer of a GGUF file with the merged model.
 
-    Args:
-        file: The GGUF file.
-        merged: The merged model.
-        config: Its configuration.
-        quantization: The file's type.
-
     Returns:
         Number of tensors, largest relative error, and the limit.
 
@@ -126,8 +120,6 @@ def gguf_tensors(merged: Path, config: dict[str, Any], quantization: str) -> Ite
     Norms stay in float32, as llama.cpp's converter leaves them; rows that Q8_0's blocks of 32 do not fit become F16.
 
     Args:
-        merged: The merged model.
-        config: Its configuration.
         quantization: "f16", "bf16" or "q8_0".
 
     Raises:
@@ -158,12 +150,7 @@ def read_tensor(merged: Path, source: str, config: dict[str, Any]) -> np.ndarray
     and key are interleaved (`permute` in llama.cpp's convert_hf_to_gguf.py).
 
     Args:
-        merged: The merged model.
         source: The tensor's name in it.
-        config: Its configuration.
-
-    Returns:
-        The values.
     """
     with open_weights(merged / tensor_files(merged)[source]) as file:
         values = file.get_tensor(source).float().numpy()
@@ -227,11 +214,7 @@ def read_vocabulary(folder: Path | str, size: int) -> GgufVocabulary:
     """Read the tokenizer beside a model's weights.
 
     Args:
-        folder: The merged model.
         size: Rows of its embedding; ids that the tokenizer lacks become unused tokens.
-
-    Returns:
-        The vocabulary.
 
     Raises:
         StackError: The tokenizer is neither SentencePiece's BPE nor byte-level BPE with a split that is known here.

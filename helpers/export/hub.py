@@ -26,11 +26,8 @@ class PublishResult:
     """What stands on the Hub.
 
     Args:
-        url: Of the repository.
-        commit: The pushed commit.
         private: Whether only its owner sees it.
         files: Files compared with the local ones.
-        bytes: Their size together.
     """
 
     url: str
@@ -48,9 +45,6 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
         repo_id: Such as "name/model". The repository is made if need be.
         token: With write permission; by default HF_TOKEN from the environment or Colab's secrets. Never shown.
         private: Whether the repository must be private.
-
-    Returns:
-        Where it is, and what was compared.
 
     Raises:
         ConfigError: `repo_id` is not "owner/name".
@@ -86,7 +80,6 @@ def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dic
     """Compare a pushed folder with the remote file list.
 
     Args:
-        folder: The local folder.
         remote: Path -> `size` in bytes, and `sha256` or `blob_id` (git's SHA-1) where the Hub gives one.
 
     Returns:

@@ -48,9 +48,7 @@ def saving_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str 
     """Save an adapter and its tokenizer inside the block, in place of an earlier adapter; afterwards all can read it.
 
     Args:
-        model: The tuned PEFT model.
         tokenizer: With the template that it was trained with.
-        folder: Where to.
         base: The base model's name for whoever loads the adapter, best its hub id; by default the name PEFT knows.
 
     Yields:
@@ -106,7 +104,6 @@ def write_config(base: Any, folder: Path, dtype: str) -> None:
 
     Args:
         base: The transformers model, without PEFT around it.
-        folder: Where to.
         dtype: Of the weights beside it, such as "float16".
     """
     config = json.loads(base.config.to_json_string())

@@ -30,13 +30,9 @@ class MergeResult:
     """What was merged.
 
     Args:
-        folder: Where it is.
-        reason: How it was merged.
         dtype: "fp16" or "bf16".
-        tensors: Tensors written.
         merged: Of these, matrices that the adapter was added to.
         kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all.
-        bytes: Of all files.
     """
 
     folder: str
@@ -71,9 +67,6 @@ def merge_16bit(
         folder: Where to: missing, empty, or an earlier export.
         dtype: "fp16" or "bf16": the type that is written.
         shard_bytes: Largest weight file, in bytes.
-
-    Returns:
-        What was written, and how.
 
     Raises:
         ConfigError: `dtype` is unknown.

@@ -67,11 +67,7 @@ def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **optio
     Args:
         folder: An adapter, a merged model or a GGUF folder; which of them is seen from its files.
         run: The run, with manifest and metrics.
-        config: The run's configuration.
         **options: `verification`, `name`, `licence`, as for `model_card`.
-
-    Returns:
-        The file.
 
     Raises:
         RunError: The disk refuses.
@@ -97,14 +93,9 @@ def model_card(
 
     Args:
         run: The run, with manifest and metrics.
-        config: The run's configuration.
         kind: "adapter", "merged" or "gguf".
-        verification: Of this export.
         name: The repository's name on the Hub, for the lines that load it; by default the folder itself.
         licence: Licence of the result, as the Hub writes it; by default the base model's if it is known here.
-
-    Returns:
-        Markdown.
 
     Raises:
         ConfigError: `kind` is unknown.
@@ -328,11 +319,6 @@ def _cell(value: Any) -> str:
 
 
 def _fence(text: str, language: str) -> str:
-    """Put text into a fence that is longer than any in it.
-
-    Args:
-        text: Anything.
-        language: For highlighting.
-    """
+    """Put text into a fence that is longer than any in it."""
     marks = "`" * max(3, 1 + max((len(m) for m in re.findall("`+", text)), default=0))
     return f"{marks}{language}\n{text}\n{marks}"

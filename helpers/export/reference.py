@@ -47,7 +47,6 @@ class Reference:
         noise: What the precision of the arithmetic alone does to the tuned model's logits.
         precision: "bf16", "fp16" or "fp32": the type it was computed in.
         template_sha256: Of the chat template in memory.
-        max_new_tokens: Longest answer, in tokens.
     """
 
     prompts: tuple[tuple[Message, ...], ...]
@@ -74,13 +73,8 @@ def measure_reference(
     Each prompt is run by itself: in 16 bit the logits depend on the batch (unsloth issue 9708).
 
     Args:
-        model: The tuned PEFT model.
         tokenizer: With the template that it was trained with.
         prompts: Conversations that end with the user's message.
-        max_new_tokens: Longest answer, in tokens.
-
-    Returns:
-        What the exports are compared with.
 
     Raises:
         ExportError: The model has no adapter, or its logits are not numbers.
@@ -151,13 +145,8 @@ def answer_greedily(
     """Answer each prompt by itself, without sampling.
 
     Args:
-        model: A causal language model.
         prompts: Token ids.
-        max_new_tokens: Longest answer, in tokens.
         tokenizer: Says where answers end; without it, the model's own generation settings do.
-
-    Returns:
-        The answers' token ids, EOS included.
     """
     import torch
 

@@ -66,7 +66,6 @@ def loading_lines(kind: str, name: str, system: str | None = None) -> str:
 
     Args:
         kind: "adapter" or "merged".
-        name: Hub id or folder.
         system: The system prompt that it was trained with.
     """
     package, loader = (
@@ -82,9 +81,7 @@ def serving_lines(kind: str, name: str, *, base: str | None = None, rank: int = 
 
     Args:
         kind: "adapter", "merged" or "gguf".
-        name: Hub id or folder.
         base: The base model's hub id, for an adapter.
-        rank: The adapter's.
     """
     if kind == "gguf":
         return "ollama create tuned -f Modelfile\nollama run tuned"

@@ -36,7 +36,6 @@ def estimate_needs(
     """Estimate what an export takes, from the model in memory.
 
     Args:
-        model: The tuned PEFT model.
         merged: Whether the merged 16-bit model is written.
         gguf: The GGUF type that is written, or None.
         shard_bytes: Largest weight file of the merged model, in bytes.
@@ -76,14 +75,10 @@ def preflight(
     memory counts.
 
     Args:
-        model: The tuned PEFT model.
         folder: Where the largest part goes; it need not exist yet.
         merged: Whether the merged 16-bit model is written.
         gguf: The GGUF type that is written, or None.
         shard_bytes: Largest weight file of the merged model, in bytes.
-
-    Returns:
-        What is needed.
 
     Raises:
         ConfigError: The GGUF type is unknown.
@@ -115,7 +110,6 @@ def describe_needs(needs: Sequence[SpaceNeed], folder: Path | str) -> str:
 
     Args:
         needs: From `estimate_needs` or `preflight`.
-        folder: Where the export goes.
 
     Returns:
         One line a part, and one for what is free.

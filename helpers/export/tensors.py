@@ -88,12 +88,6 @@ def count_parameters(model: Any) -> tuple[int, int]:
 def refuse_unmergeable(model: Any) -> str:
     """Raise unless a model carries exactly one plain LoRA adapter on linear layers.
 
-    Args:
-        model: The model in memory.
-
-    Returns:
-        The adapter's name.
-
     Raises:
         ExportError: There is no adapter, it is merged already, or it is of a kind that is not merged here.
     """

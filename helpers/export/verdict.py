@@ -35,7 +35,6 @@ class Verification:
 
     Args:
         name: "adapter" or "merged".
-        checks: The parts.
         numbers: What was measured, by name.
         thresholds: The limits that the numbers were held against.
     """
@@ -142,7 +141,6 @@ def judge_answers(
     """Judge greedy answers: equal, or parting where the tuned model itself had two tokens nearly tied.
 
     Args:
-        reference: The models in memory.
         answers: The export's answers, as token ids.
         noise_largest: Largest change of a logit by precision alone.
 
@@ -172,12 +170,8 @@ def judge_tokenizer(reference: Reference, result: Mapping[str, Any], eos_token_i
     """Judge the tokenizer that stands beside the weights.
 
     Args:
-        reference: The models in memory.
         result: The worker's `template_sha256`, `prompt_ids` and `eos_token_id`.
         eos_token_id: Of the tokenizer in memory.
-
-    Returns:
-        The check.
     """
     if result["template_sha256"] is None:
         return Check("tokenizer", False, "The tokenizer has no chat template.")

@@ -44,7 +44,6 @@ def verify_adapter(
     model in memory, by moving its embedded tokens by single steps.
 
     Args:
-        model: The tuned PEFT model.
         tokenizer: With the template that it was trained with.
         folder: What `save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
@@ -77,7 +76,6 @@ def verify_merged(
     by moving its weights by single steps as often as rounding does.
 
     Args:
-        model: The tuned PEFT model.
         tokenizer: With the template that it was trained with.
         folder: What `merge_16bit` wrote.
         reference: From `measure_reference`; measured here if not given.
@@ -245,7 +243,6 @@ class WeightReport:
     """What the comparison found.
 
     Args:
-        tensors: Tensors compared.
         matrices: Of these, matrices with an adapter.
         worst_steps: Largest deviation of a weight from its expected value, in steps of the stored type.
         kept: Share of the adapter's change found in the file, by projection, over all matrices; rounding lowers it.
@@ -276,13 +273,6 @@ def compare_weights(model: Any, folder: Path | str) -> WeightReport:
     """Compare each tensor of a merged model with base + adapter as they are in memory.
 
     The scale is taken from the adapter's configuration (`alpha / r`), not from the layer that the merge reads.
-
-    Args:
-        model: The tuned PEFT model.
-        folder: The merged model.
-
-    Returns:
-        The deviations.
     """
     adapter, folder = refuse_unmergeable(model), Path(folder)
     config = model.peft_config[adapter]

@@ -58,10 +58,6 @@ TRAINED_BYTES = 12
 def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """Return what a run writes, at most, in bytes by name.
 
-    Args:
-        config: The run.
-        shape: Of its model.
-
     Returns:
         Checkpoints and adapter, and what is made of the adapter.
 
@@ -128,7 +124,6 @@ def preflight_room(run: RunDirectory, config: RunConfig) -> str:
 
     Args:
         run: Its directory, which need not exist; what is in it will be replaced, and counts as free.
-        config: The run.
 
     Returns:
         A sentence on what is needed, or why nothing was predicted.

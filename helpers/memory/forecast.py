@@ -165,7 +165,6 @@ def forecast_training(
         heldout: Lengths of the held-out rows.
         shape: Of the model; by default found by `shape_for`.
         graphs: Whether passes may be recorded as CUDA graphs.
-        processes: How many train together.
         past: `metrics.json` of earlier runs, the newest last.
     """
     shape, train = shape or shape_for(config), config.train
@@ -204,8 +203,6 @@ def learned_efficiency(
     """Return the share of the calibrated pace that this model's runs reached on this card, and of how many runs.
 
     Args:
-        config: Names the model.
-        calibration: Names the card.
         past: `metrics.json` of earlier runs, the newest last; those without an outcome say nothing.
     """
     wanted = _kind(config, calibration)

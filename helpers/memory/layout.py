@@ -54,7 +54,6 @@ class Layout:
         batch_size: Rows, or packed sequences, in one forward pass.
         gradient_accumulation: Forward passes in one optimizer step.
         packing: Whether sequences are filled with several rows.
-        gradient_checkpointing: Whether layers are recomputed.
         skip_layers: Layers that keep their activations in spite of checkpointing.
         reasons: Why, a sentence for each choice.
     """
@@ -128,7 +127,6 @@ def choose_layout(
     micro-batches and less recomputing are weighed by their time (`pass_cost`, RECOMPUTE_COST).
 
     Args:
-        shape: The model's.
         gpu_bytes: Free memory of the card, in bytes; None without a GPU, which leaves everything as it is given.
         lengths: Of the rows, in tokens; those over `max_seq_length` are left out, as in training.
         rows_per_step: Rows, or packed sequences, in one optimizer step.
@@ -141,9 +139,6 @@ def choose_layout(
         pass_cost: What a pass costs before its first token, in tokens.
         **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`, `processes`: see
             `predict_peak`.
-
-    Returns:
-        The layout with its reasons.
 
     Raises:
         ConfigError: A number is out of range, `batch_size` does not divide `rows_per_step`, or the model has fewer

@@ -62,9 +62,6 @@ def largest_micro_batch(lengths: Sequence[int], batch_size: int) -> int:
         lengths: Of the rows, in tokens.
         batch_size: Rows in a micro-batch.
 
-    Returns:
-        Tokens.
-
     Raises:
         ConfigError: There are no rows, or a length or `batch_size` is less than 1.
 
@@ -94,9 +91,6 @@ def _largest(lengths: tuple[int, ...], size: int) -> int:
 def shape_for(config: RunConfig) -> ModelShape | None:
     """Return the shape of a configuration's model; None for a hub id whose config.json is not on this machine.
 
-    Args:
-        config: The run.
-
     Returns:
         The shape, or None.
 
@@ -120,9 +114,6 @@ def shape_for(config: RunConfig) -> ModelShape | None:
 def check_layers(config: RunConfig) -> None:
     """Raise when more layers are to keep their activations than the model has, where its shape is known.
 
-    Args:
-        config: The run.
-
     Raises:
         ConfigError: It has fewer than `checkpoint_skip_layers` layers.
     """
@@ -144,15 +135,11 @@ def predict_config(
     """Predict the peak of a run.
 
     Args:
-        config: The run.
         shape: Of its model; by default found by `shape_for`.
         lengths: Of its rows, in tokens. Without them every row is taken to be max_seq_length long.
         attention: One of `helpers.memory.predict.ATTENTION`.
         total_bytes: Memory of the card, in bytes, which decides the optimizer; None for a CPU.
         processes: How many train together, each with the configuration's batch_size.
-
-    Returns:
-        The parts.
 
     Raises:
         ConfigError: The model's shape is not known, or it has fewer than `checkpoint_skip_layers` layers.
@@ -187,7 +174,6 @@ def peak_settings(config: RunConfig, total_bytes: int | None) -> dict[str, Any]:
     """Return what `predict_peak` must know of a configuration beside its layout.
 
     Args:
-        config: The run.
         total_bytes: Memory of the card, in bytes, which decides the optimizer; None for a CPU.
     """
     return {
@@ -211,12 +197,10 @@ def advise(
     """Say what to change, step by step, until a run fits.
 
     Args:
-        config: The run.
         gpu_bytes: Free memory of the card, in bytes.
         lengths: See `predict_config`, as for the next three.
         attention: How batches go through it.
         total_bytes: Memory of the card, in bytes; None takes `gpu_bytes`.
-        processes: How many train together.
 
     Returns:
         One sentence a change, each with the peak after it and all before it; empty when the run fits as it is. The
@@ -284,7 +268,6 @@ def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
     """Return how batches go through attention, as `predict_peak` wants it.
 
     Args:
-        capability: The card's compute capability.
         chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is
         known.
 
@@ -303,12 +286,6 @@ def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
 def divisors(number: int) -> list[int]:
     """Return the divisors of a positive number, in rising order.
 
-    Args:
-        number: At least 1.
-
-    Returns:
-        The divisors, 1 and the number itself among them.
-
     Example:
         >>> divisors(8)
         [1, 2, 4, 8]
@@ -324,7 +301,6 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, *, attention: str | Non
     is judged again by the layout, which knows the rows.
 
     Args:
-        config: The run.
         gpu: From `find_gpu`; None skips the check.
         attention: A key of `helpers.memory.predict.ATTENTION`; None takes the one that needs least on the card.
 
@@ -358,11 +334,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, *, attention: str | Non
 
 
 def smallest_config(config: RunConfig) -> RunConfig:
-    """Return a run in the layout that needs least memory, among those that what the user has set leaves open.
-
-    Args:
-        config: The run.
-    """
+    """Return a run in the layout that needs least memory, among those that what the user has set leaves open."""
     change: dict[str, Any] = {}
     if "batch_size" not in config.given:
         change |= {"batch_size": 1, "gradient_accumulation": config.train.rows_per_step()}

@@ -99,7 +99,6 @@ class Prediction:
         embeddings: Embedding, output head and norms.
         adapter: LoRA weights, float32.
         gradients: Their gradients, float32; where several processes train, also the buckets that they are averaged in.
-        optimizer: The optimizer's states.
         workspace: cuBLAS and, with NF4, the matrix that weights are unpacked into.
         activations: What the forward pass keeps for the backward pass.
         temporary: What one layer's backward pass needs beside that.
@@ -150,8 +149,6 @@ def predict_peak(
     Batches are taken to be free of padding, as Unsloth makes them, so that only their tokens count.
 
     Args:
-        shape: The model's.
-        rank: Of the adapter.
         batch_size: Rows, or packed sequences, in one forward pass.
         seq_length: Longest row, or length of a packed sequence, in tokens.
         tokens: In the largest micro-batch; by default, and always with packing, batch_size x seq_length.
@@ -159,16 +156,10 @@ def predict_peak(
         checkpointing: Unsloth's: layers are recomputed, their inputs wait on the host.
         packing: Sequences are filled with several rows.
         skip_layers: Layers that keep their activations in spite of checkpointing.
-        attention: One of ATTENTION.
         dropout: Of the adapter's inputs; more than 0 keeps masks.
         dtype_bytes: Of activations and 16-bit weights.
-        optimizer: One of OPTIMIZERS.
         processes: How many train together. With more than one DistributedDataParallel keeps a second set of gradients,
             since accelerate leaves gradient_as_bucket_view off: 160 MiB more were measured for 41.9 M parameters.
-        calibration: The fitted numbers.
-
-    Returns:
-        The parts.
 
     Raises:
         ConfigError: A number is out of range, or two contradict each other.
@@ -268,12 +259,7 @@ def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRA
     UNSLOTH_CE_LOSS_TARGET_GB or UNSLOTH_CE_LOSS_N_CHUNKS, when set, send it down another path, with 16 bytes a logit.
 
     Args:
-        shape: The model's.
         tokens: In the micro-batch.
-        calibration: The fitted numbers.
-
-    Returns:
-        Tokens.
 
     Example:
         >>> loss_rows(MISTRAL_7B, 16_384)

@@ -17,11 +17,6 @@ def whole(name: str, value: Any, *, low: int = 1) -> int:
 
     Args:
         name: What it is, as the caller typed it.
-        value: What was given.
-        low: The smallest allowed.
-
-    Returns:
-        The value.
 
     Raises:
         ConfigError: It is not a whole number, or less than `low`.
@@ -37,11 +32,7 @@ class ModelShape:
 
     Args:
         hidden: Width of the residual stream.
-        intermediate: Width inside the MLP.
-        layers: Transformer blocks.
-        heads: Query heads.
         kv_heads: Key and value heads; a divisor of `heads`.
-        vocab: Tokens.
         tied: Whether embedding and output head are one matrix.
         head_size: Width of a head; 0 means hidden / heads.
 
@@ -107,9 +98,6 @@ def shape_of(path: Path | str) -> ModelShape:
 
     Args:
         path: The file, or the folder that holds it.
-
-    Returns:
-        The shape.
 
     Raises:
         ConfigError: There is no such file, or it is not a Llama or Mistral model's.

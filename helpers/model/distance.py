@@ -99,7 +99,6 @@ def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
 
     Args:
         model: The model; it is as before after the block.
-        seed: Of the choice.
     """
     import torch
 
@@ -125,7 +124,6 @@ def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[N
     Args:
         stored: "fp16", "bf16" or "fp32": the type on the disk.
         vocabulary: Rows of the output layer, which a merge does not touch and which is left alone.
-        seed: Of the choice.
     """
     import torch
     from torch.nn import functional

@@ -56,7 +56,6 @@ class LoadedModel:
         template: "mistral-v3", "chatml" or "alpaca".
         source: Where the base weights came from.
         precision: "bf16", "fp16" or "fp32": the type of activations and adapter gradients.
-        max_seq_length: In tokens.
     """
 
     model: Any
@@ -185,8 +184,6 @@ def attach_adapter(
     """Attach a fresh LoRA adapter to all linear layers, in place.
 
     Args:
-        loaded: A base model.
-        config: Rank, scale and dropout.
         seed: Seed of the adapter's random half; the other half starts at zero.
         gradient_checkpointing: Recompute activations in the backward pass (Unsloth's variant).
         checkpoint_skip_layers: Layers that keep their activations all the same, spread evenly over the model, the last
@@ -218,7 +215,6 @@ def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
 
     Args:
         folder: What `helpers.export.save_adapter` wrote.
-        config: Names the base model.
 
     Returns:
         The tuned model, with the tokenizer and template saved beside the adapter.
@@ -245,11 +241,7 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     may be four times as far apart as rounding takes them, which is what was measured or one step of the model's type.
 
     Args:
-        model: The base model.
         folder: What `helpers.export.save_adapter` wrote.
-
-    Returns:
-        PEFT's model around it.
 
     Raises:
         ExportError: The adapter belongs to another model, lacks weights or has too many, or changes the base.

@@ -38,8 +38,6 @@ class Finding:
 
     Args:
         level: "problem" when the notebooks cannot be trusted to work, "note" when it is only good to know.
-        subject: The package, or "Python", "GPU" and the like.
-        message: What is the case.
         remedy: What to do, or "".
     """
 
@@ -57,7 +55,6 @@ class Report:
     """The doctor's findings; `str(report)` is the text to print.
 
     Args:
-        findings: Problems and notes.
         facts: The versions and the hardware, in one line.
     """
 

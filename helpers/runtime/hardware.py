@@ -60,7 +60,6 @@ class Gpu:
     """The GPU that this process trains on.
 
     Args:
-        name: Such as "Tesla T4".
         capability: CUDA compute capability, major and minor: (7, 5) for a T4.
         total_bytes: Its memory, in bytes.
         free_bytes: What of it is free now, in bytes.
@@ -81,7 +80,6 @@ class Driver:
     Args:
         version: The driver's version, such as "550.54.15".
         cuda: The newest CUDA that it runs, such as "12.4"; None when it does not say.
-        names: The GPUs' names.
     """
 
     version: str
@@ -144,10 +142,6 @@ def require_gpu(preset: str, gpu: Gpu | None) -> None:
 
     Since 2026.10 Unsloth trains on the CPU without a word, at a pace that no one would wait for.
 
-    Args:
-        preset: Name of the preset; smoke needs no GPU.
-        gpu: What `find_gpu` returned.
-
     Raises:
         StackError: With what to click on Colab and on Kaggle.
     """
@@ -164,9 +158,6 @@ def require_gpu(preset: str, gpu: Gpu | None) -> None:
 
 def suitable_preset(gpu: Gpu) -> str:
     """Return what preset "auto" stands for on a GPU.
-
-    Args:
-        gpu: Such as `find_gpu` returns.
 
     Returns:
         "colab-t4" below 20 GiB of memory or without native bf16, else "large-gpu".

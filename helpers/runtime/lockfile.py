@@ -79,7 +79,6 @@ class Pin:
 
     Args:
         name: Normalized distribution name, such as "unsloth-zoo".
-        version: The exact version.
         marker: Environment marker, such as "python_full_version < '3.12'"; "" holds everywhere.
     """
 
@@ -108,7 +107,6 @@ class Waiver:
     Args:
         name: Normalized name of the distribution that others ask for.
         any_version: True when it is installed and any version of it will do; False when it may be absent.
-        reason: Why.
     """
 
     name: str
@@ -243,10 +241,6 @@ def installed_version(name: str) -> str:
 def declared_requirements(name: str, version: str) -> tuple[str, ...]:
     """What an installed wheel requires, from its own metadata.
 
-    Args:
-        name: Distribution name.
-        version: The version asked about.
-
     Returns:
         Requirement strings; () when exactly that version is not installed, since then nobody has told.
     """
@@ -262,7 +256,6 @@ class Stack:
     """A set of versions and the rules to judge it by.
 
     Args:
-        versions: By normalized name.
         waivers: Requirements that are not followed, by name.
         requires: What a version of a package declares.
         python: Version of the Python that markers are judged for; None is the running one.
@@ -355,8 +348,6 @@ def install_plan(
     imported already, and the runtime's other packages were tested with the version that it has.
 
     Args:
-        installed: Versions by normalized name.
-        lock: The pins.
         frozen: Patterns of names that are never touched.
         python: Version of the runtime's Python, such as "3.13"; None is the running one.
         needed: Names that the notebooks import. Those in `STACK` must be at their pin.

@@ -33,9 +33,6 @@ def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
         smoke: Preset smoke is going to be used, so its small model is needed too.
         multi_gpu: Leave all GPUs visible. By default a process sees the first one only.
 
-    Returns:
-        The doctor's report, without problems.
-
     Raises:
         StackError: Python is not supported, the kernel holds an old torch, numpy or pyarrow, an installation failed,
             the kernel must be restarted after one, or the doctor found a problem.

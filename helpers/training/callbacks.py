@@ -73,14 +73,7 @@ class TrainingRecord(TrainerCallback):
     A training whose loss is not a number any more is stopped.
 
     Args:
-        run: The run.
-        config: Its configuration.
-        train_dataset: The checked training rows.
         heldout_dataset: The checked held-out rows, with `input_ids` and `completion_mask`.
-        report: Gets one line at a time.
-
-    Attributes:
-        result: What training did so far.
     """
 
     def __init__(

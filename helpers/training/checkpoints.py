@@ -56,8 +56,6 @@ class Checkpoint:
     """A complete checkpoint of one run.
 
     Args:
-        path: Its folder.
-        step: Optimizer steps done.
         files: Names of its files, without the marker.
     """
 
@@ -110,11 +108,7 @@ def read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
     """Check a checkpoint against its marker, byte for byte.
 
     Args:
-        path: Its folder.
         run: The run that it should belong to.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         RunError: It is damaged, incomplete, or another run's; the message is the reason alone.

@@ -50,9 +50,6 @@ def judge_curve(metrics: Mapping[str, Any]) -> CurveVerdict:
         metrics: With `train_loss` and `eval_loss`, lists of [step, loss in nats a token]; the first of `eval_loss` is
             from before training.
 
-    Returns:
-        The verdict.
-
     Example:
         >>> train = [[step, 2.0 - 0.05 * step] for step in range(1, 13)]
         >>> judge_curve({"train_loss": train, "eval_loss": [[0, 2.0], [6, 1.7], [12, 1.5]]}).kind
@@ -80,7 +77,6 @@ def _judge(trend: float, held: Sequence[float], points: Sequence[Sequence[float]
 
     Args:
         trend: Of the training loss: its relative change where that is clear of the noise, else 0.
-        held: Held-out losses.
         points: The same with their steps.
     """
     first, last, best = held[0], held[-1], min(held)

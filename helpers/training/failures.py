@@ -22,8 +22,6 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
     """Turn what stops a training into an error that says what to do, and mark the run as failed.
 
     Args:
-        run: The run.
-        config: Its configuration.
         last_step: Returns the step of the last complete checkpoint, if there is one.
 
     Raises:
@@ -47,7 +45,6 @@ def preflight_disk(run: RunDirectory, model: Any, optimizer: str) -> int:
     replaced.
 
     Args:
-        run: The run.
         model: With its adapter; the trainable parameters are what is saved.
         optimizer: Its name for transformers: AdamW keeps two numbers a parameter, of 1 byte each in 8 bit.
 
@@ -83,10 +80,7 @@ def nan_error(what: str, value: float, config: RunConfig, precision: str, step: 
 
     Args:
         what: What is not a number: "training loss", "held-out loss" or "adapter weights".
-        value: What it is instead.
-        config: The run.
         precision: "bf16", "fp16" or "fp32".
-        step: Where it broke.
         last_step: Step of the last complete checkpoint, from before that.
     """
     rate = config.train.learning_rate

@@ -69,7 +69,6 @@ def fit_machine(config: RunConfig, run: RunDirectory) -> Machine:
     """Return what the libraries must be told on this machine.
 
     Args:
-        config: The checked configuration.
         run: Where a tracker's files go.
     """
     gpu, here, precision = find_gpu(), place(), run_precision(config)
@@ -119,7 +118,6 @@ class StepLayout:
         config: The run, with the layout chosen.
         batch_size: Rows in one forward pass of one process.
         gradient_accumulation: Forward passes of one process in one optimizer step.
-        gradient_checkpointing: Whether activations are recomputed.
         lora: More arguments for `FastLanguageModel.get_peft_model`.
     """
 
@@ -137,7 +135,6 @@ def fit_layout(config: RunConfig, lengths: Sequence[int], run: RunDirectory) -> 
     changes. Several processes share the rows of a step; what fits on the main one's GPU is chosen for all.
 
     Args:
-        config: The checked configuration.
         lengths: Of the training rows [tokens].
         run: Gets the layout into its `config.json`.
 

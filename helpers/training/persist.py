@@ -23,10 +23,6 @@ DRIVE = Path("/content/drive")
 def persist_folder(persist_dir: str, name: str) -> RunDirectory:
     """Return the second place of one run, as a directory laid out like the run's own.
 
-    Args:
-        persist_dir: As the user gave it.
-        name: The run's name.
-
     Raises:
         ConfigError: It is no path.
     """
@@ -34,12 +30,7 @@ def persist_folder(persist_dir: str, name: str) -> RunDirectory:
 
 
 def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
-    """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet.
-
-    Args:
-        folder: As the user gave it.
-        parameter: Which parameter that was.
-    """
+    """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet."""
     path = user_folder(parameter, folder)
     if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
         from google.colab import drive
@@ -52,7 +43,6 @@ def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list
 
     Args:
         run: The run, locked by this process.
-        persist_dir: As the user gave it.
         resume: "never" removes what an earlier run of this name left there; otherwise it is restored from.
 
     Returns:
@@ -94,7 +84,6 @@ def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
     """Copy the newest complete checkpoint back, if the run has none of its own.
 
     Args:
-        run: The run.
         there: Its second place.
 
     Returns:
@@ -113,10 +102,6 @@ def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
 
 def keep_result(run: RunDirectory, persist_dir: str) -> str:
     """Copy a finished run's adapter and what is known of it to the second place; a failure is told and stops nothing.
-
-    Args:
-        run: The run, complete.
-        persist_dir: As the user gave it.
 
     Returns:
         A sentence on what was done. `adapter_dir` of a comparison takes the folder that it names.
@@ -138,7 +123,6 @@ class Persister:
     """Copies complete checkpoints in the background, the newest first; a failure is told and stops nothing.
 
     Args:
-        run: The run.
         there: Its second place.
 
     Example:

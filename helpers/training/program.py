@@ -34,8 +34,6 @@ class Cell:
 
     Args:
         line: Of the file, from 1, at which its text begins.
-        tags: As in the notebook.
-        text: Its source.
     """
 
     line: int
@@ -76,11 +74,7 @@ def run_program(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     An error is written into the manifest of the run that the cells opened, as `run`.
 
     Args:
-        path: The percent script.
         parameters: Take the place of the values in the cell tagged "parameters".
-
-    Returns:
-        The cells' variables.
 
     Raises:
         ConfigError: The notebook has no parameter of such a name.

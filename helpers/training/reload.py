@@ -68,7 +68,6 @@ def judge_reload(
     Args:
         reloaded: The losses of the held-out rows under the reloaded model.
         trained: Under the model in memory after training.
-        untrained: Before training.
         rounded: Under the reloaded model with its activations rounded otherwise; None for fp32.
 
     Example:

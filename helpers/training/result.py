@@ -21,7 +21,6 @@ class TrainResult:
         train_loss: (step, mean loss a token) of each optimizer step.
         eval_loss: (step, mean held-out loss a token); the first is from before training.
         heldout_before: Score of each held-out row before training.
-        heldout_after: The same after it.
         heldout_sources: Which rows ask the same: rows with one number count once.
         train_seconds: Time in optimizer steps, measurements of the held-out loss left out.
         rows: Rows seen, repeats counted.
@@ -99,8 +98,6 @@ def compare_scores(
     """Estimate the mean change of the rows' losses, in nats a token; negative is better.
 
     Args:
-        before: One score a row.
-        after: The same rows later.
         sources: Rows that share one count once; None if no two do.
     """
     return estimate([b.mean() - a.mean() for a, b in zip(before, after, strict=True)], sources)

@@ -25,7 +25,6 @@ def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     It is that of accelerate 1.15, `SeedableRandomSampler`, which transformers' trainer uses.
 
     Args:
-        rows: How many rows there are.
         seed: The trainer's `data_seed`.
         epoch: From 0.
     """
@@ -40,7 +39,6 @@ def deal(rows: Sequence[int], lengths: Sequence[int], hands: int, size: int) -> 
     Args:
         rows: Row numbers, at most hands x size.
         lengths: Of all rows, in tokens.
-        hands: How many.
         size: Rows in one hand, at most.
 
     Returns:
@@ -64,8 +62,6 @@ class StepBatches:
 
     Args:
         lengths: Of the rows, in tokens.
-        share: How an optimizer step is shared out.
-        here: Which process this is.
         seed: The trainer's `data_seed`.
 
     Example:
@@ -106,7 +102,6 @@ def spread_batches(trainer: Any, share: Share) -> None:
 
     Args:
         trainer: TRL's; its `get_train_dataloader` is replaced.
-        share: How an optimizer step is shared out.
     """
     here = place()
     if here.count == 1:

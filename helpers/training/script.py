@@ -49,7 +49,6 @@ def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
     In Jupyter the cells are those that were executed, also where they were edited.
 
     Args:
-        run: The run.
         namespace: The notebook's `globals()`, once the trainer is built.
     """
     cells = read_cells(find_program(TRAINING[namespace["config"].task]))
@@ -102,7 +101,6 @@ def make_script(
     Args:
         core: The text of each cell that is the training.
         others: Of all other cells; what they bind is replaced by its value.
-        namespace: The values.
         title: What the script's first line names.
         folder: The run's, which the script does not write into.
     """
@@ -172,9 +170,7 @@ class _Writer:
     """Writes cells with values in the place of expressions.
 
     Args:
-        values: What the other cells computed, by name.
         watching: What they import from this package.
-        folder: The run's.
     """
 
     def __init__(self, values: dict[str, Any], watching: set[str], folder: str) -> None:

@@ -23,8 +23,6 @@ def seal(written: Path, run: RunDirectory, step: int, state: dict[str, Any]) -> 
 
     Args:
         written: The trainer's folder, on the run's disk.
-        run: The run.
-        step: Optimizer steps done.
         state: What the run knows at that step, as JSON.
 
     Returns:
@@ -50,7 +48,6 @@ def prune(run: RunDirectory, good: Sequence[Path], *, busy: Path | None = None) 
     """Remove all but the newest complete checkpoints.
 
     Args:
-        run: The run.
         good: Complete checkpoints, oldest first: those sealed by this process, and the one it resumed from.
         busy: One that is being copied, kept in any case.
 

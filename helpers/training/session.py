@@ -42,9 +42,6 @@ __all__ = [
 def resolve_preset(preset: str) -> str:
     """Turn "auto" into the preset for this machine's GPU; leave any other name as it is.
 
-    Args:
-        preset: As the user gave it.
-
     Returns:
         "colab-t4" below 20 GiB of GPU memory or without native bf16, else "large-gpu".
 
@@ -62,13 +59,8 @@ def configure(task: str, *, preset: str, run_name: str | None = None, **given: A
     """Check a notebook's parameters against each other and against this machine.
 
     Args:
-        task: "alpaca" or "dolly".
         preset: "auto", "smoke", "colab-t4" or "large-gpu".
-        run_name: Folder under `runs/`.
         **given: The notebook's other parameters; None means the preset's value.
-
-    Returns:
-        The checked configuration.
 
     Raises:
         ConfigError: A parameter is wrong.
@@ -86,10 +78,6 @@ def start_run(config: RunConfig, *, resume: str = "auto") -> RunDirectory:
     """Lock and open the run's directory, and write down what is known before training.
 
     In a notebook, a cell that fails from now on marks the run as failed.
-
-    Args:
-        config: The checked configuration.
-        resume: "auto", "never" or "must"; see `helpers.core.runs.open_run`.
 
     Returns:
         The directory, with `manifest.json` and `config.json` in it.
@@ -135,11 +123,7 @@ def configure_notebook(task: str, namespace: Mapping[str, Any]) -> RunConfig:
     """Check the parameters that stand in a notebook's variables.
 
     Args:
-        task: "alpaca" or "dolly".
         namespace: The notebook's `globals()`; of it, the names of parameters are read and nothing else.
-
-    Returns:
-        The checked configuration; see `configure`.
     """
     refuse_undeclared(namespace, {"preset", "resume", "run_name", *parameters(task)})
     given = {name: namespace[name] for name in parameters(task) if name in namespace}
@@ -161,13 +145,11 @@ def record_data(
     """Write into the manifest what exactly the run learns from.
 
     Args:
-        run: The run.
         data: Its rows, "train" and "heldout", before they become messages.
         task: "alpaca" or "dolly": which of their columns are used.
         source: Where the rows come from.
         left_out: How many were unusable, by reason.
         tokenizer: With the template that the run trains with.
-        template: The template's name.
         base: Where the base weights come from.
         base_commit: The commit that its name on the hub stood for, `model.config._commit_hash`; None for a folder.
 
@@ -232,11 +214,7 @@ def _finish(run: RunDirectory) -> None:
 
 
 def watch_cells(run: RunDirectory) -> None:
-    """In a notebook, mark the run as failed when a later cell fails.
-
-    Args:
-        run: The run, open.
-    """
+    """In a notebook, mark the run as failed when a later cell fails."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
         return

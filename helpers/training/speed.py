@@ -47,11 +47,6 @@ def check_trainer(trainer: Any, config: RunConfig, checked: Dataset) -> dict[str
     Lines a step come from the callbacks, so that the trainer's own, which mislead after a resume, are turned off. A
     tracker gets the parameters.
 
-    Args:
-        trainer: TRL's.
-        config: The run, with its layout.
-        checked: The rows that passed the contract.
-
     Raises:
         ContractError: The trainer would feed the model other tokens or labels than were checked.
         StackError: On a GPU, the trainer does not pack although it was asked to; or the GPUs of several processes are
@@ -86,8 +81,6 @@ def training_mode(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> di
     """Return what the trainer really does, for the record: by name, in places with the reason.
 
     Args:
-        trainer: TRL's.
-        config: The run, with its layout.
         lengths: Of the training rows [tokens].
     """
     gpu = find_gpu()
@@ -129,7 +122,6 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
 
     Args:
         trainer: TRL's, checked.
-        checkpoints: One of its callbacks.
 
     Raises:
         RunError: The disk or the memory is full, a checkpoint cannot be read, or another process is gone.

@@ -55,10 +55,6 @@ def tracking_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     removed. They are set here: TENSORBOARD_LOGGING_DIR, or WANDB_DIR, and unless they are set already WANDB_PROJECT
     and, without a key, WANDB_MODE=offline: wandb would otherwise stop and ask.
 
-    Args:
-        config: The run.
-        run: Its folder.
-
     Returns:
         `report_to`, and with a tracker the run's name and the project.
 
@@ -89,7 +85,6 @@ def track_configuration(trainer: Any, config: RunConfig) -> None:
     Args:
         trainer: Built with `tracking_arguments`. It calls its callbacks in the order in which they were added, so
             that the tracker is there when this one is called.
-        config: The run.
     """
     if config.train.report_to == "none":
         return

@@ -30,7 +30,6 @@ class Verdict:
     """What a check says; a notebook shows it.
 
     Args:
-        right: Whether the answer is right.
         text: "Right: …" with why it matters, or "Not yet: …" with what to think about.
     """
 

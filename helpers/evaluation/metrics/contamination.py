@@ -27,9 +27,7 @@ class Neighbour:
     """The training example that is nearest to a prompt.
 
     Args:
-        prompt_id: The prompt.
         place: The example's place among the training rows, from 0; -1 if there are none.
-        text: What the example asks.
         score: How near it is, from 0 to 1.
     """
 

@@ -37,7 +37,6 @@ def rouge_l(reference: str, text: str) -> float | None:
     a year or a name and nothing else, so there is no value.
 
     Args:
-        reference: A person's answer.
         text: The model's answer; an empty one scores 0.
 
     Returns:
@@ -58,7 +57,6 @@ def chrf(reference: str, text: str) -> float | None:
     """chrF++ of an answer: F2 of character 1- to 6-grams and word 1- and 2-grams (Popovic, 2017), in any script.
 
     Args:
-        reference: A person's answer.
         text: The model's answer; an empty one scores 0.
 
     Returns:

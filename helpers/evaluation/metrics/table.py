@@ -56,8 +56,6 @@ class Metric:
     """What a measure means.
 
     Args:
-        label: What reports call it.
-        definition: One line.
         higher_is_better: True, False, or None for what is neither good nor bad in itself.
         unit: Of the value; "yes/no" is 1 or 0, and "share" a share of 1.
     """
@@ -219,9 +217,7 @@ def paired_differences(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.D
 
     Args:
         table: From `score_table`.
-        metric: A measure.
         a: The arm that the difference is counted for.
-        b: The arm subtracted.
 
     Returns:
         A row for each prompt on which both arms have the measure, in the order of the table: index `prompt_id`, columns

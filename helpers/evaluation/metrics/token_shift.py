@@ -50,9 +50,6 @@ def shift_counts(tokens: Sequence[ShiftedToken]) -> dict[str, int]:
 
     Args:
         tokens: Of one answer or of many.
-
-    Returns:
-        Counts under each of `SHIFTS`, in that order.
     """
     counts = Counter(shift_of(token.rank) for token in tokens)
     return {name: counts[name] for name in SHIFTS}

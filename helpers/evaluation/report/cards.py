@@ -61,7 +61,6 @@ def prompt_cards(
     """Lay out each prompt that both arms of the headline answered.
 
     Args:
-        comparison: What was compared.
         overview: Names the two arms and has the scores.
         neighbours: The nearest training example of each prompt.
 

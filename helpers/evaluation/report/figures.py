@@ -48,8 +48,6 @@ def draw_all(comparison: Comparison, overview: Overview, votes: Reveal | None = 
     """Draw everything that can be drawn.
 
     Args:
-        comparison: What was compared.
-        overview: What came of it.
         votes: Blind votes, which then take the place of ROUGE-L beside length.
 
     Returns:
@@ -208,7 +206,6 @@ def draw_lengths(overview: Overview, votes: Reveal | None = None) -> Drawing | N
     """Draw each prompt's gain over the difference in length: are answers only better for being longer?
 
     Args:
-        overview: Its words and ROUGE-L.
         votes: If there are any, the gain is who won.
 
     Returns:

@@ -43,9 +43,7 @@ def write_report(
 
     Args:
         path: The HTML file to write.
-        comparison: Prompts, arms and answers.
         overview: What is said of them.
-        figures: Pictures with their captions.
         neighbours: The nearest training example of each prompt.
         votes: What the votes say besides the verdict, a line a statement; "" without votes.
 

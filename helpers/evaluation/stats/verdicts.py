@@ -104,9 +104,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
 
     Args:
         wins: Prompts on which the tuned answer was preferred; like `ties` and `losses`, 0 if nobody has voted.
-        ties: Prompts without a preference.
         losses: Prompts on which the base's answer was preferred.
-        pairs: Prompts that both answered.
         cut: Pairs in which an answer was cut at the length limit.
     """
     question = "Are its own answers preferred?"

@@ -53,9 +53,7 @@ class BlindItem:
 
     Args:
         id: Says nothing of the arms; changes when an answer changes, so that old votes cannot count for new answers.
-        prompt: What was asked.
         a: The answer that the page calls A.
-        b: The other.
     """
 
     id: str
@@ -126,7 +124,6 @@ def blind_items(
     """Shuffle the pairs, hide who wrote what, and show a few pairs twice.
 
     Args:
-        comparison: Prompts and answers.
         seed: The same seed and answers give the same items, so a page and its key can be made again.
         repeats: Pairs that come again with the answers exchanged, in the second half; at most one for each prompt.
         arms: Names of the baseline and the contender.
@@ -233,11 +230,7 @@ def read_votes(paths: Sequence[str | Path], key: VoteKey | None = None) -> tuple
     Voters of one name in several files are told apart by the file's name.
 
     Args:
-        paths: The files.
         key: The key of the page the votes were cast on; None takes votes on any item.
-
-    Returns:
-        All votes, in the order of the files.
 
     Raises:
         EvaluationError: A file is missing, damaged or not UTF-8, lacks a column, votes for an item that is not in the

@@ -23,8 +23,6 @@ class Ballot:
     """A vote with its arms known.
 
     Args:
-        voter: Who.
-        prompt_id: On which prompt.
         outcome: "win", "tie" or "loss" of the contender.
         both_bad: Whether the tie was between two bad answers.
         contender_second: Whether the contender's answer was B.
@@ -51,7 +49,6 @@ class TickShare:
     """How often a criterion was ticked for an arm.
 
     Args:
-        yes: Votes that ticked it.
         votes: Votes that answered the question at all.
     """
 

@@ -64,7 +64,6 @@ def check_votes(files: Sequence[str], folder: Path) -> None:
     """Read the votes before anything is loaded, so that a mistake in them shows in the first minute.
 
     Args:
-        files: Paths of votes.
         folder: The comparison's run; an earlier run's key there tells whether the votes are on its page.
 
     Raises:

@@ -65,9 +65,7 @@ def fast_generate(
 
     Args:
         model: A causal language model, or PEFT's wrapper. The copy of its weights is freed before this returns.
-        tokenizer: With its chat template.
         prompts: Conversations that end with the user's message.
-        max_new_tokens: Longest answer, in tokens.
         arms: "tuned", "base" or both. A model without an adapter has only "base".
         plan: How; by default `choose_plan` decides.
         ignore_eos: Generate `max_new_tokens` for every prompt, for measuring. Not in the ordinary loop.
@@ -100,9 +98,7 @@ def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int
     """Decide how to generate, from the model, the prompts and the memory that is free now.
 
     Args:
-        model: A causal language model, or PEFT's wrapper.
         ids: The prompts' token ids, at least one.
-        max_new_tokens: Longest answer, in tokens.
         arms: How often all prompts are answered.
     """
     problem = unsupported(model)
@@ -128,7 +124,6 @@ def encode_prompts(
 
     Args:
         model: Its length limits are used: `max_position_embeddings`, and Unsloth's `max_seq_length` where there is one.
-        tokenizer: With its chat template.
         prompts: Conversations that end with the user's message.
         max_new_tokens: Room that each prompt must leave, in tokens, at least 1.
 
@@ -163,13 +158,9 @@ def generate(
     """Answer prompts with transformers' loop, in batches of similar length; greedily unless a temperature is given.
 
     Args:
-        model: A causal language model that Unsloth loaded.
         tokenizer: With its chat template, and a PAD that is not EOS.
         prompts: Conversations that end with the user's message.
-        max_new_tokens: Longest answer, in tokens.
-        batch_size: Prompts in one batch.
         temperature: 0 for the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
-        seed: Of the draw; not used with temperature 0.
 
     Returns:
         One answer a prompt, in the order given.
@@ -194,10 +185,7 @@ def stream(model: Any, tokenizer: Any, prompt: Sequence[Message], *, max_new_tok
     """Answer one prompt, print the words as they come, and return the answer.
 
     Args:
-        model: A causal language model that Unsloth loaded.
-        tokenizer: With its chat template.
         prompt: A conversation that ends with the user's message.
-        max_new_tokens: Longest answer, in tokens.
     """
     from transformers import TextStreamer
 

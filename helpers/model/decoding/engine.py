@@ -38,7 +38,6 @@ class DecoderSession:
 
     Args:
         weights: The model; its arm may be changed between answers.
-        rows: Prompts decoded side by side.
         length: Slots of a row, in tokens, a multiple of `BUCKET`: prompt and answer together.
         graphs: Whether to capture steps as CUDA graphs; off on a CPU in any case.
     """
@@ -218,8 +217,6 @@ class Schedule:
 
     Args:
         session: Its rows are used from now on, whatever they held.
-        prompts: Token ids, none empty.
-        max_new_tokens: Longest answer, in tokens, at least 1.
         eos: Ends an answer, and is its last token; None for answers that all have `max_new_tokens`.
     """
 

@@ -56,9 +56,6 @@ class DecodePlan(Choice):
 
     "graphs": 16-bit copy of the weights, static cache, captured steps (on a CPU the same, not captured); "simple":
     transformers' own loop, the adapter switched on and off.
-
-    Args:
-        batch_size: Prompts side by side.
     """
 
     batch_size: int
@@ -84,10 +81,7 @@ def plan_decoding(
     """Choose between captured steps on a copy of the weights, and the ordinary loop.
 
     Args:
-        parameters: Weights to be copied.
         free_bytes: Free memory of the GPU, beside the loaded model; None without a GPU.
-        prompts: How many.
-        max_new_tokens: Longest answer, in tokens.
         batch: Most prompts side by side.
         row_bytes: Cache of one prompt and its answer.
         weight_bytes: Bytes of a copied weight.
@@ -125,11 +119,8 @@ class DecoderShape:
     """The numbers that fix a Llama block.
 
     Args:
-        layers: Blocks.
         hidden: Width of the residual stream.
-        heads: Query heads.
         kv_heads: Key and value heads; they divide the query heads.
-        head_dim: Width of a head.
         inner: Width between gate/up and down.
         norm_eps: Added to the mean square in RMSNorm.
         rope_theta: Base of the rotary frequencies.
@@ -174,7 +165,6 @@ def cache_bytes(shape: DecoderShape, length: int, itemsize: int) -> int:
     """Return the bytes that one row of the cache takes.
 
     Args:
-        shape: The model's.
         length: Slots, in tokens.
         itemsize: Bytes a number.
 

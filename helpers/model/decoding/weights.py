@@ -31,7 +31,6 @@ class LayerWeights:
         out: hidden outputs, heads * head_dim inputs.
         post_norm: (hidden,).
         gate_up: 2 * inner outputs, hidden inputs.
-        down: hidden outputs, inner inputs.
     """
 
     input_norm: Any

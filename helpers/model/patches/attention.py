@@ -43,11 +43,8 @@ def choose_attention(
     """Decide whether the kernel of torch 2.11 is to be used.
 
     Args:
-        torch_version: Such as "2.11.0+cu128".
-        unsloth_version: Such as "2026.10.9".
         capability: The GPU's compute capability, or None without a GPU.
         flash_attn: Whether flash-attn can be used.
-        xformers: Whether xformers loads.
         wanted: False leaves everything as it is.
 
     Returns:
@@ -81,15 +78,7 @@ def choose_attention(
 
 
 def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Choice:
-    """Return what `enable_varlen` will choose, and change nothing.
-
-    Args:
-        capability: The GPU's compute capability.
-        wanted: As `enable_varlen` will be told.
-
-    Returns:
-        The choice; "sdpa" while unsloth is not imported.
-    """
+    """Return what `enable_varlen` will choose, and change nothing."""
     dispatch = sys.modules.get(DISPATCH)
     if dispatch is None:
         return Choice("sdpa", "unsloth is not imported yet")
@@ -108,10 +97,6 @@ def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Cho
 
 def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> Choice:
     """Return what `enable_varlen` is likely to choose with what is installed here, and import none of it.
-
-    Args:
-        capability: The GPU's compute capability.
-        wanted: As `enable_varlen` will be told.
 
     Returns:
         The choice; "sdpa" where torch or unsloth is not installed.
@@ -180,11 +165,7 @@ def flash_varlen(
     Args:
         q: Queries, (tokens, heads, head size), fp16 or bf16 on a card of compute capability 8.0 or more.
         k: Keys, (tokens, key heads, head size); key heads divide heads.
-        v: Values, as `k`.
         cu_seqlens_q: Borders of the rows, int32, (rows + 1,), beginning with 0.
-        cu_seqlens_k: The same for keys.
-        max_seqlen_q: Longest row, in tokens.
-        max_seqlen_k: The same for keys.
         dropout_p: Share of attention weights dropped.
         softmax_scale: Factor on q·k; None takes 1 / sqrt(head size).
         causal: Whether a token sees only those before it.

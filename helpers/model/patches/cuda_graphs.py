@@ -66,13 +66,9 @@ def choose_graphs(
 
     Args:
         capability: The GPU's compute capability, or None without a GPU.
-        unsloth_version: Such as "2026.10.9".
         attention: The kind in use; see `helpers.model.patches.attention.choose_attention`.
-        checkpointing: Whether layers are recomputed.
-        dropout: Of the adapter.
         padding_free: Whether a batch is one row of rows.
         cards: On which the layers of one model lie.
-        wanted: False turns them off.
 
     Returns:
         "graphs" or "none", with the reason.
@@ -103,10 +99,6 @@ def choose_graphs(
 
 def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
     """Return the size that a batch is filled up to.
-
-    Args:
-        tokens: Of all rows together.
-        rows: Of the batch.
 
     Returns:
         Tokens, and segments: the rows, one for what is filled up, and empty ones.
@@ -198,7 +190,6 @@ class GraphedLayers:
 
     Args:
         layers: In order, all on one device.
-        longest: Longest row, in tokens.
         largest: Largest pass, in tokens; it decides how much memory must be free.
         left: Returns how many passes are still to come, this one included; by default no end is known.
         report: Gets a line when recording is given up.

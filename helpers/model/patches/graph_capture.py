@@ -77,11 +77,7 @@ class Buffers:
 
 
 class Weights:
-    """Parameters of layers, and whether they are still where a recording reads them.
-
-    Args:
-        layers: Whose parameters.
-    """
+    """Parameters of layers, and whether they are still where a recording reads them."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         owners = [module._parameters for layer in layers for module in layer.modules()]
@@ -128,8 +124,6 @@ class Recording:
     """A pass that can be repeated on other numbers. This one computes it anew: the rule for what a graph must do.
 
     Args:
-        run: Runs the layers.
-        buffers: What it reads.
         named: Named arguments of a layer, reading from the buffers.
         weights: The layers'; the trained ones get gradients.
     """
@@ -188,9 +182,7 @@ class GraphRecording(Recording):
 
     Args:
         run: Runs the layers; nothing in it may wait for the card.
-        buffers: What it reads.
         named: Named arguments of a layer.
-        weights: The layers'.
         pool: Of memory, shared with other recordings that never run at the same time.
         shared: Tensors like the trained parameters, in which these recordings leave the gradients. With its own, each
             would keep 4 bytes a trained parameter.

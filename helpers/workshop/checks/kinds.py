@@ -73,14 +73,10 @@ def near(
     """Compare a number with the right one and with what common mistakes give.
 
     Args:
-        right: The right answer.
         otherwise: The hint when no known mistake explains the answer.
         mistakes: What each mistake gives, with its hint.
         tolerance: Largest difference that is taken for rounding, as a share of the number.
         decimals: What the exercise asks for: the right answer rounded to so many is right.
-
-    Returns:
-        The comparison.
 
     Example:
         >>> near(8, "Count again.", [(4, "Two hands?")])(4)
@@ -126,9 +122,6 @@ def matching(right: Mapping[str, Any], hints: Mapping[str, str]) -> Compare:
     Args:
         right: The right value of each key.
         hints: What to look at, by key.
-
-    Returns:
-        The comparison.
 
     Example:
         >>> matching({"A": "up"}, {"A": "Which way does it point?"})({"A": "down"})
