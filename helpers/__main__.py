@@ -19,7 +19,7 @@ from helpers.core.text import PLAIN
 
 __all__ = ["main"]
 
-CELL_TIMEOUT = 12 * 3600
+_CELL_TIMEOUT = 12 * 3600
 """Seconds, as long as a session on Colab; in Jupyter a cell may take as long as it likes."""
 
 
@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="folder under runs/; by default the task and the preset")
     run.add_argument("--resume", choices=("auto", "never", "must"), help="go on, start over, or insist on going on")
     run.add_argument("-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter")
-    limit = f"a cell may take this many seconds, {CELL_TIMEOUT} by default; 0 for no limit"
-    run.add_argument("--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="SECONDS", help=limit)
+    limit = f"a cell may take this many seconds, {_CELL_TIMEOUT} by default; 0 for no limit"
+    run.add_argument("--cell-timeout", type=int, default=_CELL_TIMEOUT, metavar="SECONDS", help=limit)
     run.add_argument("-h", "--help", action="store_true", help="show this, and the notebook's parameters")
     run.set_defaults(command=_run, parser=run)
 

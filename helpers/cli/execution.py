@@ -42,13 +42,13 @@ from helpers.core.text import visible
 __all__ = ["execute", "executed_text"]
 
 
-ENGINE = "mistral-qlora"
-KEPT_METADATA = ("start_time", "end_time", "duration", "exception", "parameters")
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-WIDGET = "(to be used in a running notebook)"
-HEADING = re.compile(r"^(#{1,6})\s+(\d+(?:\.\d+)*\.?\s.*\S)\s*$", re.MULTILINE)
+_ENGINE = "mistral-qlora"
+_KEPT_METADATA = ("start_time", "end_time", "duration", "exception", "parameters")
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+_WIDGET = "(to be used in a running notebook)"
+_HEADING = re.compile(r"^(#{1,6})\s+(\d+(?:\.\d+)*\.?\s.*\S)\s*$", re.MULTILINE)
 
-Report = Callable[[str], object]
+_Report = Callable[[str], object]
 
 
 class _OwnKernelManager(AsyncKernelManager):
@@ -90,7 +90,7 @@ class _OwnKernelManager(AsyncKernelManager):
 class _Lines:
     """A stream that reports whole lines; of a line overwritten with carriage returns, what stood there last."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: _Report) -> None:
         self.report = report
         self.rest = ""
 
@@ -112,7 +112,7 @@ class _Lines:
 class _Manager(NotebookExecutionManager):
     """Writes the executed copy, and reports headings."""
 
-    def __init__(self, nb: nbformat.NotebookNode, executed_copy: Path, report: Report) -> None:
+    def __init__(self, nb: nbformat.NotebookNode, executed_copy: Path, report: _Report) -> None:
         super().__init__(nb, progress_bar=False)
         self.executed_copy = executed_copy
         self.report = report
@@ -130,7 +130,7 @@ class _Manager(NotebookExecutionManager):
         self.current = cell_index or 0
         super().cell_start(cell, cell_index, **kwargs)
         if cell.cell_type == "markdown":
-            for marks, title in HEADING.findall(cell.source):
+            for marks, title in _HEADING.findall(cell.source):
                 self.report(f"\n{marks} {title}")
 
     def cell_exception(
@@ -170,7 +170,7 @@ class _StrictEngine(Engine):
         *,
         executed_copy: Path,
         cell_timeout: int | None,
-        report: Report,
+        report: _Report,
         **_: Any,
     ) -> nbformat.NotebookNode:
         manager = _Manager(nb, executed_copy, report)
@@ -212,7 +212,7 @@ def execute(
     notebook: Path,
     parameters: Mapping[str, Any],
     executed_copy: Path,
-    report: Report,
+    report: _Report,
     *,
     cell_timeout: int | None = None,
 ) -> None:
@@ -232,12 +232,12 @@ def execute(
         CellError: A cell failed or did not end, the kernel died, or the notebook ended before its last cell.
         RunError: The executed copy cannot be written.
     """
-    papermill_engines.register(ENGINE, _StrictEngine)
+    papermill_engines.register(_ENGINE, _StrictEngine)
     papermill.execute_notebook(
         str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths with the parameters
         None,  # papermill's own copy, which holds local paths and is not written whole
         dict(parameters),
-        engine_name=ENGINE,
+        engine_name=_ENGINE,
         kernel_name="python3",
         language="python",
         executed_copy=executed_copy,
@@ -259,7 +259,7 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
     clean = copy.deepcopy(notebook)
     clean.metadata.pop("widgets", None)
     papermill_facts = clean.metadata.get("papermill", {})
-    clean.metadata["papermill"] = {key: papermill_facts[key] for key in KEPT_METADATA if key in papermill_facts}
+    clean.metadata["papermill"] = {key: papermill_facts[key] for key in _KEPT_METADATA if key in papermill_facts}
     for cell in clean.cells:
         facts = cell.metadata.pop("papermill", {})
         cell.metadata.pop("execution", None)
@@ -276,10 +276,10 @@ def _readable(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNod
     """Return a cell's outputs without progress bars, widgets replaced by a word, and printed pieces joined."""
     kept: list[nbformat.NotebookNode] = []
     for output in outputs:
-        if output.get("data", {}).pop(WIDGET_VIEW, None) is not None:
+        if output.get("data", {}).pop(_WIDGET_VIEW, None) is not None:
             if output.output_type == "display_data":  # a bar, which stands at nothing without its widget
                 continue
-            output.data["text/plain"] = WIDGET
+            output.data["text/plain"] = _WIDGET
         if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
             kept[-1].text += output.text
         else:
@@ -287,10 +287,10 @@ def _readable(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNod
     return kept
 
 
-ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
-LONGEST_FRAME = 15
-LONGEST_SOURCE = 40
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_CHAINED = ("The above exception was the direct cause", "During handling of the above exception")
+_LONGEST_FRAME = 15
+_LONGEST_SOURCE = 40
 
 
 def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None) -> CellError:
@@ -366,8 +366,8 @@ def _where(cells: Sequence[Mapping[str, Any]], index: int) -> str:
 def _details(cells: Sequence[Mapping[str, Any]], index: int, said: str) -> str:
     """Return the lines shown for a failing cell."""
     lines = cells[index]["source"].rstrip().splitlines()
-    cut = [f"... {len(lines) - LONGEST_SOURCE} more lines"] if len(lines) > LONGEST_SOURCE else []
-    source = textwrap.indent("\n".join([*lines[:LONGEST_SOURCE], *cut]), "    ")
+    cut = [f"... {len(lines) - _LONGEST_SOURCE} more lines"] if len(lines) > _LONGEST_SOURCE else []
+    source = textwrap.indent("\n".join([*lines[:_LONGEST_SOURCE], *cut]), "    ")
     place = _where(cells, index)
     return f"\n{place[0].upper()}{place[1:]}, failed:\n\n{source}\n\n{said}\n"
 
@@ -382,8 +382,8 @@ def _signal_name(number: int) -> str:
 
 def _shorten(traceback: Sequence[str]) -> str:
     """Return the first and the last frame of IPython's traceback, and the message."""
-    entries = [ANSI.sub("", entry).strip("\n") for entry in traceback]
-    starts = [i for i, entry in enumerate(entries) if any(words in entry for words in CHAINED)]
+    entries = [_ANSI.sub("", entry).strip("\n") for entry in traceback]
+    starts = [i for i, entry in enumerate(entries) if any(words in entry for words in _CHAINED)]
     entries = entries[starts[-1] + 1 :] if starts else entries
     frames = [entry for entry in entries if entry.startswith(("Cell In", "File "))]
     if len(frames) > 2:
@@ -395,4 +395,4 @@ def _shorten(traceback: Sequence[str]) -> str:
 def _head(entry: str) -> str:
     """Return the first lines of a frame or a message."""
     lines = entry.splitlines()
-    return "\n".join([*lines[:LONGEST_FRAME], "..."] if len(lines) > LONGEST_FRAME else lines)
+    return "\n".join([*lines[:_LONGEST_FRAME], "..."] if len(lines) > _LONGEST_FRAME else lines)

@@ -40,12 +40,12 @@ __all__ = [
 METADATA = "mistral_qlora"
 """The key of a notebook's metadata under which its task and its facts stand."""
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-EXECUTED = "notebook.ipynb"
-EXECUTING = ".executing"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_EXECUTED = "notebook.ipynb"
+_EXECUTING = ".executing"
 """A folder in a run's, whose lock the process holds that executes the notebook."""
 
-RESOLVE = """
+_RESOLVE = """
 import json, sys
 from helpers.core.errors import HelpersError
 from helpers.training.session import resolve_preset
@@ -59,7 +59,7 @@ except HelpersError as error:
 
 def list_notebooks() -> list[Path]:
     """Return the checkout's notebooks, by name."""
-    return sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+    return sorted((_CHECKOUT / "notebooks").glob("*.ipynb"))
 
 
 def first_heading(cells: Sequence[Any]) -> str | None:
@@ -144,9 +144,9 @@ def run_notebook(
         check_run(plan.run_name, plan.parameters, resume={"resume": "auto", **defaults, **values}["resume"])
         folder = RunDirectory(runs_root() / plan.run_name)
     refuse_held(folder.path)
-    with holding(folder.path / EXECUTING):  # the run's own lock is for the kernel to take
+    with holding(folder.path / _EXECUTING):  # the run's own lock is for the kernel to take
         _execute(path, values, folder, cell_timeout, report)
-    return folder.path / EXECUTED
+    return folder.path / _EXECUTED
 
 
 def _with_run(path: Path, given: Mapping[str, Any], run_name: str | None, resume: str | None) -> dict[str, Any]:
@@ -202,8 +202,8 @@ def _resolve(preset: str) -> str:
     """Resolve a preset in a process of its own: one that asks CUDA for its memory keeps some of it until it ends."""
     if preset in hardware.CPU_PRESETS:
         return preset
-    command = [sys.executable, "-c", RESOLVE, preset]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    command = [sys.executable, "-c", _RESOLVE, preset]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=_CHECKOUT, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RunError("preset", "a torch that can look for a GPU", said, "Run python -m helpers doctor.")
@@ -221,7 +221,7 @@ def _open_folder(run_name: str) -> RunDirectory:
     folder = RunDirectory(runs_root() / build_config("alpaca", preset="smoke", run_name=run_name).run_name)
     if folder.path.is_symlink() or (folder.path.exists() and not folder.path.is_dir()):
         raise RunError("run_name", "the name of a folder", folder.shown(), "A link or a file is left alone.")
-    if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / EXECUTED).is_file():
+    if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / _EXECUTED).is_file():
         raise RunError("run_name", "a new folder or one of an earlier run", folder.shown(), "Choose another run_name.")
     return folder
 
@@ -236,12 +236,12 @@ def _execute(
     """Run the checked notebook, and show what went wrong."""
     from helpers.cli.execution import execute
 
-    copy = folder.path / EXECUTED
-    report(f"{path.stem} -> {folder.shown(EXECUTED)}")
+    copy = folder.path / _EXECUTED
+    report(f"{path.stem} -> {folder.shown(_EXECUTED)}")
     try:
         execute(path, values, copy, report, cell_timeout=cell_timeout)
     except CellError as error:
-        report(redact(error.details) + f"\nThe executed copy is kept: {folder.shown(EXECUTED)}")
+        report(redact(error.details) + f"\nThe executed copy is kept: {folder.shown(_EXECUTED)}")
         raise
     if removed := removed_in(copy.read_text(encoding="utf-8")):
         remedy = "It was taken out of what is kept and shown. Find the cell that prints it."

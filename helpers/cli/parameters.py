@@ -27,7 +27,7 @@ __all__ = ["TASKS", "TYPES", "Parameter", "Plan", "Task", "find_task", "read_not
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 """What may stand after `type:`."""
 
-EXPECTED = "lines such as `max_steps = None  # type: int  end after this many steps [steps]`"
+_EXPECTED = "lines such as `max_steps = None  # type: int  end after this many steps [steps]`"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _read_line(path: Path, line: str) -> Parameter:
     declared, read = _by_python(line), _by_papermill(line)
     if declared is None or read is None or declared != (read.name, read.default) or not _fits(read):
         remedy = "One parameter a line, with one '=', a plain value and no '#' in it, a type and a help text."
-        raise RunError(f"{path.name}, parameters", EXPECTED, line, remedy)
+        raise RunError(f"{path.name}, parameters", _EXPECTED, line, remedy)
     return read
 
 

@@ -22,11 +22,7 @@ from helpers.model.patches.attention import installed_attention
 from helpers.runtime.calibration import Calibration, calibrate_apart
 from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_preset
 
-__all__ = [
-    "GPUS",
-    "add_command",
-    "parse_gpu",
-]
+__all__ = ["GPUS", "add_command", "parse_gpu"]
 
 GPUS = {
     "t4": round(14.7 * GIB),
@@ -38,29 +34,29 @@ GPUS = {
 }
 """What torch reports as the memory of these cards, rounded down, in bytes."""
 
-CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
+_CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
 """Compute capability of these cards; one that is named by its size is taken to have 8.0."""
 
-TFLOPS = {"t4": 25.0, "l4": 55.0, "24gb": 60.0, "a100-40": 250.0, "a100-80": 250.0, "h100": 800.0}
+_TFLOPS = {"t4": 25.0, "l4": 55.0, "24gb": 60.0, "a100-40": 250.0, "a100-80": 250.0, "h100": 800.0}
 """What these cards reach in products of large 16-bit matrices, in 10^12 operations a second. Measured on an H100 (802);
 for the others two to four fifths of the maker's figure are assumed, since they lower their clock under load."""
 
-FREE_COLAB = (7, 5)
+_FREE_COLAB = (7, 5)
 """Compute capability of the card that a free Colab lends: a T4."""
 
-MEAN_LENGTH = 233
+_MEAN_LENGTH = 233
 """Tokens of a row on average where no length is given, as in the measurements behind `helpers.memory.layout`."""
 
-SHORTEST = 0.35
+_SHORTEST = 0.35
 """The shortest row where no length is given, as a share of the mean. The rest is spread exponentially, so that the
 largest 8 rows that meet have about twice the tokens of 8 mean ones."""
 
-TYPICAL_ROWS = 1000
+_TYPICAL_ROWS = 1000
 """Rows that are planned with where no length is given."""
 
-UNITS = {"": 1, "gb": 10**9, "gib": GIB}
+_UNITS = {"": 1, "gb": 10**9, "gib": GIB}
 
-LABELS = {
+_LABELS = {
     "weights": "weights of the blocks",
     "embeddings": "embeddings, output head, norms",
     "adapter": "LoRA weights (float32)",
@@ -87,7 +83,7 @@ def add_command(subparsers: Any) -> None:
         "--row-length",
         type=int,
         metavar="TOKENS",
-        help=f"of every row (default about {MEAN_LENGTH} on average, some five times as long)",
+        help=f"of every row (default about {_MEAN_LENGTH} on average, some five times as long)",
     )
     parser.add_argument("--attention", choices=ATTENTION, help="how batches go through it (default by the card)")
     parser.add_argument(
@@ -140,7 +136,7 @@ def parse_gpu(text: str) -> int:
     if name in GPUS:
         return GPUS[name]
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(gb|gib|)", name)
-    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    size = round(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
         remedy = "Leave it out for this machine's card."
         raise ConfigError("--gpu", f"one of {', '.join(GPUS)}, or bytes, or such as 16GB", text, remedy)
@@ -171,7 +167,7 @@ def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[i
     if named is None:
         calibration, basis = calibrate_apart(), "by what this card just did"
     else:
-        tflops = TFLOPS.get(named.strip().lower())
+        tflops = _TFLOPS.get(named.strip().lower())
         if tflops is None:
             return ["How long it takes is forecast for a card's name, or for this machine's card."]
         precision = choose_precision(gpu.capability)
@@ -193,7 +189,7 @@ def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[i
         f"About {format_minutes(whole)} from installation to adapter, {training} ({basis}, the {forecast.limited_by} "
     )
     said += "being the limit). A forecast: expect a third more or less."
-    return [said, session_note(whole)] if gpu.capability == FREE_COLAB else [said]
+    return [said, session_note(whole)] if gpu.capability == _FREE_COLAB else [said]
 
 
 def _headline(config: RunConfig, peak: Prediction) -> str:
@@ -212,7 +208,7 @@ def _table(peak: Prediction) -> list[str]:
     """The parts; of the last two only the larger counts, and the other stands in brackets."""
     lines = []
     smaller = "temporary" if peak.temporary < peak.cross_entropy else "cross_entropy"
-    for name, label in LABELS.items():
+    for name, label in _LABELS.items():
         value = f"{getattr(peak, name) / GIB:.2f}"
         lines.append(f"  {label:<32}{f'({value})' if name == smaller else value + ' ':>10} GiB")
     return [*lines, f"  {'predicted peak':<32}{peak.total() / GIB:>9.2f}  GiB"]
@@ -221,7 +217,7 @@ def _table(peak: Prediction) -> list[str]:
 def _named(text: str) -> Gpu:
     """The card that the command line names, with nothing on it."""
     size = parse_gpu(text)
-    return Gpu(text, CAPABILITIES.get(text.strip().lower(), (8, 0)), size, size)
+    return Gpu(text, _CAPABILITIES.get(text.strip().lower(), (8, 0)), size, size)
 
 
 def _attention(wanted: str | None, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:
@@ -236,11 +232,11 @@ def _rows(length: int | None, config: RunConfig) -> tuple[tuple[int, ...], str]:
     """The lengths of the rows, and a sentence on them: of one length, or of many."""
     limit, count = config.model.max_seq_length, config.train.rows_per_step()
     if length is None:
-        quantiles = [(i + 0.5) / TYPICAL_ROWS for i in range(TYPICAL_ROWS)]
-        shortest = SHORTEST * MEAN_LENGTH
-        spread = [round(shortest - (MEAN_LENGTH - shortest) * math.log(1 - q)) for q in quantiles]
+        quantiles = [(i + 0.5) / _TYPICAL_ROWS for i in range(_TYPICAL_ROWS)]
+        shortest = _SHORTEST * _MEAN_LENGTH
+        spread = [round(shortest - (_MEAN_LENGTH - shortest) * math.log(1 - q)) for q in quantiles]
         lengths = tuple(min(n, limit) for n in spread)
-        mean = sum(lengths) / TYPICAL_ROWS
+        mean = sum(lengths) / _TYPICAL_ROWS
         said = f"Rows of {mean:.0f} tokens on average and {max(lengths):,} at most are assumed"
         return lengths, f"{said}; --row-length plans for rows of one length."
     if not 1 <= length <= limit:

@@ -20,9 +20,7 @@ from helpers.core.settings import Settings, nearest, setting
 __all__ = [
     "DATASETS",
     "DEFAULT_DATASET",
-    "DEFAULT_SYSTEM_PROMPT",
     "FREE_TO_CHANGE",
-    "GGUF_TYPES",
     "HUB_ID",
     "MODELS",
     "PRESETS",
@@ -59,7 +57,7 @@ DATASETS = {
 DEFAULT_DATASET = {"alpaca": "yahma/alpaca-cleaned", "dolly": "databricks/databricks-dolly-15k"}
 """What a task is trained on unless the user or the preset names something else."""
 
-DEFAULT_SYSTEM_PROMPT = {
+_DEFAULT_SYSTEM_PROMPT = {
     "alpaca": "",
     "dolly": (
         "You are an assistant for product development, business decisions and the use of AI in companies. "
@@ -72,7 +70,7 @@ DEFAULT_SYSTEM_PROMPT = {
 ROW_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """How the names of local files with rows end; ".gz" may follow."""
 
-GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+_GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """What a GGUF file can hold; the last three need llama.cpp's llama-quantize."""
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -181,7 +179,7 @@ class ExportConfig(Settings):
 
     merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit")
     gguf_quantization: str | None = setting(
-        None, "also save a GGUF file of this type, such as q8_0 or f16", choices=GGUF_TYPES, tasks=("dolly",)
+        None, "also save a GGUF file of this type, such as q8_0 or f16", choices=_GGUF_TYPES, tasks=("dolly",)
     )
     push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",))
     push_private: bool = setting(True, "create that repository as private", tasks=("dolly",))
@@ -339,7 +337,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
 
 def _system_prompt(task: str, chosen: Mapping[str, Any]) -> str:
     """Return a task's system prompt, or none in the Alpaca style, which has no place for one."""
-    return "" if chosen.get("prompt_style") == "alpaca" else DEFAULT_SYSTEM_PROMPT[task]
+    return "" if chosen.get("prompt_style") == "alpaca" else _DEFAULT_SYSTEM_PROMPT[task]
 
 
 def _check_model_name(name: str) -> None:

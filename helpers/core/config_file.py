@@ -17,12 +17,12 @@ from helpers.core.errors import ConfigError
 from helpers.core.files import read_json, write_json
 from helpers.core.runs import CONFIG, RunDirectory
 
-__all__ = ["FORMAT", "read_config", "record_layout", "write_config"]
+__all__ = ["read_config", "record_layout", "write_config"]
 
-FORMAT = 1
+_FORMAT = 1
 """Goes up when a reader must know more."""
 
-NOTES = ("data", "folder", "format", "given", "layout", "run_id", "task")
+_NOTES = ("data", "folder", "format", "given", "layout", "run_id", "task")
 """What stands in the file beside the parameters."""
 
 
@@ -34,7 +34,7 @@ def write_config(run: RunDirectory, config: RunConfig) -> None:
         "path": str(Path(name).resolve()) if local else None,
         "revision": None if local else config.data.dataset_revision or DATASETS.get(name),
     }
-    notes = {"data": data, "folder": os.getcwd(), "format": FORMAT, "given": sorted(config.given)}
+    notes = {"data": data, "folder": os.getcwd(), "format": _FORMAT, "given": sorted(config.given)}
     notes["run_id"] = run.run_id()
     write_json(run.path / CONFIG, {"task": config.task, **config.flat(), **notes})
 
@@ -61,7 +61,7 @@ def read_config(path: Path | str) -> RunConfig:
     values = read_json(path)
     _check_format(values, path)
     task = values["task"]
-    chosen = {name: value for name, value in values.items() if name not in (*NOTES, "preset", "run_name")}
+    chosen = {name: value for name, value in values.items() if name not in (*_NOTES, "preset", "run_name")}
     config = build_config(task, preset=values["preset"], run_name=values["run_name"], **chosen)
     if missing := [name for name in parameters(task) if name not in chosen]:
         raise ConfigError(str(path), f"the parameter {missing[0]}", sorted(chosen), "Run the notebook's cells again.")
@@ -74,8 +74,8 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
     for name in ("task", "preset", "run_name"):
         if not isinstance(values.get(name), str):
             raise ConfigError(str(path), f"a run's configuration with a {name}", values.get(name), remedy)
-    if values.get("format") != FORMAT:
-        raise ConfigError(str(path), f"format {FORMAT}", values.get("format"), remedy)
+    if values.get("format") != _FORMAT:
+        raise ConfigError(str(path), f"format {_FORMAT}", values.get("format"), remedy)
     given = values.get("given")
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise ConfigError(str(path), "a list of the parameters that were given", given, remedy)

@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 
-TIMEOUT = datetime.timedelta(minutes=30)
+_TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: as long as transformers lets it (`ddp_timeout`)."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 """Whether this is the main process doing what `on_main` was given, while the others wait."""
@@ -134,7 +134,7 @@ def join() -> Place:
     else:
         torch.serialization.register_package(1, lambda storage: None, _load_on_cpu)
     if not distributed.is_initialized():
-        distributed.init_process_group(timeout=TIMEOUT, **options)
+        distributed.init_process_group(timeout=_TIMEOUT, **options)
     return here
 
 
@@ -152,7 +152,7 @@ def leave() -> None:
             distributed.destroy_process_group()
 
 
-def on_main(work: Callable[[], T]) -> T:
+def on_main(work: Callable[[], _T]) -> _T:
     """Do something in the main process alone, and give its value to all.
 
     Inside `work` only the main process is there, so that another `on_main` is a plain call.
@@ -189,7 +189,7 @@ def on_main(work: Callable[[], T]) -> T:
     return told[0]
 
 
-def gather(value: T) -> list[T]:
+def gather(value: _T) -> list[_T]:
     """Return every process's value, in the order of their ranks, in every process.
 
     Args:
@@ -307,7 +307,7 @@ def local_config(config: RunConfig, processes: int) -> RunConfig:
     return dataclasses.replace(config, train=own)
 
 
-SIGNS = (
+_SIGNS = (
     "Application timeout caused pair closure",
     "Broken pipe",
     "Connection closed by peer",
@@ -338,7 +338,7 @@ def explain_peer_exit(error: BaseException, last_step: int | None = None) -> Pee
     count = place().count
     if count == 1 or isinstance(error, HelpersError) or not isinstance(error, RuntimeError):
         return None
-    if not any(sign in str(error) for sign in SIGNS):
+    if not any(sign in str(error) for sign in _SIGNS):
         return None
     onward = f"goes on from the checkpoint of step {last_step}" if last_step else "goes on"
     return PeerExitError(

@@ -33,14 +33,14 @@ __all__ = [
     "writing",
 ]
 
-REFUSALS = {
+_REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 """What a disk answers that is full, cannot be written, or has a file where a folder should be."""
 
-WRAPPED = {
+_WRAPPED = {
     "No space left on device": "No space left on device",  # safetensors and tokenizers keep only the system's words
     "os error 28": "No space left on device",
     "Disk quota exceeded": "Disk quota exceeded",
@@ -67,10 +67,10 @@ def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if isinstance(current, OSError) and current.errno in REFUSALS:
+        if isinstance(current, OSError) and current.errno in _REFUSALS:
             blocked = current.errno in (errno.ENOTDIR, errno.EEXIST)
             return _refused(what, folder, "a file stands in the way" if blocked else os.strerror(current.errno))
-        for text, reason in WRAPPED.items():
+        for text, reason in _WRAPPED.items():
             if text in str(current):
                 return _refused(what, folder, reason)
         current = current.__cause__ or current.__context__

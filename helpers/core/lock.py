@@ -27,10 +27,10 @@ __all__ = ["HOLDER", "LOCK", "MARKER", "Holder", "find_holder", "hold_lock", "ho
 LOCK, MARKER, HOLDER = ".lock", ".lock.soft", ".lock.json"
 """In a run directory: what is locked, the marker where nothing can be, and who holds it."""
 
-UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
+_UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 """What a file system without flock answers."""
 
-PATIENCE = 0.2
+_PATIENCE = 0.2
 """Seconds: `find_holder` of another process holds the lock for an instant."""
 
 _held: dict[tuple[int, Path], BaseFileLock] = {}
@@ -135,15 +135,15 @@ def _acquire(folder: Path) -> BaseFileLock:
     """Return the lock, taken, or the marker where the file system has no locks."""
     from filelock import FileLock, SoftFileLock, Timeout
 
-    lock: BaseFileLock = FileLock(folder / LOCK, timeout=PATIENCE, thread_local=False, fallback_to_soft=False)
+    lock: BaseFileLock = FileLock(folder / LOCK, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in _UNSUPPORTED:
             raise
-        lock = SoftFileLock(folder / MARKER, timeout=PATIENCE, thread_local=False)
+        lock = SoftFileLock(folder / MARKER, timeout=_PATIENCE, thread_local=False)
         lock.acquire()
     return lock
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "estimate"]
 
-FEWEST_ROWS = 12
+_FEWEST_ROWS = 12
 """Independent rows below which nothing is judged."""
 
 _SKEWNESS_FACTOR = 40
@@ -133,10 +133,10 @@ def _no_verdict(sizes: np.ndarray, residuals: np.ndarray) -> str:
     """Say why rows cannot bear a verdict: too few independent ones, or too lopsided."""
     groups, rows = len(sizes), int(sizes.sum())
     independent = rows**2 / float((sizes**2).sum())  # Kish: what sources of unlike size are worth
-    if groups >= FEWEST_ROWS > independent:
+    if groups >= _FEWEST_ROWS > independent:
         return f"{sizes.max()} of the {rows} rows come from one source"
-    if independent < FEWEST_ROWS:
-        return f"{groups} independent rows are too few, {FEWEST_ROWS} are needed"
+    if independent < _FEWEST_ROWS:
+        return f"{groups} independent rows are too few, {_FEWEST_ROWS} are needed"
     centred = residuals - residuals.mean()
     skewness = float((centred**3).mean() / (centred**2).mean() ** 1.5)
     if independent > _SKEWNESS_FACTOR * skewness**2:

@@ -15,10 +15,10 @@ from helpers.core.errors import ConfigError
 
 __all__ = ["cache_root", "folder_name", "is_file", "is_folder", "is_there", "user_folder"]
 
-LONGEST_NAME = 100
+_LONGEST_NAME = 100
 """Characters of a run's name; file systems take 255 bytes, and temporary files beside it are longer."""
 
-RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """Names that stand for devices on Windows, and whose folders cannot be copied there
 (learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
 
@@ -85,13 +85,13 @@ def folder_name(name: Any) -> str:
     if not isinstance(name, str):
         raise ConfigError("run_name", "text, in quotes", name, "With papermill, give it by -r, not -p.")
     good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and not name.endswith(".")
-    if not good or len(name) > LONGEST_NAME:
+    if not good or len(name) > _LONGEST_NAME:
         raise ConfigError(
             "run_name",
-            f"at most {LONGEST_NAME} letters, digits, '.', '_' and '-', beginning with a letter or digit, no '.' last",
+            f"at most {_LONGEST_NAME} letters, digits, '.', '_' and '-', beginning with a letter or digit, no '.' last",
             name,
             "It names a folder under runs/ and cannot lead out of it.",
         )
-    if RESERVED.fullmatch(name):
+    if _RESERVED.fullmatch(name):
         raise ConfigError("run_name", "a name that is no device's", name, f"Windows reserves it: use run-{name}.")
     return name

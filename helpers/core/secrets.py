@@ -16,7 +16,7 @@ SECRET_NAMES = (
 )
 """Environment variables whose values are secrets."""
 
-SHORTEST = 8
+_SHORTEST = 8
 """Shorter values are no tokens; leaving them out of a text would spoil it."""
 
 PATTERNS = {
@@ -102,7 +102,7 @@ def _without_encoded(match: re.Match[str]) -> str:
 def _values() -> dict[str, str]:
     """Return the secrets that are set, by name."""
     values = {name: os.environ.get(name, "").strip() for name in SECRET_NAMES}
-    return {name: value for name, value in values.items() if len(value) >= SHORTEST}
+    return {name: value for name, value in values.items() if len(value) >= _SHORTEST}
 
 
 def _forms(value: str) -> tuple[str, ...]:

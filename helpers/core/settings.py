@@ -18,7 +18,7 @@ from helpers.core.secrets import redact, secrets_in
 
 __all__ = ["Settings", "coerce", "nearest", "refuse_undeclared", "setting"]
 
-INJECTED = "# Parameters\n"
+_INJECTED = "# Parameters\n"
 """How papermill's cell of injected parameters begins."""
 
 
@@ -108,7 +108,7 @@ def refuse_undeclared(namespace: Mapping[str, Any], known: Collection[str]) -> N
         ConfigError: One is unknown.
     """
     for source in namespace.get("In", ()):
-        if not source.startswith(INJECTED):
+        if not source.startswith(_INJECTED):
             continue
         targets = [node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign)]
         for name in (each.id for each in itertools.chain(*targets) if isinstance(each, ast.Name)):

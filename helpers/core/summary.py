@@ -12,7 +12,7 @@ from helpers.core.text import format_bytes, format_number, visible
 
 __all__ = ["summarize"]
 
-MADE = {
+_MADE = {
     "notebook.ipynb": "the notebook, executed",
     "adapter": "the LoRA adapter with its tokenizer",
     "merged": "the merged model",
@@ -24,7 +24,7 @@ MADE = {
 }
 """What a run may have made, in the order of showing."""
 
-ANSWERS = 3
+_ANSWERS = 3
 """How many questions are shown with their answers, at most: evenly spaced, whatever was answered."""
 
 
@@ -39,7 +39,7 @@ def summarize(run: RunDirectory) -> str:
     """
     metrics = run.metrics()
     shown = [_shown(*each) for each in _answers(run)]
-    chosen = shown[:: max(1, -(-len(shown) // ANSWERS))]
+    chosen = shown[:: max(1, -(-len(shown) // _ANSWERS))]
     sections = [_verdict(metrics), _numbers(metrics), *chosen, _paths(run)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
@@ -100,6 +100,6 @@ def _wrap(text: str, width: int, lines: int) -> list[str]:
 
 
 def _paths(run: RunDirectory) -> list[str]:
-    there = {name: words for name, words in MADE.items() if (run.path / name).exists()}
+    there = {name: words for name, words in _MADE.items() if (run.path / name).exists()}
     width = max((len(run.shown(name)) for name in there), default=0)
     return [f"{run.shown(name):<{width}}  {words}" for name, words in there.items()]

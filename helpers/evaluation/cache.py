@@ -91,12 +91,12 @@ def _read(path: Path) -> dict[str, CachedAnswer]:
         return {}
 
 
-T = TypeVar("T")
-R = TypeVar("R")
-K = TypeVar("K")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_K = TypeVar("_K")
 
 
-def own_batch(items: Sequence[T], size: int) -> list[T]:
+def own_batch(items: Sequence[_T], size: int) -> list[_T]:
     """Return this process's batch of the next round.
 
     Args:
@@ -114,7 +114,7 @@ def own_batch(items: Sequence[T], size: int) -> list[T]:
     return list(items[rank * size : (rank + 1) * size])
 
 
-def exchange(found: Mapping[K, R]) -> dict[K, R]:
+def exchange(found: Mapping[_K, _R]) -> dict[_K, _R]:
     """Return what all processes found, in every process.
 
     Args:
@@ -123,7 +123,7 @@ def exchange(found: Mapping[K, R]) -> dict[K, R]:
     return {key: value for part in gather(dict(found)) for key, value in part.items()}
 
 
-def do_each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
+def do_each(items: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
     """Do one piece of work for each item, every process its part.
 
     Args:

@@ -13,26 +13,17 @@ from helpers.core.errors import ConfigError
 from helpers.core.paths import folder_name, is_file
 from helpers.core.settings import Settings, nearest, setting
 
-__all__ = [
-    "AA_TEMPERATURE",
-    "ARM_NAMES",
-    "DEFAULT_RUN_NAME",
-    "EVALUATION_PRESETS",
-    "MODES",
-    "EvaluationConfig",
-    "build_evaluation_config",
-    "evaluation_parameters",
-]
+__all__ = ["EvaluationConfig", "build_evaluation_config", "evaluation_parameters"]
 
-ARM_NAMES = ("base", "tuned", "base_bare", "base_few_shot")
+_ARM_NAMES = ("base", "tuned", "base_bare", "base_few_shot")
 """All arms there are, in the order of reports."""
 
-MODES = ("compare", "aa")
+_MODES = ("compare", "aa")
 """compare: base against tuned. aa: base against base, both drawn at random, which shows how large noise is."""
 
-DEFAULT_RUN_NAME = "side-by-side"
+_DEFAULT_RUN_NAME = "side-by-side"
 
-AA_TEMPERATURE = 0.7
+_AA_TEMPERATURE = 0.7
 """How freely mode aa draws its answers; 0 would give the same answer twice."""
 
 _HIDDEN = ("preset", "run_name")
@@ -52,10 +43,10 @@ class EvaluationConfig(Settings):
         None, "alias, hub id or folder of the base model; None takes the one the adapter was trained on"
     )
     mode: str = setting(
-        "compare", "compare (base against tuned) or aa (base against base: how big is noise?)", choices=MODES
+        "compare", "compare (base against tuned) or aa (base against base: how big is noise?)", choices=_MODES
     )
     arms: str = setting(
-        ",".join(ARM_NAMES), "base and tuned, and perhaps base_bare and base_few_shot, separated by commas"
+        ",".join(_ARM_NAMES), "base and tuned, and perhaps base_bare and base_few_shot, separated by commas"
     )
     few_shot_rows: int = setting(3, "training rows shown first to the arm base_few_shot", unit="rows", low=1, high=20)
     prompts_file: str | None = setting(
@@ -87,11 +78,11 @@ class EvaluationConfig(Settings):
         if self.mode == "aa":
             return ("base", "again")
         chosen = _listed(self.arms)
-        return tuple(name for name in ARM_NAMES if name in chosen)
+        return tuple(name for name in _ARM_NAMES if name in chosen)
 
     def temperature(self) -> float:
         """Return how freely answers are drawn; 0 is the likeliest token each time, which mode aa cannot use."""
-        return AA_TEMPERATURE if self.mode == "aa" else 0.0
+        return _AA_TEMPERATURE if self.mode == "aa" else 0.0
 
     def votes_files(self) -> list[str]:
         """Return the paths of the votes."""
@@ -106,7 +97,7 @@ class EvaluationConfig(Settings):
         return {name: value for name, value in self.flat().items() if name not in _FREE_TO_CHANGE}
 
 
-EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
+_EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "arms": "base,tuned,base_few_shot",
         "prompt_count": 6,
@@ -146,19 +137,19 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
         >>> build_evaluation_config(preset="smoke", arms="base, tuned").arm_names()
         ('base', 'tuned')
     """
-    if not isinstance(preset, str) or preset not in EVALUATION_PRESETS:
-        presets = list(EVALUATION_PRESETS)
+    if not isinstance(preset, str) or preset not in _EVALUATION_PRESETS:
+        presets = list(_EVALUATION_PRESETS)
         raise ConfigError("preset", f"one of auto, {', '.join(presets)}", preset, nearest(preset, presets))
     known = evaluation_parameters()
     for name in given:
         if name not in known:
             raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
     chosen = {name: value for name, value in given.items() if value is not None}
-    values = {**EVALUATION_PRESETS[preset], **chosen}
+    values = {**_EVALUATION_PRESETS[preset], **chosen}
     if "answered_rows" not in chosen and isinstance(chosen.get("reference_rows"), int):
         default = values.get("answered_rows", known["answered_rows"].default)
         values["answered_rows"] = min(default, max(chosen["reference_rows"], 0))
-    name = DEFAULT_RUN_NAME if run_name is None else run_name
+    name = _DEFAULT_RUN_NAME if run_name is None else run_name
     config = EvaluationConfig(preset=preset, run_name=folder_name(name), **values)
     _check_arms(config, chosen)
     _check_together(config)
@@ -179,8 +170,8 @@ def _check_arms(config: EvaluationConfig, chosen: Mapping[str, Any]) -> None:
         return
     names = _listed(config.arms)
     for name in names:
-        if name not in ARM_NAMES:
-            raise ConfigError("arms", f"some of {', '.join(ARM_NAMES)}", name, nearest(name, ARM_NAMES))
+        if name not in _ARM_NAMES:
+            raise ConfigError("arms", f"some of {', '.join(_ARM_NAMES)}", name, nearest(name, _ARM_NAMES))
     if len(set(names)) < len(names):
         raise ConfigError("arms", "each arm once", config.arms, "Leave the second one out.")
     if missing := [name for name in ("base", "tuned") if name not in names]:

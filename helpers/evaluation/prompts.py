@@ -21,9 +21,9 @@ from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.records import Prompt
 
-__all__ = ["SAMPLE", "Material", "Question", "gather", "read_questions", "reference_questions"]
+__all__ = ["Material", "Question", "gather", "read_questions", "reference_questions"]
 
-SAMPLE = "business_prompts.jsonl"
+_SAMPLE = "business_prompts.jsonl"
 """The prompts that come with the package: sixteen, from eight topics of business."""
 
 _TEXT = ("prompt", "instruction", "question", "text")
@@ -58,9 +58,9 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
         EvaluationError: The file is empty or unreadable, a prompt is blank or not text, or two are the same.
     """
     rows = _bundled() if path is None else _read(Path(path))
-    questions = [_question(row, place, path or SAMPLE) for place, row in enumerate(rows, 1)]
-    _check_twice("id", [each.prompt.id for each in questions], path or SAMPLE)
-    _check_twice("prompt", [each.prompt.text for each in questions], path or SAMPLE)
+    questions = [_question(row, place, path or _SAMPLE) for place, row in enumerate(rows, 1)]
+    _check_twice("id", [each.prompt.id for each in questions], path or _SAMPLE)
+    _check_twice("prompt", [each.prompt.text for each in questions], path or _SAMPLE)
     if count > len(questions):
         expected = f"at most {len(questions)}, the prompts there are"
         raise EvaluationError("prompt_count", expected, count, "Use 0 for all.")
@@ -70,7 +70,7 @@ def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
 def _bundled() -> list[Any]:
     import json
 
-    text = resources.files("helpers.data").joinpath("samples", SAMPLE).read_text(encoding="utf-8")
+    text = resources.files("helpers.data").joinpath("samples", _SAMPLE).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -29,17 +29,9 @@ from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.session import resolve_preset, watch_cells
 
-__all__ = [
-    "TASK",
-    "compare",
-    "configure_evaluation",
-    "finish_evaluation",
-    "open_evaluation",
-    "run_parameters",
-    "write_files",
-]
+__all__ = ["compare", "configure_evaluation", "finish_evaluation", "open_evaluation", "run_parameters", "write_files"]
 
-TASK = "side_by_side"
+_TASK = "side_by_side"
 """What the notebook's metadata and its runs' manifests call it."""
 
 
@@ -90,10 +82,10 @@ def _open(config: EvaluationConfig, source: AdapterSource, resume: str) -> RunDi
     parameters = run_parameters(config, source)
     check_run(config.run_name, parameters, resume=resume)
     hold_lock(runs_root() / config.run_name)
-    facts = {"task": TASK, "seed": config.seed, "hardware": describe_hardware(), "adapter": source.shown()}
+    facts = {"task": _TASK, "seed": config.seed, "hardware": describe_hardware(), "adapter": source.shown()}
     facts["adapter_sha256"] = file_sha256(source.folder / WEIGHTS[1])
     run = open_run(config.run_name, parameters, resume=resume, versions=shown_versions(), **facts)
-    write_json(run.path / "config.json", {"kind": TASK, "folder": os.getcwd(), **config.flat()})
+    write_json(run.path / "config.json", {"kind": _TASK, "folder": os.getcwd(), **config.flat()})
     return run
 
 

@@ -42,16 +42,16 @@ ALLOWANCE = 32 * 2**20
 GGUF_BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
 """Bits a weight takes, scales included: https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md."""
 
-COLAB_QUANTIZE = (
+_COLAB_QUANTIZE = (
     "!apt-get -qq install cmake && git clone --depth 1 https://github.com/ggml-org/llama.cpp ~/.unsloth/llama.cpp && "
     "cd ~/.unsloth/llama.cpp && cmake -B build -DLLAMA_CURL=OFF && cmake --build build --target llama-quantize -j"
 )
 """Builds the quantizer on Colab, in a few minutes."""
 
-GGUF_WRITTEN = ("f16", "bf16", "q8_0")
+_GGUF_WRITTEN = ("f16", "bf16", "q8_0")
 """Types that are written here; the others are left to llama.cpp's `llama-quantize`."""
 
-TRAINED_BYTES = 12
+_TRAINED_BYTES = 12
 """Of a trained number in a checkpoint, at most: itself and AdamW's two moments in float32."""
 
 
@@ -70,7 +70,7 @@ def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     """
     trained, weights = sum(shape.lora_tensors(config.adapter.lora_rank)), _weights(shape)
     needs = {
-        f"{KEPT + 1} checkpoints": (KEPT + 1) * (TRAINED_BYTES * trained + SMALL_FILES),
+        f"{KEPT + 1} checkpoints": (KEPT + 1) * (_TRAINED_BYTES * trained + SMALL_FILES),
         "the adapter": 2 * (4 * trained + SMALL_FILES),
     }
     if not config.export.merge_16bit:
@@ -88,7 +88,7 @@ def gguf_bytes(weights: int, kind: str) -> int:
         weights: The model's number of weights.
         kind: A key of `GGUF_BITS`.
     """
-    between = 0 if kind in GGUF_WRITTEN else 2 * weights  # llama-quantize reads a 16-bit file
+    between = 0 if kind in _GGUF_WRITTEN else 2 * weights  # llama-quantize reads a 16-bit file
     return int(weights * GGUF_BITS[kind] / 8) + between + ALLOWANCE
 
 
@@ -101,7 +101,7 @@ def find_llama_quantize(kind: str) -> Path | None:
     Raises:
         StackError: It is needed and not there; how to get it, and what works without.
     """
-    if kind in GGUF_WRITTEN:
+    if kind in _GGUF_WRITTEN:
         return None
     unsloth = os.environ.get("UNSLOTH_LLAMA_CPP_PATH") or str(Path.home() / ".unsloth" / "llama.cpp")
     found = shutil.which("llama-quantize") or shutil.which(
@@ -111,11 +111,11 @@ def find_llama_quantize(kind: str) -> Path | None:
         return Path(found)
     raise StackError(
         "gguf_quantization",
-        f"one of {', '.join(GGUF_WRITTEN)}, or llama.cpp's program llama-quantize for {kind}",
+        f"one of {', '.join(_GGUF_WRITTEN)}, or llama.cpp's program llama-quantize for {kind}",
         "no llama-quantize",
         'Set gguf_quantization = "q8_0", which needs no tool, or install llama.cpp '
         "(https://github.com/ggml-org/llama.cpp/releases, or brew install llama.cpp) and put llama-quantize on the "
-        f"PATH. On Colab: {COLAB_QUANTIZE}",
+        f"PATH. On Colab: {_COLAB_QUANTIZE}",
     )
 
 

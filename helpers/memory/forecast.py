@@ -5,7 +5,7 @@ recomputed: 4 to 6 operations a weight and token. Divided by how fast the card m
 (`helpers.runtime.calibration`) and by the share of that pace which training reaches, this is the card's time for a
 pass; where the host needs longer to launch the pass's kernels, that is the pass's time. The share is learned from
 finished runs of the same model on the same card, whose `metrics.json` holds forecast and outcome; before there is one,
-it is `EFFICIENCY`.
+it is `_EFFICIENCY`.
 """
 
 from __future__ import annotations
@@ -39,37 +39,37 @@ __all__ = [
     "session_note",
 ]
 
-EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.85}
+_EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.85}
 """Share of the calibrated pace that a training reaches where no run is known. bf16: packed batches on an H100, 16,384
 tokens in 0.97 s without and 8,192 in 0.70 s with checkpointing, are 0.60 and 0.63 of 802 TFLOP/s
 (benchmarks/results/train_h100.json). fp16: Unsloth's published T4 record, 0.89 rows/s, is about 0.35 of 25 TFLOP/s, its
 padding included; batches here have none. fp32: SmolLM2-135M on one core of a server, 8 rows a step."""
 
-SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.72}
+_SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.72}
 """What measuring the held-out loss reaches, as a share of that: 0.61 of the pace in fp32, in the same runs; assumed of
 cards."""
 
-HOST_SECONDS = {"graphs": 0.0053, "checkpointing": 0.0110, "plain": 0.0079}
+_HOST_SECONDS = {"graphs": 0.0053, "checkpointing": 0.0110, "plain": 0.0079}
 """Time in which the host launches one layer's kernels, forward and backward, in seconds: of 32 layers 0.25 s a pass, a
 third more where they are recomputed (H100), and 0.17 s where passes are recorded on the way (944 rows, H200)."""
 
-START_SECONDS = 3.0
+_START_SECONDS = 3.0
 """The first step's kernels are compiled and loaded, on a card (2.2 to 3.2 s, train_h100.json)."""
 
-COLAB_MINUTES = 12 * 60
+_COLAB_MINUTES = 12 * 60
 """A free Colab notebook runs at most so long, as its FAQ says, and often less."""
 
-SETUP_SECONDS = 180.0
+_SETUP_SECONDS = 180.0
 """Installing the packages on a machine that has none of them, and importing them: 100 s on two cores and 34 s on the
 host of an H200, where that was measured."""
 
-DOWNLOAD_BYTES = 40e6
+_DOWNLOAD_BYTES = 40e6
 """Assumed of a hub's download, in bytes a second."""
 
-SHUFFLES = 20
+_SHUFFLES = 20
 """How often rows are shuffled to find a padded batch's mean width."""
 
-RUNS = 5
+_RUNS = 5
 """Finished runs that an efficiency is learned from: the newest."""
 
 
@@ -179,11 +179,11 @@ def forecast_training(
     efficiency, runs = learned_efficiency(config, calibration, past)
     pace = calibration.tflops * 1e12 * efficiency
     kind = "graphs" if graphs else "checkpointing" if again else "plain"
-    host = HOST_SECONDS[kind] * shape.layers * passes / processes if on_card else 0.0
+    host = _HOST_SECONDS[kind] * shape.layers * passes / processes if on_card else 0.0
     card = operations / pace / processes
     measurements = 2 + (math.ceil(steps) - 1) // train.eval_steps
-    scored = sum(heldout) * measurements * 2 * weights / (pace * SCORING[calibration.precision]) / processes
-    start = START_SECONDS if on_card else 0.0
+    scored = sum(heldout) * measurements * 2 * weights / (pace * _SCORING[calibration.precision]) / processes
+    start = _START_SECONDS if on_card else 0.0
     return Forecast(
         max(host, card) + start,
         scored,
@@ -210,10 +210,10 @@ def learned_efficiency(
         each["operations"] / each["outcome_train_seconds"] / each["tflops"] / 1e12
         for each in (run.get("forecast") or {} for run in past)
         if each.get("kind") == wanted and each.get("outcome_train_seconds")
-    ][-RUNS:]
+    ][-_RUNS:]
     if found:
         return statistics.median(found), len(found)
-    return EFFICIENCY[calibration.precision], 0
+    return _EFFICIENCY[calibration.precision], 0
 
 
 def past_metrics(root: Path) -> list[dict[str, Any]]:
@@ -242,18 +242,18 @@ def format_minutes(seconds: float) -> str:
 def seconds_before(shape: ModelShape, *, four_bit: bool) -> float:
     """Return the time until training begins on a new machine: packages, imports, the model's download."""
     weight = NF4_BYTES if four_bit else 2
-    return SETUP_SECONDS + (shape.linear_parameters() * weight + 2 * shape.other_parameters()) / DOWNLOAD_BYTES
+    return _SETUP_SECONDS + (shape.linear_parameters() * weight + 2 * shape.other_parameters()) / _DOWNLOAD_BYTES
 
 
 def session_note(seconds: float) -> str:
     """Say whether a run fits into a session of a free Colab."""
-    if seconds > COLAB_MINUTES * 60:
+    if seconds > _COLAB_MINUTES * 60:
         return (
-            f"That is longer than a free Colab session, which ends after {COLAB_MINUTES // 60} h at the latest: set "
+            f"That is longer than a free Colab session, which ends after {_COLAB_MINUTES // 60} h at the latest: set "
             "persist_dir, and go on in a second one."
         )
     return (
-        f"A free Colab session, which ends after {COLAB_MINUTES // 60} h at the latest and often sooner, holds it; "
+        f"A free Colab session, which ends after {_COLAB_MINUTES // 60} h at the latest and often sooner, holds it; "
         "with persist_dir set, an end does no harm."
     )
 
@@ -283,8 +283,8 @@ def _steps_and_tokens(config: RunConfig, lengths: Sequence[int], *, padded: bool
 def _padded_mean(lengths: Sequence[int], size: int) -> float:
     """Return the mean width of a batch's rows once they are padded to its longest."""
     order, draw, total = list(lengths), random.Random(0), 0  # noqa: S311 - no secret depends on it
-    for _ in range(SHUFFLES):
+    for _ in range(_SHUFFLES):
         draw.shuffle(order)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         total += sum(max(batch) * len(batch) for batch in batches)
-    return total / SHUFFLES / len(order)
+    return total / _SHUFFLES / len(order)

@@ -28,21 +28,21 @@ from helpers.runtime.lockfile import installed_version
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]
 
-PASS_COST = 2000
+_PASS_COST = 2000
 """What a pass through the model costs before its first token, in tokens: on an H100 a pass over 2 rows of 233 tokens
 took 0.43 s, over 8 rows 0.63 s. That share is the host's, and larger micro-batches save it."""
 
-SLOW_PASS_COST = 200
+_SLOW_PASS_COST = 200
 """The same below compute capability 8.0: not measured, but a T4 needs about ten times as long for a token."""
 
-RECOMPUTE_COST = 0.27
+_RECOMPUTE_COST = 0.27
 """Time that checkpointing all layers adds: 16.0 rows/s without it, 12.6 with it (H100, 8 rows of 233 tokens)."""
 
-PARTLY_USABLE = 0.85 / USABLE
+_PARTLY_USABLE = 0.85 / USABLE
 """Share of the usable memory that layers without checkpointing may fill when others keep it. Each such layer saves less
 than 1 % of the time, and rows of many lengths leave holes in the memory that no prediction counts."""
 
-LOSS_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_CE_LOSS_N_CHUNKS")
+_LOSS_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_CE_LOSS_N_CHUNKS")
 """Environment variables that send Unsloth's loss down another path than the one that is planned with."""
 
 
@@ -104,7 +104,7 @@ class _Task:
     def cost(self, batch: int, kept: int) -> float:
         """The time of an optimizer step, in tokens: one pass's fixed cost and its tokens, and what is recomputed."""
         tokens = batch * (self.max_seq_length if self.packing else self.mean())
-        return self.rows / batch * (self.pass_cost + tokens) * (1 + RECOMPUTE_COST * (1 - kept / self.shape.layers))
+        return self.rows / batch * (self.pass_cost + tokens) * (1 + _RECOMPUTE_COST * (1 - kept / self.shape.layers))
 
 
 def choose_layout(
@@ -118,13 +118,13 @@ def choose_layout(
     batch_size: int | None = None,
     gradient_checkpointing: bool | None = None,
     skip_layers: int | None = None,
-    pass_cost: int = PASS_COST,
+    pass_cost: int = _PASS_COST,
     **settings: Any,
 ) -> Layout:
     """Choose the fastest layout that fits into 92 % of the free memory, or 85 % if only some layers are recomputed.
 
     The rows of an optimizer step stay as asked for: batch_size x gradient_accumulation = rows_per_step, exactly. Larger
-    micro-batches and less recomputing are weighed by their time (`pass_cost`, RECOMPUTE_COST).
+    micro-batches and less recomputing are weighed by their time (`pass_cost`, `_RECOMPUTE_COST`).
 
     Args:
         gpu_bytes: Free memory of the card, in bytes; None without a GPU, which leaves everything as it is given.
@@ -226,7 +226,7 @@ def plan_layout(
             batch_size=train.batch_size if "batch_size" in keep else None,
             gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
             skip_layers=train.checkpoint_skip_layers if about_layers else None,
-            pass_cost=pass_cost or (PASS_COST if gpu.capability >= (8, 0) else SLOW_PASS_COST),
+            pass_cost=pass_cost or (_PASS_COST if gpu.capability >= (8, 0) else _SLOW_PASS_COST),
             attention=attention,
             processes=processes,
             **peak_settings(config, gpu.total_bytes),
@@ -317,7 +317,7 @@ def _fitting(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: i
 
 def _limit(task: _Task, kept: int, allowed: Sequence[int], limit: int) -> int:
     """The usable memory when this many layers keep their activations: less where that is a choice, layer by layer."""
-    return round(limit * PARTLY_USABLE) if 0 < kept < task.shape.layers and len(allowed) > 1 else limit
+    return round(limit * _PARTLY_USABLE) if 0 < kept < task.shape.layers and len(allowed) > 1 else limit
 
 
 def _reasons(
@@ -343,7 +343,7 @@ def _why_recompute(task: _Task, size: int, kept: int, limit: int) -> str:
     """Say why layers are recomputed, or not."""
     layers, peak = task.shape.layers, f"predicted peak {format_bytes(task.peak(size, kept))} of {format_bytes(limit)}"
     if kept == layers:
-        return f"No checkpointing: {peak}; recomputing would take about {RECOMPUTE_COST:.0%} longer."
+        return f"No checkpointing: {peak}; recomputing would take about {_RECOMPUTE_COST:.0%} longer."
     some = f"Checkpointing for {layers - kept} of {layers} layers (checkpoint_skip_layers {kept})"
     which = some if kept else "Checkpointing"
     return f"{which}: {peak}; without checkpointing it would be {format_bytes(task.peak(size, layers))}."
@@ -364,7 +364,7 @@ def _why_this_size(task: _Task, size: int, sizes: Sequence[int], allowed: Sequen
 
 def _why_this_loss(shape: ModelShape, tokens: int) -> str:
     """Say what bounds the memory of the loss."""
-    if changed := [name for name in LOSS_VARIABLES if os.environ.get(name)]:
+    if changed := [name for name in _LOSS_VARIABLES if os.environ.get(name)]:
         return f"Loss: {' and '.join(changed)} is set, and what it makes Unsloth keep is not counted in the prediction."
     rows, logit = loss_rows(shape, tokens), CALIBRATION.logit_bytes * shape.vocab / GIB
     if rows == tokens:

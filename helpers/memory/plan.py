@@ -49,7 +49,7 @@ __all__ = [
 USABLE = 0.92
 """Share of the free memory that is planned with; the rest is for the CUDA context and an allocator in pieces."""
 
-SHUFFLED_ROWS = 200_000
+_SHUFFLED_ROWS = 200_000
 """Rows that are shuffled, in whole epochs, to look for the largest micro-batch."""
 
 
@@ -82,7 +82,7 @@ def _largest(lengths: tuple[int, ...], size: int) -> int:
     if size == 1 or size >= len(lengths):
         return max(lengths) if size == 1 else sum(lengths)
     order, largest, shuffle = list(lengths), 0, random.Random(0).shuffle  # noqa: S311 - no secret depends on it
-    for _ in range(min(max(SHUFFLED_ROWS // len(order), 4), 64)):
+    for _ in range(min(max(_SHUFFLED_ROWS // len(order), 4), 64)):
         shuffle(order)
         largest = max(largest, *(sum(order[i : i + size]) for i in range(0, len(order), size)))
     return largest

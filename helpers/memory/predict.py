@@ -45,7 +45,7 @@ ATTENTION = {
 }
 """The ways in which Unsloth's padding-free batches go through attention (unsloth/utils/attention_dispatch.py)."""
 
-SMALLEST_8BIT = 4096
+_SMALLEST_8BIT = 4096
 """Tensors with fewer values keep float32 moments (bitsandbytes, `min_8bit_size`)."""
 
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -55,10 +55,10 @@ float32 for 256 scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
 LOSS_BYTES = 2 * GIB
 """Logits of one chunk of the loss, in bytes, at most (fused_linear.py in unsloth_zoo, _CHUNK_GB)."""
 
-LOSS_ROWS = (512, 4096)
+_LOSS_ROWS = (512, 4096)
 """Rows of one chunk of the loss, at least and at most (the same file, _MIN_LOGITS and _MAX_ROWS)."""
 
-OFFLOAD_BYTES = 2 * 2**20
+_OFFLOAD_BYTES = 2 * 2**20
 """Unsloth's checkpointing moves a layer's input to the host when it is larger (unsloth_zoo/gradient_checkpointing.py,
 MINIMUM_SIZE)."""
 
@@ -189,7 +189,7 @@ def predict_peak(
         embeddings=shape.other_parameters() * dtype_bytes,
         adapter=4 * sum(tensors),
         gradients=4 * sum(tensors) * sets,
-        optimizer=round(sum(n * (OPTIMIZERS[optimizer] if n >= SMALLEST_8BIT else 8) for n in tensors)),
+        optimizer=round(sum(n * (OPTIMIZERS[optimizer] if n >= _SMALLEST_8BIT else 8) for n in tensors)),
         workspace=calibration.workspace_bytes + matrix,
         activations=round(tokens * kept * token.layer() + _waiting(tokens, shape.layers - kept, token.hidden())),
         temporary=round(tokens * token.backward(recomputed=kept < shape.layers)) + matrix,
@@ -248,7 +248,7 @@ class _Token:
 def _waiting(tokens: int, layers: int, hidden: int) -> int:
     """What inputs of checkpointed layers occupy on the card: the last one stays, the others only while small."""
     size = tokens * hidden
-    return size * (layers if size <= OFFLOAD_BYTES else min(layers, 1))
+    return size * (layers if size <= _OFFLOAD_BYTES else min(layers, 1))
 
 
 def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRATION) -> int:
@@ -265,7 +265,7 @@ def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRA
         >>> loss_rows(MISTRAL_7B, 16_384)
         2048
     """
-    low, high = LOSS_ROWS
+    low, high = _LOSS_ROWS
     least = max(_power_of_two(calibration.loss_logits // shape.vocab), low)
     wanted = max(_power_of_two(tokens * shape.hidden // shape.vocab), least)
     most = int(LOSS_BYTES // (shape.vocab * calibration.logit_bytes))

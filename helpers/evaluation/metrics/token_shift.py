@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["SHIFTS", "ShiftedToken", "describe_shift", "shift_counts", "shift_of"]
+__all__ = ["ShiftedToken", "describe_shift", "shift_counts", "shift_of"]
 
-SHIFTS = ("unshifted", "marginal", "shifted")
+_SHIFTS = ("unshifted", "marginal", "shifted")
 """Rank 1, ranks 2 and 3, all others."""
 
 
@@ -36,7 +36,7 @@ def shift_of(rank: int) -> str:
     """Name the class of a rank.
 
     Returns:
-        One of `SHIFTS`.
+        One of `_SHIFTS`.
 
     Example:
         >>> [shift_of(rank) for rank in (1, 2, 3, 4)]
@@ -52,7 +52,7 @@ def shift_counts(tokens: Sequence[ShiftedToken]) -> dict[str, int]:
         tokens: Of one answer or of many.
     """
     counts = Counter(shift_of(token.rank) for token in tokens)
-    return {name: counts[name] for name in SHIFTS}
+    return {name: counts[name] for name in _SHIFTS}
 
 
 def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
@@ -68,7 +68,7 @@ def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
     counts, total = shift_counts(tokens), len(tokens)
     if not total:
         return "There is no token to rank: the answers are empty."
-    same, near, far = (counts[name] for name in SHIFTS)
+    same, near, far = (counts[name] for name in _SHIFTS)
     were = {count: "was" if count == 1 else "were" for count in (near, far)}
     shares = (
         f"{near} more {were[near]} among its first three ({near / total:.0%}), "

@@ -30,15 +30,7 @@ from helpers.evaluation.votes.tally import Reveal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "draw_all",
-    "draw_categories",
-    "draw_differences",
-    "draw_ladder",
-    "draw_lengths",
-    "draw_shift",
-    "lay_out",
-]
+__all__ = ["draw_all", "draw_differences", "draw_ladder", "draw_lengths", "draw_shift", "lay_out"]
 
 _COLUMNS, _LINES = 40, 18  # characters in a line of the token picture, and lines, that a phone can show
 _VOTES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
@@ -55,7 +47,7 @@ def draw_all(comparison: Comparison, overview: Overview, votes: Reveal | None = 
     """
     found: list[Drawing | None] = []
     if name := next((name for name in (JUDGED, "rouge_l") if name in overview.pairs), None):
-        found += [draw_differences(overview, name), draw_categories(overview, name)]
+        found += [draw_differences(overview, name), _draw_categories(overview, name)]
     found += [draw_ladder(comparison, overview), draw_lengths(overview, votes)]
     return {picture.name: picture for picture in found if picture}
 
@@ -112,7 +104,7 @@ def _interval_words(found: Estimate) -> str:
     return f"{mean}, and the bar its 95 % interval, {ends}. Look for single rows that carry the mean."
 
 
-def draw_categories(overview: Overview, name: str) -> Drawing | None:
+def _draw_categories(overview: Overview, name: str) -> Drawing | None:
     """Draw one measure for each category: an interval where there are six prompts or more, else counts.
 
     Returns:

@@ -13,12 +13,12 @@ from helpers.core.paired import Estimate
 from helpers.core.text import format_number
 from helpers.evaluation.stats.votes import wilson_interval, wins_needed
 
-__all__ = ["LOSS_MARGIN", "Verdict", "interval_text", "judge_likelihood", "judge_other_task", "judge_votes"]
+__all__ = ["Verdict", "judge_likelihood", "judge_other_task", "judge_votes"]
 
-LOSS_MARGIN = 0.05
+_LOSS_MARGIN = 0.05
 """Nats a token; what was not trained on counts as kept if its NLL rose by less than this."""
 
-CANNOT_TELL = "cannot tell"
+_CANNOT_TELL = "cannot tell"
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Verdict:
     basis: str
 
 
-def interval_text(found: Estimate, unit: str = "") -> str:
+def _interval_text(found: Estimate, unit: str = "") -> str:
     """Write a mean difference with its interval and its rows.
 
     Example:
         >>> from helpers.core.paired import estimate
-        >>> interval_text(estimate([0.2, 0.2, 0.3]), "nats a token")
+        >>> _interval_text(estimate([0.2, 0.2, 0.3]), "nats a token")
         '+0.233 nats a token (95 % interval +0.090 to +0.377, 3 rows)'
     """
     rows = f"{found.rows} row" + "s" * (found.rows != 1)
@@ -66,17 +66,17 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
     what = "held-out answers" if held_out else "the reference answers"
     question = f"Are {what} more likely?"
     if found is None:
-        return Verdict(question, CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", "None was scored.")
-    basis = f"NLL with EOS: {interval_text(found, 'nats a token')}."
+        return Verdict(question, _CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", "None was scored.")
+    basis = f"NLL with EOS: {_interval_text(found, 'nats a token')}."
     if not held_out:
         basis += " Whether the adapter was trained on these rows is not known."
     if not found.above and not found.below:
-        return Verdict(question, CANNOT_TELL, f"{_upper(what)} are as likely as before.", basis)
+        return Verdict(question, _CANNOT_TELL, f"{_upper(what)} are as likely as before.", basis)
     for decided, outcome, word in ((found.is_below(0), "better", "more"), (found.is_above(0), "worse", "less")):
         if decided:
             return Verdict(question, outcome, f"{_upper(what)} became {word} likely.", basis)
     why = _upper(found.why_no_verdict or "the interval contains zero")
-    return Verdict(question, CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", f"{why}. {basis}")
+    return Verdict(question, _CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", f"{why}. {basis}")
 
 
 def judge_other_task(found: Estimate | None, task: str) -> Verdict:
@@ -89,14 +89,14 @@ def judge_other_task(found: Estimate | None, task: str) -> Verdict:
     question = f"What was lost on {task} rows, which it was not trained on?"
     unknown = f"On {task} rows, which it was not trained on: cannot tell whether anything was lost."
     if found is None:
-        return Verdict(question, CANNOT_TELL, unknown, "None was scored.")
-    basis = f"NLL with EOS: {interval_text(found, 'nats a token')}; up to +{LOSS_MARGIN} counts as kept."
-    if found.is_below(LOSS_MARGIN):
+        return Verdict(question, _CANNOT_TELL, unknown, "None was scored.")
+    basis = f"NLL with EOS: {_interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
+    if found.is_below(_LOSS_MARGIN):
         return Verdict(question, "not worse", f"On {task} rows, which it was not trained on, it is not worse.", basis)
     if found.is_above(0):
         return Verdict(question, "worse", f"On {task} rows, which it was not trained on, it became worse.", basis)
     why = _upper(found.why_no_verdict or "the interval is too wide")
-    return Verdict(question, CANNOT_TELL, unknown, f"{why}. {basis}")
+    return Verdict(question, _CANNOT_TELL, unknown, f"{why}. {basis}")
 
 
 def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> Verdict:
@@ -112,7 +112,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
     ending = f"{pairs} pair" + "s" * (pairs != 1) + (f", {cut} with an answer cut at the length limit" if cut else "")
     if not votes:
         basis = "Nobody has compared them: read them, or vote on vote.html."
-        return Verdict(question, CANNOT_TELL, f"Whether its own answers are better: cannot tell ({ending}).", basis)
+        return Verdict(question, _CANNOT_TELL, f"Whether its own answers are better: cannot tell ({ending}).", basis)
     tally = f"Votes: tuned {wins}, base {losses}, ties {ties}; {ending}."
     interval, needed = wilson_interval(wins, decided), wins_needed(decided)
     if interval:
@@ -124,7 +124,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
         outcome, text = ("preferred", "are preferred") if wins > losses else ("not preferred", "are liked less")
         return Verdict(question, outcome, f"Voters: its own answers {text}.", tally)
     need = f"Of {decided} decided votes {needed} for one side are needed." if needed else "So few could be chance."
-    return Verdict(question, CANNOT_TELL, "Voters: cannot tell whether its own answers are better.", f"{tally} {need}")
+    return Verdict(question, _CANNOT_TELL, "Voters: cannot tell whether its own answers are better.", f"{tally} {need}")
 
 
 def _upper(text: str) -> str:

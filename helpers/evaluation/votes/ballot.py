@@ -20,7 +20,6 @@ from helpers.evaluation.pages import embed_json, render_page, write_page
 from helpers.evaluation.records import Comparison, Prompt
 
 __all__ = [
-    "CHOICES",
     "CRITERIA",
     "BlindItem",
     "KeyItem",
@@ -33,7 +32,7 @@ __all__ = [
     "write_vote_page",
 ]
 
-CHOICES = ("a", "b", "tie", "both_bad")
+_CHOICES = ("a", "b", "tie", "both_bad")
 CRITERIA = {
     "concrete": "Which names concrete and plausible applications?",
     "on_topic": "Which is on topic?",
@@ -98,7 +97,7 @@ class Vote:
 
     Args:
         item_id: The `BlindItem.id`.
-        choice: One of `CHOICES`: the better answer.
+        choice: One of `_CHOICES`: the better answer.
         concrete: Which answers name concrete and plausible applications: "a", "b", "both", "neither", "" if not said.
         on_topic: Which answers are on topic.
         structure: Which answers have a useful structure.
@@ -305,7 +304,7 @@ def _vote(place: str, row: Mapping[str, str | None], key: VoteKey | None) -> Vot
     if key is not None and cells["item_id"] not in key.items:
         remedy = "The votes belong to another page, or the answers have changed since: vote on this run's vote.html."
         raise EvaluationError(f"{place}, item_id", "an item of the key", cells["item_id"], remedy)
-    said = {"choice": CHOICES} | dict.fromkeys(CRITERIA, _TICKS)
+    said = {"choice": _CHOICES} | dict.fromkeys(CRITERIA, _TICKS)
     for name, allowed in said.items():
         cells[name] = _FORMER.get(cells[name], cells[name])
         if cells[name] not in allowed:

@@ -21,9 +21,9 @@ from helpers.evaluation.votes.ballot import (
 )
 from helpers.evaluation.votes.tally import Reveal, reveal
 
-__all__ = ["MOST_PAIRS", "check_votes", "count_votes", "describe_votes", "prepare_vote", "warn_of_cut_pairs"]
+__all__ = ["check_votes", "count_votes", "describe_votes", "prepare_vote", "warn_of_cut_pairs"]
 
-MOST_PAIRS = 24
+_MOST_PAIRS = 24
 """Different pairs on the voting page, at most: half an hour's reading."""
 
 _CRITERIA = {"concrete": "concrete and plausible", "on_topic": "on topic", "structure": "useful structure"}
@@ -35,7 +35,7 @@ def prepare_vote(
 ) -> tuple[tuple[BlindItem, ...], VoteKey]:
     """Shuffle the pairs and write the voting page and, apart from it, its key.
 
-    Of more than `MOST_PAIRS` answered prompts the first are voted on, those without a reference before the others.
+    Of more than `_MOST_PAIRS` answered prompts the first are voted on, those without a reference before the others.
 
     Returns:
         The items in the order of the page, and the key.
@@ -43,7 +43,7 @@ def prepare_vote(
     answered = {answer.prompt_id for answer in comparison.answers}
     prompts = [prompt for prompt in comparison.prompts if prompt.id in answered]
     prompts.sort(key=lambda prompt: prompt.reference is not None)
-    chosen = replace(comparison, prompts=tuple(prompts[:MOST_PAIRS]))
+    chosen = replace(comparison, prompts=tuple(prompts[:_MOST_PAIRS]))
     items, key = blind_items(chosen, comparison.info.seed, arms=(overview.base.name, overview.tuned.name))
     write_vote_page(run.path / "vote.html", items, "Which answer is better?")
     write_key(run.path / _KEY, key)

@@ -23,13 +23,13 @@ from helpers.model.decoding.weights import DecoderWeights
 
 __all__ = ["DecoderSession", "Schedule", "row_length"]
 
-BUCKET = 128
+_BUCKET = 128
 """Cache lengths are multiples of this many tokens."""
 
-ROUND = 16
+_ROUND = 16
 """Steps between two looks at what was generated, each of which waits for the GPU."""
 
-PREFILL_TOKENS = 8192
+_PREFILL_TOKENS = 8192
 """Padded prompt tokens read at once; bounds the memory for activations, about 1.4 GB for 7 billion parameters."""
 
 
@@ -38,7 +38,7 @@ class DecoderSession:
 
     Args:
         weights: The model; its arm may be changed between answers.
-        length: Slots of a row, in tokens, a multiple of `BUCKET`: prompt and answer together.
+        length: Slots of a row, in tokens, a multiple of `_BUCKET`: prompt and answer together.
         graphs: Whether to capture steps as CUDA graphs; off on a CPU in any case.
     """
 
@@ -53,7 +53,7 @@ class DecoderSession:
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
-        self.history = torch.zeros(ROUND, rows, dtype=torch.long, device=device)
+        self.history = torch.zeros(_ROUND, rows, dtype=torch.long, device=device)
         self.slots = torch.arange(length, device=device)
         self.cos, self.sin = rope_tables(shape, self.slots, dtype)
         self.graphs = graphs and device.type == "cuda"
@@ -88,7 +88,7 @@ class DecoderSession:
         """Decode some steps on all rows; rows not in use go along, and what they give means nothing.
 
         Args:
-            steps: How many, at most `ROUND`.
+            steps: How many, at most `_ROUND`.
             reach: Slots that the rows in use need at the last of these steps, in tokens.
 
         Returns:
@@ -142,7 +142,7 @@ class DecoderSession:
             hidden = finish(hidden, seen.reshape(self.rows, -1), layer, shape)
         self.tokens.copy_(next_tokens(hidden, self.weights))
         self.history.index_copy_(0, self.step, self.tokens[None])
-        self.step.add_(1).clamp_(max=ROUND - 1)
+        self.step.add_(1).clamp_(max=_ROUND - 1)
         positions.add_(1).clamp_(max=self.length - 1)  # a row not in use must stay inside its cache
 
     def _mask(self, bucket: int) -> Any:
@@ -200,20 +200,20 @@ class DecoderSession:
 
 
 def _cache_length(tokens: int) -> int:
-    """Round a number of tokens up to a multiple of `BUCKET`.
+    """Round a number of tokens up to a multiple of `_BUCKET`.
 
     Example:
         >>> _cache_length(1), _cache_length(128), _cache_length(129)
         (128, 128, 256)
     """
-    return -(-tokens // BUCKET) * BUCKET
+    return -(-tokens // _BUCKET) * _BUCKET
 
 
 class Schedule:
     """Answers prompts with a session, the longest first, so that what does not fit in memory shows at the start.
 
-    Every `ROUND` steps the answers are looked at. Rows that have ended are refilled once a quarter of all rows is free,
-    or none is in use: reading a few prompts costs nearly as much as reading many.
+    Every `_ROUND` steps the answers are looked at. Rows that have ended are refilled once a quarter of all rows is
+    free, or none is in use: reading a few prompts costs nearly as much as reading many.
 
     Args:
         session: Its rows are used from now on, whatever they held.
@@ -250,16 +250,16 @@ class Schedule:
                 self._extend(row, [token])
 
     def _groups(self, taken: list[int]) -> Iterator[list[int]]:
-        """Cut prompts, the longest first, into groups of at most `PREFILL_TOKENS` once padded."""
+        """Cut prompts, the longest first, into groups of at most `_PREFILL_TOKENS` once padded."""
         while taken:
-            count = max(1, PREFILL_TOKENS // len(self.prompts[taken[0]]))
+            count = max(1, _PREFILL_TOKENS // len(self.prompts[taken[0]]))
             yield taken[:count]
             taken = taken[count:]
 
     def _round(self) -> None:
-        """Decode up to `ROUND` steps on all rows, fewer when every answer reaches its limit before."""
+        """Decode up to `_ROUND` steps on all rows, fewer when every answer reaches its limit before."""
         left = {row: self.limit - len(self.answers[index]) for row, index in self._rows.items()}
-        steps = min(ROUND, max(left.values()))
+        steps = min(_ROUND, max(left.values()))
         reach = max(self._used(row) + min(steps, left[row]) for row in self._rows)
         history = self.session.advance(steps, reach)
         for row in list(self._rows):

@@ -24,16 +24,16 @@ __all__ = [
     "unsupported",
 ]
 
-BATCH = 128
+_BATCH = 128
 """Prompts side by side, where memory allows: a step reads all weights once, for however many rows."""
 
 SIMPLE_BATCH = 8
 """Prompts side by side in the ordinary loop."""
 
-RESERVE_BYTES = 2 * 2**30
+_RESERVE_BYTES = 2 * 2**30
 """Left for prefill's activations, one matrix in float32 while the adapter is added, and the libraries' workspaces."""
 
-WARM_UP_STEPS = 48
+_WARM_UP_STEPS = 48
 """Steps of the ordinary loop, 70 ms each, that take as long as unpacking the weights and capturing the steps."""
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -72,7 +72,7 @@ def plan_decoding(
     free_bytes: int | None,
     prompts: int,
     max_new_tokens: int,
-    batch: int = BATCH,
+    batch: int = _BATCH,
     *,
     row_bytes: int = 0,
     weight_bytes: int = 2,
@@ -97,16 +97,16 @@ def plan_decoding(
     if free_bytes is None:
         return DecodePlan("simple", "the ordinary loop, because there is no GPU", SIMPLE_BATCH)
     steps = -(-prompts // SIMPLE_BATCH) * max_new_tokens * arms
-    if steps < WARM_UP_STEPS:
+    if steps < _WARM_UP_STEPS:
         reason = f"its {steps} steps are done sooner than the weights are unpacked and the steps captured"
         return DecodePlan("simple", f"the ordinary loop, because {reason}", SIMPLE_BATCH)
-    room = free_bytes - parameters * weight_bytes - RESERVE_BYTES
+    room = free_bytes - parameters * weight_bytes - _RESERVE_BYTES
     rows = max(1, min(batch, prompts))
     while rows > 1 and rows * row_bytes > room:
         rows //= 2
     weights, cache = parameters * weight_bytes, rows * row_bytes
     needed = f"{format_bytes(weights)} of copied weights, {format_bytes(cache)} of cache and "
-    needed += f"{format_bytes(RESERVE_BYTES)} of reserve"
+    needed += f"{format_bytes(_RESERVE_BYTES)} of reserve"
     if rows * row_bytes > room:
         reason = f"{needed} do not fit into the {format_bytes(free_bytes)} that are free"
         return DecodePlan("simple", f"the ordinary loop, because {reason}", SIMPLE_BATCH)

@@ -35,19 +35,19 @@ __all__ = [
 ]
 
 
-VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
+_VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
 """Kinds of attention that take the rows' borders as a tensor, and so can be recorded."""
 
-STEP = 256
+_STEP = 256
 """Batches are filled up to a multiple of this many tokens: 7 % more on average, where a pass has 1,800."""
 
-RECORDING = 25
+_RECORDING = 25
 """What recording a size costs, in times of what a replay saves: 1.0 s and 0.04 s (H200)."""
 
-SEGMENTS = 16
+_SEGMENTS = 16
 """Rows of a batch are filled up with empty ones to a multiple of this."""
 
-RUNS = 16
+_RUNS = 16
 """Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
 
 
@@ -83,7 +83,7 @@ def choose_graphs(
         (not wanted, "cuda_graphs is off"),
         ((capability or (8, 0)) < (8, 0), "below compute capability 8.0 the card is slower than the host"),
         (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
-        (attention not in VARLEN, f"{attention} attention needs the rows' lengths on the host"),
+        (attention not in _VARLEN, f"{attention} attention needs the rows' lengths on the host"),
         (not padding_free, "batches are padded"),
         (cards > 1, f"the layers lie on {cards} cards"),
         (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
@@ -107,7 +107,7 @@ def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
         >>> recorded_size(1700, 8)
         (1792, 16)
     """
-    return -(-tokens // STEP) * STEP, -(-(rows + 1) // SEGMENTS) * SEGMENTS
+    return -(-tokens // _STEP) * _STEP, -(-(rows + 1) // _SEGMENTS) * _SEGMENTS
 
 
 def host_lengths(tokens: int, segments: int) -> tuple[int, ...]:
@@ -121,14 +121,14 @@ def host_lengths(tokens: int, segments: int) -> tuple[int, ...]:
         >>> host_lengths(1792, 16)[:4]
         (113, 111, 112, 112)
     """
-    each = tokens // RUNS
-    return (each + 1, each - 1, *[each] * (RUNS - 2), *[0] * (segments - RUNS))
+    each = tokens // _RUNS
+    return (each + 1, each - 1, *[each] * (_RUNS - 2), *[0] * (segments - _RUNS))
 
 
 MOST_TOKENS = 4096
 """Larger passes keep the card busy by themselves; recorded, four packed sequences of 2048 tokens took 94 GiB."""
 
-MEMORY_MARGIN = 1.1
+_MEMORY_MARGIN = 1.1
 """Free memory that recording asks for, in times of what the graphs and the largest pass without one keep."""
 
 OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
@@ -136,7 +136,7 @@ OUTPUT_SHIFT, GRADIENT_SHIFT = 0.01, 0.05
 
 Attention's backward kernel adds in changing order: two plain passes differ by 0.01 (bf16, H200)."""
 
-KNOWN = frozenset(
+_KNOWN = frozenset(
     {
         "attention_mask",
         "causal_mask",
@@ -153,10 +153,10 @@ KNOWN = frozenset(
 )
 """Named arguments of a layer; a pass with others, but for plain values, is not recorded."""
 
-PLAIN = (type(None), bool, int, float, str)
+_PLAIN = (type(None), bool, int, float, str)
 """Types of arguments that no pass has to copy into a recording."""
 
-ROPE_TABLES = ("multi_gpu_cos_cached", "multi_gpu_sin_cached")
+_ROPE_TABLES = ("multi_gpu_cos_cached", "multi_gpu_sin_cached")
 """Attributes in which Unsloth's rotary embeddings hold their tables, one for each card."""
 
 
@@ -239,7 +239,7 @@ class GraphedLayers:
         passes = sum(self.seen.values())
         if not self.sizes:
             return (
-                f"CUDA graphs: none recorded; in {passes} passes no size came that would come {RECORDING} times more."
+                f"CUDA graphs: none recorded; in {passes} passes no size came that would come {_RECORDING} times more."
             )
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
@@ -273,7 +273,7 @@ class GraphedLayers:
         absent = ("attention_mask", "causal_mask", "output_attentions", "past_key_value", "use_cache")
         if any(not (named.get(name) is None or named[name] is False) for name in absent):
             return False
-        if any(not (name in KNOWN or isinstance(value, PLAIN)) for name, value in named.items()):
+        if any(not (name in _KNOWN or isinstance(value, _PLAIN)) for name, value in named.items()):
             return False
         if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
             return False
@@ -299,7 +299,7 @@ class GraphedLayers:
     def _pays(self, size: tuple[int, int]) -> bool:
         """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
         share = self.seen[size] / sum(self.seen.values())
-        return self.seen[size] > 1 and share * self.left() >= RECORDING
+        return self.seen[size] > 1 and share * self.left() >= _RECORDING
 
     def _try_to_record(self, size: tuple[int, int], hidden: Any, named: dict[str, Any]) -> bool:
         """Record a size; whatever goes wrong, training goes on without."""
@@ -357,7 +357,7 @@ class GraphedLayers:
         from unsloth.utils import packing
 
         tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
-        longest = min(max(self.longest, STEP), tokens)
+        longest = min(max(self.longest, _STEP), tokens)
         found = (buffers.lengths, buffers.borders, longest)
         device = buffers.lengths.device
         packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
@@ -371,7 +371,7 @@ class GraphedLayers:
         gc.collect()
         torch.cuda.empty_cache()
         tokens = min(self.largest, MOST_TOKENS) + self.largest
-        needed, free = round(MEMORY_MARGIN * per_token * tokens), torch.cuda.mem_get_info()[0]
+        needed, free = round(_MEMORY_MARGIN * per_token * tokens), torch.cuda.mem_get_info()[0]
         if needed > free:
             raise _UnrecordableError(
                 f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"
@@ -414,7 +414,7 @@ class GraphedLayers:
 def _rope_tables(layers: Sequence[Any]) -> list[Any]:
     """Return the tables that layers read positions from: a longer pass than ever makes Unsloth replace them."""
     owners = [vars(module) for layer in layers for module in layer.modules()]
-    return [table for owner in owners for name in ROPE_TABLES for table in owner.get(name, ()) if table is not None]
+    return [table for owner in owners for name in _ROPE_TABLES for table in owner.get(name, ()) if table is not None]
 
 
 def _shift(found: Sequence[Any], wanted: Sequence[Any]) -> float:

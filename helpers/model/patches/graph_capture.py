@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 __all__ = ["Buffers", "GraphRecording", "Recording", "Weights", "activation_bytes"]
 
-LayerCall = Callable[[Any, dict[str, Any]], Any]
+_LayerCall = Callable[[Any, dict[str, Any]], Any]
 """Runs all layers: (hidden states, named arguments of a layer) -> hidden states."""
 
 
@@ -131,7 +131,7 @@ class Recording:
     passes: ClassVar[int] = 0
     """Passes forward of all recordings: each overwrites what the one before it left for its pass backward."""
 
-    def __init__(self, run: LayerCall, buffers: Buffers, named: dict[str, Any], weights: Weights) -> None:
+    def __init__(self, run: _LayerCall, buffers: Buffers, named: dict[str, Any], weights: Weights) -> None:
         self.run, self.buffers, self.named, self.weights = run, buffers, named, weights
         self.trained = weights.trained
         self.output: Any = None
@@ -190,7 +190,7 @@ class GraphRecording(Recording):
 
     def __init__(
         self,
-        run: LayerCall,
+        run: _LayerCall,
         buffers: Buffers,
         named: dict[str, Any],
         weights: Weights,
@@ -259,7 +259,7 @@ class GraphRecording(Recording):
         return [None if each is None else next(copies) for each in self.gradients]
 
 
-def activation_bytes(run: LayerCall, buffers: Buffers, named: dict[str, Any]) -> int:
+def activation_bytes(run: _LayerCall, buffers: Buffers, named: dict[str, Any]) -> int:
     """Return what a forward pass leaves in the card's memory for the backward pass, in bytes."""
     import torch
 

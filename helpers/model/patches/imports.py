@@ -26,7 +26,7 @@ __all__ = ["leave_alone", "long_lived", "sft_alone"]
 
 MODULE, EACH, ALL = "unsloth.models.rl", "_patch_trl_rl_trainers", "patch_trl_rl_trainers"
 
-FEW = 2_000
+_FEW = 2_000
 """Objects that may be frozen without anybody having done so: Python 3.12 begins with some 400."""
 
 _set_aside = [False]
@@ -71,7 +71,7 @@ def leave_alone() -> Iterator[None]:
 
 def _frozen() -> bool:
     """Say whether objects were frozen, here or by someone else."""
-    return gc.get_freeze_count() > FEW
+    return gc.get_freeze_count() > _FEW
 
 
 @contextmanager

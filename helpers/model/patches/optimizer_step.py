@@ -27,7 +27,7 @@ from helpers.model.patches.imports import leave_alone
 
 __all__ = ["quick_steps", "replaced_method", "skip_last_products"]
 
-MODEL_TYPES = ("llama", "mistral")
+_MODEL_TYPES = ("llama", "mistral")
 """Models whose layers end with "residual + MLP". Others, such as Gemma 2, normalize what the MLP gives, and need it."""
 
 
@@ -147,7 +147,7 @@ def skip_last_products(model: Any, kernels: Any = None, recomputing: Callable[[]
 
 def _last_products(model: Any) -> dict[int, Any]:
     """Return the linear layer behind each down projection, by the identity of its weight."""
-    if getattr(getattr(model, "config", None), "model_type", None) not in MODEL_TYPES:
+    if getattr(getattr(model, "config", None), "model_type", None) not in _MODEL_TYPES:
         return {}
     projections = (getattr(getattr(module, "mlp", None), "down_proj", None) for module in model.modules())
     linear = (getattr(each, "base_layer", each) for each in projections if each is not None)

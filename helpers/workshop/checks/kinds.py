@@ -20,17 +20,16 @@ __all__ = [
     "TEXT",
     "WHOLE",
     "Check",
-    "Compare",
     "Kind",
     "matching",
     "near",
     "same",
 ]
 
-LARGEST = 1e300
+_LARGEST = 1e300
 """Numbers from here on cannot be calculated with."""
 
-Compare = Callable[[Any], str]
+_Compare = Callable[[Any], str]
 """Takes an answer of the right kind and returns a hint, or "" when it is right."""
 
 
@@ -58,7 +57,7 @@ class Check:
     """
 
     kind: Kind
-    compare: Compare
+    compare: _Compare
     why: str
 
 
@@ -69,7 +68,7 @@ def near(
     *,
     tolerance: float = 0.004,
     decimals: int | None = None,
-) -> Compare:
+) -> _Compare:
     """Compare a number with the right one and with what common mistakes give.
 
     Args:
@@ -92,7 +91,7 @@ def near(
     return compare
 
 
-def same(right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = ()) -> Compare:
+def same(right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = ()) -> _Compare:
     """Compare a text, or numbers in lists, with the right ones and with what common mistakes give.
 
     Args:
@@ -116,7 +115,7 @@ def same(right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = ()) -
     return compare
 
 
-def matching(right: Mapping[str, Any], hints: Mapping[str, str]) -> Compare:
+def matching(right: Mapping[str, Any], hints: Mapping[str, str]) -> _Compare:
     """Compare a dict that gives each key one of a few values, and hint at the first that is wrong.
 
     Args:
@@ -162,7 +161,7 @@ def _number(value: Any) -> float | None:
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if abs(value) < LARGEST else None  # not a number is not less than anything
+    return value if abs(value) < _LARGEST else None  # not a number is not less than anything
 
 
 def _whole(value: Any) -> int | None:
