@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from helpers.runtime import hardware
+from helpers.runtime.hardware import Host
 from helpers.runtime.lockfile import read_lock
 
 FIXTURES = Path(__file__).parent / "fixtures"
+HOST = Host("3.12.4")
+COLAB = Host("3.12.4", service="colab")
 
 
 def runtime(name):
@@ -24,10 +26,9 @@ def requires(table):
 
 
 @contextmanager
-def own_machine(monkeypatch):
-    """A machine of one's own, without a GPU, whose environment variables are put back afterwards."""
+def own_machine():
+    """A machine of one's own, whose environment variables are put back afterwards."""
     with mock.patch.dict(os.environ):
         for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "CUDA_VISIBLE_DEVICES", "VERTEX_PRODUCT"):
             os.environ.pop(name, None)
-        monkeypatch.setattr(hardware, "read_driver", lambda: None)
         yield

@@ -6,12 +6,11 @@ finds faults and mends none: `helpers.runtime.setup` does that.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from helpers.runtime import hardware
+from helpers.runtime.hardware import Host, read_host
 from helpers.runtime.lockfile import (
     FROZEN,
     NEEDED,
@@ -90,6 +89,7 @@ def doctor(
     needed: Collection[str] | None = None,
     waivers: Sequence[Waiver] | None = None,
     requires: Requires = declared_requirements,
+    host: Host | None = None,
 ) -> Report:
     """Say what is wrong with this environment, and what is only different. Imports nothing heavy.
 
@@ -100,6 +100,7 @@ def doctor(
             Colab and Kaggle, whose other packages are their own business.
         waivers: Requirements that are not followed; None reads them from the package's lock.
         requires: What a version of a package declares.
+        host: The machine; None looks at this one.
 
     Returns:
         A report. Problems are: an unsupported Python, a missing package, a package of the training stack off its pin,
@@ -108,35 +109,31 @@ def doctor(
     Raises:
         StackError: The lock cannot be read.
     """
+    host = host or read_host()
     pins = {pin.name: pin.version for pin in (read_lock() if lock is None else lock) if pin.applies()}
     versions = installed_versions() if installed is None else dict(installed)
     if needed is None:
-        needed = pins if hardware.where() == "local" else NEEDED
+        needed = pins if host.service == "local" else NEEDED
     rules = {w.name: w for w in (read_waivers() if waivers is None else waivers)}
-    stack = Stack(versions, rules, requires, None, FROZEN if hardware.where() != "local" else ())
+    stack = Stack(versions, rules, requires, None, FROZEN if host.service != "local" else ())
     findings = [
-        *python_findings(),
-        *_system_findings(),
+        *python_findings(host.python),
+        *_system_findings(host.system),
         *_pin_findings(stack, pins, needed),
-        *_torch_findings(versions),
+        *_torch_findings(versions, host),
+        *_attention_findings(versions, host),
     ]
-    return Report((*findings, *_attention_findings(versions)), _facts(versions))
+    return Report(tuple(findings), _facts(versions, host))
 
 
-def python_findings() -> Iterator[Finding]:
-    """A problem, if the running Python is not supported."""
-    version = platform.python_version()
+def python_findings(version: str) -> Iterator[Finding]:
+    """A problem, if a version of Python is not supported."""
     if version.rpartition(".")[0] not in SUPPORTED_PYTHON:
         yield Finding("problem", "Python", f"{version} is not supported", f"use one of {', '.join(SUPPORTED_PYTHON)}")
 
 
-def _system_findings(system: str | None = None) -> Iterator[Finding]:
-    """A note on systems other than Linux, on which nothing here was tried.
-
-    Args:
-        system: As `platform.system` names it; None asks.
-    """
-    system = system or platform.system()
+def _system_findings(system: str) -> Iterator[Finding]:
+    """A note on systems other than Linux, on which nothing here was tried."""
     if system == "Windows":
         said = "the lock's wheels exist for it, and nothing was tried on it"
         yield Finding("note", system, said, "use WSL (Ubuntu), or open the notebooks on Colab")
@@ -168,8 +165,8 @@ def _remedy(stack: Stack, name: str, pins: Mapping[str, str]) -> str:
     return f"run: pip install --no-deps {name}=={pins[name]}" if name in pins else ""
 
 
-def _torch_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
-    driver, cuda, torch = hardware.read_driver(), hardware.torch_cuda(), versions.get("torch")
+def _torch_findings(versions: Mapping[str, str], host: Host) -> Iterator[Finding]:
+    driver, cuda, torch = host.driver, host.torch_cuda, versions.get("torch")
     if torch is None:
         yield Finding("problem", "torch", "is missing", "install it first, as pytorch.org says for your machine")
     elif ".".join(torch.split(".")[:2]) not in SUPPORTED_TORCH:
@@ -185,12 +182,12 @@ def _torch_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("problem", "GPU", message, "update the driver, or install a torch for an older CUDA")
 
 
-def _attention_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
+def _attention_findings(versions: Mapping[str, str], host: Host) -> Iterator[Finding]:
     """What of fast attention is there; the notebooks need none of it.
 
     xformers 0.0.35 is built for torch 2.10 and does not load under 2.11: one line of warning, and slower attention.
     """
-    xformers, torch, built = versions.get("xformers"), versions.get("torch", ""), hardware.xformers_torch()
+    xformers, torch, built = versions.get("xformers"), versions.get("torch", ""), host.xformers_torch
     if xformers and built and built.split(".")[:2] != torch.split(".")[:2]:
         message = f"{xformers} is built for torch {built} and does not load under {torch}"
         yield Finding("note", "xformers", message, "run: pip uninstall xformers")
@@ -200,10 +197,10 @@ def _attention_findings(versions: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("note", "flash-attn", f"{versions['flash-attn']} is installed")
 
 
-def _facts(versions: Mapping[str, str]) -> str:
-    driver = hardware.read_driver()
+def _facts(versions: Mapping[str, str], host: Host) -> str:
+    driver = host.driver
     shown = [f"{name} {versions.get(name, 'missing')}" for name in ("unsloth", "transformers", "trl", "torch")]
     card = driver.names[0] if driver else "CPU only"
     if driver and len(driver.names) > 1:  # as with Kaggle's "GPU T4 x2"
         card += f" (the first of {len(driver.names)} GPUs; a notebook trains on one)"
-    return ", ".join([f"Python {platform.python_version()}", *shown, card])
+    return ", ".join([f"Python {host.python}", *shown, card])

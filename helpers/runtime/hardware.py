@@ -32,6 +32,7 @@ __all__ = [
     "SPLIT",
     "Driver",
     "Gpu",
+    "Host",
     "choose_precision",
     "describe_hardware",
     "find_gpu",
@@ -39,6 +40,7 @@ __all__ = [
     "loader_options",
     "own_cards",
     "read_driver",
+    "read_host",
     "require_gpu",
     "split_share",
     "suitable_preset",
@@ -84,6 +86,32 @@ class Driver:
     version: str
     cuda: str | None
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine and what is installed on it, as far as can be told without importing torch.
+
+    Args:
+        python: The running Python's version, such as "3.12.4".
+        system: As `platform.system` names it, such as "Linux".
+        service: "colab", "kaggle", or "local" for a machine of one's own.
+        torch_cuda: See `torch_cuda`.
+        xformers_torch: See `xformers_torch`.
+    """
+
+    python: str
+    system: str = "Linux"
+    service: Literal["colab", "kaggle", "local"] = "local"
+    driver: Driver | None = None
+    torch_cuda: str | None = None
+    xformers_torch: str | None = None
+
+
+def read_host() -> Host:
+    """Look at this machine."""
+    python, system = platform.python_version(), platform.system()
+    return Host(python, system, where(), read_driver(), torch_cuda(), xformers_torch())
 
 
 def where() -> Literal["colab", "kaggle", "local"]:
@@ -213,19 +241,24 @@ def _installed_text(distribution: str, file: str) -> str:
         return ""
 
 
-def describe_hardware() -> dict[str, Any]:
+def describe_hardware(driver: Driver | None = None) -> dict[str, Any]:
     """The machine in plain values, for a run's manifest: None where something is not known or not there.
+
+    Args:
+        driver: None asks nvidia-smi.
 
     Returns:
         cpu (model), cores (that this process may use), ram_bytes, gpus (names), driver, driver_cuda, torch,
         torch_cuda and platform.
     """
-    driver = read_driver()
+    import psutil
+
+    driver = driver or read_driver()
     return {
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": _cores(),
-        "ram_bytes": _ram_bytes(),
+        "ram_bytes": psutil.virtual_memory().total,
         "gpus": list(driver.names) if driver else [],
         "driver": driver.version if driver else None,
         "driver_cuda": driver.cuda if driver else None,
@@ -244,13 +277,6 @@ def _cpu_model() -> str | None:
 
 def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _ram_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _version(distribution: str) -> str | None:

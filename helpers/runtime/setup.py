@@ -10,20 +10,27 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from helpers.core.errors import StackError
-from helpers.runtime import hardware
 from helpers.runtime.doctor import SUPPORTED_PYTHON, Report, doctor, python_findings
+from helpers.runtime.hardware import Host, read_host, where
 from helpers.runtime.lockfile import NEEDED, SMOKE, install_plan, installed_versions, read_lock, read_waivers
 
 __all__ = ["quiet_libraries", "read_secret", "setup_notebook"]
 
 
-def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
+def setup_notebook(
+    *,
+    smoke: bool = False,
+    multi_gpu: bool = False,
+    host: Host | None = None,
+    versions: Callable[[], dict[str, str]] = installed_versions,
+    modules: Mapping[str, Any] = sys.modules,
+) -> Report:
     """Make a notebook's kernel ready, or say what to do: the whole of a setup cell.
 
     On Colab and Kaggle it installs what `install_plan` says; elsewhere it installs nothing. It prints one line, which
@@ -32,17 +39,22 @@ def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
     Args:
         smoke: Preset smoke is going to be used, so its small model is needed too.
         multi_gpu: Leave all GPUs visible. By default a process sees the first one only.
+        host: The machine; None looks at this one.
+        versions: Returns what is installed, by normalized name.
+        modules: What the kernel has imported.
 
     Raises:
         StackError: Python is not supported, the kernel holds an old torch, numpy or pyarrow, an installation failed,
             the kernel must be restarted after one, or the doctor found a problem.
     """
-    _prepare_process(multi_gpu)
-    _refuse_python()
-    _refuse_stale()
+    host = host or read_host()
+    _prepare_process(multi_gpu, host)
+    for finding in python_findings(host.python):
+        raise StackError("Python", f"one of {', '.join(SUPPORTED_PYTHON)}", host.python, finding.remedy)
+    _refuse_stale(modules)
     needed = (*NEEDED, *(SMOKE if smoke else ()))
-    installed = _install_until_done(needed) if hardware.where() != "local" else 0
-    report = doctor(needed=needed)
+    installed = _install_until_done(needed, versions, modules) if host.service != "local" else 0
+    report = doctor(installed=versions(), needed=needed, host=host)
     added = f", {installed} packages installed" if installed else ""
     print(report.verdict() + added if report.ok else report)
     if not report.ok:
@@ -51,7 +63,7 @@ def setup_notebook(*, smoke: bool = False, multi_gpu: bool = False) -> Report:
     return report
 
 
-def _prepare_process(multi_gpu: bool) -> None:
+def _prepare_process(multi_gpu: bool, host: Host) -> None:
     """Set what must be set before torch and unsloth are imported; what the user has set stays.
 
     Unsloth trains on one GPU unless told otherwise and fails in odd ways on Kaggle's two T4
@@ -60,8 +72,7 @@ def _prepare_process(multi_gpu: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
-    driver = hardware.read_driver()
-    if driver and len(driver.names) > 1 and not multi_gpu:
+    if host.driver and len(host.driver.names) > 1 and not multi_gpu:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     quiet_libraries()
 
@@ -80,12 +91,7 @@ def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def _refuse_python() -> None:
-    for finding in python_findings():
-        raise StackError("Python", f"one of {', '.join(SUPPORTED_PYTHON)}", platform.python_version(), finding.remedy)
-
-
-def _refuse_stale(names: Sequence[str] = ("torch", "numpy", "pyarrow")) -> None:
+def _refuse_stale(modules: Mapping[str, Any]) -> None:
     """Stop when a module in memory is not the one on disk: extension modules of both would be mixed.
 
     pyarrow is among them for a kernel that was told to restart and was not: with pyarrow 18 in memory and 26 on disk,
@@ -93,8 +99,8 @@ def _refuse_stale(names: Sequence[str] = ("torch", "numpy", "pyarrow")) -> None:
     """
     from packaging.version import Version
 
-    for name in names:
-        loaded = getattr(sys.modules.get(name), "__version__", None)
+    for name in ("torch", "numpy", "pyarrow"):
+        loaded = getattr(modules.get(name), "__version__", None)
         try:
             disk = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -108,10 +114,12 @@ def _restart() -> str:
         "colab": "Click Runtime, Restart session, then Runtime, Run all.",
         "kaggle": "Click Run, Restart & clear cell outputs, then Run All.",
         "local": "Restart the kernel and run the notebook from the top.",
-    }[hardware.where()]
+    }[where()]
 
 
-def _install_until_done(needed: Sequence[str]) -> int:
+def _install_until_done(
+    needed: Sequence[str], versions: Callable[[], dict[str, str]], modules: Mapping[str, Any]
+) -> int:
     """Plan and install until nothing is left: new wheels bring requirements that were not known before.
 
     Returns:
@@ -121,10 +129,10 @@ def _install_until_done(needed: Sequence[str]) -> int:
     installed: set[str] = set()
     half_imported: set[str] = set()
     for _ in range(5):
-        plan = install_plan(installed_versions(), lock, needed=needed, waivers=waivers)
+        plan = install_plan(versions(), lock, needed=needed, waivers=waivers)
         if not plan.install:
             break
-        half_imported |= {name for name in plan.replaced if _imported(name)}
+        half_imported |= {name for name in plan.replaced if _imported(name, modules)}
         _pip_install(plan.install)
         installed |= set(plan.install)
     if half_imported:
@@ -133,12 +141,12 @@ def _install_until_done(needed: Sequence[str]) -> int:
     return len(installed)
 
 
-def _imported(name: str) -> bool:
+def _imported(name: str, modules: Mapping[str, Any]) -> bool:
     """Whether the running kernel has imported a distribution's top-level module."""
     if name == "protobuf":  # shares the module google with everything of Google's
-        return "google.protobuf" in sys.modules
+        return "google.protobuf" in modules
     top_level = importlib.metadata.distribution(name).read_text("top_level.txt") or name.replace("-", "_")
-    return any(module in sys.modules for module in top_level.split())
+    return any(module in modules for module in top_level.split())
 
 
 def _pip_install(requirements: Sequence[str]) -> None:
@@ -147,7 +155,7 @@ def _pip_install(requirements: Sequence[str]) -> None:
     importlib.invalidate_caches()
     if done.returncode:
         said = (done.stderr or done.stdout or "").strip().splitlines()
-        on_kaggle = hardware.where() == "kaggle"
+        on_kaggle = where() == "kaggle"
         remedy = "Turn the Internet on in the notebook's settings." if on_kaggle else "Run the cell again."
         raise StackError("pip", "an installation that succeeds", said[-1] if said else done.returncode, remedy)
 
@@ -168,9 +176,9 @@ def read_secret(name: str) -> str | None:
     value = os.environ.get(name, "").strip()
     if not value and _on_colab_page():
         value = _colab_secret(name)
-    if not value and hardware.where() == "kaggle":
+    if not value and where() == "kaggle":
         value = _kaggle_secret(name)
-    if not value and name == "HF_TOKEN" and hardware.where() != "colab":  # there, get_token asks userdata as well
+    if not value and name == "HF_TOKEN" and where() != "colab":  # there, get_token asks userdata as well
         from huggingface_hub import get_token
 
         value = (get_token() or "").strip()

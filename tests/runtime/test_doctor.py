@@ -6,21 +6,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from runtimes import own_machine, requires
+from runtimes import HOST, requires
 
-from helpers.runtime import hardware
 from helpers.runtime.doctor import SUPPORTED_PYTHON, SUPPORTED_TORCH, Finding, _system_findings, doctor
+from helpers.runtime.hardware import Driver, Host
 from helpers.runtime.lockfile import Pin, Waiver
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(autouse=True)
-def plain_machine(monkeypatch):
-    """A machine of one's own, without a GPU."""
-    with own_machine(monkeypatch):
-        yield
+def with_t4(cuda, cards=1):
+    """A machine with a T4 or several, and a torch built for a CUDA version, or for none."""
+    return Host("3.12.4", driver=Driver("550.54", "12.4", ("Tesla T4",) * cards), torch_cuda=cuda)
 
 
 class TestDoctor:
@@ -30,11 +28,11 @@ class TestDoctor:
         """Where these tests run, the lock is installed and the doctor has no problem to tell."""
         assert doctor().problems == ()
 
-    def examine(self, installed, table=None, waivers=()):
+    def examine(self, installed, table=None, waivers=(), host=HOST):
         """The report on a machine that should have trl 2 and scipy 2."""
         pins, needed = [Pin("trl", "2"), Pin("scipy", "2")], ["trl", "scipy"]
         installed = {"torch": "2.13.0", **installed}
-        return doctor(pins, installed, needed=needed, waivers=waivers, requires=requires(table or {}))
+        return doctor(pins, installed, needed=needed, waivers=waivers, requires=requires(table or {}), host=host)
 
     @pytest.mark.parametrize(
         ("torch", "ok"), [("2.10.1", False), ("2.11.0+cu128", True), ("2.14.0", True), ("2.15.0", False)]
@@ -51,12 +49,9 @@ class TestDoctor:
         said = f"keep the torch you have: {SUPPORTED_TORCH[0]} to {SUPPORTED_TORCH[-1]}"
         assert said in (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
 
-    def test_two_gpus_are_said_clearly(self, monkeypatch):
+    def test_two_gpus_are_said_clearly(self):
         """Kaggle's "GPU T4 x2" trains as "GPU T4" does: on the first."""
-        driver = hardware.Driver("550.54", "12.4", ("Tesla T4", "Tesla T4"))
-        monkeypatch.setattr(hardware, "read_driver", lambda: driver)
-        monkeypatch.setattr(hardware, "torch_cuda", lambda: "12.4")
-        report = self.examine({"trl": "2", "scipy": "2"})
+        report = self.examine({"trl": "2", "scipy": "2"}, host=with_t4("12.4", cards=2))
         assert report.verdict().endswith("Tesla T4 (the first of 2 GPUs; a notebook trains on one)")
 
     @pytest.mark.parametrize(("system", "remedy"), [("Windows", "WSL"), ("Darwin", "Colab")])
@@ -104,34 +99,29 @@ class TestDoctor:
 
     def test_no_torch_is_a_problem(self):
         """Without torch nothing runs."""
-        report = doctor([], {}, needed=[], waivers=[])
+        report = doctor([], {}, needed=[], waivers=[], host=HOST)
         assert [problem.subject for problem in report.problems] == ["torch"]
 
-    def test_a_cpu_torch_beside_a_gpu_is_a_problem(self, monkeypatch):
+    def test_a_cpu_torch_beside_a_gpu_is_a_problem(self):
         """A torch without CUDA cannot use the card that the driver shows."""
-        monkeypatch.setattr(hardware, "read_driver", lambda: hardware.Driver("550.54", "12.4", ("Tesla T4",)))
-        monkeypatch.setattr(hardware, "torch_cuda", lambda: None)
-        (problem,) = self.examine({"trl": "2", "scipy": "2"}).problems
+        (problem,) = self.examine({"trl": "2", "scipy": "2"}, host=with_t4(None)).problems
         assert problem.message == "2.13.0 is built without CUDA, and there is a Tesla T4"
 
     @pytest.mark.parametrize(("cuda", "ok"), [("12.8", True), ("13.0", False)])
-    def test_torch_s_cuda_must_be_of_the_driver_s_major_version(self, monkeypatch, cuda, ok):
+    def test_torch_s_cuda_must_be_of_the_driver_s_major_version(self, cuda, ok):
         """A driver for CUDA 12.4 runs any 12.x, and no 13.x."""
-        monkeypatch.setattr(hardware, "read_driver", lambda: hardware.Driver("550.54", "12.4", ("Tesla T4",)))
-        monkeypatch.setattr(hardware, "torch_cuda", lambda: cuda)
-        assert self.examine({"trl": "2", "scipy": "2"}).ok is ok
+        assert self.examine({"trl": "2", "scipy": "2"}, host=with_t4(cuda)).ok is ok
 
-    def test_an_xformers_for_another_torch_is_a_note(self, monkeypatch):
+    def test_an_xformers_for_another_torch_is_a_note(self):
         """An xformers built for torch 2.10 does not load under 2.13; that costs speed and nothing else."""
-        monkeypatch.setattr(hardware, "xformers_torch", lambda: "2.10.0+cu128")
-        report = self.examine({"trl": "2", "scipy": "2", "xformers": "0.0.35"})
+        host = Host("3.12.4", xformers_torch="2.10.0+cu128")
+        report = self.examine({"trl": "2", "scipy": "2", "xformers": "0.0.35"}, host=host)
         assert report.ok
         assert "0.0.35 is built for torch 2.10.0+cu128 and does not load under 2.13.0" in str(report)
 
-    def test_an_unsupported_python_is_a_problem(self, monkeypatch):
+    def test_an_unsupported_python_is_a_problem(self):
         """Python 3.14 is not supported yet."""
-        monkeypatch.setattr("platform.python_version", lambda: "3.14.0")
-        (problem,) = self.examine({"trl": "2", "scipy": "2"}).problems
+        (problem,) = self.examine({"trl": "2", "scipy": "2"}, host=Host("3.14.0")).problems
         assert problem.remedy == "use one of 3.11, 3.12, 3.13"
 
     def test_supported_pythons_are_those_of_pyproject(self):

@@ -11,21 +11,20 @@ import types
 from pathlib import Path
 
 import pytest
-from runtimes import own_machine, runtime
+from runtimes import COLAB, HOST, own_machine, runtime
 
 from helpers.core.errors import StackError
-from helpers.runtime import doctor, hardware
 from helpers.runtime import setup as environment
-from helpers.runtime.doctor import Report
+from helpers.runtime.hardware import Driver, Host
 from helpers.runtime.setup import read_secret, setup_notebook
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def plain_machine(monkeypatch):
-    """A machine of one's own, without a GPU."""
-    with own_machine(monkeypatch):
+def plain_machine():
+    """A machine of one's own."""
+    with own_machine():
         yield
 
 
@@ -35,7 +34,10 @@ class TestSetup:
     @pytest.fixture
     def service(self, monkeypatch):
         """Colab, with a list of packages that pip changes and a record of what pip was told."""
-        state = types.SimpleNamespace(installed=runtime("colab_py312"), commands=[], returncode=0)
+        state = types.SimpleNamespace(installed=runtime("colab_py312"), commands=[], returncode=0, modules={})
+        state.set_up = lambda host=COLAB: setup_notebook(
+            host=host, versions=lambda: dict(state.installed), modules=state.modules
+        )
 
         def pip(command, **_):
             state.commands.append(command)
@@ -45,22 +47,17 @@ class TestSetup:
 
         os.environ["COLAB_RELEASE_TAG"] = "release"
         monkeypatch.setattr(environment.subprocess, "run", pip)
-        for module in (environment, doctor):
-            monkeypatch.setattr(module, "installed_versions", lambda: dict(state.installed))
-        monkeypatch.setattr(environment, "_refuse_stale", lambda: None)
-        monkeypatch.setattr(environment, "_imported", lambda name: False)
         return state
 
     def test_a_machine_of_one_s_own_is_left_alone(self, monkeypatch, capsys):
         """Outside Colab and Kaggle nothing is installed, and the last line says ready."""
-        monkeypatch.setattr(environment, "doctor", lambda needed: Report((), f"needed {len(needed)}"))
         monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: pytest.fail("nothing may be started"))
-        assert setup_notebook().ok
-        assert capsys.readouterr().out == "ready: needed 17\n"
+        assert setup_notebook(host=HOST).ok
+        assert capsys.readouterr().out.startswith("ready: Python 3.12.4, unsloth 2026.")
 
     def test_colab_is_made_ready_without_dependency_resolution(self, service, capsys):
         """On Colab pip installs the plan with --no-deps into the running interpreter, and then all is ready."""
-        assert setup_notebook().ok
+        assert service.set_up().ok
         (command,) = service.commands
         assert command[:5] == [sys.executable, "-m", "pip", "install", "--no-deps"]
         assert "torchao==0.18.0" in command
@@ -68,57 +65,55 @@ class TestSetup:
 
     def test_a_second_setup_installs_nothing(self, service):
         """Running the cell again starts no pip."""
-        setup_notebook()
-        setup_notebook()
+        service.set_up()
+        service.set_up()
         assert len(service.commands) == 1
 
     def test_a_failed_installation_shows_pip_s_last_line(self, service):
         """When pip fails, its last line and the next step are told."""
         service.returncode = 1
         with pytest.raises(StackError, match=r"no network'\. Run the cell again"):
-            setup_notebook()
+            service.set_up()
 
     def test_kaggle_without_internet_is_told_where_to_turn_it_on(self, service):
         """On Kaggle a failed installation mostly means that the Internet is off."""
         service.returncode = 1
         os.environ["KAGGLE_KERNEL_RUN_TYPE"] = "Interactive"
         with pytest.raises(StackError, match="Turn the Internet on"):
-            setup_notebook()
+            service.set_up()
 
-    def test_replacing_what_the_kernel_imported_asks_for_a_restart(self, service, monkeypatch):
+    def test_replacing_what_the_kernel_imported_asks_for_a_restart(self, service):
         """A package that was imported and then replaced is named, with what to click."""
-        monkeypatch.setattr(environment, "_imported", lambda name: name == "pyarrow")
+        service.modules["pyarrow"] = types.SimpleNamespace(__version__=importlib.metadata.version("pyarrow"))
         with pytest.raises(StackError, match=r"'pyarrow'\. Click Runtime, Restart session"):
-            setup_notebook()
+            service.set_up()
 
     def test_problems_that_remain_stop_the_notebook(self, service, capsys):
         """A conflict is printed whole and raised, so that "Run all" goes no further."""
         service.installed["torch"] = "2.16.0"
         with pytest.raises(StackError, match="not ready: 3 problems"):
-            setup_notebook()
+            service.set_up()
         assert "unsloth 2026.10.9 needs torch<2.15.0,>=2.4.0, 2.16.0 is installed" in capsys.readouterr().out
 
-    def test_an_unsupported_python_installs_nothing(self, service, monkeypatch):
+    def test_an_unsupported_python_installs_nothing(self, service):
         """On Python 3.14 the cell stops before pip is started."""
-        monkeypatch.setattr("platform.python_version", lambda: "3.14.0")
         with pytest.raises(StackError, match=r"3\.14\.0"):
-            setup_notebook()
+            service.set_up(Host("3.14.0", service="colab"))
         assert service.commands == []
 
     @pytest.mark.parametrize("name", ["torch", "pyarrow"])
     def test_a_stale_module_is_told_before_anything_is_installed(self, monkeypatch, name):
         """When the kernel holds another torch than the one on disk, a restart is asked for, and pip is not started."""
         os.environ["COLAB_RELEASE_TAG"] = "release"
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(__version__="1.0.0"))
+        modules = {name: types.SimpleNamespace(__version__="1.0.0")}
         monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: pytest.fail("nothing may be started"))
         with pytest.raises(StackError, match=rf"{name}: expected the running kernel .* Restart session"):
-            setup_notebook()
+            setup_notebook(host=COLAB, modules=modules)
 
-    def test_the_torch_on_disk_is_not_stale(self, monkeypatch):
+    def test_the_torch_on_disk_is_not_stale(self):
         """Versions that differ in their build alone are the same."""
         disk = importlib.metadata.version("torch").partition("+")[0]
-        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=disk))
-        assert environment._refuse_stale(["torch"]) is None
+        assert environment._refuse_stale({"torch": types.SimpleNamespace(__version__=disk)}) is None
 
     def test_the_pyarrow_on_disk_is_not_stale(self):
         """Pyarrow calls itself by the version that its metadata has."""
@@ -128,28 +123,27 @@ class TestSetup:
         ("cards", "multi_gpu", "visible"),
         [(1, False, None), (2, False, "0"), (2, True, None)],
     )
-    def test_the_first_of_several_gpus_is_pinned(self, monkeypatch, cards, multi_gpu, visible):
+    def test_the_first_of_several_gpus_is_pinned(self, cards, multi_gpu, visible):
         """With two GPUs a process sees the first one, unless both are asked for."""
-        monkeypatch.setattr(hardware, "read_driver", lambda: hardware.Driver("550", "12.4", ("Tesla T4",) * cards))
-        environment._prepare_process(multi_gpu)
+        environment._prepare_process(multi_gpu, Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * cards)))
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
-    def test_what_the_user_set_stays(self, monkeypatch):
+    def test_what_the_user_set_stays(self):
         """A visible-devices list of the user's own is left alone, and so is a tokenizers setting."""
-        monkeypatch.setattr(hardware, "read_driver", lambda: hardware.Driver("550", "12.4", ("Tesla T4",) * 2))
         os.environ |= {"CUDA_VISIBLE_DEVICES": "1", "TOKENIZERS_PARALLELISM": "true"}
-        environment._prepare_process(multi_gpu=False)
+        environment._prepare_process(False, Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * 2)))
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["TOKENIZERS_PARALLELISM"]) == ("1", "true")
 
     def test_statistics_are_off(self):
         """Unsloth's download of a statistics file is turned off before it is imported."""
         os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)
-        environment._prepare_process(multi_gpu=False)
+        environment._prepare_process(False, HOST)
         assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
 
     def test_an_imported_distribution_is_found_by_its_modules(self):
         """Here pytest has been imported, and ruff has not."""
-        assert (environment._imported("pytest"), environment._imported("ruff")) == (True, False)
+        found = [environment._imported(name, sys.modules) for name in ("pytest", "ruff")]
+        assert found == [True, False]
 
 
 class TestSecrets:

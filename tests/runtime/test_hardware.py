@@ -153,6 +153,20 @@ class TestDriver:
 class TestInstalledFiles:
     """What is read from installed files, without importing them."""
 
+    @pytest.fixture
+    def install(self, tmp_path, monkeypatch):
+        """Puts a distribution with one file before the installed ones."""
+
+        def put(name, file, text):
+            info = tmp_path / f"{name}-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            (tmp_path / file).parent.mkdir()
+            (tmp_path / file).write_text(text)
+            monkeypatch.syspath_prepend(tmp_path)
+
+        return put
+
     @pytest.mark.parametrize(
         ("line", "cuda"),
         [
@@ -162,10 +176,10 @@ class TestInstalledFiles:
             ("", None),
         ],
     )
-    def test_torch_s_cuda_is_read_from_its_version_file(self, monkeypatch, line, cuda):
+    def test_torch_s_cuda_is_read_from_its_version_file(self, install, line, cuda):
         """The CUDA version is known without importing torch."""
         text = f"__all__ = ['__version__', 'cuda']\n__version__ = '2.13.0'\n{line}\nhip: Optional[str] = None\n"
-        monkeypatch.setattr(hardware, "_installed_text", lambda distribution, file: text)
+        install("torch", "torch/version.py", text)
         assert hardware.torch_cuda() == cuda
 
     def test_the_installed_torch_agrees(self):
@@ -177,9 +191,9 @@ class TestInstalledFiles:
         ("text", "built"),
         [('{"version": {"torch": "2.10.0+cu128"}}', "2.10.0+cu128"), ("", None), ("[]", None), ("{}", None)],
     )
-    def test_the_torch_of_xformers_is_read_from_its_build_file(self, monkeypatch, text, built):
+    def test_the_torch_of_xformers_is_read_from_its_build_file(self, install, text, built):
         """The build file of xformers names the torch that its extensions need; no file means no extensions."""
-        monkeypatch.setattr(hardware, "_installed_text", lambda distribution, file: text)
+        install("xformers", "xformers/cpp_lib.json", text)
         assert hardware.xformers_torch() == built
 
 
@@ -194,8 +208,7 @@ class TestDescription:
             "cores", "cpu", "driver", "driver_cuda", "gpus", "platform", "ram_bytes", "torch", "torch_cuda",
         ]  # fmt: skip
 
-    def test_gpu_and_driver_are_in_it(self, monkeypatch):
+    def test_gpu_and_driver_are_in_it(self):
         """With a card the driver and the names stand in it."""
-        monkeypatch.setattr(hardware, "read_driver", lambda: Driver("550.54.15", "12.4", ("Tesla T4",)))
-        described = describe_hardware()
+        described = describe_hardware(Driver("550.54.15", "12.4", ("Tesla T4",)))
         assert (described["gpus"], described["driver"], described["driver_cuda"]) == (["Tesla T4"], "550.54.15", "12.4")
