@@ -23,8 +23,7 @@ from helpers.memory.plan import (
 from helpers.memory.predict import CALIBRATION, GIB, ModelShape, loss_rows, predict_peak
 from helpers.memory.shapes import whole
 from helpers.model.patches.cuda_graphs import MOST_TOKENS, choose_graphs, recorded_size
-from helpers.runtime.hardware import Gpu, split_share
-from helpers.runtime.lockfile import installed_version
+from helpers.runtime.hardware import Gpu
 
 __all__ = ["Layout", "choose_layout", "plan_layout"]
 
@@ -237,7 +236,9 @@ def plan_layout(
         rows = _fitting_rows(lengths, length)
         tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
         reasons.append(_why_this_loss(shape, tokens))
-        if _records(config, gpu, layout, chosen) and not (layout.packing and tokens > MOST_TOKENS):
+        train = dataclasses.replace(config.train, gradient_checkpointing=layout.gradient_checkpointing)
+        recorded = choose_graphs(dataclasses.replace(config, train=train), gpu, attention=chosen).name == "graphs"
+        if recorded and not (layout.packing and tokens > MOST_TOKENS):
             more = _recorded_bytes(config, shape, tokens, attention)
             reasons.append(f"Recorded passes may take up to {format_bytes(more)} more, if they are free.")
     return dataclasses.replace(layout, reasons=tuple(reasons))
@@ -258,21 +259,6 @@ def _as_configured(config: RunConfig, gpu: Gpu | None) -> Layout:
         train.checkpoint_skip_layers,
         tuple(reasons),
     )
-
-
-def _records(config: RunConfig, gpu: Gpu, layout: Layout, chosen: str) -> bool:
-    """Say whether training passes may be recorded as CUDA graphs."""
-    choice = choose_graphs(
-        capability=gpu.capability,
-        unsloth_version=installed_version("unsloth"),
-        attention=chosen,
-        checkpointing=layout.gradient_checkpointing,
-        dropout=config.adapter.lora_dropout,
-        padding_free=True,
-        cards=gpu.count if split_share() else 1,
-        wanted=config.train.cuda_graphs,
-    )
-    return choice.name == "graphs"
 
 
 def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention: str) -> int:

@@ -18,7 +18,6 @@ from helpers.model.patches.attention import enable_varlen, loaded_attention
 from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, choose_graphs, decoder_layers
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
 from helpers.runtime.hardware import find_gpu, own_cards
-from helpers.runtime.lockfile import installed_version
 from helpers.training.checkpoints import last_complete
 from helpers.training.failures import explained
 from helpers.training.machine import run_precision
@@ -89,16 +88,7 @@ def training_mode(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> di
     attention = Choice("sdpa", "there is no GPU")
     if gpu is not None:
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention)
-    graphs = choose_graphs(
-        capability=gpu.capability if gpu else None,
-        unsloth_version=installed_version("unsloth"),
-        attention=attention.name,
-        checkpointing=config.train.gradient_checkpointing,
-        dropout=config.adapter.lora_dropout,
-        padding_free=padding_free or packing,
-        cards=len(own_cards()) if gpu else 1,
-        wanted=config.train.cuda_graphs,
-    )
+    graphs = choose_graphs(config, gpu, attention=attention.name, padding_free=padding_free or packing)
     return {
         "packing": packing,
         "padding_free": padding_free,

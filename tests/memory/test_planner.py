@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import re
 import sys
@@ -21,7 +19,6 @@ from helpers.cli.plan import GPUS, add_command, parse_gpu
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import RunDirectory
-from helpers.memory import layout
 from helpers.memory.layout import Layout, choose_layout, plan_layout
 from helpers.memory.plan import (
     advise,
@@ -37,7 +34,6 @@ from helpers.memory.plan import (
 from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
 from helpers.model.patches import UNSLOTH_TESTED, attention
 from helpers.model.patches.attention import choose_attention
-from helpers.runtime import hardware
 from helpers.runtime.calibration import Calibration
 from helpers.runtime.hardware import SPLIT, Gpu
 from helpers.training import machine, session
@@ -465,18 +461,6 @@ class TestAttention:
         monkeypatch.setattr(torch, "__version__", torch_version)
         return found
 
-    def install(self, monkeypatch, *, flash_attn=False, **versions):
-        """Let just these distributions be installed."""
-
-        def version(name):
-            if name in versions:
-                return versions[name]
-            raise importlib.metadata.PackageNotFoundError(name)
-
-        monkeypatch.setattr(importlib.metadata, "version", version)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: flash_attn or None)
-        monkeypatch.setattr(hardware, "xformers_torch", lambda: versions.get("xformers"))
-
     @pytest.mark.parametrize(
         ("torch_version", "dispatch", "wanted", "name"),
         [
@@ -499,17 +483,20 @@ class TestAttention:
         [
             ({"torch": "2.11.0+cu128", "unsloth": UNSLOTH_TESTED}, "varlen (torch kernel)"),
             ({"torch": "2.11.0", "unsloth": "2027.1"}, "sdpa"),
-            ({"torch": "2.12.0", "unsloth": "2027.1", "flash_attn": True}, "flash-attn"),
-            ({"torch": "2.12.0+cpu", "unsloth": "2027.1", "xformers": "2.12.0+cu128"}, "xformers"),
-            ({"torch": "2.12.0", "unsloth": "2027.1", "xformers": "2.10.0+cu128"}, "varlen (torch)"),
+            ({"torch": "2.12.0", "unsloth": "2027.1", "flash-attn": "2.8.3"}, "flash-attn"),
             ({"torch": "2.12.0"}, "sdpa"),
             ({"unsloth": "2027.1"}, "sdpa"),
         ],
     )
-    def test_before_unsloth_is_imported_what_is_installed_counts(self, monkeypatch, installed, name):
+    def test_before_unsloth_is_imported_what_is_installed_counts(self, installed, name):
         """Versions are read and nothing is imported."""
-        self.install(monkeypatch, **installed)
-        assert attention.installed_attention((8, 9)).name == name
+        assert attention.installed_attention((8, 9), versions=installed).name == name
+
+    @pytest.mark.parametrize(("built", "name"), [("2.12.0+cu128", "xformers"), ("2.10.0+cu128", "varlen (torch)")])
+    def test_an_xformers_for_another_torch_does_not_count(self, built, name):
+        """Its extensions load under the torch that they were built for."""
+        versions = {"torch": "2.12.0+cpu", "unsloth": "2027.1", "xformers": "0.0.40"}
+        assert attention.installed_attention((8, 9), versions=versions, xformers_built_for=built).name == name
 
     def test_a_layout_is_planned_with_it(self, monkeypatch, tmp_path):
         """On an L4 15 of 32 layers keep their activations of 16 rows, and 17 where attention needs no copies."""
@@ -524,32 +511,31 @@ class TestAttention:
 class TestRecordedPasses:
     """The memory of recorded passes, which is named and not counted."""
 
-    def last(self, monkeypatch, gpu=H100, chosen="varlen (torch kernel)", unsloth=UNSLOTH_TESTED, **given):
+    def last(self, gpu=H100, chosen="varlen (torch kernel)", **given):
         """Return the last reason of a layout, and the sentence on checkpointing."""
-        monkeypatch.setattr(layout, "installed_version", lambda name: unsloth)
         wanted = config(**given)
         reasons = plan_layout(wanted, gpu, LENGTHS, keep=wanted.given, chosen=chosen).reasons
         return reasons[-1], reasons[1]
 
-    def test_it_is_said(self, monkeypatch):
+    def test_it_is_said(self):
         """Eight rows are 4,000 tokens: a pass recorded in 4,096 keeps 13.5 GiB, which the peak leaves out."""
-        said, peak = self.last(monkeypatch)
+        said, peak = self.last()
         assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
-        plain = self.last(monkeypatch, cuda_graphs=False)
+        plain = self.last(cuda_graphs=False)
         assert plain[1] == peak
         assert plain[0].startswith("Loss: ")
 
-    def test_larger_passes_are_not_recorded(self, monkeypatch):
+    def test_larger_passes_are_not_recorded(self):
         """Eight packed sequences of 2,048 tokens are too many, and one is not; 16 rows are sometimes few enough."""
-        assert self.last(monkeypatch, packing=True)[0].startswith("Loss: ")
-        said, _ = self.last(monkeypatch, packing=True, batch_size=1)
+        assert self.last(packing=True)[0].startswith("Loss: ")
+        said, _ = self.last(packing=True, batch_size=1)
         assert said == "Recorded passes may take up to 6.8 GiB more, if they are free."
-        said, _ = self.last(monkeypatch, batch_size=16)
+        said, _ = self.last(batch_size=16)
         assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
 
-    def test_a_small_pass_needs_less(self, monkeypatch):
+    def test_a_small_pass_needs_less(self):
         """The longest row of 620 tokens is filled up to 768."""
-        said, _ = self.last(monkeypatch, batch_size=1, gradient_accumulation=8)
+        said, _ = self.last(batch_size=1, gradient_accumulation=8)
         assert said == "Recorded passes may take up to 2.5 GiB more, if they are free."
 
     @pytest.mark.parametrize(
@@ -557,20 +543,19 @@ class TestRecordedPasses:
         [
             {"gpu": T4, "chosen": "sdpa", "gradient_checkpointing": False, "batch_size": 1},
             {"chosen": "sdpa"},
-            {"unsloth": "2027.1"},
             {"gradient_checkpointing": True},
             {"lora_dropout": 0.1},
         ],
     )
-    def test_where_nothing_is_recorded_nothing_is_said(self, monkeypatch, changes):
-        """Card, attention, version, checkpointing or dropout may be against it."""
-        assert self.last(monkeypatch, **changes)[0].startswith("Loss: ")
+    def test_where_nothing_is_recorded_nothing_is_said(self, changes):
+        """Card, attention, checkpointing or dropout may be against it."""
+        assert self.last(**changes)[0].startswith("Loss: ")
 
     def test_a_model_on_two_cards_is_not_recorded(self, monkeypatch):
         """Its passes go from card to card."""
         monkeypatch.setenv(SPLIT, "1")
         two = dataclasses.replace(H100, count=2)
-        assert self.last(monkeypatch, gpu=two)[0].startswith("Loss: ")
+        assert self.last(gpu=two)[0].startswith("Loss: ")
 
 
 class TestPreflight:

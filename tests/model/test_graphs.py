@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.core.config import build_config
 from helpers.model.patches.cuda_graphs import (
     GraphedLayers,
     choose_graphs,
@@ -17,17 +18,18 @@ from helpers.model.patches.cuda_graphs import (
     recorded_size,
 )
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights
+from helpers.runtime.hardware import SPLIT, Gpu
 
 torch = pytest.importorskip("torch")
 
-GOOD = {
-    "capability": (9, 0),
-    "unsloth_version": "2026.10.9",
-    "attention": "varlen (torch kernel)",
-    "checkpointing": False,
-    "dropout": 0.0,
-    "padding_free": True,
-}
+GOOD = {"attention": "varlen (torch kernel)", "unsloth_version": "2026.10.9"}
+
+
+def choose(capability=(9, 0), cards=1, options=GOOD, **given):
+    """The choice for a run with these parameters on these cards; None for no card."""
+    given = {"gradient_checkpointing": False, "lora_dropout": 0.0, **given}
+    gpu = Gpu("GPU", capability, 80 << 30, 79 << 30, cards) if capability else None
+    return choose_graphs(build_config("alpaca", preset="large-gpu", **given), gpu, **options)
 
 
 class Layer(torch.nn.Module):
@@ -97,7 +99,7 @@ class TestChoice:
 
     def test_where_the_host_is_the_limit_they_are(self):
         """A fast card, rows without padding, nothing recomputed."""
-        choice = choose_graphs(**GOOD)
+        choice = choose()
         assert choice.name == "graphs"
         assert "waits for the host" in choice.reason
 
@@ -106,26 +108,31 @@ class TestChoice:
         [
             ({"capability": None}, "no GPU"),
             ({"capability": (7, 5)}, "below compute capability 8.0"),
-            ({"unsloth_version": "2026.11.1"}, "2026.11.1"),
-            ({"attention": "sdpa"}, "sdpa"),
-            ({"attention": "xformers"}, "xformers"),
-            ({"checkpointing": True}, "recomputed"),
-            ({"dropout": 0.1}, "dropout"),
-            ({"padding_free": False}, "padded"),
-            ({"cards": 2}, "2 cards"),
-            ({"wanted": False}, "cuda_graphs is off"),
+            ({"options": GOOD | {"unsloth_version": "2026.11.1"}}, "2026.11.1"),
+            ({"options": GOOD | {"attention": "sdpa"}}, "sdpa"),
+            ({"options": GOOD | {"attention": "xformers"}}, "xformers"),
+            ({"gradient_checkpointing": True}, "recomputed"),
+            ({"lora_dropout": 0.1}, "dropout"),
+            ({"options": GOOD | {"padding_free": False}}, "padded"),
+            ({"cuda_graphs": False}, "cuda_graphs is off"),
         ],
     )
     def test_elsewhere_they_are_not_and_it_is_said_why(self, change, said):
         """Each condition that is missing is named."""
-        choice = choose_graphs(**{**GOOD, **change})
+        choice = choose(**change)
         assert choice.name == "none"
         assert said in choice.reason
+
+    def test_layers_on_two_cards_are_not_recorded(self, monkeypatch):
+        """A model that is split over its cards is against it, and a second card without a share of it is not."""
+        assert choose(cards=2).name == "graphs"
+        monkeypatch.setenv(SPLIT, "1")
+        assert choose(cards=2).reason == "the layers lie on 2 cards"
 
     @pytest.mark.parametrize("attention", ["flash-attn", "varlen (torch)", "varlen (torch kernel)"])
     def test_each_attention_that_takes_borders_will_do(self, attention):
         """Which kernel it is does not matter."""
-        assert choose_graphs(**{**GOOD, "attention": attention}).name == "graphs"
+        assert choose(options=GOOD | {"attention": attention}).name == "graphs"
 
 
 class TestSizes:

@@ -11,13 +11,14 @@ Reference: Dao 2023, FlashAttention-2, arXiv 2307.08691. Found against unsloth 2
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from helpers.core.choice import Choice
 from helpers.model.patches import UNSLOTH_TESTED
+from helpers.runtime.hardware import find_gpu, xformers_torch
+from helpers.runtime.lockfile import installed_versions
 
 __all__ = [
     "choose_attention",
@@ -95,24 +96,32 @@ def loaded_attention(capability: tuple[int, int], *, wanted: bool = True) -> Cho
     )
 
 
-def installed_attention(capability: tuple[int, int], *, wanted: bool = True) -> Choice:
+def installed_attention(
+    capability: tuple[int, int],
+    *,
+    wanted: bool = True,
+    versions: Mapping[str, str] | None = None,
+    xformers_built_for: str | None = None,
+) -> Choice:
     """Return what `enable_varlen` is likely to choose with what is installed here, and import none of it.
+
+    Args:
+        versions: By normalized name; None asks the running interpreter, also for the torch of xformers.
+        xformers_built_for: The torch version that its extensions need, such as "2.10.0+cu128".
 
     Returns:
         The choice; "sdpa" where torch or unsloth is not installed.
     """
-    from helpers.runtime.hardware import xformers_torch
-
-    try:
-        torch_version, unsloth_version = map(importlib.metadata.version, ("torch", "unsloth"))
-    except importlib.metadata.PackageNotFoundError as error:
-        return Choice("sdpa", f"{error.name} is not installed")
-    built = xformers_torch() or ""
+    if versions is None:
+        versions, xformers_built_for = installed_versions(), xformers_torch()
+    if missing := [name for name in ("torch", "unsloth") if name not in versions]:
+        return Choice("sdpa", f"{missing[0]} is not installed")
+    torch_version, built = versions["torch"], xformers_built_for or ""
     return choose_attention(
         torch_version=torch_version,
-        unsloth_version=unsloth_version,
+        unsloth_version=versions["unsloth"],
         capability=capability,
-        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        flash_attn="flash-attn" in versions,
         xformers=built.split("+")[0] == torch_version.split("+")[0],
         wanted=wanted,
     )
@@ -129,8 +138,6 @@ def enable_varlen(*, wanted: bool = True) -> Choice:
     Returns:
         What training will use, with the reason.
     """
-    from helpers.runtime.hardware import find_gpu
-
     gpu = find_gpu()
     if gpu is None:  # Unsloth's CPU path cannot import its dispatcher: a circle
         return Choice("sdpa", "there is no GPU")

@@ -20,9 +20,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from helpers.core.choice import Choice
+from helpers.core.config import RunConfig
 from helpers.core.text import format_bytes
 from helpers.model.patches import UNSLOTH_TESTED
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights, activation_bytes
+from helpers.runtime.hardware import Gpu, split_share
+from helpers.runtime.lockfile import installed_version
 
 __all__ = [
     "MOST_TOKENS",
@@ -52,42 +55,40 @@ _RUNS = 16
 
 
 def choose_graphs(
+    config: RunConfig,
+    gpu: Gpu | None,
     *,
-    capability: tuple[int, int] | None,
-    unsloth_version: str,
     attention: str,
-    checkpointing: bool,
-    dropout: float,
-    padding_free: bool,
-    cards: int = 1,
-    wanted: bool = True,
+    padding_free: bool = True,
+    unsloth_version: str | None = None,
 ) -> Choice:
     """Decide whether training passes are to be recorded as CUDA graphs.
 
     Args:
-        capability: The GPU's compute capability, or None without a GPU.
+        config: The run, with the layout chosen.
         attention: The kind in use; see `helpers.model.patches.attention.choose_attention`.
         padding_free: Whether a batch is one row of rows.
-        cards: On which the layers of one model lie.
+        unsloth_version: None asks what is installed.
 
     Returns:
         "graphs" or "none", with the reason.
-
-    Example:
-        >>> choose_graphs(capability=(7, 5), unsloth_version="2026.10.9", attention="sdpa", checkpointing=False,
-        ...               dropout=0.0, padding_free=True).reason
-        'below compute capability 8.0 the card is slower than the host'
     """
+    unsloth_version = installed_version("unsloth") if unsloth_version is None else unsloth_version
+    if gpu is None:
+        return Choice("none", "there is no GPU")
+    cards = gpu.count if split_share() else 1
     reasons = (
-        (capability is None, "there is no GPU"),
-        (not wanted, "cuda_graphs is off"),
-        ((capability or (8, 0)) < (8, 0), "below compute capability 8.0 the card is slower than the host"),
+        (not config.train.cuda_graphs, "cuda_graphs is off"),
+        (gpu.capability < (8, 0), "below compute capability 8.0 the card is slower than the host"),
         (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
         (attention not in _VARLEN, f"{attention} attention needs the rows' lengths on the host"),
         (not padding_free, "batches are padded"),
         (cards > 1, f"the layers lie on {cards} cards"),
-        (checkpointing, "layers are recomputed, and what they need moves between the card and the host"),
-        (dropout > 0, "dropout draws other numbers in each pass"),
+        (
+            config.train.gradient_checkpointing,
+            "layers are recomputed, and what they need moves between the card and the host",
+        ),
+        (config.adapter.lora_dropout > 0, "dropout draws other numbers in each pass"),
     )
     against = next((why for holds, why in reasons if holds), None)
     if against:
