@@ -41,7 +41,7 @@
 # %% [markdown]
 # ## 1. Parameters
 #
-# With everything at `None`, the newest adapter is compared on the bundled business prompts and on the rows that its
+# With everything at `None`, the newest adapter is compared on the bundled prompts of its task and on the rows that its
 # training held out. Your own prompts go into a text file, one a line: `prompts_file = "my_prompts.txt"`.
 
 # %% tags=["parameters"]
@@ -53,7 +53,7 @@ model_name = None  # type: str  alias, hub id or folder of the base model; None 
 mode = None  # type: str  compare (base against tuned) or aa (base against base: how big is noise?)
 arms = None  # type: str  base and tuned, and perhaps base_bare and base_few_shot, separated by commas
 few_shot_rows = None  # type: int  training rows shown first to the arm base_few_shot [rows]
-prompts_file = None  # type: str  own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones
+prompts_file = None  # type: str  own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones of the task
 prompt_count = None  # type: int  prompts to ask; 0 asks all [prompts]
 reference_data = None  # type: str  file of rows with good answers; None takes the held-out rows of the adapter's own run
 reference_rows = None  # type: int  rows whose good answers are scored [rows]

@@ -197,9 +197,8 @@ def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any
     config = build_evaluation_config(preset=preset, run_name=run_name, **values)
     source = known_adapter(config)
     named = source_name(config, source)
-    if source:
-        training_config(source, config)
-    read_questions(config.prompts_file, config.prompt_count)
+    task = training_config(source, config).task if source else config.task or "alpaca"
+    read_questions(config.prompts_file, config.prompt_count, task)
     return Plan(config.run_name, {**config.identity(), "adapter_dir": named})
 
 

@@ -238,7 +238,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": False,
         "eval_steps": 8,
         "save_steps": 8,
-        "max_new_tokens": 64,
+        "max_new_tokens": 96,
     },
     "colab-t4": {},
     "large-gpu": {

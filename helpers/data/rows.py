@@ -43,6 +43,9 @@ __all__ = [
 SAMPLES = Path(str(resources.files("helpers.data") / "samples"))
 """The folder of the bundled rows."""
 
+PROMPTS = {"alpaca": "instruction_prompts", "dolly": "business_prompts"}
+"""Which bundled prompts go with which task."""
+
 Row = dict[str, Any]
 """A row with the columns of its task (`helpers.data.prompts.COLUMNS`), or with lists of messages, `prompt` and
 `completion`."""
@@ -288,13 +291,13 @@ def read_sample(task: str, part: str) -> list[Row]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def read_prompts() -> list[dict[str, Any]]:
-    """Read the bundled business prompts.
+def read_prompts(task: str = "dolly") -> list[dict[str, Any]]:
+    """Read the bundled prompts: for "alpaca" small tasks of all kinds, for "dolly" a company's questions.
 
     Returns:
         One dictionary a prompt: `id`, `topic`, `prompt`, and `expected_items`, a number or None.
     """
-    text = (SAMPLES / "business_prompts.jsonl").read_text(encoding="utf-8")
+    text = (SAMPLES / f"{PROMPTS[task]}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 

@@ -50,7 +50,7 @@ class EvaluationConfig(Settings):
     )
     few_shot_rows: int = setting(3, "training rows shown first to the arm base_few_shot", unit="rows", low=1, high=20)
     prompts_file: str | None = setting(
-        None, "own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones"
+        None, "own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones of the task"
     )
     prompt_count: int = setting(0, "prompts to ask; 0 asks all", unit="prompts", low=0)
     reference_data: str | None = setting(
@@ -103,7 +103,7 @@ _EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
         "prompt_count": 6,
         "reference_rows": 24,
         "answered_rows": 6,
-        "max_new_tokens": 48,
+        "max_new_tokens": 96,
         "batch_size": 12,
         "few_shot_rows": 2,
     },

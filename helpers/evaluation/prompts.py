@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,12 @@ from helpers.core.errors import DataError, EvaluationError
 from helpers.data.formats import RowError, read_messages, recognise
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
-from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_sample, rename_columns
+from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_prompts, read_sample, rename_columns
 from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.records import Prompt
 
 __all__ = ["Material", "Question", "gather", "read_questions", "reference_questions"]
-
-_SAMPLE = "business_prompts.jsonl"
-"""The prompts that come with the package: sixteen, from eight topics of business."""
 
 _TEXT = ("prompt", "instruction", "question", "text")
 _REFERENCE = ("reference", "output", "response", "answer")
@@ -45,33 +41,27 @@ class Question:
     context: str = ""
 
 
-def read_questions(path: str | None, count: int = 0) -> tuple[Question, ...]:
+def read_questions(path: str | None, count: int = 0, task: str = "dolly") -> tuple[Question, ...]:
     """Read the prompts.
 
     Args:
         path: A file of rows (`helpers.core.config.ROW_FILES`) with a column `prompt` and perhaps `id`, `category` or
             `topic`, `context`, `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None
-            takes the bundled prompts.
+            takes the sixteen bundled prompts.
         count: How many to take, spread over the file; 0 takes all.
+        task: Whose bundled prompts: "alpaca" or "dolly".
 
     Raises:
         EvaluationError: The file is empty or unreadable, a prompt is blank or not text, or two are the same.
     """
-    rows = _bundled() if path is None else _read(Path(path))
-    questions = [_question(row, place, path or _SAMPLE) for place, row in enumerate(rows, 1)]
-    _check_twice("id", [each.prompt.id for each in questions], path or _SAMPLE)
-    _check_twice("prompt", [each.prompt.text for each in questions], path or _SAMPLE)
+    rows, file = (read_prompts(task), "the bundled prompts") if path is None else (_read(Path(path)), path)
+    questions = [_question(row, place, file) for place, row in enumerate(rows, 1)]
+    _check_twice("id", [each.prompt.id for each in questions], file)
+    _check_twice("prompt", [each.prompt.text for each in questions], file)
     if count > len(questions):
         expected = f"at most {len(questions)}, the prompts there are"
         raise EvaluationError("prompt_count", expected, count, "Use 0 for all.")
     return tuple(questions[place * len(questions) // count] for place in range(count)) if count else tuple(questions)
-
-
-def _bundled() -> list[Any]:
-    import json
-
-    text = resources.files("helpers.data").joinpath("samples", _SAMPLE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _read(path: Path) -> list[Any]:
@@ -245,7 +235,7 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
 
 def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
     """Do what `gather` does, in the main process."""
-    prompts = read_questions(config.prompts_file, config.prompt_count)
+    prompts = read_questions(config.prompts_file, config.prompt_count, training.task)
     own, notes = _own_rows(source, training, needed=config.reference_data is None)
     train, task = (own.train, training.task) if own else (read_sample(training.task, "train"), training.task)
     if config.reference_data is None:

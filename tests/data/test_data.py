@@ -117,14 +117,14 @@ class TestBundledRows:
             assert 100 < max(lengths) < 130
 
     def test_no_held_out_row_is_a_training_row_in_other_words(self):
-        """Held-out rows and business prompts share less than a third of their words and pairs with any training row."""
+        """Held-out rows and bundled prompts share less than a third of their words and pairs with any training row."""
         from helpers.evaluation.metrics.contamination import nearest_examples
         from helpers.evaluation.records import Prompt
 
         for task, column in (("alpaca", "input"), ("dolly", "context")):
             ask = [f"{row['instruction']} {row[column]}" for row in read_sample(task, "train")]
             apart = [f"{row['instruction']} {row[column]}" for row in read_sample(task, "heldout")]
-            apart += [prompt["prompt"] for prompt in read_prompts()]
+            apart += [prompt["prompt"] for prompt in read_prompts(task)]
             assert max(each.score for each in nearest_examples([Prompt("p", text) for text in apart], ask)) < 0.33
 
     def test_their_parts_are_fixed(self):
