@@ -43,7 +43,7 @@ doctor: $(VENV)/.installed
 	$(RUN) -m helpers doctor
 
 release:
-	@$(PYTHON) -m tools.release "$(VERSION)"
+	@$(or $(wildcard $(RUN)),$(PYTHON)) -m tools.release "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) runs

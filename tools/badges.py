@@ -267,7 +267,7 @@ def _qr_code(link: str, drawn: str) -> str:
     try:
         import segno
     except ImportError as error:
-        remedy = "pip install segno, then run scripts/build_badges again; nothing was written."
+        remedy = f"Nothing was written. Run {sys.executable} -m pip install segno, then this again."
         raise ConfigError("segno", "the package that draws the workshop's QR codes", None, remedy) from error
     stream = io.BytesIO()
     code = segno.make(link, error="m", micro=False)
