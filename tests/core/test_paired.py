@@ -29,6 +29,7 @@ class TestEstimate:
         assert ends(found) == pytest.approx((0.7001142, 2.4598858), abs=1e-7)
         assert (found.mean, found.rows, found.sources) == (pytest.approx(1.58), 10, 10)
         assert (found.above, found.below, found.equal()) == (9, 0, 1)
+        assert estimate([1, -1, 0, -2]).equal() == 1
 
     def test_without_sources_the_standard_error_is_the_textbook_formula(self):
         """The standard deviation of 1, 2, 3 is 1, and its standard error 1 / sqrt(3)."""

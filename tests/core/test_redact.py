@@ -33,6 +33,14 @@ def test_json_stays_json(monkeypatch):
     assert json.loads(redact(json.dumps(['a"quoted\\secret']))) == ["[removed: HF_TOKEN]"]
 
 
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_secret_in_json_may_have_letters_beyond_ascii(monkeypatch, ascii_only):
+    """Written as they are, or by number; nothing around it goes with it."""
+    monkeypatch.setenv("HF_TOKEN", 'geh\xe9"im')
+    text = json.dumps(["a full null", 'geh\xe9"im!'], ensure_ascii=ascii_only)
+    assert redact(text) == '["a full null", "[removed: HF_TOKEN]!"]'
+
+
 def test_a_hugging_face_token_needs_no_variable():
     """Tokens of Hugging Face's form are removed wherever they come from."""
     assert redact(f"login({TOKEN!r})") == "login('[removed: token]')"
@@ -100,6 +108,10 @@ def test_short_values_are_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "the")
     assert redact("the text") == "the text"
     assert secrets_in("the text") == []
+    monkeypatch.setenv("HF_TOKEN", "seventy")
+    assert redact("seventy eightfold") == "seventy eightfold"
+    monkeypatch.setenv("HF_TOKEN", "eightfol")
+    assert redact("seventy eightfol") == "seventy [removed: HF_TOKEN]"
 
 
 def test_what_was_removed_can_be_named(monkeypatch):

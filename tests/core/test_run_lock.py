@@ -8,10 +8,12 @@ import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from filelock._identity import host_name, process_start_token
 
@@ -20,6 +22,8 @@ from helpers.core.lock import HOLDER, LOCK, MARKER, Holder, find_holder, hold_lo
 
 GONE = 2**22 - 1
 """An id that no process has."""
+
+STARTED = psutil.Process().create_time()
 
 HOLD = "import sys; from pathlib import Path; from helpers.core.lock import hold_lock; hold_lock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"  # noqa: E501
 
@@ -65,8 +69,27 @@ class TestLock:
         hold_lock(folder)
 
     def test_a_second_process_is_refused(self, folder, other):
-        """The message says which process holds the lock, where and since when."""
-        with pytest.raises(RunError, match=rf"held by process {other.pid} on {platform.node()}, since 20\d\d-"):
+        """The message says which process holds the lock, where and since when, and what to do."""
+        with pytest.raises(RunError) as caught:
+            hold_lock(folder)
+        assert re.fullmatch(
+            "run_name: expected a run that no other process is writing, got "
+            rf"'held by process {other.pid} on {re.escape(platform.node())}, since 20\d\d-\d\d-\d\dT[\d:]+\+00:00'\. "
+            r"Wait for it to end, end it, or choose another run_name\.",
+            str(caught.value),
+        )
+
+    def test_a_holder_that_left_no_name_is_another_process(self, folder, other):
+        """A full disk takes no name, and a crash may empty the file."""
+        (folder / HOLDER).write_text("")
+        with pytest.raises(RunError, match=r"got 'held by another process'\. Wait for it"):
+            hold_lock(folder)
+
+    def test_no_file_is_advised_to_be_deleted_where_the_kernel_decides(self, folder, other):
+        """A run directory on a shared disk: the name of another machine alone frees nothing."""
+        holder = {"pid": other.pid, "host": "elsewhere", "started": 0.0, "since": "2026-01-01T00:00:00+00:00"}
+        (folder / HOLDER).write_text(json.dumps(holder))
+        with pytest.raises(RunError, match=r"on elsewhere.*choose another run_name\.$"):
             hold_lock(folder)
 
     def test_a_killed_owner_leaves_no_lock(self, folder, other):
@@ -137,7 +160,7 @@ class TestWithoutFlock:
         """A process that runs keeps its lock."""
         self.sign(folder, os.getppid(), start=process_start_token(os.getppid()))
         assert find_holder(folder).pid == os.getppid()
-        with pytest.raises(RunError, match=f"held by process {os.getppid()}"):
+        with pytest.raises(RunError, match=rf"held by process {os.getppid()} .*choose another run_name\.$"):
             hold_lock(folder)
 
     def test_a_dead_owner_is_replaced(self, folder):
@@ -160,8 +183,13 @@ class TestWithoutFlock:
         pid = os.getppid() if alive else GONE
         self.sign(folder, pid, host="elsewhere")
         assert find_holder(folder) == Holder(pid, "elsewhere", 0.0, "2026-01-01T00:00:00+00:00")
-        with pytest.raises(RunError, match=r"on elsewhere.*If that machine is gone, delete .*\.lock\.soft"):
+        with pytest.raises(RunError) as caught:
             hold_lock(folder)
+        assert caught.value.got == f"held by process {pid} on elsewhere, since 2026-01-01T00:00:00+00:00"
+        assert caught.value.remedy == (
+            "Wait for it to end, end it, or choose another run_name. If that machine is gone, delete "
+            f"{folder / MARKER}."
+        )
         assert (folder / MARKER).read_text().startswith(f"{pid}\nelsewhere\n")
 
     def test_a_released_lock_is_free(self, folder):
@@ -193,14 +221,22 @@ class TestReadOnly:
         [
             (os.getpid(), platform.node(), 0.0, True),
             (os.getpid(), platform.node(), 1.0, False),
+            (os.getpid(), platform.node(), STARTED - 4.9, True),
+            (os.getpid(), platform.node(), STARTED + 4.9, True),
+            (os.getpid(), platform.node(), STARTED - 5.5, False),
+            (os.getpid(), platform.node(), STARTED + 5.5, False),
             (2**22 - 1, platform.node(), 0.0, False),
             (2**22 - 1, "elsewhere", 0.0, True),
             (0, "", 0.0, False),
         ],
-        ids=["this process", "its id used again", "no process", "no process, of another machine", "nobody"],
+        ids=[
+            *("this process", "its id used again", "clock moved back", "clock moved on"),
+            *("an earlier process", "a later process"),
+            *("no process", "no process, of another machine", "nobody"),
+        ],
     )
     def test_whoever_is_known_to_be_gone_holds_nothing(self, closed, pid, host, started, held):
-        """Gone is a process of this machine that does not run, or runs since another time."""
+        """Gone is a process of this machine that does not run, or runs since more than 5 seconds sooner or later."""
         holder = Holder(pid, host, started, "2026-01-01T00:00:00+00:00")
         (closed / HOLDER).write_text(json.dumps(vars(holder)))
         assert find_holder(closed) == (holder if held else None)

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.core.errors import EvaluationError
 from helpers.core.paired import estimate
-from helpers.evaluation.stats.verdicts import judge_likelihood, judge_other_task, judge_votes
+from helpers.evaluation.stats.verdicts import Verdict, interval_text, judge_likelihood, judge_other_task, judge_votes
 from helpers.evaluation.stats.votes import krippendorff_alpha, same_vote_share, wilson_interval, wins_needed
 
 FALL = [-0.2, -0.1, -0.3, -0.15, -0.25, -0.2] * 3
@@ -47,18 +47,21 @@ class TestVotes:
         assert wilson_interval(0, 0) is None
 
     @pytest.mark.parametrize(
-        ("call", "field"),
+        ("call", "message"),
         [
-            (lambda: wilson_interval(3, 2), "successes"),
-            (lambda: wilson_interval(-1, 2), "successes"),
-            (lambda: wins_needed(-1), "votes"),
+            (lambda: wilson_interval(3, 2), "successes: expected a count from 0 to 2, got 3. Count the trials again."),
+            (
+                lambda: wilson_interval(-1, 2),
+                "successes: expected a count from 0 to 2, got -1. Count the trials again.",
+            ),
+            (lambda: wins_needed(-1), "votes: expected a count of at least 0, got -1. Count the decided votes."),
         ],
     )
-    def test_impossible_counts_are_refused(self, call, field):
-        """The error names the argument."""
+    def test_impossible_counts_are_refused(self, call, message):
+        """The error names the argument, and what to do."""
         with pytest.raises(EvaluationError) as caught:
             call()
-        assert caught.value.field == field
+        assert str(caught.value) == message
 
 
 def _votes(*rows):
@@ -116,12 +119,6 @@ class TestLikelihood:
         found = judge_likelihood(estimate(values), held_out=held_out)
         assert (found.outcome, found.sentence) == (outcome, sentence)
         assert ("is not known" in found.basis) is not held_out
-
-    def test_the_basis_says_why_nothing_can_be_told(self):
-        """Too few rows, an interval around zero, and no rows at all."""
-        assert judge_likelihood(estimate(FALL[:8]), held_out=True).basis.startswith("8 independent rows are too few")
-        assert judge_likelihood(estimate(UNCLEAR), held_out=True).basis.startswith("The interval contains zero. NLL")
-        assert judge_likelihood(None, held_out=True).basis == "None was scored."
 
     def test_sources_are_named_beside_rows(self):
         """36 rows of 18 sources."""
@@ -184,11 +181,164 @@ class TestPreference:
             "Whether its own answers are better: cannot tell (12 pairs, 11 with an answer cut at the length limit)."
         )
 
-    def test_the_basis_gives_tally_share_and_interval(self):
-        """A whole statement."""
-        assert judge_votes(9, 3, 1, pairs=13, cut=0).basis == (
-            "Votes: tuned 9, base 1, ties 3; 13 pairs. Tuned won 90 % of the 10 decided (95 % interval 60 % to 98 %)."
-        )
+
+MORE, LOST = "Are held-out answers more likely?", "What was lost on dolly rows, which it was not trained on?"
+OWN = "Are its own answers preferred?"
+ON_DOLLY = "On dolly rows, which it was not trained on"
+NLL = "NLL with EOS: "
+OPEN = "Voters: cannot tell whether its own answers are better."
+
+WHOLE = [
+    (
+        judge_likelihood(None, held_out=True),
+        Verdict(MORE, "cannot tell", "Whether held-out answers became more likely: cannot tell.", "None was scored."),
+    ),
+    (
+        judge_likelihood(estimate(FALL), held_out=False),
+        Verdict(
+            "Are the reference answers more likely?",
+            "better",
+            "The reference answers became more likely.",
+            f"{NLL}\u22120.200 nats a token (95 % interval \u22120.233 to \u22120.167, 18 rows). Whether the adapter "
+            "was trained on these rows is not known.",
+        ),
+    ),
+    (
+        judge_likelihood(estimate(UNCLEAR), held_out=True),
+        Verdict(
+            MORE,
+            "cannot tell",
+            "Whether held-out answers became more likely: cannot tell.",
+            f"The interval contains zero. {NLL}+0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows).",
+        ),
+    ),
+    (
+        judge_likelihood(estimate(FALL[:8]), held_out=True),
+        Verdict(
+            MORE,
+            "cannot tell",
+            "Whether held-out answers became more likely: cannot tell.",
+            f"8 independent rows are too few, 12 are needed. {NLL}\u22120.188 nats a token (95 % interval \u22120.246 "
+            "to \u22120.129, 8 rows).",
+        ),
+    ),
+    (
+        judge_likelihood(estimate([0.0]), held_out=True),
+        Verdict(
+            MORE,
+            "cannot tell",
+            "Held-out answers are as likely as before.",
+            f"{NLL}+0 nats a token (1 row, no interval: one row does not show how much rows differ).",
+        ),
+    ),
+    (
+        judge_other_task(None, "dolly"),
+        Verdict(LOST, "cannot tell", f"{ON_DOLLY}: cannot tell whether anything was lost.", "None was scored."),
+    ),
+    (
+        judge_other_task(estimate([-each for each in FALL]), "dolly"),
+        Verdict(
+            LOST,
+            "worse",
+            f"{ON_DOLLY}, it became worse.",
+            f"{NLL}+0.200 nats a token (95 % interval +0.167 to +0.233, 18 rows); up to +0.05 counts as kept.",
+        ),
+    ),
+    (
+        judge_other_task(estimate([each / 100 for each in UNCLEAR]), "dolly"),
+        Verdict(
+            LOST,
+            "not worse",
+            f"{ON_DOLLY}, it is not worse.",
+            f"{NLL}+0 nats a token (95 % interval \u22120.00080 to +0.00080, 18 rows); up to +0.05 counts as kept.",
+        ),
+    ),
+    (
+        judge_other_task(estimate(UNCLEAR), "dolly"),
+        Verdict(
+            LOST,
+            "cannot tell",
+            f"{ON_DOLLY}: cannot tell whether anything was lost.",
+            f"The interval is too wide. {NLL}+0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows); up to "
+            "+0.05 counts as kept.",
+        ),
+    ),
+    (
+        judge_other_task(estimate(FALL[:8]), "dolly"),
+        Verdict(
+            LOST,
+            "cannot tell",
+            f"{ON_DOLLY}: cannot tell whether anything was lost.",
+            f"8 independent rows are too few, 12 are needed. {NLL}\u22120.188 nats a token (95 % interval \u22120.246 "
+            "to \u22120.129, 8 rows); up to +0.05 counts as kept.",
+        ),
+    ),
+    (
+        judge_votes(9, 3, 1, pairs=13, cut=0),
+        Verdict(
+            OWN,
+            "preferred",
+            "Voters: its own answers are preferred.",
+            "Votes: tuned 9, base 1, ties 3; 13 pairs. Tuned won 90 % of the 10 decided (95 % interval 60 % to 98 %).",
+        ),
+    ),
+    (
+        judge_votes(1, 0, 9, pairs=10, cut=0),
+        Verdict(
+            OWN,
+            "not preferred",
+            "Voters: its own answers are liked less.",
+            "Votes: tuned 1, base 9, ties 0; 10 pairs. Tuned won 10 % of the 10 decided (95 % interval 2 % to 40 %).",
+        ),
+    ),
+    (
+        judge_votes(6, 0, 2, pairs=8, cut=3),
+        Verdict(
+            OWN,
+            "cannot tell",
+            OPEN,
+            "Votes: tuned 6, base 2, ties 0; 8 pairs, 3 with an answer cut at the length limit. Tuned won 75 % of the "
+            "8 decided (95 % interval 41 % to 93 %). Of 8 decided votes 8 for one side are needed.",
+        ),
+    ),
+    (
+        judge_votes(0, 1, 1, pairs=2, cut=0),
+        Verdict(
+            OWN,
+            "cannot tell",
+            OPEN,
+            "Votes: tuned 0, base 1, ties 1; 2 pairs. Tuned won 0 % of the 1 decided (95 % interval 0 % to 79 %). So "
+            "few could be chance.",
+        ),
+    ),
+    (
+        judge_votes(0, 1, 0, pairs=1, cut=0),
+        Verdict(OWN, "cannot tell", OPEN, "Votes: tuned 0, base 0, ties 1; 1 pair. So few could be chance."),
+    ),
+    (
+        judge_votes(0, 0, 0, pairs=2, cut=0),
+        Verdict(
+            OWN,
+            "cannot tell",
+            "Whether its own answers are better: cannot tell (2 pairs).",
+            "Nobody has compared them: read them, or vote on vote.html.",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("found", "said"), WHOLE)
+def test_each_verdict_is_a_whole_statement(found, said):
+    """Question, outcome, sentence and the figures behind it, word for word."""
+    assert found == said
+
+
+def test_a_mean_can_have_a_unit_and_more_rows_than_sources():
+    """Rows are counted in the singular too; without a unit nothing is written in its place."""
+    assert interval_text(estimate([0.1])) == "+0.100 (1 row, no interval: one row does not show how much rows differ)"
+    assert interval_text(estimate([1.0, 2.0, 3.0, 6.0], list("aabb")), "nats") == (
+        "+3 nats (95 % interval \u221216.1 to +22.1, 4 rows from 2 sources)"
+    )
 
 
 def test_no_verdict_speaks_of_chance_or_p():
