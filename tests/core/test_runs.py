@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +154,20 @@ class TestDirectory:
         monkeypatch.chdir(tmp_path)
         assert run.shown("loss.png") == os.path.join("runs", "x", "loss.png")
         assert run.shown() == os.path.join("runs", "x")
+        (tmp_path / "a" / "long" / "way" / "down").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "a" / "long" / "way" / "down")
+        assert RunDirectory(Path("/r")).shown("loss.png") == "/r/loss.png"
+
+    def test_the_fingerprint_is_of_what_decides_the_result(self, tmp_path):
+        """Not of the order of the parameters, nor of those that change no weight."""
+        prints = []
+        for name, changes in {"a": {}, "b": {"save_steps": 9}, "c": {"max_steps": 9}}.items():
+            run = RunDirectory(tmp_path / name)
+            parameters = {**PARAMETERS, **changes}
+            run.update_manifest(parameters=dict(reversed(parameters.items())) if name == "b" else parameters)
+            prints.append(run.fingerprint())
+        assert prints[0] == prints[1] != prints[2]
+        assert all(re.fullmatch("[0-9a-f]{64}", each) for each in prints)
 
 
 class TestOpening:
@@ -162,6 +178,61 @@ class TestOpening:
         run = open_run("x", PARAMETERS)
         assert run.path == runs_folder / "x"
         assert run.manifest()["parameters"] == PARAMETERS
+
+    def test_the_manifest_says_since_when_and_how_often_it_ran(self, runs_folder, monkeypatch):
+        """What was known before a continuation stays, and what the cell knows is added."""
+        monkeypatch.setattr(runs, "git_commit", lambda: "0" * 40)
+        times = iter(f"2026-01-0{day}T00:00:00+00:00" for day in range(1, 9))
+        monkeypatch.setattr(runs, "now", lambda: next(times))
+        run = open_run("x", PARAMETERS, gpu="T4")
+        began = {
+            "parameters": PARAMETERS,
+            "run_id": run.run_id(),
+            "git_commit": "0" * 40,
+            "started": "2026-01-01T00:00:00+00:00",
+            "resumed": [],
+            "resume": "auto",
+            "state": "running",
+            "failure": None,
+            "gpu": "T4",
+        }
+        assert run.manifest() == began
+        run.finish()
+        assert run.manifest()["state"] == "complete"
+        open_run("x", PARAMETERS)
+        assert run.manifest()["resumed"] == ["2026-01-03T00:00:00+00:00"]
+        open_run("x", PARAMETERS, resume="must")
+        again = ["2026-01-03T00:00:00+00:00", "2026-01-04T00:00:00+00:00"]
+        finished = {"finished": "2026-01-02T00:00:00+00:00", "number": 1}
+        assert run.manifest() == {**began, **finished, "resumed": again, "resume": "must"}
+        new = open_run("x", PARAMETERS, resume="never").manifest()
+        assert (new["started"], new["resumed"], "number" in new) == ("2026-01-05T00:00:00+00:00", [], False)
+
+    def test_times_are_in_utc(self):
+        """So that runs of several machines can be sorted."""
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", runs.now())
+
+    def test_a_folder_that_cannot_be_made_is_named(self, monkeypatch, tmp_path):
+        """With what the system says, and what to do."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "file" / "runs"))
+        error = error_of(open_run, "x", PARAMETERS)
+        assert (error.field, error.expected, error.got, error.remedy) == (
+            str(tmp_path / "file" / "runs" / "x"),
+            "a folder that can be written",
+            "Not a directory",
+            "Check its permissions, or set HELPERS_RUNS_DIR to another folder.",
+        )
+
+    def test_a_run_left_only_in_persist_dir_is_an_earlier_one(self, runs_folder, tmp_path):
+        """Its parameters are held against the new ones, though the run's own folder is gone."""
+        parameters = {**PARAMETERS, "persist_dir": str(tmp_path / "drive")}
+        RunDirectory(tmp_path / "drive" / "x").update_manifest(parameters=parameters)
+        assert check_run("x", parameters) is True
+        assert check_run("x", parameters, resume="must") is True
+        assert check_run("x", parameters, resume="never") is False
+        assert check_run("y", parameters) is False
+        assert error_of(check_run, "x", {**parameters, "max_steps": 8}).got == "max_steps: 4 -> 8"
 
     def test_a_run_has_an_id_of_its_own(self, runs_folder):
         """The id stays when a run is continued, and changes when it is started over."""
@@ -183,6 +254,26 @@ class TestOpening:
         open_run("x", {**PARAMETERS, "max_steps": 9}, resume="never")
         assert sorted(os.listdir(run.path)) == ["manifest.json", "notebook.ipynb"]
         assert run.manifest()["parameters"]["max_steps"] == 9
+
+    @pytest.mark.parametrize("stuck", ["a.txt", "metrics.json", "z.txt"])
+    def test_a_run_that_cannot_be_cleared_is_a_run_still(self, runs_folder, monkeypatch, stuck):
+        """The manifest goes last: else the next start would find a stranger's folder, and leave it alone for ever."""
+        run = open_run("x", PARAMETERS)
+        for name in ("a.txt", "metrics.json", "z.txt", ".hidden"):
+            (run.path / name).write_text("{}")
+        unlink = Path.unlink
+
+        def refuse(path, missing_ok=False):
+            if path.name == stuck:
+                raise PermissionError(13, "Permission denied")
+            unlink(path, missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", refuse)
+            assert error_of(open_run, "x", PARAMETERS, resume="never").got == "Permission denied"
+        assert {stuck, "manifest.json", ".hidden"} <= set(os.listdir(run.path))
+        open_run("x", PARAMETERS, resume="never")
+        assert sorted(os.listdir(run.path)) == [".hidden", "manifest.json"]
 
     def test_never_does_not_follow_links(self, runs_folder, tmp_path):
         """A link in the folder is removed, and what it leads to stays."""
@@ -256,6 +347,13 @@ class TestOpening:
         (run.path / "metrics.json").write_text("{}")
         assert error_of(open_run, "x", PARAMETERS, resume=resume).field == str(run.path / "manifest.json")
         assert sorted(os.listdir(run.path)) == ["manifest.json", "metrics.json"]
+
+    def test_parameters_that_are_a_list_are_shown(self, runs_folder):
+        """The error names the file and what stands there."""
+        run = open_run("x", PARAMETERS)
+        run.update_manifest(parameters=[1])
+        error = error_of(open_run, "x", PARAMETERS)
+        assert (error.expected, error.got, error.remedy) == ("an object of parameters", [1], "Choose another run_name.")
 
     def test_checking_only_reads(self, runs_folder):
         """Whether a run would be continued can be asked without making anything."""
@@ -333,6 +431,7 @@ class TestDamagedManifest:
         assert run.fingerprint() == prints
         again = open_run("r", config.flat())
         assert again.run_id() == before["run_id"]
+        assert again.manifest()["task"] == "alpaca"
         assert again.manifest()["rebuilt"].startswith("20")
 
     def test_without_a_configuration_the_error_says_what_helps(self):

@@ -25,13 +25,19 @@ class TestChooseCategories:
 
     def test_an_unknown_one_is_refused_with_the_nearest(self):
         """The message names the category that was probably meant."""
-        with pytest.raises(DataError, match=r"category: .* got 'brainstormin'. Did you mean brainstorming\?"):
-            choose_categories([0], ["brainstorming"].__getitem__, "brainstormin")
+        expected = (
+            r"^category: expected categories that occur in the data, got 'brainstormin'\. Did you mean brainstorming\?"
+        )
+        with pytest.raises(DataError, match=expected):
+            choose_categories([0, 1], ["brainstorming", None].__getitem__, "brainstormin")
 
     def test_data_without_categories_cannot_be_filtered(self):
         """A data set without the column says so."""
-        with pytest.raises(DataError, match="expected data with a column category"):
-            choose_categories([0], [None].__getitem__, "open_qa")
+        with pytest.raises(DataError) as caught:
+            choose_categories([0, 1], [None, 7].__getitem__, "open_qa")
+        assert str(caught.value) == (
+            "category: expected data with a column category, got 'open_qa'. Leave category out."
+        )
 
 
 class TestInProportion:
@@ -46,6 +52,11 @@ class TestInProportion:
     def test_no_row_is_lost_or_doubled(self):
         """The result is a permutation."""
         assert sorted(in_proportion([5, 3, 4], "xxxyzx".__getitem__)) == [3, 4, 5]
+
+    def test_rows_without_a_category_are_one(self):
+        """Values that are no text count by their type, whatever they hold."""
+        values = ["a", None, "a", None, "a", 3, "a", 4]
+        assert in_proportion(range(8), values.__getitem__) == [0, 1, 5, 2, 4, 3, 7, 6]
 
 
 class TestLoading:

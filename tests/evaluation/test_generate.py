@@ -51,21 +51,52 @@ class TestSelfTests:
         assert "the same logits on and off" in found["refused"]["untrained"]
 
     @pytest.mark.parametrize(
-        ("changes", "words"),
+        ("changes", "message"),
         [
-            ({"change": 0.0}, "untrained"),
-            ({"identical": False}, "on, off and on again"),
-            ({"bos": {"base": (0, 1)}}, "one BOS, at the start, for base"),
-            ({"bos": {"base": ()}}, "one BOS"),
-            ({"recorded_sha256": "other"}, "template"),
+            (
+                {"change": 0.0},
+                (
+                    "an adapter that changes the logits, got 'the same logits on and off'. The adapter is untrained, or "
+                    "was not put on. Train it, or choose another adapter_dir."
+                ),
+            ),
+            ({"identical": False}, "the same logits on, off and on again, got 'others'. Start a fresh kernel."),
+            (
+                {"bos": {"tuned": (0,), "base": (0, 1)}},
+                "one BOS, at the start, for base, got 'BOS at (0, 1)'. Look at the chat template.",
+            ),
+            ({"bos": {"base": ()}}, "one BOS, at the start, for base, got 'BOS at ()'. Look at the chat template."),
+            ({"bos": {"base": (1,)}}, "one BOS, at the start, for base, got 'BOS at (1,)'. Look at the chat template."),
+            (
+                {"recorded_sha256": "other"},
+                (
+                    "the template that the adapter was trained with, got '0123456789ab'. The tokenizer in the adapter "
+                    "folder is not the run's. Save the adapter again."
+                ),
+            ),
         ],
     )
-    def test_each_failure_is_named(self, changes, words):
-        """A failing test raises and says what is wrong."""
-        sound = {"change": 1.0, "identical": True, "bos": {"base": (0,)}}
-        readings = Readings(**{**sound, "template_sha256": "same", "recorded_sha256": "same", **changes})
-        with pytest.raises(EvaluationError, match=words):
+    def test_each_failure_is_named(self, changes, message):
+        """A failing test raises and says what is wrong, and what to do."""
+        sound = {"change": 1e-6, "identical": True, "bos": {"base": (0,)}}
+        same = "0123456789abcdef"
+        readings = Readings(**{**sound, "template_sha256": same, "recorded_sha256": same, **changes})
+        with pytest.raises(EvaluationError) as caught:
             judge(readings)
+        assert str(caught.value) == f"self-test: expected {message}"
+
+    def test_what_passed_is_said(self):
+        """With how far the adapter moves a logit, and where the template is from."""
+        passed = judge(Readings(0.12345, True, {"base": (0,), "tuned": (0,)}, "a", "a"))
+        assert [tuple(row.values()) for row in passed] == [
+            ("adapter on and off differ", "yes, a logit by up to 0.123"),
+            ("on, off, on again is identical", "yes, to the last bit"),
+            ("exactly one BOS token", "yes, in all 2 arms"),
+            ("the template is the adapter's own", "yes"),
+        ]
+        assert {tuple(row) for row in passed} == {("test", "result")}
+        unknown = judge(Readings(0.5, True, {}, "a", None))
+        assert unknown[3]["result"] == "its training run is not known"
 
     def test_a_model_without_bos_is_fine(self):
         """ChatML models have no BOS, and none is asked for."""
@@ -75,11 +106,28 @@ class TestSelfTests:
     def test_training_loss_must_come_out_again(self):
         """The tuned arm's held-out loss, (1 + 0.5 + 2 + 0.5) / (2 + 2), is 1.0 nats a token."""
         scores = [ReferenceScore("a", "tuned", 1.0, 0.5, 1, 9), ReferenceScore("b", "tuned", 2.0, 0.5, 1, 9)]
-        assert "1.000 here, 1.005 at the end of training" in reproduces_training(scores, 1.005, 2)
-        assert "cannot be compared" in reproduces_training(scores, 1.0, 3)
-        assert "cannot be compared" in reproduces_training(scores, None, None)
-        with pytest.raises(EvaluationError, match=r"1\.300 nats a token, got 1\.0"):
-            reproduces_training(scores, 1.3, 2)
+        assert reproduces_training(scores, 1.005, 2) == (
+            "Held-out loss of the tuned model: 1.000 here, 1.005 at the end of training: the same model."
+        )
+        unknown = "The held-out loss of the training run cannot be compared: other rows were scored, or none is known."
+        assert reproduces_training(scores, 1.0, 3) == unknown
+        assert reproduces_training(scores, None, 2) == unknown
+        base = [ReferenceScore("a", "base", 9.0, 0.5, 1, 9), ReferenceScore("b", "base", 9.0, 0.5, 1, 9)]
+        assert reproduces_training([*base, *scores], 1.0, 2).startswith("Held-out loss of the tuned model: 1.000 here")
+
+    @pytest.mark.parametrize(("recorded", "same"), [(0.979, False), (0.981, True), (1.019, True), (1.021, False)])
+    def test_two_hundredths_of_a_nat_are_another_model(self, recorded, same):
+        """In either direction; the error gives both losses."""
+        scores = [ReferenceScore("a", "tuned", 1.0, 0.5, 1, 9), ReferenceScore("b", "tuned", 2.0, 0.5, 1, 9)]
+        if same:
+            assert reproduces_training(scores, recorded, 2).endswith("the same model.")
+            return
+        with pytest.raises(EvaluationError) as caught:
+            reproduces_training(scores, recorded, 2)
+        assert str(caught.value) == (
+            f"self-test: expected the held-out loss that training ended with, {recorded} nats a token, got 1.0. The "
+            "base model, the adapter or the prompts are not those of the run."
+        )
 
 
 @pytest.mark.slow

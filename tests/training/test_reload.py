@@ -7,7 +7,7 @@ import random
 import pytest
 
 from helpers.model.scoring import RowScore
-from helpers.training.reload import judge_reload, loss_distance
+from helpers.training.reload import judge_reload, largest_difference, loss_distance
 
 
 def rows(*means, tokens=9):
@@ -40,6 +40,12 @@ class TestFloat32:
     def test_a_training_that_moved_nothing_cannot_be_told(self):
         """A step of a ten-thousandth of a nat could be there or not."""
         assert judge_reload(TRAINED, TRAINED, rows(2.0001, 1.5, 1.0)).result == "CANNOT TELL"
+
+    @pytest.mark.parametrize("measure", [largest_difference, loss_distance])
+    def test_as_many_rows_are_compared_as_there_are(self, measure):
+        """A row too many or too few is a mistake, and not a row less to compare."""
+        with pytest.raises(ValueError, match="longer"):
+            measure(rows(2.0), TRAINED)
 
 
 class TestSixteenBit:
