@@ -119,10 +119,11 @@ def judge_distance(
     )
     if not visible:
         seen += f" Below {LIMITS['visible']:.0f} times that, it cannot be told from its base: train longer."
-    near = tuned.rms <= (limit * effect if visible else LIMITS["close"] * floor + effect)
+    most = limit * effect if visible else LIMITS["close"] * floor + effect
+    near = tuned.rms <= most
     apart = f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
     told = visible or not near
-    apart += f"; at most {limit:.1%} may be rounding." if told else "; cannot tell whether that is close."
+    apart += f"; at most {most / effect:.1%} may be rounding." if told else "; cannot tell whether that is close."
     far = math.isfinite(export_base.rms) and export_base.rms > tuned.rms
     away = (
         f"It is {export_base.rms:.2g} from the base, {'farther' if far else 'not farther'} than from the tuned model."

@@ -50,14 +50,18 @@ class TestSelfTests:
         """An adapter whose second matrices are zero changes nothing, and that is said."""
         assert "the same logits on and off" in found["refused"]["untrained"]
 
+
+class TestJudging:
+    """What the self-tests say to what was read."""
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             (
                 {"change": 0.0},
                 (
-                    "an adapter that changes the logits, got 'the same logits on and off'. The adapter is untrained, or "
-                    "was not put on. Train it, or choose another adapter_dir."
+                    "an adapter that changes the logits, got 'the same logits on and off'. The adapter is untrained, "
+                    "or was not put on. Train it, or choose another adapter_dir."
                 ),
             ),
             ({"identical": False}, "the same logits on, off and on again, got 'others'. Start a fresh kernel."),
