@@ -184,6 +184,8 @@ def read_json(path: Path) -> dict[str, Any]:
     remedy = "The file is damaged; delete the run directory, or restore the file."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(str(path), "a file that exists", "none", "Check the path, or restore the file.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(str(path), "a readable JSON file", type(error).__name__, remedy) from error
     if not isinstance(value, dict):

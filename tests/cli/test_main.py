@@ -171,15 +171,55 @@ class TestOthers:
         assert main(["list"]) == 0
         assert capsys.readouterr().out == "a                        The title\n"
 
-    @pytest.mark.parametrize("command", [["doctor"], ["run", "alpaca_instruction", "--preset", "smoke"]])
-    def test_without_the_packages_each_command_says_what_to_do(self, command):
-        """In a Python that has nothing installed, one line and no traceback."""
+    def bare(self, *command, **variables):
+        """Run a command in a Python that has nothing installed."""
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from helpers.__main__ import main; sys.exit(main())"
-        bare = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
-        done = subprocess.run([*bare, *command], capture_output=True, text=True, check=False)
+        start = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
+        return subprocess.run(
+            [*start, *command], capture_output=True, text=True, check=False, env=os.environ | variables
+        )
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["doctor"],
+            ["run", "alpaca_instruction", "--preset", "smoke"],
+            ["run", "alpaca_instruction", "--help"],
+            ["runs"],
+            ["runs", "show", "begun"],
+        ],
+    )
+    def test_without_the_packages_each_command_says_what_to_do(self, command, tmp_path):
+        """In a Python that has nothing installed, one line and no traceback."""
+        (tmp_path / "begun").mkdir()
+        (tmp_path / "begun" / "manifest.json").write_text('{"format": 1, "state": "running"}')
+        (tmp_path / "begun" / ".lock").touch()
+        done = self.bare(*command, HELPERS_RUNS_DIR=str(tmp_path))
         said = r"error: the package \w+ is not installed\. Run make doctor, which installs what is missing .*\n"
         assert re.fullmatch(said, done.stderr)
         assert done.returncode == 2
+
+    @pytest.mark.parametrize(
+        ("command", "said", "status"),
+        [
+            (["list"], "alpaca_instruction ", 0),
+            (["runs"], "no runs in ", 0),
+            (["plan", "--gpu", "t4"], "Fits: ", 0),
+            (["data", str(ROOT / "helpers/data/samples/alpaca_train.jsonl")], "answers: 128; ", 0),
+            (["plan"], "error: torch: expected torch to be installed, got None.", 2),
+            (["runs", "show", "x"], "error: NAME: expected a run in ", 2),
+            (["train", "x.json"], "x.json: expected a file that exists, got 'none'. Check the path", 2),
+            (["compare", "x.json"], "x.json: expected a file that exists, got 'none'. Check the path", 2),
+            (["chat", "x"], "error: adapter_dir: expected the name of a run, a run folder or an adapter folder", 2),
+            (["eject", "x"], "error: run: expected a run whose training wrote train.py", 2),
+        ],
+    )
+    def test_without_the_packages_what_needs_none_works(self, command, said, status, tmp_path):
+        """Commands that read files need the standard library only; what they refuse, they refuse as ever."""
+        done = self.bare(*command, HELPERS_RUNS_DIR=str(tmp_path))
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.returncode == status
 
     def test_it_starts_fast(self):
         """`python -m helpers list` imports none of the packages that take long."""

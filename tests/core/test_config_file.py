@@ -97,6 +97,6 @@ def test_a_missing_parameter_is_named(written):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    """It says which."""
-    with pytest.raises(RunError, match="a readable JSON file"):
+    """It says which, and does not call it damaged."""
+    with pytest.raises(RunError, match=r"config.json: expected a file that exists, got 'none'\. Check the path"):
         read_config(tmp_path / "config.json")

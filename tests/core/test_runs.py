@@ -99,7 +99,8 @@ class TestReading:
 
     def test_a_missing_file_is_an_error(self, tmp_path):
         """So does the error about a file that is not there."""
-        assert error_of(read_json, tmp_path / "a.json").got == "FileNotFoundError"
+        error = error_of(read_json, tmp_path / "a.json")
+        assert (error.field, error.expected) == (str(tmp_path / "a.json"), "a file that exists")
 
     def test_what_is_no_object_is_an_error(self, tmp_path):
         """A list is no manifest."""
