@@ -15,7 +15,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError
 from helpers.core.paths import folder_name, is_folder
-from helpers.core.settings import Settings, nearest, setting
+from helpers.core.settings import Settings, choose, nearest, setting
 
 __all__ = [
     "DATASETS",
@@ -75,18 +75,6 @@ _GGUF_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 """The form of a repository's name on the hub, as a regular expression."""
-
-FREE_TO_CHANGE = (
-    "gguf_quantization",
-    "merge_16bit",
-    "persist_dir",
-    "push_private",
-    "push_to",
-    "report_to",
-    "save_steps",
-)
-"""Parameters that say how a run is kept and shown, or what is made of its adapter, and not what it computes: a run may
-be resumed with other values."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +139,16 @@ class TrainConfig(Settings):
         "auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)",
         choices=("auto", "adamw_8bit", "adamw_torch_fused"),
     )
-    save_steps: int = setting(20, "optimizer steps between checkpoints", unit="steps", low=1)
-    persist_dir: str | None = setting(None, "second folder for checkpoints and adapter, such as one on Google Drive")
+    save_steps: int = setting(20, "optimizer steps between checkpoints", unit="steps", low=1, free=True)
+    persist_dir: str | None = setting(
+        None, "second folder for checkpoints and adapter, such as one on Google Drive", free=True
+    )
     eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
     report_to: str = setting(
         "none",
         "also show the losses in trackio, tensorboard or wandb; none for this notebook only",
         choices=("none", "trackio", "tensorboard", "wandb"),
+        free=True,
     )
     seed: int = setting(3407, "seed of row selection, adapter weights and data order", low=0, high=2**32 - 1)
 
@@ -177,12 +168,16 @@ class GenerationConfig(Settings):
 class ExportConfig(Settings):
     """What is made of the trained adapter."""
 
-    merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit")
+    merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit", free=True)
     gguf_quantization: str | None = setting(
-        None, "also save a GGUF file of this type, such as q8_0 or f16", choices=_GGUF_TYPES, tasks=("dolly",)
+        None,
+        "also save a GGUF file of this type, such as q8_0 or f16",
+        choices=_GGUF_TYPES,
+        tasks=("dolly",),
+        free=True,
     )
-    push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",))
-    push_private: bool = setting(True, "create that repository as private", tasks=("dolly",))
+    push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",), free=True)
+    push_private: bool = setting(True, "create that repository as private", tasks=("dolly",), free=True)
 
 
 @dataclass(frozen=True)
@@ -221,6 +216,9 @@ _PARTS = {
     "generation": GenerationConfig,
     "export": ExportConfig,
 }
+
+FREE_TO_CHANGE = frozenset(f.name for kind in _PARTS.values() for f in dataclasses.fields(kind) if f.metadata["free"])
+"""Parameters with other values of which a run may be resumed; see `helpers.core.settings.setting`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -310,13 +308,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
     """
     if not isinstance(task, str) or task not in DEFAULT_DATASET:
         raise ConfigError("task", f"one of {', '.join(DEFAULT_DATASET)}", task, nearest(task, list(DEFAULT_DATASET)))
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ConfigError("preset", f"one of auto, {', '.join(PRESETS)}", preset, nearest(preset, list(PRESETS)))
-    known = parameters(task)
-    for name in given:
-        if name not in known:
-            raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
-    chosen = {k: v for k, v in given.items() if v is not None}
+    chosen = choose(given, parameters(task), preset, PRESETS)
     values = {
         "dataset_name": DEFAULT_DATASET[task],
         "system_prompt": _system_prompt(task, chosen),
@@ -403,5 +395,5 @@ def check_skip_layers(skip: int, layers: int) -> None:
 
 def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the parameters whose values differ and that decide what a run computes, as name -> (old, new)."""
-    names = sorted((set(old) | set(new)) - set(FREE_TO_CHANGE))
+    names = sorted((set(old) | set(new)) - FREE_TO_CHANGE)
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}

@@ -16,7 +16,7 @@ from typing import Any
 from helpers.core.errors import ConfigError
 from helpers.core.secrets import redact, secrets_in
 
-__all__ = ["Settings", "coerce", "nearest", "refuse_undeclared", "setting"]
+__all__ = ["Settings", "choose", "coerce", "nearest", "refuse_undeclared", "setting"]
 
 _INJECTED = "# Parameters\n"
 """How papermill's cell of injected parameters begins."""
@@ -32,6 +32,7 @@ def setting(
     above: float | None = None,
     choices: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
+    free: bool = False,
 ) -> Any:
     """Declare one field of a `Settings` dataclass.
 
@@ -41,6 +42,7 @@ def setting(
         unit: What a number counts: "tokens", "rows", "steps" …
         above: The value must be larger than this.
         tasks: The notebooks that have it, such as ("dolly",); None for all.
+        free: It says how a run is kept or shown and not what it computes: a run may be resumed with another value.
     """
     metadata = {
         "help": meaning,
@@ -50,6 +52,7 @@ def setting(
         "above": above,
         "choices": choices,
         "tasks": tasks,
+        "free": free,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -67,6 +70,26 @@ class Settings:
             if each.metadata:
                 value = coerce(each.name, getattr(self, each.name), hints[each.name], each.metadata)
                 object.__setattr__(self, each.name, value)
+
+
+def choose(
+    given: Mapping[str, Any], known: Collection[str], preset: str, presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what was given, without what is None, which means "not given".
+
+    Args:
+        known: Names of parameters.
+        presets: Names of presets, each with what it changes.
+
+    Raises:
+        ConfigError: The preset or the name of a parameter is unknown.
+    """
+    if not isinstance(preset, str) or preset not in presets:
+        raise ConfigError("preset", f"one of auto, {', '.join(presets)}", preset, nearest(preset, list(presets)))
+    for name in given:
+        if name not in known:
+            raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def coerce(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:

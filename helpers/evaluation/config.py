@@ -11,7 +11,7 @@ from typing import Any
 from helpers.core.config import ROW_FILES
 from helpers.core.errors import ConfigError
 from helpers.core.paths import folder_name, is_file
-from helpers.core.settings import Settings, nearest, setting
+from helpers.core.settings import Settings, choose, nearest, setting
 
 __all__ = ["EvaluationConfig", "build_evaluation_config", "evaluation_parameters"]
 
@@ -27,7 +27,6 @@ _AA_TEMPERATURE = 0.7
 """How freely mode aa draws its answers; 0 would give the same answer twice."""
 
 _HIDDEN = ("preset", "run_name")
-_FREE_TO_CHANGE = ("batch_size", "votes_file")
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ class EvaluationConfig(Settings):
     )  # fmt: skip
     max_new_tokens: int = setting(256, "longest answer", unit="tokens", low=1, high=32768)
     batch_size: int = setting(
-        8, "prompts answered at a time; halved when memory runs out", unit="prompts", low=1, high=1024
+        8, "prompts answered at a time; halved when memory runs out", unit="prompts", low=1, high=1024, free=True
     )
     seed: int = setting(3407, "seed of blind shuffling, examples and, in mode aa, answers", low=0, high=2**32 - 1)
-    votes_file: str | None = setting(None, "votes exported from vote.html, CSV files separated by commas")
+    votes_file: str | None = setting(None, "votes exported from vote.html, CSV files separated by commas", free=True)
 
     def arm_names(self) -> tuple[str, ...]:
         """Return the arms to compare, in the order of reports; those of mode aa are `base` and `again`."""
@@ -94,7 +93,8 @@ class EvaluationConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Return the parameters that decide what is compared; votes and batch size may change from run to run."""
-        return {name: value for name, value in self.flat().items() if name not in _FREE_TO_CHANGE}
+        free = {name for name, each in evaluation_parameters().items() if each.metadata["free"]}
+        return {name: value for name, value in self.flat().items() if name not in free}
 
 
 _EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
@@ -137,14 +137,8 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
         >>> build_evaluation_config(preset="smoke", arms="base, tuned").arm_names()
         ('base', 'tuned')
     """
-    if not isinstance(preset, str) or preset not in _EVALUATION_PRESETS:
-        presets = list(_EVALUATION_PRESETS)
-        raise ConfigError("preset", f"one of auto, {', '.join(presets)}", preset, nearest(preset, presets))
     known = evaluation_parameters()
-    for name in given:
-        if name not in known:
-            raise ConfigError(name, "the name of a parameter", given[name], nearest(name, list(known)))
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = choose(given, known, preset, _EVALUATION_PRESETS)
     values = {**_EVALUATION_PRESETS[preset], **chosen}
     if "answered_rows" not in chosen and isinstance(chosen.get("reference_rows"), int):
         default = values.get("answered_rows", known["answered_rows"].default)
