@@ -18,6 +18,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers whose threads wait for ea
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_configure(config):
+    """Tell the fuzzing tests when slow tests are left out."""
+    if "not slow" in config.getoption("markexpr"):
+        os.environ["HURRY"] = "1"
+
+
 @pytest.fixture(scope="session")
 def tiny_mistral(tmp_path_factory) -> Path:
     """A folder with a two-layer Mistral and Mistral's real v0.3 tokenizer."""

@@ -188,6 +188,7 @@ def other_mistral(request, tmp_path_factory):
     return tokenizer, name, encode
 
 
+@pytest.mark.slow
 class TestOtherMistrals:
     """v0.1 and v0.2, which share a tokenizer, Mixtral's v2, Nemo, and Ministral 8B."""
 

@@ -147,6 +147,7 @@ print("ANSWERED", answer.shape[1] - inputs["input_ids"].shape[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_loading_lines_work(run, kind, tiny_mistral, tmp_path):
     """Run as a stranger would: copied elsewhere, from that folder as they stand, and from another one with its path."""

@@ -15,6 +15,8 @@ from helpers.export.gguf import export_gguf
 from helpers.export.gguf_format import BYTE, CONTROL, NORMAL, check_gguf, read_vocabulary
 from helpers.export.merge import merge_16bit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def merged(tiny_mistral, tmp_path_factory):

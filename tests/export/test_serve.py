@@ -136,6 +136,7 @@ def served(tiny_mistral, tmp_path_factory):
     return model, tokenizer, xllamacpp.Server(options)
 
 
+@pytest.mark.slow
 class TestLlamaCpp:
     """A real llama.cpp, from the wheel xllamacpp."""
 

@@ -23,6 +23,8 @@ PROMPTS = (
     ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three risks."}),
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
