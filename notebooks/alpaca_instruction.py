@@ -281,20 +281,21 @@ question = "Write two sentences that invite a friend to a picnic."
 answer(question)
 
 # %% [markdown]
-# In training the model guesses each token from those before it; the *loss* says how wrong it was. Only the answer should
-# count, so each token gets a mask: 1 where it is learned, 0 where it is given. `given` is the prompt alone; what `whole`
-# has more is the answer. `template.masked` is the same template with marks around each answer, so that a user who speaks
-# again in between is not learned either.
+# In training the model guesses each token from those before it; the *loss* says how wrong it was. Only answers should
+# count, so each token gets a mask: 1 where it is learned, 0 where it is given. `template.masked` is the same template with
+# marks around each answer. What the prompt holds is given, an earlier answer too.
 
 # %% tags=["core"]
 def tokenize(batch):
-    chats = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
-    given = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    chats = [
+        [{**message, "given": True} for message in prompt] + completion
+        for prompt, completion in zip(batch["prompt"], batch["completion"])
+    ]
     whole = tokenizer.apply_chat_template(
-        chats, chat_template=template.masked, return_dict=True, return_assistant_tokens_mask=True
+        chats, chat_template=template.masked, return_dict=True, return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_attention_mask": False},
     )
-    masks = [[0] * len(g) + mask[len(g) :] for g, mask in zip(given, whole["assistant_masks"])]
-    return {"input_ids": whole["input_ids"], "completion_mask": masks}
+    return {"input_ids": whole["input_ids"], "completion_mask": whole["assistant_masks"]}
 
 
 tokens = chats.map(tokenize, batched=True, remove_columns=["prompt", "completion"])

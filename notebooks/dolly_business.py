@@ -307,19 +307,20 @@ FastLanguageModel.for_inference(model)
 answer(question)
 
 # %% [markdown]
-# All rows as tokens, each with a mask: 1 where a token is learned, 0 where it is only given. The prompt is written once
-# alone and once with its answer; after the prompt what the assistant says is learned. `template.masked` is the same
-# template with marks around each answer.
+# All rows as tokens, each with a mask: 1 where a token is learned, 0 where it is only given. `template.masked` is the
+# same template with marks around each answer; an answer that stands in the prompt is given.
 
 # %% tags=["core"]
 def tokenize(batch):
-    chats = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"])]
-    given = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    chats = [
+        [{**message, "given": True} for message in prompt] + completion
+        for prompt, completion in zip(batch["prompt"], batch["completion"])
+    ]
     whole = tokenizer.apply_chat_template(
-        chats, chat_template=template.masked, return_dict=True, return_assistant_tokens_mask=True
+        chats, chat_template=template.masked, return_dict=True, return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_attention_mask": False},
     )
-    masks = [[0] * len(g) + mask[len(g) :] for g, mask in zip(given, whole["assistant_masks"])]
-    return {"input_ids": whole["input_ids"], "completion_mask": masks}
+    return {"input_ids": whole["input_ids"], "completion_mask": whole["assistant_masks"]}
 
 
 tokens = chats.map(tokenize, batched=True, remove_columns=["prompt", "completion"])

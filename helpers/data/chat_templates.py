@@ -169,7 +169,8 @@ def masked_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the tokenizer's template with marks around each answer and its EOS, for training alone.
 
     With `apply_chat_template(..., chat_template=masked_template(tokenizer), return_assistant_tokens_mask=True)` the
-    text is the same, and transformers' `assistant_masks` says which tokens are an answer's.
+    text is the same, and transformers' `assistant_masks` says which tokens are an answer's. Messages with a true value
+    under "given" are not marked.
 
     Args:
         tokenizer: With a template of this module, or one of its own that was checked here.
@@ -314,13 +315,14 @@ _ANSWERS = (
 
 def _mark(template: str, answer: str) -> str:
     """Put transformers' `generation` block around what a template writes of an answer."""
-    marked = f"{{%- generation %}}{{{{- {answer} }}}}{{%- endgeneration %}}"
-    if template == CHATML:
-        marked = (
-            f" }}}}{{%- if message['role'] == 'assistant' %}}{marked}{{%- else %}}{{{{- {answer} }}}}{{%- endif %}}"
-        )
-        return template.replace(f" + {answer} }}}}", marked)
-    return template.replace(f"{{{{- {answer} }}}}", marked)
+    learned = "message['role'] == 'assistant' and not message['given']"
+    plain = f"{{{{- {answer} }}}}"
+    marked = f"{{%- if {learned} %}}{{%- generation %}}{plain}{{%- endgeneration %}}{{%- else %}}{plain}{{%- endif %}}"
+    return (
+        template.replace(plain, marked)
+        if plain in template
+        else template.replace(f" + {answer} }}}}", f" }}}}{marked}")
+    )
 
 
 _MASKED = """\
@@ -332,7 +334,11 @@ _MASKED = """\
         {%%- set whole = written(messages[:loop.index], false) %%}
         {%%- set end = whole.rfind(eos_token) + eos_token | length %%}
         {{- given[past.length:] }}
-        {%%- generation %%}{{- whole[given | length:end] }}{%%- endgeneration %%}
+        {%%- if message['given'] %%}
+            {{- whole[given | length:end] }}
+        {%%- else %%}
+            {%%- generation %%}{{- whole[given | length:end] }}{%%- endgeneration %%}
+        {%%- endif %%}
         {%%- set past.length = end %%}
     {%%- endif %%}
 {%%- endfor %%}

@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers.core.errors import ContractError
 from helpers.data.cache import KeptRows, read_rows, rows_key, write_rows
 from helpers.data.chat_templates import find_control_text, masked_template, render
 from helpers.data.formats import split_turns
 from helpers.data.prompts import COLUMNS, Example, build_example, build_prompt
-from helpers.data.tokens import IGNORED, TokenColumns, columns_of, trainer_columns
+from helpers.data.tokens import IGNORED, MessageColumns, TokenColumns, columns_of, message_columns, trainer_columns
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -217,27 +218,28 @@ def check_tokens(
         ContractError: A row breaks the contract, or more than a tenth of the rows had to be left out.
     """
     _check_tokenizer(tokenizer)
-    chats_learned = list(chats["completion"])
-    messages = [[*prompt, *answer] for prompt, answer in zip(chats["prompt"], chats_learned, strict=True)]
-    control = dict(find_control_text(["\n".join(m["content"] for m in each) for each in messages], tokenizer))
+    said = [message_columns(chats, name) for name in ("prompt", "completion")]
+    control: dict[int, str] = {}
+    for messages in said:
+        for place, string in find_control_text(messages.texts, tokenizer):
+            control.setdefault(int(messages.rows[place]), string)
     left_out: Counter[str] = Counter(f"contains {string}" for string in control.values())
     columns = trainer_columns(tokens)
-    ends = columns.lengths.cumsum()
-    starts, kept = (ends - columns.lengths).tolist(), []
-    for index, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True)):
+    figures = _row_figures(columns, tokenizer, answers=said[1].count("assistant"))
+    kept: list[int] = []
+    for index, (length, row) in enumerate(zip(columns.lengths.tolist(), figures, strict=True)):
         if index in control:
             continue
-        if end - start > max_seq_length:
+        if length > max_seq_length:
             left_out[f"longer than {max_seq_length} tokens"] += 1
             continue
-        answers = sum(message["role"] == "assistant" for message in chats_learned[index])
-        _check_span(index, columns.input_ids[start:end], columns.labels[start:end], tokenizer, answers)
+        _check_figures(f"row {index}", tokenizer, row)
         kept.append(index)
     _check_lost(left_out, len(tokens))
-    supervised = (columns.labels != IGNORED).astype(int)
-    sums = [int(supervised[starts[i] : ends[i]].sum()) for i in kept]
     _check_prompts(kept, tokens, chats, tokenizer)
-    return CheckedRows(kept, dict(left_out), columns.lengths[kept].tolist(), sum(sums))
+    _check_system(kept, columns, said[0], tokenizer)
+    supervised = sum(figures[index].supervised for index in kept)
+    return CheckedRows(kept, dict(left_out), columns.lengths[kept].tolist(), supervised)
 
 
 def check_trainer_dataset(rows: Dataset, checked: Dataset) -> None:
@@ -264,31 +266,58 @@ def as_examples(tokens: Dataset) -> list[TokenizedExample]:
     ]
 
 
-def _check_span(index: int, ids: Any, labels: Any, tokenizer: PreTrainedTokenizerBase, answers: int) -> None:
-    """Raise if one row, given as arrays, would teach something else than its answers."""
+class _Figures(NamedTuple):
+    """What a row's tokens and labels say.
+
+    Args:
+        supervised: Tokens that the loss is taken over.
+        last: The last label.
+        bos: How often BOS comes; 1 for models that have none.
+        starts: Whether BOS, if there is one, is the first token.
+        answers: Answers that there are.
+        learned: Runs of tokens that are learned.
+        ended: Those of them that end in EOS.
+    """
+
+    supervised: int
+    last: int
+    bos: int
+    starts: bool
+    answers: int
+    learned: int
+    ended: int
+
+
+def _row_figures(columns: TokenColumns, tokenizer: PreTrainedTokenizerBase, *, answers: np.ndarray) -> list[_Figures]:
+    """Return the figures of all rows; `answers` is how many answers each has."""
+    import numpy as np
+
+    ids, labels = columns.input_ids, columns.labels
+    ends = columns.lengths.cumsum()
+    starts, lasts = ends - columns.lengths, np.maximum(ends - 1, 0)
+
+    def count(found: np.ndarray) -> np.ndarray:
+        sums = np.concatenate([[0], found.cumsum()])
+        return sums[ends] - sums[starts]
+
     learned = labels != IGNORED
-    supervised = int(learned.sum())
+    closes = learned & ~np.append(learned[1:], False)
+    closes[lasts] = learned[lasts]
     bos = tokenizer.bos_token_id
-    _check_figures(
-        f"row {index}",
-        tokenizer,
-        supervised=supervised,
-        last=int(labels[-1]) if len(labels) else IGNORED,
-        bos=int((ids == bos).sum()) if bos is not None else 1,
-        starts=bos is None or (len(ids) > 0 and int(ids[0]) == bos),
+    figures = (
+        count(learned),
+        labels[lasts],
+        np.ones_like(ends) if bos is None else count(ids == bos),
+        np.ones_like(ends, bool) if bos is None else ids[np.minimum(starts, lasts)] == bos,
+        answers,
+        count(closes),
+        count(closes & (ids == tokenizer.eos_token_id)),
     )
-    ends = ids[:-1][learned[:-1] & ~learned[1:]]  # the last token of each answer but the last
-    if len(ends) != answers - 1 or (ends != tokenizer.eos_token_id).any():
-        raise ContractError(
-            f"row {index}",
-            f"{answers} answers that are learned, each ended by {tokenizer.eos_token}",
-            f"{len(ends) + 1} with {int((ends == tokenizer.eos_token_id).sum()) + 1} of these",
-            "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them.",
-        )
+    return [_Figures(*row) for row in zip(*(each.tolist() for each in figures), strict=True)]
 
 
 def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise unless what is given in a sample of rows is the prompt alone; look for each system prompt in all rows."""
+    """Raise unless what is given in a sample of rows is the prompt alone."""
     step = max(1, len(kept) // RETOKENIZED)
     sample = kept[::step]
     for index, chat, row in zip(sample, chats.select(sample), tokens.select(sample), strict=True):
@@ -304,16 +333,27 @@ def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokeniz
                     tokenizer.convert_ids_to_tokens(ids[max(0, given - 3) : given + 3]),
                     "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
                 )
-    words: dict[str, str] = {}
-    found = [next((m["content"] for m in prompt if m["role"] == "system"), "") for prompt in chats["prompt"]]
-    asked = [index for index in kept if found[index]]
-    for index, row in zip(asked, tokens.select(asked), strict=True):
-        system = found[index]
-        # Both sides go through the tokenizer, because decoding changes text such as spaces at the start.
-        if system not in words:
-            words[system] = str(tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True)).strip()
-        given = row["input_ids"][: row["completion_mask"].index(1)]
-        if words[system] not in tokenizer.decode(given, skip_special_tokens=True):
+
+
+def _check_system(
+    kept: Sequence[int], columns: TokenColumns, prompts: MessageColumns, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise unless each system prompt is in the tokens before what is learned."""
+    import numpy as np
+
+    asked = {int(prompts.rows[i]): prompts.texts[i] for i in np.flatnonzero(prompts.roles == "system")}
+    # Both sides go through the tokenizer, because decoding changes text such as spaces at the start.
+    words = {
+        system: str(tokenizer.decode(_ids(tokenizer, system), skip_special_tokens=True)).strip()
+        for system in set(asked.values())
+    }
+    ends = columns.lengths.cumsum().tolist()
+    for index in kept:
+        if not (system := asked.get(index)):
+            continue
+        start = ends[index] - int(columns.lengths[index])
+        first = start + int((columns.labels[start : ends[index]] != IGNORED).argmax())
+        if words[system] not in tokenizer.decode(columns.input_ids[start:first], skip_special_tokens=True):
             raise ContractError(
                 f"row {index}", "the system prompt in the training text", system, "The chat template dropped it."
             )
@@ -470,14 +510,12 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise if one row would teach something else than its answer."""
     bos = tokenizer.bos_token_id
-    _check_figures(
-        where := f"row {index}",
-        tokenizer,
-        supervised=row.supervised(),
-        last=row.labels[-1],
-        bos=1 if bos is None else row.input_ids.count(bos),
-        starts=bos is None or row.input_ids[0] == bos,
-    )
+    where, count = f"row {index}", 1 if bos is None else row.input_ids.count(bos)
+    figures = _Figures(
+        row.supervised(), row.labels[-1], count, starts=bos is None or row.input_ids[0] == bos,
+        answers=1, learned=1, ended=1,
+    )  # fmt: skip
+    _check_figures(where, tokenizer, figures)
     system = next((m["content"] for m in example.prompt if m["role"] == "system"), "")
     if not system:
         return
@@ -488,27 +526,35 @@ def _check_row(index: int, example: Example, row: TokenizedExample, tokenizer: P
         raise ContractError(where, "the system prompt in the training text", system, "The chat template dropped it.")
 
 
-def _check_figures(
-    where: str, tokenizer: PreTrainedTokenizerBase, *, supervised: int, last: int, bos: int, starts: bool
-) -> None:
-    """Raise if a row does not learn an answer with its EOS, or has another number of BOS than one."""
-    if supervised < 2:
+def _check_figures(where: str, tokenizer: PreTrainedTokenizerBase, row: _Figures) -> None:
+    """Raise if a row does not learn its answers, each with its EOS, or has another number of BOS than one."""
+    if row.supervised < 2:
         raise ContractError(
-            where, "an answer of at least one token and its EOS", supervised, "Give the row an answer, or leave it out."
+            where,
+            "an answer of at least one token and its EOS",
+            row.supervised,
+            "Give the row an answer, or leave it out.",
         )
-    if last != tokenizer.eos_token_id:
+    if row.last != tokenizer.eos_token_id:
         raise ContractError(
             where,
             f"the EOS token {tokenizer.eos_token} as its last label",
-            last,
+            row.last,
             "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
         )
-    if bos != 1 or not starts:
+    if row.bos != 1 or not row.starts:
         raise ContractError(
             where,
             "exactly one BOS, at its start",
-            bos,
+            row.bos,
             "Tokenize with add_special_tokens=False: the template writes BOS.",
+        )
+    if not row.answers == row.learned == row.ended:
+        raise ContractError(
+            where,
+            f"{row.answers} answers that are learned, each ended by {tokenizer.eos_token}",
+            f"{row.learned} with {row.ended} of these",
+            "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them.",
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
-from helpers.core.files import write_text
+from helpers.core.files import write_bytes
 from helpers.core.paths import is_there
 from helpers.data.formats import Format, recognise, split_turns
 from helpers.data.look import Look
@@ -171,7 +171,7 @@ def draw_rows(
         for part, kept in (("train", rows.train), ("test", rows.heldout)):
             files[part] = str(folder / f"rows_{part}.jsonl")
             lines = [json.dumps(_as_messages(row, config) if "prompt" in row else row) + "\n" for row in kept]
-            write_text(Path(files[part]), "".join(lines))
+            write_bytes(Path(files[part]), "".join(lines).encode())
         train, heldout = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
         return DrawnRows({"path": "json", "data_files": files}, "test", train, heldout, rows)
     seen, skipped = rows.drawn

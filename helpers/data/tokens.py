@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from helpers.data.contract import TokenizedExample
 
-__all__ = ["IGNORED", "TokenColumns", "columns_of", "joined", "trainer_columns", "trainer_table"]
+__all__ = [
+    "IGNORED",
+    "MessageColumns",
+    "TokenColumns",
+    "columns_of",
+    "joined",
+    "message_columns",
+    "trainer_columns",
+    "trainer_table",
+]
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -51,6 +60,29 @@ class TokenColumns:
         import numpy as np
 
         return np.sort(self.labels[self.labels != IGNORED])
+
+
+@dataclass(frozen=True)
+class MessageColumns:
+    """All rows' messages, one after the other.
+
+    Args:
+        texts: What they say.
+        roles: Of each, shape (messages of all rows,).
+        rows: The number of the row that each is in, the same shape.
+        total: How many rows there are.
+    """
+
+    texts: list[str]
+    roles: np.ndarray
+    rows: np.ndarray
+    total: int
+
+    def count(self, role: str) -> np.ndarray:
+        """Return how many messages of a role each row has."""
+        import numpy as np
+
+        return np.bincount(self.rows[self.roles == role], minlength=self.total)
 
 
 def columns_of(rows: Sequence[TokenizedExample]) -> TokenColumns:
@@ -117,6 +149,22 @@ def trainer_columns(rows: Dataset | Iterable[Mapping[str, Any]]) -> TokenColumns
         raise ContractError("trainer", f"as many {source} as tokens in each row", "other numbers", "Pass whole rows.")
     labels = values if source == "labels" else np.where(values != 0, ids, np.int32(IGNORED))
     return TokenColumns(ids, labels, lengths)
+
+
+def message_columns(chats: Dataset, name: str) -> MessageColumns:
+    """Return a column of lists of messages as flat columns.
+
+    Args:
+        chats: The table.
+        name: "prompt" or "completion".
+    """
+    import numpy as np
+
+    lists = chats.with_format("arrow")[:].column(name).combine_chunks()
+    messages = lists.flatten()
+    rows = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy(zero_copy_only=False))
+    roles = messages.field("role").to_numpy(zero_copy_only=False)
+    return MessageColumns(messages.field("content").to_pylist(), roles, rows, len(lists))
 
 
 def _flat(column: ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

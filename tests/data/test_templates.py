@@ -265,6 +265,25 @@ class TestMasks:
         learned = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
         assert learned == "yes yes<|im_end|>no<|im_end|>"
 
+    @pytest.mark.parametrize("template", [CHATML, ALPACA, OWN])
+    def test_an_answer_that_is_given_is_not_learned(self, template):
+        """The last answer alone is marked."""
+        tokenizer = chatml_tokenizer()
+        tokenizer.chat_template = template
+        messages = messages_of([("user", "A"), ("assistant", "yes"), ("user", "B"), ("assistant", "no")], "S")
+        for message in messages[:4]:
+            message["given"] = True
+        ids, mask = masked(tokenizer, messages)
+        assert tokenizer.decode(ids) == render(tokenizer, messages, answer_next=False).rstrip()
+        assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "no<|im_end|>"
+
+    def test_an_answer_that_is_given_is_not_learned_by_mistral(self, mistral_tokenizer):
+        """The last answer alone is marked, and the ids are those of a conversation without marks."""
+        said = messages_of([("user", "A"), ("assistant", "yes"), ("user", "B"), ("assistant", "no")])
+        ids, mask = masked(mistral_tokenizer, [{**each, "given": True} for each in said[:3]] + said[3:])
+        assert ids == ids_of(mistral_tokenizer, said, answer_next=False)
+        assert [i for i, m in zip(ids, mask, strict=True) if m] == ids[-2:]
+
     def test_only_mistral_s_v3_needs_answers_apart(self, mistral_tokenizer):
         """With a system prompt, its earlier turns are written in another way once more is said."""
         assert needs_single_answers(mistral_tokenizer)
