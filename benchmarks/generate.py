@@ -177,9 +177,11 @@ def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
 
     from helpers.data.chat_templates import install_template
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     install_template(tokenizer, options.style)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=_dtype(), device_map={"": str(device())})
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=_dtype(), device_map={"": str(device())}, trust_remote_code=False
+    )
     model.generation_config.eos_token_id = None
     return adapt(model), tokenizer
 

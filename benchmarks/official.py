@@ -37,6 +37,7 @@ def load_official(model: str, options: dict[str, Any]) -> tuple[Any, Any]:
         max_seq_length=options.get("length", LENGTH),
         load_in_4bit=options.get("four_bit", torch.cuda.is_available()),
         dtype=_dtype(),
+        trust_remote_code=False,
     )
     loaded = FastLanguageModel.get_peft_model(
         loaded,
@@ -57,8 +58,8 @@ def load_plain(model: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"": 0 if torch.cuda.is_available() else "cpu"}
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=_dtype(), device_map=place)
-    return loaded, AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=_dtype(), device_map=place, trust_remote_code=False)
+    return loaded, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def peer_trainer(

@@ -120,8 +120,12 @@ class TestCode:
 
     @pytest.mark.parametrize("path", CODE)
     def test_code_of_a_model_s_repository_is_never_trusted(self, path):
-        """`trust_remote_code` is False wherever it is passed: left out, transformers would ask whether to run it."""
+        """All that load a model, a tokenizer or a configuration pass False: left out, transformers asks."""
         assert set(re.findall(r"trust_remote_code[\"']?\s*[=:]\s*(\w+)", CODE[path])) <= {"False"}
+        nodes = [node for node in ast.walk(ast.parse(CODE[path])) if isinstance(node, ast.Call)]
+        loaders = [node for node in nodes if re.search(r"(?<!PeftModel)\.from_pretrained$", ast.unparse(node.func))]
+        silent = [node for node in loaders if "trust_remote_code" not in [each.arg for each in node.keywords]]
+        assert [text for text in map(ast.unparse, silent) if "(smollm2_folder()" not in text] == []
 
     @pytest.mark.parametrize("path", CODE)
     def test_no_archive_is_unpacked(self, path):

@@ -340,14 +340,18 @@ def _from_pretrained(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
     options["use_safetensors"] = True  # pytorch_model.bin is a pickle
-    options["trust_remote_code"] = False  # left out, transformers asks, and a "y" runs a stranger's code
     if place().count > 1:  # a whole model for each process, on its own GPU
         options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
     options |= loader_options()
     try:
         with redirect_stdout(_WithoutNotes(sys.stdout)):
             model, tokenizer = FastLanguageModel.from_pretrained(
-                source, max_seq_length=config.max_seq_length, dtype=dtype, load_in_4bit=config.load_in_4bit, **options
+                source,
+                max_seq_length=config.max_seq_length,
+                dtype=dtype,
+                load_in_4bit=config.load_in_4bit,
+                trust_remote_code=False,  # left out, transformers asks, and a "y" runs a stranger's code
+                **options,
             )
     except HelpersError:
         raise
