@@ -1,4 +1,6 @@
-"""A disk that really is full, at each write that is no checkpoint: the error says so, and the older file is whole.
+"""A disk that really is full or read-only, or whose quota is used up, at each write that is no checkpoint.
+
+The error says so, and the older file is whole.
 
 Checkpoints, manifests and metrics are in test_checkpoints, the trainer's own writes in test_resume, merged models in
 test_export_merge.
@@ -7,8 +9,10 @@ test_export_merge.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import subprocess
 
 import nbformat
 import pytest
@@ -55,7 +59,6 @@ def save_card(path):
     """Write a model card beside an adapter."""
     run = RunDirectory(path.parent)
     config = build_config("alpaca", preset="smoke")
-    (path.parent / "adapter_config.json").touch()
     write_card(path.parent, run, config)
 
 
@@ -86,31 +89,49 @@ def fill(disk):
             file.write(bytes(2**12))
 
 
+def close(disk):
+    """Mount the disk read-only."""
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
 class TestFiles:
     """One file at a time."""
 
+    @pytest.fixture(params=["No space left on device", "Read-only file system", "Disk quota exceeded"])
+    def refuse(self, request, monkeypatch):
+        """Makes a disk refuse; the first two ways are real, and the third is what the system answers to a quota."""
+        if request.param == "Disk quota exceeded":
+
+            def exceeded(number):
+                raise OSError(errno.EDQUOT, request.param)
+
+            return request.param, lambda disk: monkeypatch.setattr(os, "fsync", exceeded)
+        return request.param, fill if request.param.startswith("No space") else close
+
     @pytest.mark.parametrize("name", WRITES)
-    def test_the_error_is_clear_and_the_older_file_is_whole(self, small_disk, name):
-        """The disk's own words are shown with the file's name; nothing half-written is left beside."""
-        folder = small_disk / "run"
+    def test_the_error_is_clear_and_the_older_file_is_whole(self, small_disk, refuse, name):
+        """The system's own words are shown with the file's name; nothing half-written is left beside."""
+        folder, (reason, strike) = small_disk / "run", refuse
         folder.mkdir()
         (folder / name).write_text("as it was")
+        (folder / "adapter_config.json").touch()
         kept = sorted(os.listdir(folder))
-        fill(small_disk)
-        expected = r"^disk: expected room for \S+, got 'No space left on device \(.* MiB free at "
+        strike(small_disk)
+        expected = rf"^disk: expected room for \S+, got '{reason} \(.* MiB free at "
         with pytest.raises(HelpersError, match=expected) as caught:
             WRITES[name](folder / name)
         assert (
             caught.value.remedy == "Free space or check permissions, and run again: what was there before is untouched."
         )
         assert (folder / name).read_text() == "as it was"
-        assert sorted(set(os.listdir(folder)) - {"adapter_config.json"}) == kept
+        assert sorted(os.listdir(folder)) == kept
 
     def test_with_room_each_is_written(self, tmp_path):
         """The same calls on a disk with room write their files."""
         for name, write in WRITES.items():
             folder = tmp_path / name
             folder.mkdir()
+            (folder / "adapter_config.json").touch()
             write(folder / name)
             assert (folder / name).stat().st_size > 0
 
