@@ -49,12 +49,55 @@ def test_a_plain_adapter_leaves_the_base_as_it_is(base, tiny_mistral, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_an_adapter_that_changes_the_base_is_refused(base, tiny_mistral, tmp_path, init, dtype):
-    """PiSSA and OLoRA take a part out of the base weights: in no type is the model without them the base."""
-    folder = saved(base, tmp_path / "adapter", init_lora_weights=init)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
+        {"layer_replication": [[0, 2], [1, 2]]},
+    ],
+    ids=["pissa", "olora", "loftq", "replication"],
+)
+def test_an_adapter_that_changes_the_base_is_refused(base, tiny_mistral, tmp_path, monkeypatch, settings, dtype):
+    """Each takes a part out of the base weights, or adds layers: in no type is the model without it the base.
+
+    PEFT computes LoftQ on a GPU alone, so that here its result is stood in for: a base rounded to 16 levels.
+    """
+
+    def rounded(weight, reduced_rank, **_):
+        import torch
+
+        step = weight.abs().max() / 8
+        return (
+            (weight / step).round() * step,
+            torch.zeros(reduced_rank, weight.shape[1]),
+            torch.zeros(weight.shape[0], reduced_rank),
+        )
+
+    monkeypatch.setattr("peft.tuners.lora.layer.loftq_init", rounded)
+    folder = saved(base, tmp_path / "adapter", **settings)
     with pytest.raises(ExportError, match="leaves the base model as it is"):
         put_adapter(fresh(tiny_mistral, dtype), folder)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_modules_that_were_trained_whole_go_with_the_adapter(base, tiny_mistral, tmp_path, module):
+    """`modules_to_save` keeps a copy: off, the base's own is used, to the last bit; on, the trained one."""
+    import torch
+    from peft import PeftModel
+
+    folder = saved(base, tmp_path / "adapter", modules_to_save=[module])
+    ids = torch.arange(100, 120).unsqueeze(0)
+    plain = fresh(tiny_mistral).eval()
+    with torch.no_grad():
+        wanted = plain(ids).logits
+        tuned = put_adapter(plain, folder)
+        on = tuned(ids).logits
+        with tuned.disable_adapter():
+            assert torch.equal(tuned(ids).logits, wanted)
+        assert torch.equal(PeftModel.from_pretrained(fresh(tiny_mistral).eval(), folder)(ids).logits, on)
+    assert not torch.equal(on, wanted)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
