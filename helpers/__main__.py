@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import select
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return options.command(options)
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
     except HelpersError as error:
         from helpers.core.distributed import ElsewhereError
         from helpers.core.errors import CellError
@@ -61,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()  # what is written to files has an error of its own; this was printed
+        remedy = "Free space, or send what is printed elsewhere."
+        print(f"error: stdout: expected room for what is printed, got {error.strerror!r}. {remedy}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

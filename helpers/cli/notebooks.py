@@ -221,7 +221,10 @@ def _open_folder(run_name: str) -> RunDirectory:
     folder = RunDirectory(runs_root() / build_config("alpaca", preset="smoke", run_name=run_name).run_name)
     if folder.path.is_symlink() or (folder.path.exists() and not folder.path.is_dir()):
         raise RunError("run_name", "the name of a folder", folder.shown(), "A link or a file is left alone.")
-    if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / _EXECUTED).is_file():
+    left = (
+        [path.name for path in folder.path.iterdir() if not path.name.startswith(".")] if folder.path.is_dir() else []
+    )
+    if left and _EXECUTED not in left:
         raise RunError("run_name", "a new folder or one of an earlier run", folder.shown(), "Choose another run_name.")
     return folder
 

@@ -151,6 +151,21 @@ class TestEnding:
         assert done.returncode == 0, done.stderr
         assert shown in done.stdout.decode(encoding).splitlines()
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
+    @pytest.mark.parametrize("command", ["list", "run"])
+    def test_a_full_disk_under_what_is_printed_is_said(self, tmp_path, command):
+        """`... > log` on a full disk: one line on standard error, no traceback, and no kernel is left behind."""
+        path = write_notebook(tmp_path / "a.ipynb", "# T", "print('x')")
+        command = [sys.executable, "-m", "helpers", command, *([str(path)] if command == "run" else [])]
+        environment = {**os.environ, "HELPERS_RUNS_DIR": str(tmp_path / "runs")}
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: stdout: expected room for what is printed, got 'No space left on device'. Free space, or send what "
+            "is printed elsewhere.\n"
+        )
+
 
 class TestOthers:
     """The other commands."""

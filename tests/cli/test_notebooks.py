@@ -15,7 +15,14 @@ from small_notebooks import PARAMETERS, write_notebook
 
 from helpers.cli import notebooks
 from helpers.cli.execution import _check_all_ran, executed_text
-from helpers.cli.notebooks import CellError, check_parameters, find_notebook, read_parameters, run_notebook
+from helpers.cli.notebooks import (
+    CellError,
+    _open_folder,
+    check_parameters,
+    find_notebook,
+    read_parameters,
+    run_notebook,
+)
 from helpers.core.errors import ConfigError, RunError, StackError
 from helpers.core.files import write_json
 from helpers.core.lock import hold_lock, release_lock
@@ -226,6 +233,14 @@ class TestRefusing:
             run_notebook(str(training), {"preset": "smoke"}, run_name="mine")
         with pytest.raises(RunError, match="a new folder or one of an earlier run"):
             run_notebook(str(small), {}, run_name="mine")
+
+    @pytest.mark.parametrize("left", [(".executing",), (".lock", ".lock.json"), ("notebook.ipynb",)])
+    def test_a_run_that_ended_before_its_first_cell_can_be_run_again(self, small, runs_folder, left):
+        """It left hidden files at most, and these are no one else's."""
+        (runs_folder / "x").mkdir(parents=True)
+        for name in left:
+            (runs_folder / "x" / name).touch()
+        assert _open_folder("x").path == runs_folder / "x"
 
     @pytest.mark.parametrize("name", ["small", "training"])
     def test_a_run_that_another_process_is_writing(self, small, training, runs_folder, name):
