@@ -84,8 +84,8 @@ class TestLabels:
     """What is learned of packed rows."""
 
     def test_there_are_fewer_sequences_than_rows(self, packed, checked):
-        """Twelve rows fit into six sequences."""
-        assert (len(checked.tokenized), len(packed)) == (12, 6)
+        """Twelve rows fit into four sequences."""
+        assert (len(checked.tokenized), len(packed)) == (12, 4)
 
     def test_supervised_tokens_are_those_of_the_rows(self, packed, checked):
         """Packing loses no label and adds none: the labels are the same, sequence by sequence or row by row."""

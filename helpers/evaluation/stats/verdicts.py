@@ -13,7 +13,7 @@ from helpers.core.paired import Estimate
 from helpers.core.text import format_number
 from helpers.evaluation.stats.votes import wilson_interval, wins_needed
 
-__all__ = ["Verdict", "judge_likelihood", "judge_other_task", "judge_votes"]
+__all__ = ["Verdict", "interval_text", "judge_likelihood", "judge_other_task", "judge_votes"]
 
 _LOSS_MARGIN = 0.05
 """Nats a token; what was not trained on counts as kept if its NLL rose by less than this."""
@@ -38,12 +38,12 @@ class Verdict:
     basis: str
 
 
-def _interval_text(found: Estimate, unit: str = "") -> str:
+def interval_text(found: Estimate, unit: str = "") -> str:
     """Write a mean difference with its interval and its rows.
 
     Example:
         >>> from helpers.core.paired import estimate
-        >>> _interval_text(estimate([0.2, 0.2, 0.3]), "nats a token")
+        >>> interval_text(estimate([0.2, 0.2, 0.3]), "nats a token")
         '+0.233 nats a token (95 % interval +0.090 to +0.377, 3 rows)'
     """
     rows = f"{found.rows} row" + "s" * (found.rows != 1)
@@ -67,7 +67,7 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
     question = f"Are {what} more likely?"
     if found is None:
         return Verdict(question, _CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", "None was scored.")
-    basis = f"NLL with EOS: {_interval_text(found, 'nats a token')}."
+    basis = f"NLL with EOS: {interval_text(found, 'nats a token')}."
     if not held_out:
         basis += " Whether the adapter was trained on these rows is not known."
     if not found.above and not found.below:
@@ -90,7 +90,7 @@ def judge_other_task(found: Estimate | None, task: str) -> Verdict:
     unknown = f"On {task} rows, which it was not trained on: cannot tell whether anything was lost."
     if found is None:
         return Verdict(question, _CANNOT_TELL, unknown, "None was scored.")
-    basis = f"NLL with EOS: {_interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
+    basis = f"NLL with EOS: {interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
     if found.is_below(_LOSS_MARGIN):
         return Verdict(question, "not worse", f"On {task} rows, which it was not trained on, it is not worse.", basis)
     if found.is_above(0):
