@@ -39,7 +39,7 @@ def describe_data(name: str, columns: str | None = None) -> str:
     lines = [source.name + (f", {source.read_as}" if source.read_as else ""), source.format.describe()]
     lines.append(f"{len(look.rows):,} different usable rows")
     lines += [f"left out: {count:,} ({reason})" for reason, count in look.left_out().items()]
-    return "\n".join([*lines, *look.lengths(), *look.warnings()])
+    return "\n".join([*lines, *look.lengths(), *look.remarks()])
 
 
 def _data(options: argparse.Namespace) -> int:

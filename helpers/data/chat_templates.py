@@ -187,7 +187,7 @@ def needs_single_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
 
     Mistral's v3 format moves the system prompt to the last user message. An answer in the middle of a conversation with
     a system prompt would then be trained on what it never sees in use: each answer has to become a row of its own
-    (`helpers.data.formats.split_turns`).
+    (`helpers.data.messages.learned_rows`).
     """
     talk = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B")]
     messages = _messages(talk)

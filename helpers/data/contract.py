@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from helpers.core.errors import ContractError
 from helpers.data.cache import KeptRows, read_rows, rows_key, write_rows
 from helpers.data.chat_templates import find_control_text, masked_template, render
-from helpers.data.formats import split_turns
+from helpers.data.messages import learned_rows
 from helpers.data.prompts import COLUMNS, Example, build_example, build_prompt
 from helpers.data.tokens import IGNORED, MessageColumns, TokenColumns, columns_of, message_columns, trainer_columns
 
@@ -321,7 +321,7 @@ def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokeniz
     step = max(1, len(kept) // RETOKENIZED)
     sample = kept[::step]
     for index, chat, row in zip(sample, chats.select(sample), tokens.select(sample), strict=True):
-        turns = split_turns(chat["prompt"], chat["completion"])
+        turns = learned_rows(chat["prompt"], chat["completion"], single=True)
         alone = tokenizer([render(tokenizer, each, answer_next=True) for each, _ in turns], add_special_tokens=False)
         ids, mask = row["input_ids"], row["completion_mask"]
         starts = [i for i, learned in enumerate(mask) if learned and not (i and mask[i - 1])]

@@ -8,7 +8,6 @@ not enough, the parameter `columns` says which column is what.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from helpers.core.errors import ConfigError, DataError
-from helpers.data.readers import plain_value
+from helpers.data.messages import (
+    MESSAGE_KEYS,
+    Message,
+    RowError,
+    list_of,
+    read_answer,
+    read_conversation,
+    read_history,
+    text_of,
+)
 
-__all__ = ["Format", "RowError", "question_key", "read_messages", "recognise", "split_turns"]
+__all__ = ["Format", "question_key", "recognise"]
 
 _MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 _INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
@@ -44,34 +52,6 @@ _NAMES = {
 
 _PARTS = ("instruction", "input", "output", "system", "history", "category", "messages", "prompt", "completion")
 """What the parameter `columns` can name. `prompt` is another word for instruction, `completion` for output."""
-
-_ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "bing", "bard"), "assistant"),
-}
-_TOOLS = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
-
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")
-"""A null byte, the mark of a file in another encoding than it says; and half of a character, which JSON can spell as an
-escape and nothing can tokenize."""
-
-
-class RowError(Exception):
-    """A row cannot be trained on.
-
-    Args:
-        reason: Why, such as "empty output".
-        turn: Which message of a conversation, counted from 1; None if it is none's fault alone.
-        damaged: Whether the row is not what the format says, rather than a conversation of a kind that is not trained.
-    """
-
-    def __init__(self, reason: str, turn: int | None = None, *, damaged: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.turn = turn
-        self.damaged = damaged
 
 
 @dataclass(frozen=True)
@@ -111,11 +91,11 @@ class Format:
         if any(_holds(row, name) for name in self.unused if name in _FILES):
             raise RowError("images or other files", damaged=False)
         if "messages" in self.used:
-            return _conversation(_list_of(row.get(self.used["messages"])), _system(row, self.used))
+            return read_conversation(list_of(row.get(self.used["messages"])), _system(row, self.used))
         asked, answer = row.get(self.used["instruction"]), row.get(self.used["output"])
         if self.chat and (isinstance(asked, list) or isinstance(answer, list)):
-            return _prompt_and_completion(asked, answer, _system(row, self.used))
-        texts = {part: _text(row.get(self.used[part]), self.used[part]) for part in _TEXTS if part in self.used}
+            return read_answer(asked, answer, _system(row, self.used))
+        texts = {part: text_of(row.get(self.used[part]), self.used[part]) for part in _TEXTS if part in self.used}
         if texts.setdefault("input", "").strip().casefold() in ("nan", "null"):
             texts["input"] = ""
         for part in ("instruction", "output"):
@@ -124,9 +104,9 @@ class Format:
         if not self.chat:
             return {part: texts[part] for part in _TEXTS if part in texts}
         prompt = f"{texts['instruction'].strip()}\n\n{texts['input'].strip()}".strip()
-        earlier = _history(row.get(self.used.get("history", ""), ""))
+        earlier = read_history(row.get(self.used.get("history", ""), ""))
         asked = [*_system(row, self.used), *earlier, {"role": "user", "content": prompt}]
-        return _prompt_and_completion(asked, texts["output"], [])
+        return read_answer(asked, texts["output"], [])
 
 
 _TEXTS = ("instruction", "input", "output", "category")
@@ -176,7 +156,10 @@ def recognise(rows: Sequence[Any], source: str, *, names: Iterable[str] = (), co
         for part in ("instruction", "output")
     )
     used = {part: used[part] for part in _PARTS if part in used}
-    return Format(_name(used, chat), used, tuple(name for name in there if name not in used.values()), chat)
+    unused = [name for name in there if name not in used.values()]
+    if "messages" in used:
+        unused += [f"{used['messages']}.{key}" for key in _unused_keys(rows, used["messages"])]
+    return Format(_name(used, chat), used, tuple(unused), chat)
 
 
 def question_key(row: Mapping[str, Any]) -> bytes:
@@ -188,43 +171,6 @@ def question_key(row: Mapping[str, Any]) -> bytes:
         asked = [row["instruction"], row["input"]]
     plain = "\0".join(" ".join(text.casefold().split()) for text in asked)
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def read_messages(turns: Sequence[Any], before: int = 0) -> list[dict[str, str]]:
-    """Return messages of any of the formats with the roles that templates know.
-
-    Args:
-        turns: As the source has them.
-        before: How many messages of the conversation come before.
-
-    Returns:
-        Dictionaries of `role` and `content`; a system message without text is left out.
-
-    Raises:
-        RowError: One is no message, or has what is not trained, such as tool calls.
-    """
-    messages = [_message(turn, place) for place, turn in enumerate(turns, before + 1)]
-    return messages if messages[:1] != [{"role": "system", "content": ""}] else messages[1:]
-
-
-def split_turns(
-    prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]
-) -> list[tuple[list, list]]:
-    """Make one row of each answer of a conversation.
-
-    A template that writes the system text before the *last* user message, as Mistral's does, shows each answer of a
-    conversation something else than it will see in use. As rows of their own, all see the same.
-
-    Args:
-        prompt: The messages that are given.
-        completion: The rest, from the first answer that is learned.
-
-    Returns:
-        (messages before the answer, the answer) of each.
-    """
-    messages = [*prompt, *completion]
-    places = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] == "assistant"]
-    return [(messages[:place], [messages[place]]) for place in places]
 
 
 def _named(columns: str, there: Sequence[str]) -> dict[str, str]:
@@ -331,6 +277,19 @@ def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
+def _unused_keys(rows: Sequence[Any], column: str) -> list[str]:
+    """Return what messages have beside what is read of them, unless it is empty."""
+    turns = [
+        turn
+        for row in rows
+        if isinstance(row, Mapping) and isinstance(row.get(column), list)
+        for turn in row[column]
+        if isinstance(turn, Mapping)
+    ]
+    others = dict.fromkeys(key for turn in turns if turn.keys() - MESSAGE_KEYS for key in turn)
+    return [key for key in others if key not in MESSAGE_KEYS and any(_holds(turn, key) for turn in turns)]
+
+
 def _name(used: Mapping[str, str], chat: bool) -> str:
     """Return what a format is called."""
     plain = {part: _plain_name(column) for part, column in used.items()}
@@ -341,109 +300,7 @@ def _name(used: Mapping[str, str], chat: bool) -> str:
     return _NAMES.get(pair, f"{pair[0]} and {pair[1]}") + (" with messages" if chat and pair[0] == "prompt" else "")
 
 
-def _text(value: Any, name: str) -> str:
-    """Return a cell as text."""
-    value = plain_value(value)
-    if not isinstance(value, str):
-        raise RowError(f"{name.strip()} is not text")
-    if found := _UNUSABLE.search(value):
-        raise RowError(
-            f"{name.strip()} holds a null byte" if found[0] == "\0" else f"{name.strip()} is not valid Unicode"
-        )
-    return value
-
-
-def _list_of(value: Any) -> list[Any]:
-    """Return a list, also from its text in JSON, as CSV files have it."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise RowError("messages that are no valid JSON") from None
-    if isinstance(value, (list, tuple)) and value:
-        return list(value)
-    raise RowError("no messages")
-
-
-def _system(row: Mapping[str, Any], used: Mapping[str, str]) -> list[dict[str, str]]:
+def _system(row: Mapping[str, Any], used: Mapping[str, str]) -> list[Message]:
     """Return the message of a row's own column with the system prompt, if there is one."""
-    text = _text(row.get(used["system"]), used["system"]).strip() if "system" in used else ""
+    text = text_of(row.get(used["system"]), used["system"]).strip() if "system" in used else ""
     return [{"role": "system", "content": text}] if text else []
-
-
-def _history(value: Any) -> list[dict[str, str]]:
-    """Return earlier turns, given as pairs of question and answer or as messages."""
-    if not value:
-        return []
-    turns = _list_of(value)
-    if isinstance(turns[0], Mapping):
-        return read_messages(turns)
-    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in turns):
-        raise RowError("history is not pairs of question and answer")
-    roles = ("user", "assistant")
-    return [{"role": r, "content": _text(t, "history")} for pair in turns for r, t in zip(roles, pair, strict=True)]
-
-
-def _message(turn: Any, place: int) -> dict[str, str]:
-    """Return one message; `place` counts from 1."""
-    if not isinstance(turn, Mapping):
-        raise RowError("a message without role and content", place)
-    role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
-    content = next((turn[key] for key in _CONTENT_KEYS if turn.get(key) is not None), None)
-    if not isinstance(role, str):
-        raise RowError("a message without a role", place)
-    plain = role.strip().casefold()
-    if turn.get("tool_calls") or turn.get("function_call") or plain in _TOOLS:
-        raise RowError("tool calls", place, damaged=False)
-    if plain not in _ROLES:
-        raise RowError(f"unknown role {role.strip()!r}", place, damaged=False)
-    if isinstance(content, (list, tuple)):
-        parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
-        if other := next((part["type"] for part in parts if part.get("type", "text") != "text"), None):
-            raise RowError(f"content of type {other!r}", place, damaged=False)
-        content = "".join(_text(part.get("text", part.get("value")), "a message") for part in parts)
-    text = _text(content, "a message")
-    if not text.strip() and (_ROLES[plain] != "system" or place > 1):
-        raise RowError("an empty message", place, damaged=False)
-    return {"role": _ROLES[plain], "content": text.strip()}
-
-
-def _conversation(turns: Sequence[Any], system: list[dict[str, str]]) -> dict[str, Any]:
-    """Return a whole conversation, of which each answer is learned."""
-    messages = read_messages(turns)
-    if messages and messages[0]["role"] != "system":
-        messages = [*system, *messages]
-    _check_turns(messages, before=len(messages) - len(turns))
-    ends = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return {"prompt": messages[:ends], "completion": messages[ends:]}
-
-
-def _prompt_and_completion(asked: Any, answer: Any, system: list[dict[str, str]]) -> dict[str, Any]:
-    """Return a prompt, of which nothing is learned, and its completion."""
-    given = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
-    learned = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    prompt, completion = read_messages(given), read_messages(learned, len(given))
-    if not prompt:
-        raise RowError("an empty prompt")
-    prompt = prompt if prompt[0]["role"] == "system" else [*system, *prompt]
-    _check_turns([*prompt, *completion], before=len(prompt) - len(given))
-    if not completion or completion[0]["role"] != "assistant":
-        raise RowError("a completion that does not begin with the assistant", len(given) + 1, damaged=False)
-    return {"prompt": prompt, "completion": completion}
-
-
-def _check_turns(messages: Sequence[Mapping[str, str]], *, before: int) -> None:
-    """Raise unless user and assistant take turns, from the user's first message to the assistant's last."""
-    turns = [message["role"] for message in messages]
-    first = turns[:1] == ["system"]
-    for place, role in enumerate(turns[first:], 1 + first - before):
-        expected = ("user", "assistant")[(place + before - first - 1) % 2]
-        if role == expected:
-            continue
-        if role == "system":
-            raise RowError("a system message that is not the first", place, damaged=False)
-        if place + before == 1 + first:
-            raise RowError("starts with the assistant", place, damaged=False)
-        raise RowError(f"two messages of the {role} in a row", place, damaged=False)
-    if not turns[first:] or turns[-1] != "assistant":
-        raise RowError("no answer at its end", len(turns) - before, damaged=False)

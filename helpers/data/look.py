@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 from helpers.core.errors import DataError
-from helpers.data.formats import Format, RowError, question_key
+from helpers.data.formats import Format, question_key
+from helpers.data.messages import RowError
 
 __all__ = ["MARKS", "MAX_BAD_SHARE", "MAX_UNTRAINABLE_SHARE", "Look"]
 
@@ -109,8 +110,8 @@ class Look:
             expected = f"at most {MAX_UNTRAINABLE_SHARE:.0%} of the conversations of a kind that cannot be trained"
             raise DataError("dataset_name", expected, got, f"Remove or change them in {source}.")
 
-    def warnings(self) -> list[str]:
-        """Return sentences on control tokens that the answers hold as text."""
+    def remarks(self) -> list[str]:
+        """Return sentences on answers that are not learned, and on control tokens that answers hold as text."""
         ends, marks = 0, Counter[str]()
         answers = [text for row in self.rows for text in _answers(row)]
         for text in answers:
@@ -122,7 +123,9 @@ class Look:
             "leaves these rows out, any other learns it as text; remove it"
             for mark, count in marks.most_common()
         ]
-        return [f"warning: {sentence}" for sentence in said]
+        given = sum("given" in message for row in self.rows for message in row.get("completion", ()))
+        marked = [f"{given} answers among those learned are given: weight, train or training says so"] if given else []
+        return marked + [f"warning: {sentence}" for sentence in said]
 
     def lengths(self) -> list[str]:
         """Return sentences on the lengths of prompts and answers."""
@@ -141,7 +144,7 @@ def _given(row: dict[str, Any]) -> list[str]:
 def _answers(row: dict[str, Any]) -> list[str]:
     """Return the texts of a converted row that are learned."""
     if "prompt" in row:
-        return [m["content"] for m in row["completion"] if m["role"] == "assistant"]
+        return [m["content"] for m in row["completion"] if m["role"] == "assistant" and "given" not in m]
     return [row["output"]]
 
 

@@ -17,8 +17,9 @@ from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
 from helpers.core.files import write_bytes
 from helpers.core.paths import is_there
-from helpers.data.formats import Format, recognise, split_turns
+from helpers.data.formats import Format, recognise
 from helpers.data.look import Look
+from helpers.data.messages import learned_rows
 from helpers.data.prompts import COLUMNS, build_example
 from helpers.data.readers import read_file
 from helpers.data.selection import choose_categories, in_proportion
@@ -355,7 +356,7 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     look.check(total, source.name)
     complete = wanted == total or len(look.rows) < wanted
     heldout, train = _fit(config, len(look.rows), given, complete=complete, why=look.why_few(total))
-    notes = [source.format.describe(), *look.warnings()]
+    notes = [source.format.describe(), *look.remarks()]
     if (heldout, train) != (config.heldout_rows, config.train_rows or train):
         notes.append(f"{len(look.rows)} different usable rows: {heldout} of them held out, {train} trained on")
     parts = look.rows[heldout : heldout + train], look.rows[:heldout]
@@ -363,22 +364,28 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     several = len(trained) + len(kept) != heldout + train
     if several:
         counts = f"{train} conversations to train on make {len(trained)} rows, {heldout} held out {len(kept)}"
-        notes.append(f"with a system prompt each answer of a conversation is a row: {counts}")
+        marked = any("given" in message for row in look.rows for message in row["completion"])
+        why = "with a system prompt each answer of a conversation is a row"
+        why += ", and after an answer that is not learned a new row begins" if marked else ""
+        notes.append(f"{why}: {counts}")
     drawn = ((), frozenset[int]()) if several else (tuple(seen), frozenset(seen) - frozenset(look.places))
     return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes), drawn)
 
 
 def _apart(rows: list[Row], system_prompt: str) -> list[Row]:
-    """Return conversations with a system prompt as one row for each answer; other rows as they are.
+    """Return conversations as rows that learn each of their answers; with a system prompt, one row for each answer.
 
     So that all models learn the same, this does not depend on the template, though only some need it
     (`helpers.data.chat_templates.needs_single_answers`).
     """
     apart = []
     for row in rows:
-        told = "prompt" in row and (system_prompt or row["prompt"][0]["role"] == "system")
-        turns = split_turns(row["prompt"], row["completion"]) if told else []
-        apart += [{"prompt": prompt, "completion": answer} for prompt, answer in turns] or [row]
+        if "prompt" not in row:
+            apart.append(row)
+            continue
+        told = bool(system_prompt) or row["prompt"][0]["role"] == "system"
+        turns = learned_rows(row["prompt"], row["completion"], single=told)
+        apart += [{"prompt": prompt, "completion": answers} for prompt, answers in turns]
     return apart
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
-from helpers.data.formats import RowError, read_messages, recognise
+from helpers.data.formats import recognise
+from helpers.data.messages import RowError, read_messages
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
 from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_prompts, read_sample, rename_columns

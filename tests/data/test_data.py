@@ -433,3 +433,20 @@ def test_only_rows_that_are_used_are_read():
     seen.clear()
     rows = _draw(wanted, "alpaca", source, 1, ())
     assert (len(rows.train), len(rows.heldout), len(seen)) == (20, 5, 25)
+
+
+def test_an_answer_with_weight_0_begins_a_new_row(tmp_path):
+    """It is given in the second row; the notes say so."""
+    roles = ("user", "assistant")
+    rows = [
+        {"messages": [{"role": roles[n % 2], "content": f"{n}{i}"} | {"weight": int(n != 3)} for n in range(6)]}
+        for i in range(8)
+    ]
+    loaded = load(write_json(tmp_path / "rows.json", rows), train_rows=4, heldout_rows=4)
+    assert [[len(row["prompt"]), len(row["completion"])] for row in loaded.train] == [[1, 1], [5, 1]] * 4
+    assert all(set(message) == {"role", "content"} for row in loaded.train for message in row["prompt"])
+    assert loaded.notes[1] == "8 answers among those learned are given: weight, train or training says so"
+    assert loaded.notes[-1] == (
+        "with a system prompt each answer of a conversation is a row, and after an answer that is not learned a new "
+        "row begins: 4 conversations to train on make 8 rows, 4 held out 8"
+    )

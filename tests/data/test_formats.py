@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.core.errors import ConfigError, DataError
-from helpers.data.formats import RowError, question_key, recognise, split_turns
+from helpers.data.formats import question_key, recognise
+from helpers.data.messages import RowError, learned_rows
 
 
 def said(*turns):
@@ -317,13 +318,52 @@ class TestTurns:
 
     def test_each_answer_comes_after_all_that_was_said(self):
         """The system message is there each time."""
-        first, second = split_turns(said(("S",), "Q"), said("Q", "A", "R", "B")[1:])
+        first, second = learned_rows(said(("S",), "Q"), said("Q", "A", "R", "B")[1:], single=True)
         assert first == (said(("S",), "Q"), said("Q", "A")[1:])
         assert second == (said(("S",), "Q", "A", "R"), said("Q", "B")[1:])
 
     def test_answers_that_are_given_stay_given(self):
         """Those in the prompt are not learned."""
-        assert split_turns(said("P", "B", "Q"), said("Q", "A")[1:]) == [(said("P", "B", "Q"), said("Q", "A")[1:])]
+        asked, answer = said("P", "B", "Q"), said("Q", "A")[1:]
+        assert learned_rows(asked, answer, single=True) == [(asked, answer)]
+
+    @pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": "0"}, {"train": False}, {"training": "false"}])
+    def test_marked_answers_are_given(self, mark):
+        """OpenAI's weight 0 and axolotl's train: what comes after such an answer has it in its prompt."""
+        talk = said("Q", "A", "R", "B", "S", "C", "T", "D")
+        talk[3] |= mark
+        row = recognise([{"messages": talk}], "a").convert({"messages": talk})
+        assert (row["prompt"], row["completion"][0]) == (said("Q"), said("Q", "A")[1])
+        talk = said("Q", "A", "R", "B", "S", "C", "T", "D")
+        assert learned_rows(row["prompt"], row["completion"], single=False) == [
+            (talk[:1], talk[1:2]), (talk[:5], talk[5:]),
+        ]  # fmt: skip
+
+    def test_marks_at_the_ends(self):
+        """What comes before the first answer that is learned is given; what comes after the last is dropped."""
+        talk = said("Q", "A", "R", "B", "S", "C")
+        talk[1]["weight"] = talk[5]["weight"] = 0
+        row = recognise([{"messages": talk}], "a").convert({"messages": talk})
+        assert row == {"prompt": said("Q", "A", "R"), "completion": said("R", "B")[1:]}
+
+    def test_a_weight_of_1_and_marks_of_users_change_nothing(self):
+        """Users are never learned."""
+        talk = [said("Q")[0] | {"train": False}, said("Q", "A")[1] | {"weight": 1, "train": True}]
+        found = recognise([{"messages": talk}], "a")
+        assert found.convert({"messages": talk}) == {"prompt": said("Q"), "completion": said("Q", "A")[1:]}
+        assert found.unused == ()
+
+    def test_nothing_learned(self):
+        """A conversation whose answers all have weight 0 is left out."""
+        talk = [*said("Q"), said("Q", "A")[1] | {"weight": 0}]
+        assert problem({"messages": talk}) == ("no answer that is learned (weight 0)", None, False)
+
+    def test_other_parts_of_messages_are_named(self):
+        """They are among what is not used, if there is something in them."""
+        talk = [said("Q")[0] | {"name": "Eva", "id": ""}, said("Q", "A")[1]]
+        assert recognise([{"messages": talk}], "a").describe() == (
+            "format: messages (messages); columns not used: messages.name"
+        )
 
 
 texts = (
