@@ -67,7 +67,7 @@ def mount_disk(tmp_path):
 
     yield mount
     if place.is_mount():
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # torch keeps a file open that it could not write
 
 
 @pytest.fixture

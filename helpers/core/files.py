@@ -49,6 +49,8 @@ _WRAPPED = {
     "os error 30": "Read-only file system",
     "PytorchStreamWriter failed writing file": "a file was cut short",  # torch 2.11, caffe2/serialize
     "unexpected pos": "a file was cut short",  # the same, while it closes the file
+    "basic_ios::clear": "a file was cut short",  # the same of a file so small that nothing was written before
+    "ios_base::clear": "a file was cut short",  # on macOS
 }
 """Texts of errors that hide the system's own -> what it was."""
 

@@ -16,13 +16,15 @@ import subprocess
 
 import nbformat
 import pytest
+import torch
 from hostile import plain_comparison
+from safetensors.torch import save_file
 from training.test_checkpoints import PARAMETERS, write_checkpoint
 
 from helpers.cli.execution import _Manager
 from helpers.core.config import build_config
 from helpers.core.errors import HelpersError, RunError
-from helpers.core.files import write_json
+from helpers.core.files import write_json, writing
 from helpers.core.runs import RunDirectory, open_run
 from helpers.display.style import Drawing, new_figure
 from helpers.display.tables import plot_categories, plot_lengths, plot_losses
@@ -134,6 +136,21 @@ class TestFiles:
             (folder / "adapter_config.json").touch()
             write(folder / name)
             assert (folder / name).stat().st_size > 0
+
+
+class TestLibraries:
+    """What torch and safetensors say themselves of a disk that is full, in words of their own."""
+
+    @pytest.mark.parametrize("numbers", [1, 1000, 300_000])
+    @pytest.mark.parametrize("write", [torch.save, save_file])
+    def test_their_errors_are_recognised(self, small_disk, write, numbers):
+        """Of small files, which are written as they are closed, and of large ones."""
+        fill(small_disk)
+        expected = pytest.raises(
+            RunError, match=r"^disk: expected room for x, got '(No space left|a file was cut short)"
+        )
+        with expected, writing("x", small_disk):
+            write({"a": torch.zeros(numbers)}, small_disk / "file")
 
 
 class TestFolders:
