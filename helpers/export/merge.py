@@ -13,6 +13,7 @@ from helpers.export.folders import check_weight_files, record_export, staged_fol
 from helpers.export.loadable import write_config, write_tokenizer
 from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
+from helpers.runtime.hardware import TORCH_NAMES, torch_dtype
 
 __all__ = ["MergeResult", "merge_16bit"]
 
@@ -121,7 +122,7 @@ def _merge_tensor(tensor: BaseTensor, adapter: str, dtype: str) -> tuple[Any, fl
     """Return one merged tensor on the CPU, <stored - base, delta>, and <delta, delta>."""
     import torch
 
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    kind = torch_dtype(dtype)
     weight = tensor.weight()
     delta = tensor.delta(adapter) if tensor.layer is not None else None
     stored = (weight + delta if delta is not None else weight).to(kind)
@@ -162,7 +163,7 @@ def _write_companions(base: Any, tokenizer: Any, folder: Path, dtype: str) -> No
     from transformers import GenerationConfig
 
     write_tokenizer(tokenizer, folder)
-    write_config(base, folder, {"fp16": "float16", "bf16": "bfloat16"}[dtype])
+    write_config(base, folder, TORCH_NAMES[dtype])
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(folder)

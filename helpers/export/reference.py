@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import refuse_control_text, render, template_sha256
 from helpers.model.distance import Distance, jitter_activations, measure_distance
+from helpers.runtime.hardware import precision_of
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
@@ -27,10 +28,6 @@ VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
     )
 )
 """Fixed prompts, so that verifications can be compared with each other."""
-
-
-PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32"}
-"""By the type of a model's embeddings, which is the type that it computes in, also where other weights are in 4 bit."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def measure_reference(
         tuple(base),
         tuple(base_answers),
         noise,
-        PRECISIONS[str(model.get_input_embeddings().weight.dtype)],
+        precision_of(model.get_input_embeddings().weight.dtype),
         template_sha256(tokenizer),
         max_new_tokens,
     )

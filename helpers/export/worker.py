@@ -17,6 +17,7 @@ from typing import Any
 from helpers.export.reference import answer_greedily, answer_logits
 from helpers.export.space import available_memory
 from helpers.model.distance import jitter_weights, measure_distance
+from helpers.runtime.hardware import TORCH_NAMES, precision_of, torch_dtype
 
 __all__ = ["answer_request"]
 
@@ -71,11 +72,11 @@ def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     options = {"revision": request["revision"]} if request["revision"] else {}
     config = AutoConfig.from_pretrained(request["base"], trust_remote_code=False, **options)
     if getattr(config, "quantization_config", None):
-        config.quantization_config["bnb_4bit_compute_dtype"] = str(_dtype(request["precision"])).removeprefix("torch.")
+        config.quantization_config["bnb_4bit_compute_dtype"] = TORCH_NAMES[request["precision"]]
     base = AutoModelForCausalLM.from_pretrained(
         request["base"],
         config=config,
-        dtype=_dtype(request["precision"]),
+        dtype=torch_dtype(request["precision"]),
         use_safetensors=True,
         trust_remote_code=False,
         device_map={"": _first_device()},
@@ -104,9 +105,8 @@ def _load_merged(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[st
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
     )
-    names = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-    computed = names[str(dtype).removeprefix("torch.")]
-    return model, {"stored": names.get(stored, "fp32"), "loaded": f"merged model on {where} in {computed}"}
+    known = stored if stored in TORCH_NAMES.values() else "float32"
+    return model, {"stored": precision_of(known), "loaded": f"merged model on {where} in {precision_of(dtype)}"}
 
 
 def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,13 +131,6 @@ def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_ids": rendered,
         "eos_token_id": tokenizer.eos_token_id,
     }
-
-
-def _dtype(precision: str) -> Any:
-    """Return torch's type of a precision."""
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def _first_device() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.core.errors import StackError
-from helpers.runtime.hardware import choose_precision, find_gpu
+from helpers.runtime.hardware import choose_precision, find_gpu, torch_dtype
 
 __all__ = ["Calibration", "calibrate", "calibrate_apart"]
 
@@ -53,7 +53,7 @@ def calibrate(size: int | None = None, repeats: int = _REPEATS) -> Calibration:
     gpu = find_gpu()
     precision = choose_precision(gpu.capability if gpu else None)
     size = size or _SIZES[precision]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    dtype = torch_dtype(precision)
     draw = torch.Generator("cuda" if gpu else "cpu").manual_seed(0)  # its own: training's numbers stay as they are
     left, right = (torch.randn(size, size, dtype=dtype, device=draw.device, generator=draw) for _ in range(2))
     seconds = []

@@ -30,6 +30,7 @@ from helpers.core.errors import ConfigError, StackError
 __all__ = [
     "LARGE_GPU_BYTES",
     "SPLIT",
+    "TORCH_NAMES",
     "Driver",
     "Gpu",
     "Host",
@@ -39,18 +40,23 @@ __all__ = [
     "held_bytes",
     "loader_options",
     "own_cards",
+    "precision_of",
     "read_driver",
     "read_host",
     "require_gpu",
     "split_share",
     "suitable_preset",
     "torch_cuda",
+    "torch_dtype",
     "where",
     "xformers_torch",
 ]
 
 
 CPU_PRESETS = ("smoke",)
+
+TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""What torch calls the number formats that a model computes in."""
 
 LARGE_GPU_BYTES = 20 * 2**30
 """From this much memory on a GPU counts as large: 20 GiB in bytes."""
@@ -162,6 +168,23 @@ def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp1
     if capability is None:
         return "fp32"
     return "bf16" if tuple(capability) >= (8, 0) else "fp16"
+
+
+def torch_dtype(precision: str) -> Any:
+    """Return torch's type for "bf16", "fp16" or "fp32"."""
+    import torch
+
+    return getattr(torch, TORCH_NAMES[precision])
+
+
+def precision_of(dtype: Any) -> str:
+    """Return "bf16", "fp16" or "fp32" for torch's type or its name.
+
+    Example:
+        >>> precision_of("bfloat16")
+        'bf16'
+    """
+    return {name: precision for precision, name in TORCH_NAMES.items()}[str(dtype).removeprefix("torch.")]
 
 
 def require_gpu(preset: str, gpu: Gpu | None) -> None:

@@ -15,12 +15,10 @@ from helpers.memory.layout import plan_layout
 from helpers.memory.plan import choose_optimizer
 from helpers.model.load import model_source
 from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.hardware import choose_precision, find_gpu, held_bytes, loader_options
+from helpers.runtime.hardware import TORCH_NAMES, choose_precision, find_gpu, held_bytes, loader_options
 from helpers.training.tracking import tracking_arguments
 
 __all__ = ["Machine", "StepLayout", "base_model", "fit_layout", "fit_machine", "run_precision"]
-
-TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, repr=False)
