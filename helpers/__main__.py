@@ -13,9 +13,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from helpers.core.errors import ConfigError, HelpersError
+from helpers.core.errors import HelpersError
 from helpers.core.text import PLAIN
 
 __all__ = ["main"]
@@ -113,15 +112,16 @@ def _run(options: argparse.Namespace) -> int:
     if options.notebook is None or options.help:
         return _help(options)
     from helpers.cli.notebooks import run_notebook
+    from helpers.cli.parameters import typed_values
     from helpers.core.runs import RunDirectory
     from helpers.core.summary import summarize
 
-    given = _given(options.pairs, options.preset)
+    pairs = options.pairs if options.preset is None else [f"preset={options.preset}", *options.pairs]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended too
     _end_with_reader()
     executed = run_notebook(
         options.notebook,
-        given,
+        typed_values(pairs),
         run_name=options.name,
         resume=options.resume,
         cell_timeout=options.cell_timeout or None,
@@ -172,19 +172,6 @@ def _help(options: argparse.Namespace) -> int:
     for each in read_parameters(path).values():
         print(f"  {each.name:<24} {each.type:<6} {each.default!r:<8} {each.help}")
     return 0
-
-
-def _given(pairs: Sequence[str], preset: str | None) -> dict[str, Any]:
-    """Return the parameters that were typed."""
-    given: dict[str, Any] = {} if preset is None else {"preset": preset}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair, "Write no spaces around the =.")
-        if name in given and given[name] != value:
-            raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two away.")
-        given[name] = value
-    return given
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from helpers.core.config import build_config, parameters
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.settings import nearest
 
-__all__ = ["TASKS", "TYPES", "Parameter", "Plan", "Task", "find_task", "read_notebook", "read_parameters"]
+__all__ = [
+    "TASKS",
+    "TYPES",
+    "Parameter",
+    "Plan",
+    "Task",
+    "find_task",
+    "read_notebook",
+    "read_parameters",
+    "typed_values",
+]
 
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}
@@ -152,6 +162,23 @@ class Task:
     run_name: str
     parameters: Callable[[], dict[str, dataclasses.Field]]
     plan: Callable[[str, str | None, Mapping[str, Any]], Plan]
+
+
+def typed_values(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the parameters that were typed as `-p PARAMETER=VALUE`.
+
+    Raises:
+        ConfigError: One is not of this form, or has two values.
+    """
+    given: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair, "Write no spaces around the =.")
+        if given.get(name, value) != value:
+            raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two away.")
+        given[name] = value
+    return given
 
 
 def find_task(name: str) -> Task:

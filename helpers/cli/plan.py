@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from helpers.cli.parameters import typed_values
 from helpers.core.config import PRESETS, RunConfig, build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import runs_root
@@ -105,7 +106,7 @@ def _run_plan(options: argparse.Namespace) -> int:
     preset = options.preset
     if preset == "auto":
         preset = suitable_preset(gpu) if gpu else "colab-t4"
-    config = build_config(options.task, preset=preset, **_pairs(options.pairs))
+    config = build_config(options.task, preset=preset, **typed_values(options.pairs))
     lengths, rows = _rows(options.row_length, config)
     chosen, attention = _attention(options.attention, config, gpu)
     config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
@@ -261,14 +262,3 @@ def _laid_out(
         checkpoint_skip_layers=layout.skip_layers,
     )
     return dataclasses.replace(config, train=train), layout.reasons
-
-
-def _pairs(pairs: list[str]) -> dict[str, str]:
-    """The parameters that were typed."""
-    given = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError("-p", "PARAMETER=VALUE, such as batch_size=4", pair, "Write no spaces around the =.")
-        given[name] = value
-    return given

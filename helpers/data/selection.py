@@ -11,7 +11,7 @@ from helpers.core.errors import DataError
 from helpers.core.settings import nearest
 from helpers.data.prompts import clean_references
 
-__all__ = ["choose_categories", "clean_rows", "count_categories", "in_proportion"]
+__all__ = ["choose_categories", "clean_rows", "in_proportion"]
 
 
 def choose_categories(indices: Sequence[int], category_of: Callable[[int], Any], wanted: str | None) -> list[int]:
@@ -83,8 +83,3 @@ def clean_rows(rows: Any) -> tuple[Any, int]:
 
     parts = {"train": [clean(row) for row in rows.train], "heldout": [clean(row) for row in rows.heldout]}
     return dataclasses.replace(rows, **parts), removed
-
-
-def count_categories(rows: Sequence[dict[str, str]]) -> dict[str, int]:
-    """Return how many rows each category has, largest first; rows without one count as "(none)"."""
-    return dict(Counter(row.get("category") or "(none)" for row in rows).most_common())

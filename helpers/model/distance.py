@@ -12,10 +12,6 @@ __all__ = ["Check", "Distance", "add_distances", "jitter_activations", "jitter_w
 
 _MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
 
-_FLIP_SHARE = 1 / 12
-"""Rounding to nearest leaves an error with the variance of 1/12 of a squared step. Moving one number in twelve by one
-step, up or down, has the same variance, so that the effect of rounding can be measured by doing it."""
-
 
 @dataclass(frozen=True)
 class Check:
@@ -147,7 +143,11 @@ def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[N
 
 
 def _move_steps(values: Any, generator: Any, stored_bits: int) -> Any:
-    """Return a copy with one number in twelve one step away, of its own type or of one with fewer mantissa bits."""
+    """Return a copy with one number in twelve one step away, of its own type or of one with fewer mantissa bits.
+
+    Rounding to nearest leaves an error with the variance of 1/12 of a squared step. Moving one number in twelve by one
+    step, up or down, has the same variance, so that the effect of rounding can be measured by doing it.
+    """
     import torch
 
     bits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}[values.dtype]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
 from helpers.data.rows import Rows, load_rows
-from helpers.data.selection import choose_categories, clean_rows, count_categories, in_proportion
+from helpers.data.selection import choose_categories, clean_rows, in_proportion
 
 
 class TestChooseCategories:
@@ -67,13 +68,13 @@ class TestLoading:
         config = DataConfig(dataset_name="sample", train_rows=0, heldout_rows=5, category="brainstorming")
         rows = load_rows(config, "dolly", seed=1)
         assert (len(rows.train), len(rows.heldout)) == (16, 5)
-        assert count_categories(rows.train) == {"brainstorming": 16}
+        assert {row["category"] for row in rows.train} == {"brainstorming"}
 
     def test_a_stratified_draw_keeps_the_proportions(self):
         """Half of the bundled Dolly rows has half of each category, to a row."""
         config = DataConfig(dataset_name="sample", train_rows=64, heldout_rows=8, stratified=True)
         rows = load_rows(config, "dolly", seed=1)
-        counts = count_categories(rows.train)
+        counts = Counter(row["category"] for row in rows.train)
         assert (counts["open_qa"], counts["closed_qa"], counts["creative_writing"]) == (11, 8, 5)
         assert sorted(counts.values()) == [5, 6, 7, 8, 8, 9, 10, 11]
 
@@ -83,7 +84,7 @@ class TestLoading:
         row = {"instruction": "Ask {}", "context": "", "response": "An answer."}
         path.write_text("\n".join(json.dumps({**row, "instruction": f"Ask {i}"}) for i in range(6)))
         rows = load_rows(DataConfig(dataset_name=str(path), train_rows=0, heldout_rows=2), "dolly", seed=1)
-        assert count_categories(rows.train) == {"(none)": 4}
+        assert len(rows.train) == 4
 
     def test_more_rows_than_a_category_has_are_refused(self):
         """The message says how many there are."""
