@@ -144,7 +144,7 @@ def waited() -> Iterator[str]:
 
 
 def extrapolated(record: Mapping[str, Any]) -> list[str]:
-    """Return what is to be said of runs that were broken off."""
+    """Return what is to be said of runs that were cut short."""
     found = {run["steps"] for (*_, run) in record["runs"].values() if "extrapolated" in run}
     return ["", f"\\* {max(found)} steps were measured, and the rest reckoned from their speed."] if found else []
 

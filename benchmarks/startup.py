@@ -37,7 +37,7 @@ def main() -> None:
     if options.one:
         settings = {"until": "first-step", "official_steps": 60, "preset": "large-gpu", "all_rows": ALL_ROWS}
         say(whole.measure(options.one, ROWS[options.one], argparse.Namespace(**vars(options), **settings)))
-        os._exit(0)  # a training that was broken off leaves threads that cannot be ended
+        os._exit(0)  # a training that was stopped early leaves threads that cannot be ended
     keep_compiled()
     record = measure_all(__file__, list(ROWS), options)
     for name, runs in record["runs"].items():

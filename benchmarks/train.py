@@ -32,7 +32,7 @@ ROWS = 288
 """That all configurations train: 36 batches of 8, or about 32 packed sequences of 2,048 tokens."""
 
 PLANNED = 1000
-"""Steps of the trainings that are broken off."""
+"""Steps of the trainings that are stopped early."""
 
 RECORDED = {"warmup": 2 * ROWS // 8}
 """Where passes are recorded as CUDA graphs, they are so in the first two epochs."""

@@ -62,7 +62,7 @@ def main() -> None:
     if options.one:
         side, rows = options.one.rsplit("-", 1)
         say(measure(side, int(rows), options))
-        os._exit(0)  # a training that was broken off leaves threads that cannot be ended
+        os._exit(0)  # a training that was stopped early leaves threads that cannot be ended
     print("\n".join(lines(measure_all(__file__, names, options, expected=240))))
 
 

@@ -195,7 +195,7 @@ levels = [-1, -1 / 3, 1 / 3, 1]
 weights = [0.9, -0.3, 0.1, -1.2]
 
 # %% [markdown]
-# **Task.** Which four weights does the model compute with afterwards?
+# **Task.** Which four weights does the model compute with afterwards? A list of four numbers, with one decimal.
 
 # %% tags=["solution"]
 scale = max(abs(weight) for weight in weights)
