@@ -228,7 +228,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset_name": "sample",
         "train_rows": 0,
         "heldout_rows": 24,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-3,
         "batch_size": 4,
         "gradient_accumulation": 2,
         "num_epochs": 1.0,
@@ -236,7 +236,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": False,
         "eval_steps": 8,
         "save_steps": 8,
-        "max_new_tokens": 96,
+        "max_new_tokens": 128,
     },
     "colab-t4": {},
     "large-gpu": {

@@ -79,8 +79,8 @@ def format_number(
     if places is None:
         places = 0 if share or shown.is_integer() else _places(shown)
     text = f"{shown:{'+' if sign else ''},.{places}f}"
-    if text.startswith("-") and not any(digit in text for digit in "123456789"):
-        text = text[1:]  # no minus zero
+    if text[0] in "+-" and not any(digit in text for digit in "123456789"):
+        text = text[1:]  # zero has no sign
     return text.replace("-", MINUS) + (" %" if share else "") + (f" {unit}" if unit else "")
 
 

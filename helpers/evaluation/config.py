@@ -103,7 +103,7 @@ _EVALUATION_PRESETS: dict[str, dict[str, Any]] = {
         "prompt_count": 6,
         "reference_rows": 24,
         "answered_rows": 6,
-        "max_new_tokens": 96,
+        "max_new_tokens": 128,
         "batch_size": 12,
         "few_shot_rows": 2,
     },

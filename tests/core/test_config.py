@@ -140,7 +140,7 @@ class TestErrors:
             ),
             (
                 {"max_seq_length": 64},
-                "max_new_tokens: expected less than max_seq_length (64), got 96. A prompt must fit beside its answer.",
+                "max_new_tokens: expected less than max_seq_length (64), got 128. A prompt must fit beside its answer.",
             ),
             (
                 {"train_rows": 3},

@@ -41,7 +41,7 @@ class TestParameters:
     def test_defaults_are_the_presets(self):
         """Smoke asks few questions with short answers, a T4 all of them."""
         smoke, card = build(), build_evaluation_config(preset="colab-t4")
-        assert (smoke.prompt_count, smoke.reference_rows, smoke.max_new_tokens) == (6, 24, 96)
+        assert (smoke.prompt_count, smoke.reference_rows, smoke.max_new_tokens) == (6, 24, 128)
         assert (card.prompt_count, card.reference_rows, card.max_new_tokens) == (0, 100, 256)
         assert smoke.run_name == "side-by-side"
 
@@ -254,7 +254,7 @@ class TestAdapters:
         make_run(runs_folder, "trained", system_prompt="Be brief.", max_seq_length=300)
         config = training_config(find_adapter("trained"), build())
         assert (config.data.system_prompt, config.model.max_seq_length) == ("Be brief.", 300)
-        assert config.generation.max_new_tokens == 96
+        assert config.generation.max_new_tokens == 128
         assert training_config(find_adapter("trained"), build(system_prompt="")).data.system_prompt == ""
         assert training_config(find_adapter("trained"), build(prompt_style="alpaca")).data.system_prompt == ""
 
