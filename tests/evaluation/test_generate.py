@@ -261,7 +261,7 @@ class TestAnswers:
 
     def test_one_prompt_cannot_decide(self, found):
         """With a single row the verdict says what it cannot say."""
-        assert found["one"]["headline"].startswith("Whether held-out answers became more likely: cannot tell.")
+        assert found["one"]["headline"].startswith("Cannot tell whether held-out answers became more likely.")
         assert found["one"]["outcomes"] == ["cannot tell", "cannot tell"]
 
 

@@ -75,7 +75,7 @@ class TestOverview:
         """Sixteen rows that all gain about 0.2 nats decide the first question, and nobody has answered the second."""
         losses = [(2.0 + n / 10, 1.8 + n / 10 - n / 100) for n in range(16)]
         assert look_over(comparison(losses)).headline() == (
-            "Held-out answers became more likely. Whether its own answers are better: cannot tell (16 pairs)."
+            "Held-out answers became more likely. Cannot tell whether its own answers are better (16 pairs)."
         )
 
     def test_rows_that_may_have_been_trained_on_are_not_called_held_out(self):
@@ -107,7 +107,7 @@ class TestOverview:
         """A pair in which one answer was cut."""
         overview = look_over(comparison([(2.0, 1.9 - n / 100) for n in range(4)], cut={"p1"}))
         assert (overview.cut, overview.answered) == (1, 4)
-        assert "cannot tell (4 pairs, 1 with an answer cut at the length limit)" in overview.headline()
+        assert "own answers are better (4 pairs, 1 with an answer cut at the length limit)" in overview.headline()
 
     def test_nothing_scored_is_no_verdict(self):
         """Answers without references can be read, not judged by likelihood."""

@@ -108,8 +108,8 @@ class TestLikelihood:
             (FALL, True, "better", "Held-out answers became more likely."),
             ([-d for d in FALL], True, "worse", "Held-out answers became less likely."),
             (FALL, False, "better", "The reference answers became more likely."),
-            (UNCLEAR, True, "cannot tell", "Whether held-out answers became more likely: cannot tell."),
-            (FALL[:8], True, "cannot tell", "Whether held-out answers became more likely: cannot tell."),
+            (UNCLEAR, True, "cannot tell", "Cannot tell whether held-out answers became more likely."),
+            (FALL[:8], True, "cannot tell", "Cannot tell whether held-out answers became more likely."),
             ([0.0] * 20, True, "cannot tell", "Held-out answers are as likely as before."),
         ],
         ids=["fall", "rise", "unknown-rows", "unclear", "few", "same"],
@@ -178,7 +178,7 @@ class TestPreference:
         found = judge_votes(0, 0, 0, pairs=12, cut=11)
         assert found.outcome == "cannot tell"
         assert found.sentence == (
-            "Whether its own answers are better: cannot tell (12 pairs, 11 with an answer cut at the length limit)."
+            "Cannot tell whether its own answers are better (12 pairs, 11 with an answer cut at the length limit)."
         )
 
 

@@ -66,7 +66,7 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
     what = "held-out answers" if held_out else "the reference answers"
     question = f"Are {what} more likely?"
     if found is None:
-        return Verdict(question, _CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", "None was scored.")
+        return Verdict(question, _CANNOT_TELL, f"Cannot tell whether {what} became more likely.", "None was scored.")
     basis = f"NLL with EOS: {interval_text(found, 'nats a token')}."
     if not held_out:
         basis += " Whether the adapter was trained on these rows is not known."
@@ -76,7 +76,7 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
         if decided:
             return Verdict(question, outcome, f"{_upper(what)} became {word} likely.", basis)
     why = _upper(found.why_no_verdict or "the interval contains zero")
-    return Verdict(question, _CANNOT_TELL, f"Whether {what} became more likely: cannot tell.", f"{why}. {basis}")
+    return Verdict(question, _CANNOT_TELL, f"Cannot tell whether {what} became more likely.", f"{why}. {basis}")
 
 
 def judge_other_task(found: Estimate | None, task: str) -> Verdict:
@@ -87,7 +87,7 @@ def judge_other_task(found: Estimate | None, task: str) -> Verdict:
         task: Where the rows are from, such as "dolly".
     """
     question = f"What was lost on {task} rows, which it was not trained on?"
-    unknown = f"On {task} rows, which it was not trained on: cannot tell whether anything was lost."
+    unknown = f"Cannot tell whether anything was lost on {task} rows, which it was not trained on."
     if found is None:
         return Verdict(question, _CANNOT_TELL, unknown, "None was scored.")
     basis = f"NLL with EOS: {interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
@@ -112,7 +112,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
     ending = f"{pairs} pair" + "s" * (pairs != 1) + (f", {cut} with an answer cut at the length limit" if cut else "")
     if not votes:
         basis = "Nobody has compared them: read them, or vote on vote.html."
-        return Verdict(question, _CANNOT_TELL, f"Whether its own answers are better: cannot tell ({ending}).", basis)
+        return Verdict(question, _CANNOT_TELL, f"Cannot tell whether its own answers are better ({ending}).", basis)
     tally = f"Votes: tuned {wins}, base {losses}, ties {ties}; {ending}."
     interval, needed = wilson_interval(wins, decided), wins_needed(decided)
     if interval:
