@@ -12,8 +12,8 @@ the same rows in the same order with LoRA of rank 16; each process runs the note
 - packed-...: each of these with as many packed sequences of 2,048 tokens instead of rows,
 - eager-...: each with rows as above, but without CUDA graphs.
 
-Each is stopped early in a training of 1,000 steps, for which graphs pay. Speed is taken over the steps after warm-up, in
-three blocks whose median counts. --checkpointing recomputes activations, for smaller cards.
+Each is stopped early in a training of 1,000 steps, for which graphs pay. Speed is taken over the steps after warm-up,
+in three blocks whose median counts. --checkpointing recomputes activations, for smaller cards.
 
     python benchmarks/scale.py --markdown --out FILE.json     print the table of docs/multi_gpu.md, measuring nothing
 """
