@@ -58,6 +58,7 @@ prompt_count = None  # type: int  prompts to ask; 0 asks all [prompts]
 reference_data = None  # type: str  file of rows with good answers; None takes the held-out rows of the adapter's own run
 reference_rows = None  # type: int  rows whose good answers are scored [rows]
 answered_rows = None  # type: int  of these, rows that are answered too, for ROUGE and chrF++ [rows]
+columns = None  # type: str  which column of prompts_file and reference_data is what, where the names do not say
 task = None  # type: str  columns of reference_data: alpaca or dolly; None takes the adapter run's
 system_prompt = None  # type: str  what the assistant is told first; None takes the adapter run's
 prompt_style = None  # type: str  chat (the model's own template) or alpaca (text block); None takes the adapter run's

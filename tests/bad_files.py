@@ -225,7 +225,7 @@ READERS = {
     "prompts": (lambda path: read_questions(str(path)), PROMPTS),
     "votes": (lambda path: read_votes([path], KEY), BALLOTS),
     "key": (read_key, KEYS),
-    "reference rows": (lambda path: _file_rows(str(path), "alpaca", 1), REFERENCES),
+    "reference rows": (lambda path: _file_rows(str(path), "alpaca", 1)[0], REFERENCES),
 }
 """What reads a file, and the files that it refuses."""
 

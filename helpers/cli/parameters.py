@@ -225,7 +225,7 @@ def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any
     source = known_adapter(config)
     named = source_name(config, source)
     task = training_config(source, config).task if source else config.task or "alpaca"
-    read_questions(config.prompts_file, config.prompt_count, task)
+    read_questions(config.prompts_file, config.prompt_count, task, config.columns)
     return Plan(config.run_name, {**config.identity(), "adapter_dir": named})
 
 

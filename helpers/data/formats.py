@@ -26,13 +26,15 @@ from helpers.data.messages import (
     text_of,
 )
 
-__all__ = ["Format", "question_key", "recognise"]
+__all__ = ["ANSWERS", "INSTRUCTIONS", "MESSAGES", "Format", "named_columns", "plain_name", "question_key", "recognise"]
 
-_MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-_INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
-_ANSWERS = (
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
+ANSWERS = (
     "output", "response", "completion", "answer", "solution", "target", "assistant_response", "assistant", "gpt",
 )  # fmt: skip
+"""What columns with conversations, instructions and answers are called, in small letters."""
+
 _FILES = ("image", "images", "audio", "audios", "video", "videos")
 """Columns whose content no text model sees."""
 _OPTIONAL = {
@@ -131,11 +133,11 @@ def recognise(rows: Sequence[Any], source: str, *, names: Iterable[str] = (), co
         got = rows[0] if rows else "no rows"
         raise DataError("dataset_name", "rows with named columns", got, f"See the first row of {source}.")
     there = list(known)
-    used = _named(columns, there) if columns else {}
+    used = named_columns(columns, there) if columns else {}
     free = _normalised([name for name in there if name not in used.values()])
     filled = {name for name, column in free.items() if any(_holds(row, column) for row in rows)}
     if not used.keys() & {"messages", "instruction", "output"}:
-        found = next((name for name in _MESSAGES if name in free and _is_chat(rows, free[name])), None)
+        found = next((name for name in MESSAGES if name in free and _is_chat(rows, free[name])), None)
         if found:
             used["messages"] = free.pop(found)
     if "messages" not in used:
@@ -173,8 +175,16 @@ def question_key(row: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _named(columns: str, there: Sequence[str]) -> dict[str, str]:
-    """Return the columns that the user named, by part."""
+def named_columns(columns: str, there: Sequence[str]) -> dict[str, str]:
+    """Return the columns that the user named, by part.
+
+    Args:
+        columns: The parameter of that name.
+        there: The columns that there are.
+
+    Raises:
+        ConfigError: It names a part or a column that does not exist; the message lists those that do.
+    """
     form = 'pairs such as "instruction=Question, output=Answer"'
     listed = f"The columns are: {', '.join(there)}."
     used: dict[str, str] = {}
@@ -182,7 +192,7 @@ def _named(columns: str, there: Sequence[str]) -> dict[str, str]:
         part, equals, name = (word.strip() for word in pair.partition("="))
         if not equals or part.casefold() not in _PARTS:
             raise ConfigError("columns", form, pair.strip(), f"Known parts are: {', '.join(_PARTS)}. {listed}")
-        found = [c for c in there if c == name] or [c for c in there if _plain_name(c) == _plain_name(name)]
+        found = [c for c in there if c == name] or [c for c in there if plain_name(c) == plain_name(name)]
         if len(found) != 1:
             close = get_close_matches(name, there, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
@@ -194,14 +204,14 @@ def _named(columns: str, there: Sequence[str]) -> dict[str, str]:
     return used
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a column's name in small letters, words joined by underscores."""
     return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 def _normalised(names: Sequence[str]) -> dict[str, str]:
     """Return the columns by their plain names; of two that differ in case only, the exact one."""
-    return {_plain_name(name): name for name in sorted(names, key=lambda name: name == _plain_name(name))}
+    return {plain_name(name): name for name in sorted(names, key=lambda name: name == plain_name(name))}
 
 
 def _find_pair(used: dict[str, str], free: dict[str, str], filled: set[str], there: list[str], source: str) -> None:
@@ -214,7 +224,7 @@ def _find_pair(used: dict[str, str], free: dict[str, str], filled: set[str], the
     ):
         used["instruction"], used["output"] = (free.pop(name) for name in exact)
         return
-    for part, words in (("instruction", _INSTRUCTIONS), ("output", _ANSWERS)):
+    for part, words in (("instruction", INSTRUCTIONS), ("output", ANSWERS)):
         if part in used:
             continue
         present = [w for w in words if w in free and w in filled] or [w for w in words if w in free]
@@ -245,7 +255,7 @@ def _refuse(there: Sequence[str], source: str, why: str, part: str) -> None:
 
 def _near(name: str, words: Sequence[str]) -> list[str]:
     """Return which of some words a column's name is nearly."""
-    return get_close_matches(_plain_name(name), words, n=1, cutoff=0.8)
+    return get_close_matches(plain_name(name), words, n=1, cutoff=0.8)
 
 
 def _refuse_near_misses(
@@ -292,7 +302,7 @@ def _unused_keys(rows: Sequence[Any], column: str) -> list[str]:
 
 def _name(used: Mapping[str, str], chat: bool) -> str:
     """Return what a format is called."""
-    plain = {part: _plain_name(column) for part, column in used.items()}
+    plain = {part: plain_name(column) for part, column in used.items()}
     if "messages" in used:
         name = {"messages": "messages", "conversations": "ShareGPT conversations"}.get(plain["messages"])
         return name or f"messages in {used['messages']}"

@@ -57,6 +57,9 @@ class EvaluationConfig(Settings):
     )
     reference_rows: int = setting(100, "rows whose good answers are scored", unit="rows", low=2, high=5000)
     answered_rows: int = setting(16, "of these, rows that are answered too, for ROUGE and chrF++", unit="rows", low=0)
+    columns: str | None = setting(
+        None, "which column of prompts_file and reference_data is what, where the names do not say"
+    )
     task: str | None = setting(
         None, "columns of reference_data: alpaca or dolly; None takes the adapter run's", choices=("alpaca", "dolly")
     )

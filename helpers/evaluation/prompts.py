@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
-from helpers.data.formats import recognise
-from helpers.data.messages import RowError, read_messages
+from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, named_columns, plain_name, recognise
+from helpers.data.messages import RowError, list_of, read_messages
 from helpers.data.prompts import COLUMNS, clean_references, user_text
 from helpers.data.readers import read_file
 from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_prompts, read_sample, rename_columns
@@ -23,8 +24,8 @@ from helpers.evaluation.records import Prompt
 
 __all__ = ["Material", "Question", "gather", "read_questions", "reference_questions"]
 
-_TEXT = ("prompt", "instruction", "question", "text")
-_REFERENCE = ("reference", "output", "response", "answer")
+_TEXT = ("prompt", *INSTRUCTIONS, "text")
+_REFERENCE = ("reference", *ANSWERS)
 _CATEGORY = ("category", "topic")
 _CONTEXT = ("context", "input")
 
@@ -42,21 +43,29 @@ class Question:
     context: str = ""
 
 
-def read_questions(path: str | None, count: int = 0, task: str = "dolly") -> tuple[Question, ...]:
+def read_questions(
+    path: str | None, count: int = 0, task: str = "dolly", columns: str | None = None
+) -> tuple[Question, ...]:
     """Read the prompts.
 
     Args:
-        path: A file of rows (`helpers.core.config.ROW_FILES`) with a column `prompt` and perhaps `id`, `category` or
+        path: A file of rows (`helpers.core.config.ROW_FILES`) in any format of `helpers.data.formats`, with or without
+            answers, or with a column `prompt` and perhaps `id`, `category` or
             `topic`, `context`, `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None
             takes the sixteen bundled prompts.
         count: How many to take, spread over the file; 0 takes all.
         task: Whose bundled prompts: "alpaca" or "dolly".
+        columns: Which column is what, if that cannot be guessed; a file that has none of them is read without.
 
     Raises:
         EvaluationError: The file is empty or unreadable, a prompt is blank or not text, or two are the same.
+        ConfigError: `columns` names a part that does not exist, or only some of its columns do.
     """
     rows, file = (read_prompts(task), "the bundled prompts") if path is None else (_read(Path(path)), path)
-    questions = [_question(row, place, file) for place, row in enumerate(rows, 1)]
+    there = [str(name) for name in dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row)]
+    meant = columns and any(plain_name(pair.partition("=")[2]) in map(plain_name, there) for pair in columns.split(","))
+    named = named_columns(columns, there) if columns and meant else {}
+    questions = [_question(row, place, file, named) for place, row in enumerate(rows, 1)]
     _check_twice("id", [each.prompt.id for each in questions], file)
     _check_twice("prompt", [each.prompt.text for each in questions], file)
     if count > len(questions):
@@ -84,10 +93,10 @@ def _read(path: Path) -> list[Any]:
     return rows
 
 
-def _question(row: Any, place: int, file: str) -> Question:
+def _question(row: Any, place: int, file: str, named: Mapping[str, str]) -> Question:
     """Turn a row of a prompts file into a question."""
     where = f"{Path(file).name}, prompt {place}"
-    row = _without_turns(row)
+    row = _without_turns(row, named)
     if not isinstance(row, Mapping):
         raise EvaluationError(where, "an object with a `prompt`", row, 'Write it as {"prompt": "..."}.')
     instruction = _text(row, _TEXT, where)
@@ -96,9 +105,10 @@ def _question(row: Any, place: int, file: str) -> Question:
     if not instruction:
         got = sorted(map(str, row))
         raise EvaluationError(
-            where, f"text under {', '.join(_TEXT)}", got, "Name the column with the prompts `prompt`."
+            where, "text under prompt, instruction or question", got, "Name the column with the prompts `prompt`."
         )
     context = _text(row, _CONTEXT, where)
+    context = "" if context == instruction else context  # `input` and `output` are a pair, too
     prompt = Prompt(
         id=_text(row, ("id",), where) or f"p{place:03d}",
         text=user_text(instruction, context),
@@ -236,7 +246,7 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
 
 def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
     """Do what `gather` does, in the main process."""
-    prompts = read_questions(config.prompts_file, config.prompt_count, training.task)
+    prompts = read_questions(config.prompts_file, config.prompt_count, training.task, config.columns)
     own, notes = _own_rows(source, training, needed=config.reference_data is None)
     train, task = (own.train, training.task) if own else (read_sample(training.task, "train"), training.task)
     if config.reference_data is None:
@@ -244,8 +254,8 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
         notes.append(f"references: held-out rows of {own.source if own else 'the bundled sample'}")
     else:
         task_of = config.task or training.task
-        heldout = _file_rows(config.reference_data, task_of, config.seed)
-        notes.append(f"references: rows of {config.reference_data}")
+        heldout, left_out = _file_rows(config.reference_data, task_of, config.seed, config.columns)
+        notes += [f"references: rows of {config.reference_data}", *left_out]
     kept, dropped = _unseen(
         heldout, task_of, {each.prompt.text for each in prompts}, {_asks(row, task) for row in train}
     )
@@ -253,7 +263,8 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
     kept = kept[: config.reference_rows]
     if len(kept) < 2:
         expected = "at least two rows that were not trained on"
-        raise EvaluationError("reference_data", expected, len(kept), "Use a larger file.")
+        got = "; ".join([str(len(kept)), *(note for note in notes if "left out" in note)])
+        raise EvaluationError("reference_data", expected, got, "Use other rows, or a larger file.")
     other_task = "dolly" if task == "alpaca" else "alpaca"
     other = _unseen(read_sample(other_task, "heldout"), other_task, set(), {_asks(row, task) for row in train})[0]
     return Material(
@@ -299,38 +310,66 @@ def _without_marks(rows: Rows) -> Rows:
     return replace(rows, train=[clean(row) for row in rows.train], heldout=[clean(row) for row in rows.heldout])
 
 
-def _file_rows(path: str, task: str, seed: int) -> list[Row]:
+def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> tuple[list[Row], list[str]]:
     """Read a file of references in any format, in random order, each row checked.
 
     Of a conversation the first question and its answer are taken.
+
+    Returns:
+        The rows, and notes on what was left out.
     """
     try:
         table = read_file(path)
-        found = recognise(table.rows, path)
+        found = recognise(table.rows, path, columns=columns)
     except DataError as error:
         raise EvaluationError("reference_data", error.expected, error.got, error.remedy) from error
-    rows = []
+    rows, left_out, told = [], Counter[str](), 0
     for place, row in enumerate(table.rows):
         try:
-            rows.append(_first_exchange(found.convert(row)))
+            converted = found.convert(row)
+            told += "prompt" in converted and converted["prompt"][0]["role"] == "system"
+            rows.append(_first_exchange(converted))
         except RowError as error:
-            expected = f"a row of the format {found.name}"
-            raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Mend the row.") from None
+            if error.damaged:
+                expected = f"a row of the format {found.name}"
+                raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Mend the row.") from None
+            left_out[error.reason] += 1
+    notes = [f"{count} rows left out: {reason}" for reason, count in left_out.items()]
+    if told:
+        notes.append(
+            f"{told} rows have a system prompt of their own, which is not used: the comparison has one for all"
+        )
     random.Random(seed).shuffle(rows)  # noqa: S311 - a shuffle, not a secret
-    return rename_columns(rows, task)
+    return rename_columns(rows, task), notes
 
 
-def _without_turns(row: Any) -> Any:
-    """Return a prompt that is given as a conversation as its first question, with the answer as its reference."""
-    named = next((name for name in ("messages", "conversations") if isinstance(row, Mapping) and row.get(name)), None)
-    if named is None or not isinstance(row[named], list):
+def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
+    """Return a row of prompts under plain names; of a conversation the first question, and its answer as reference.
+
+    Args:
+        row: As the file has it.
+        named: The columns that the user named, by part.
+    """
+    if not isinstance(row, Mapping):
         return row
+    names = {"instruction": "prompt", "input": "context", "output": "reference"}
+    plain = {plain_name(str(name)): value for name, value in row.items()}
+    plain |= {names.get(part, part): row.get(column) for part, column in named.items()}
+    turns = next((plain[name] for name in (*MESSAGES, "prompt") if _is_list(plain.get(name))), None)
     try:
-        turns = read_messages(row[named])
+        said = read_messages(list_of(turns)) if turns else []
+        answers = plain.get("completion")
+        said += read_messages(answers) if turns and isinstance(answers, list) else []
     except RowError:
-        return row
-    said = {turn["role"]: turn["content"] for turn in reversed(turns)}
-    return {**row, "prompt": said.get("user", ""), "reference": said.get("assistant")}
+        return plain
+    found = {message["role"]: message["content"] for message in reversed(said)}
+    asked = {"prompt": found.get("user", ""), "completion": None} if turns else {}
+    return plain | asked | ({"reference": found["assistant"]} if "assistant" in found else {})
+
+
+def _is_list(value: Any) -> bool:
+    """Say whether a value is a list of messages, or the text of one in JSON."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")))
 
 
 def _first_exchange(row: Row) -> Row:
@@ -339,7 +378,7 @@ def _first_exchange(row: Row) -> Row:
         return row
     asked = [message["content"] for message in row["prompt"] if message["role"] == "user"]
     if len(asked) > 1:
-        raise RowError("a question after earlier turns")
+        raise RowError("a question after earlier turns", damaged=False)
     return {"instruction": asked[0], "input": "", "output": row["completion"][0]["content"]}
 
 

@@ -181,6 +181,29 @@ class TestPrompts:
         (only,) = read_questions(str(tmp_path / "p.jsonl"))
         assert (only.prompt.text, only.prompt.reference) == ("A?", "a")
 
+    @pytest.mark.parametrize(
+        ("row", "columns"),
+        [
+            ({"Question": "A?", "Answer": "a"}, None),
+            ({" Instruction ": "A?", "OUTPUT": "a"}, None),
+            ({"input": "A?", "output": "a"}, None),
+            (
+                {"prompt": [{"role": "user", "content": "A?"}], "completion": [{"role": "assistant", "content": "a"}]},
+                None,
+            ),
+            ({"dialog": [{"speaker": "user", "text": "A?"}, {"speaker": "bot", "text": "a"}]}, None),
+            ({"messages": '[{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}]'}, None),
+            ({"Frage": "A?", "Antwort": "a", "text": "x"}, "instruction=Frage, output=Antwort"),
+            ({"talk": [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]}, "messages=talk"),
+            ({"prompt": "A?", "answer": "a"}, "instruction=Frage, output=Antwort"),
+        ],
+    )
+    def test_every_format_is_read(self, tmp_path, row, columns):
+        """Names in any case, conversations, and columns that the user names; a file without these is read as it is."""
+        (tmp_path / "p.jsonl").write_text(json.dumps(row))
+        (only,) = read_questions(str(tmp_path / "p.jsonl"), columns=columns)
+        assert (only.prompt.text, only.prompt.reference) == ("A?", "a")
+
     def test_more_than_there_are_is_refused(self):
         """The error says how many there are."""
         with pytest.raises(EvaluationError, match="at most 16"):
@@ -338,6 +361,17 @@ class TestReferences:
         (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
         with pytest.raises(EvaluationError, match=words):
             self.gather(runs_folder, reference_data=str(tmp_path / "r.jsonl"))
+
+    def test_what_is_left_out_of_references_is_said(self, runs_folder, tmp_path):
+        """Conversations that cannot be scored are counted by reason; `columns` says what the answer is."""
+        ask = [{"role": "user", "content": "Q"}, {"role": "tool", "content": "x"}]
+        rows = [{"talk": ask}] + [
+            {"talk": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": "a"}]} for n in range(2)
+        ]
+        (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = self.gather(runs_folder, reference_data=str(tmp_path / "r.jsonl"), columns="messages=talk")
+        assert len(found.references) == 2
+        assert found.notes[-1] == "1 rows left out: tool calls"
 
     def test_references_come_in_any_format(self, runs_folder, tmp_path):
         """Of a conversation the first question and answer are taken; numbers are text."""
