@@ -24,6 +24,7 @@ from typing import Any
 
 import bench
 import tables
+from official import load_official
 from tables import ARMS
 
 
@@ -56,12 +57,12 @@ def _options() -> argparse.Namespace:
 
 def unsloth_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Answer one by one with Unsloth, as its notebooks do."""
-    loaded = _load_ours(options)
+    model, tokenizer = _load_ours(options)
     from unsloth import FastLanguageModel
 
-    FastLanguageModel.for_inference(loaded.model)
-    ids = _ids(loaded.tokenizer, options, options.peer_prompts)
-    return _peer("unsloth, one by one", loaded.model, loaded.tokenizer, ids, options.new, 1)
+    FastLanguageModel.for_inference(model)
+    ids = _ids(tokenizer, options, options.peer_prompts)
+    return _peer("unsloth, one by one", model, tokenizer, ids, options.new, 1)
 
 
 def transformers_worker(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -105,7 +106,9 @@ def _peer(name: str, model: Any, tokenizer: Any, ids: list[list[int]], new: int,
     ]
 
 
-def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms: Sequence[str]) -> dict[str, Any]:
+def _ours(
+    name: str, loaded: tuple[Any, Any], options: argparse.Namespace, count: int, arms: Sequence[str]
+) -> dict[str, Any]:
     """Time one call of `fast_generate`, warm-up included."""
     import torch
 
@@ -117,7 +120,7 @@ def _ours(name: str, loaded: Any, options: argparse.Namespace, count: int, arms:
         torch.cuda.reset_peak_memory_stats()
     began = _now()
     how: dict[str, Any] = {"max_new_tokens": options.new, "arms": arms, "plan": plan, "ignore_eos": True}
-    answers = fast_generate(loaded.model, loaded.tokenizer, questions, **how)
+    answers = fast_generate(*loaded, questions, **how)
     seconds = _now() - began
     tokens = sum(answer.tokens for arm in answers.values() for answer in arm)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
@@ -159,16 +162,17 @@ def both_arms(model: Any, run: Callable[[], Any]) -> dict[str, Any]:
         return {"tuned": tuned, "base": run()}
 
 
-def _load_ours(options: argparse.Namespace) -> Any:
+def _load_ours(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model through Unsloth, as the notebooks do, with a random adapter."""
-    from helpers.core.config import AdapterConfig, ModelConfig
-    from helpers.model.load import attach_adapter, load_model
+    from helpers.data.chat_templates import install_template
+    from helpers.model.load import import_unsloth
 
-    config = ModelConfig(model_name=options.model, load_in_4bit=device().type == "cuda")
-    loaded = load_model(config, style=options.style)
-    attach_adapter(loaded, AdapterConfig(lora_rank=16, lora_alpha=16), seed=0, gradient_checkpointing=False)
-    _randomize(loaded.model)
-    return loaded
+    import_unsloth()
+    model, tokenizer = load_official(options.model, {"checkpointing": False, "seed": 0})
+    model.generation_config.max_length = None
+    install_template(tokenizer, options.style)
+    _randomize(model)
+    return model, tokenizer
 
 
 def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:

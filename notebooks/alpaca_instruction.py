@@ -322,10 +322,9 @@ heldout_dataset = tokens["heldout"].select(checked["heldout"].kept)
 # Below, how long all rows are.
 
 # %% tags=["main"]
-from helpers.data.contract import as_examples
 from helpers.display.tables import plot_lengths, show_mask
 
-show_mask(min(as_examples(train_dataset), key=lambda row: len(row.input_ids)), tokenizer)
+show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
 plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]

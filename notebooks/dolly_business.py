@@ -345,10 +345,9 @@ heldout_dataset = tokens["heldout"].select(checked["heldout"].kept)
 # The shortest row with its mask: grey is given, underlined blue is learned.
 
 # %% tags=["main"]
-from helpers.data.contract import as_examples
 from helpers.display.tables import show_mask
 
-show_mask(min(as_examples(train_dataset), key=lambda row: len(row.input_ids)), tokenizer)
+show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
 
 # %% [markdown]
 # The run's record gets a fingerprint of the rows and of the template.

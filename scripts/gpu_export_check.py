@@ -23,8 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers.core.config import AdapterConfig, ModelConfig
-from helpers.model.load import attach_adapter, load_model
+from helpers.data.chat_templates import install_template
+from helpers.model.load import TARGET_MODULES, import_unsloth
+from helpers.runtime.hardware import choose_precision, find_gpu
 
 
 def main() -> int:
@@ -104,9 +105,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     if options.plain:
         model, tokenizer = _load_plain(options)
     else:
-        loaded = load_model(ModelConfig(model_name=options.model, load_in_4bit=not options.full, max_seq_length=2048))
-        attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=True)
-        model, tokenizer = loaded.model, loaded.tokenizer
+        model, tokenizer = _load_with_unsloth(options)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -115,26 +114,55 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _load_with_unsloth(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Load as the notebooks do."""
+    import_unsloth()
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=options.model,
+        max_seq_length=2048,
+        load_in_4bit=not options.full,
+        dtype=_dtype(),
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    model.generation_config.max_length = None
+    install_template(tokenizer, "chat")
+    tuned = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(TARGET_MODULES),
+        use_gradient_checkpointing="unsloth",
+        random_state=1,
+    )
+    return tuned, tokenizer
+
+
 def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load without Unsloth."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.data.chat_templates import install_template
-    from helpers.model.load import TARGET_MODULES
-    from helpers.runtime.hardware import choose_precision, find_gpu
-
-    gpu = find_gpu()
-    precision = choose_precision(gpu.capability if gpu else None)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     install_template(tokenizer, "chat")
     base = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=dtype, device_map={"": 0 if gpu else "cpu"}, trust_remote_code=False
+        options.model, dtype=_dtype(), device_map={"": 0 if find_gpu() else "cpu"}, trust_remote_code=False
     )
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGET_MODULES)))
     return model, tokenizer
+
+
+def _dtype() -> Any:
+    """Return the type that the card computes in natively; float32 without one."""
+    import torch
+
+    gpu = find_gpu()
+    precision = choose_precision(gpu.capability if gpu else None)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 @contextmanager

@@ -44,33 +44,56 @@ def make_adapter(run, model, *, scale=0.05):
     """Save a random LoRA adapter as a complete training run, and return its folder."""
     import torch
 
-    from helpers.core.config import AdapterConfig, ModelConfig
-    from helpers.data.chat_templates import template_sha256
-    from helpers.model.load import attach_adapter, load_model
+    from helpers.data.chat_templates import install_template, template_sha256
+    from helpers.model.load import TARGET_MODULES
 
-    loaded = load_model(ModelConfig(model_name=str(model), max_seq_length=256, load_in_4bit=False))
-    attach_adapter(loaded, AdapterConfig(lora_rank=4), seed=1, gradient_checkpointing=False)
+    base, tokenizer = load_base(model)
+    from unsloth import FastLanguageModel
+
+    install_template(tokenizer, "chat")
+    tuned = FastLanguageModel.get_peft_model(
+        base, r=4, lora_alpha=16, lora_dropout=0.0, bias="none", target_modules=list(TARGET_MODULES),
+        use_gradient_checkpointing=False, random_state=1,
+    )  # fmt: skip
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, weight in loaded.model.named_parameters():
+        for name, weight in tuned.named_parameters():
             if "lora_B" in name:
                 weight.copy_(torch.randn_like(weight) * scale)
     run.mkdir(parents=True)
-    loaded.model.save_pretrained(str(run / "adapter"))
-    loaded.tokenizer.save_pretrained(str(run / "adapter"))
+    tuned.save_pretrained(str(run / "adapter"))
+    tokenizer.save_pretrained(str(run / "adapter"))
     (run / "config.json").write_text(json.dumps(SETTINGS | {"model_name": str(model)}))
-    manifest = {"state": "complete", "finished": "2026-01-01", "template_sha256": template_sha256(loaded.tokenizer)}
+    manifest = {"state": "complete", "finished": "2026-01-01", "template_sha256": template_sha256(tokenizer)}
     (run / "manifest.json").write_text(json.dumps(manifest))
     return run / "adapter"
 
 
+def load_base(model):
+    """Load a base model in float32 and its tokenizer, as the notebooks do."""
+    from helpers.model.load import import_unsloth
+
+    import_unsloth()
+    import torch
+    from unsloth import FastLanguageModel
+
+    loaded, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=str(model), max_seq_length=256, load_in_4bit=False, dtype=torch.float32,
+        trust_remote_code=False, use_safetensors=True,
+    )  # fmt: skip
+    loaded.generation_config.max_length = None
+    return loaded, tokenizer
+
+
 def _bench(*, adapter, **given):
+    from transformers import AutoTokenizer
+
     from helpers.evaluation.adapter import check_adapter, find_adapter, training_config
     from helpers.evaluation.arms import choose_arms, plan_asking
     from helpers.evaluation.config import build_evaluation_config
     from helpers.evaluation.generate import Bench
     from helpers.evaluation.prompts import gather
-    from helpers.model.load import load_adapter, model_source
+    from helpers.model.load import model_source, put_adapter
 
     given = {
         "arms": "base,tuned,base_bare,base_few_shot",
@@ -87,9 +110,11 @@ def _bench(*, adapter, **given):
     material = gather(config, source, training)
     asking = plan_asking(config, material, "chat", "Be brief.")
     check_adapter(source, *model_source(training.model))
-    loaded = load_adapter(source.folder, training)
+    base, _ = load_base(training.model.model_name)
+    tokenizer = AutoTokenizer.from_pretrained(str(source.folder))
     bench = Bench(
-        loaded.model, loaded.tokenizer, asking, source, loaded.source, loaded.precision, config.max_new_tokens,
+        put_adapter(base, source.folder), tokenizer, asking, source, training.model.model_name, "fp32",
+        config.max_new_tokens,
         training.model.max_seq_length, config.temperature(), config.seed,
     )  # fmt: skip
     return bench, choose_arms(config), material
@@ -137,7 +162,7 @@ def _plain(bench, question, arm):
     tokenizer, model = bench.tokenizer, bench.model
     room = len(bench.writer.ids(question.prompt.reference)) + 2
     prompt = tokenizer(bench.writer.text(question, arm, room), add_special_tokens=False)["input_ids"]
-    whole = list(bench.writer.with_answer(question, arm, question.prompt.reference).input_ids)
+    whole = list(bench.writer.with_answer(question, arm, question.prompt.reference)["input_ids"])
     assert whole[: len(prompt)] == prompt
     with torch.no_grad(), bench.playing(arm):
         shares = model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(-1)
@@ -250,7 +275,7 @@ def _shift(bench, material):
     question, text, base = _questions()[0], "Two is a prime:\n\n2 and 3 \u2014 5.", Arm("base", "", adapter=False)
     found = token_shift(bench, question, Answer("p0", "tuned", text, 9, "eos"))
     prompt = bench.writer.ids(bench.writer.text(question, base, 0))
-    whole = list(bench.writer.with_answer(question, base, text).input_ids)
+    whole = list(bench.writer.with_answer(question, base, text)["input_ids"])
     ranks = []
     for at in range(len(prompt), len(whole) - 1):
         with torch.no_grad(), bench.model.disable_adapter():

@@ -221,8 +221,18 @@ class TestDependencies:
         """`helpers` itself imports nothing but its errors."""
         assert {source for source, _ in imported_names("helpers")} == {"helpers.core.errors"}
 
+    @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("helpers.training.", "helpers.cli."))])
+    def test_the_libraries_calls_stand_in_the_notebooks(self, module):
+        """Nothing in training or the command line loads a model, attaches an adapter, or builds a trainer."""
+        made = (node for node in ast.walk(tree(module)) if isinstance(node, ast.Call))
+        calls = {ast.unparse(node.func).split(".")[-1] for node in made}
+        shown = {"from_pretrained", "get_peft_model", "SFTTrainer", "SFTConfig", "LoraConfig", "save_pretrained"}
+        # the chat in a terminal has no cells that would show how its model is loaded
+        allowed = {"from_pretrained"} if module == "helpers.cli.chat" else set()
+        assert calls & shown == allowed
+
     def test_unsloth_is_imported_in_few_places(self):
-        """`helpers.model.load` imports unsloth; one other switches its modes, and three mend it."""
+        """`helpers.model.load` imports unsloth and the chat loads with it; one switches its modes, three mend it."""
         importers = {
             module
             for module in MODULES
@@ -231,6 +241,7 @@ class TestDependencies:
             or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unsloth")
         }
         assert importers <= {
+            "helpers.cli.chat",
             "helpers.model.decoding.answers",
             "helpers.model.load",
             "helpers.model.patches.attention",

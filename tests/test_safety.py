@@ -52,11 +52,11 @@ FAILURES = {
 
 LOAD = """
 import pathlib, sys
-from helpers.core.config import ModelConfig
 from helpers.core.errors import StackError
-from helpers.model.load import import_unsloth, load_model
+from helpers.model.load import import_unsloth
 import_unsloth()
 import torch
+from unsloth import FastLanguageModel
 good, bad, mark = sys.argv[1:]
 class Runs:
     def __reduce__(self):
@@ -64,7 +64,10 @@ class Runs:
 torch.save({"weight": Runs()}, bad + "/pytorch_model.bin")
 for folder in (good, bad):
     try:
-        load_model(ModelConfig(model_name=folder, max_seq_length=64, load_in_4bit=False))
+        FastLanguageModel.from_pretrained(
+            model_name=folder, max_seq_length=64, load_in_4bit=False, dtype=torch.float32, trust_remote_code=False,
+            use_safetensors=True,
+        )
         print("loaded")
     except StackError as error:
         print(" ".join(str(error).split()))
@@ -75,16 +78,21 @@ for folder in (good, bad):
 ASKED = """
 import json, sys
 from pathlib import Path
-from helpers.core.config import ModelConfig
 from helpers.evaluation.adapter import _base_config
 from helpers.export.gguf_format import read_vocabulary
 from helpers.export.worker import answer_request
-from helpers.model.load import _load_tokenizer, load_model
+from helpers.model.load import import_unsloth
+import_unsloth()
+import torch
+from transformers import AutoTokenizer
+from unsloth import FastLanguageModel
 folder, output = Path(sys.argv[1]), Path(sys.argv[2])
 request = {"folder": str(folder), "base": str(folder), "revision": None, "precision": "fp32", "prompt_ids": []}
 for load in (
-    lambda: load_model(ModelConfig(model_name=str(folder), max_seq_length=64, load_in_4bit=False)),
-    lambda: _load_tokenizer(folder),
+    lambda: FastLanguageModel.from_pretrained(
+        model_name=str(folder), max_seq_length=64, load_in_4bit=False, dtype=torch.float32, trust_remote_code=False
+    ),
+    lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False),
     lambda: _base_config(str(folder), None),
     lambda: answer_request({**request, "kind": "adapter"}, output),
     lambda: answer_request({**request, "kind": "merged"}, output),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError, HelpersError
+from helpers.core.runs import RunDirectory
 
 __all__ = ["add_command", "converse"]
 
@@ -70,7 +73,6 @@ def _chat(options: argparse.Namespace) -> int:
     from helpers.evaluation.adapter import find_adapter, training_config
     from helpers.evaluation.config import build_evaluation_config
     from helpers.model.decoding import stream
-    from helpers.model.load import load_adapter
     from helpers.runtime.hardware import find_gpu, suitable_preset
 
     if options.max_new_tokens < 1:
@@ -79,8 +81,7 @@ def _chat(options: argparse.Namespace) -> int:
     gpu = find_gpu()
     preset = suitable_preset(gpu) if gpu else "smoke"
     config = training_config(source, build_evaluation_config(preset=preset, adapter_dir=options.name))
-    loaded = load_adapter(source.folder, config)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer = _load(source.folder, config)
 
     def answer(messages: list[dict[str, str]], arm: str) -> str:
         with model.disable_adapter() if arm == "base" else nullcontext():
@@ -88,6 +89,30 @@ def _chat(options: argparse.Namespace) -> int:
 
     converse(_typed(), answer, system=config.data.system_prompt, who=options.who)
     return 0
+
+
+def _load(folder: Path, config: RunConfig) -> tuple[Any, Any]:
+    """Load the base model as in training, its saved adapter, and the tokenizer beside that."""
+    from helpers.model.load import import_unsloth, put_adapter
+    from helpers.training.machine import base_model, fit_machine
+
+    import_unsloth()
+    import torch
+    from transformers import AutoTokenizer
+    from unsloth import FastLanguageModel
+
+    (base, revision), machine = base_model(config), fit_machine(config, RunDirectory(folder.parent))
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=base,
+        revision=revision,
+        max_seq_length=config.model.max_seq_length,
+        load_in_4bit=config.model.load_in_4bit,
+        dtype=getattr(torch, machine.dtype),
+        trust_remote_code=False,
+        **machine.loading,
+    )
+    model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
+    return put_adapter(model, folder), AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def _typed() -> Iterable[str]:

@@ -1,30 +1,28 @@
-"""Rows of tokens as flat arrays: where there are tens of thousands of rows, many times faster than lists of numbers."""
+"""Rows as tokens with a mask of what is learned, and as flat arrays, which are many times faster than lists."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ContractError
+from helpers.data.chat_templates import masked_template
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
     from pyarrow import ChunkedArray
-
-    from helpers.data.contract import TokenizedExample
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "IGNORED",
     "MessageColumns",
     "TokenColumns",
-    "columns_of",
-    "joined",
     "message_columns",
+    "row_labels",
+    "tokenize_chats",
     "trainer_columns",
-    "trainer_table",
 ]
 
 IGNORED = -100
@@ -85,39 +83,44 @@ class MessageColumns:
         return np.bincount(self.rows[self.roles == role], minlength=self.total)
 
 
-def columns_of(rows: Sequence[TokenizedExample]) -> TokenColumns:
-    """Return tokenized rows as columns."""
-    import numpy as np
+def tokenize_chats(
+    batch: Mapping[str, Sequence[Sequence[Mapping[str, str]]]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[list[int]]]:
+    """Return conversations as tokens, and which of them are learned: each answer of a completion, and its EOS.
 
-    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-    return TokenColumns(joined(row.input_ids for row in rows), joined(row.labels for row in rows), lengths)
-
-
-def joined(lists: Iterable[Sequence[int]]) -> np.ndarray:
-    """Return lists of numbers as one array, int32, shape (all numbers,)."""
-    import numpy as np
-
-    return np.fromiter(chain.from_iterable(lists), dtype=np.int32)
-
-
-def trainer_table(columns: TokenColumns) -> Dataset:
-    """Return a data set as the trainer would have it after tokenizing prompt and answer: it need not do so again.
+    What the training notebooks do in a cell of their own, for `Dataset.map(..., batched=True)`.
 
     Args:
-        columns: Tokens and labels.
+        batch: `prompt` and `completion`, lists of messages for each row.
+        tokenizer: With a template of `helpers.data.chat_templates`.
 
     Returns:
-        `input_ids`, lists of int32, and `completion_mask`, of int64: the types that datasets gives them, too.
-    """
-    import numpy as np
-    import pyarrow
-    from datasets import Dataset
+        `input_ids` and `completion_mask`, 0 or 1 a token, for each row.
 
-    borders = pyarrow.array(np.concatenate([[0], columns.lengths.cumsum()]).astype(np.int32))
-    values = {"input_ids": columns.input_ids, "completion_mask": (columns.labels != IGNORED).astype(np.int64)}
-    return Dataset.from_dict(
-        {name: pyarrow.ListArray.from_arrays(borders, pyarrow.array(each)) for name, each in values.items()}
+    Raises:
+        ContractError: A prompt's tokens are not the first of the whole row's, so that no mask could be right.
+    """
+    both = zip(batch["prompt"], batch["completion"], strict=True)
+    chats = [[*({**message, "given": True} for message in prompt), *answers] for prompt, answers in both]
+    alone = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(
+        chats, chat_template=masked_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
     )
+    for given, ids in zip(alone, whole["input_ids"], strict=True):
+        if ids[: len(given)] != given:
+            raise ContractError(
+                "template",
+                "the prompt's tokens at the start of the whole row's",
+                tokenizer.convert_ids_to_tokens(ids[max(0, len(given) - 3) : len(given) + 3]),
+                "The tokenizer merges characters across the border between prompt and answer.",
+            )
+    return {"input_ids": whole["input_ids"], "completion_mask": whole["assistant_masks"]}
+
+
+def row_labels(row: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the label of each token of a row with `input_ids` and `completion_mask`."""
+    both = zip(row["input_ids"], row["completion_mask"], strict=True)
+    return [token if learned else IGNORED for token, learned in both]
 
 
 def trainer_columns(rows: Dataset | Iterable[Mapping[str, Any]]) -> TokenColumns:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.core.files import write_bytes
 from helpers.core.text import format_table, visible
-from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.display.style import INK, LEARNED, NEITHER, SOFT
 
 if TYPE_CHECKING:
@@ -116,11 +115,11 @@ def show_conversation(example: Example) -> Shown:
     return Shown("".join(blocks), "\n\n".join(lines))
 
 
-def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
+def show_mask(row: Mapping[str, Any], tokenizer: Any) -> Shown:
     """Show a row token by token, what the loss is taken over underlined and coloured.
 
     Args:
-        row: Token ids and labels.
+        row: With `input_ids` and `completion_mask`.
 
     Returns:
         The tokens in order; a line break shows as ⏎.
@@ -128,9 +127,8 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
     pieces: list[str] = []
     given: list[str] = []
     learned: list[str] = []
-    for token, label in zip(row.input_ids, row.labels, strict=True):
+    for token, on in zip(row["input_ids"], row["completion_mask"], strict=True):
         text = visible(tokenizer.decode([token]).replace("\n", "⏎"))
-        on = label != IGNORED
         (learned if on else given).append(text)
         style = f"background:{LEARNED};color:#fff;text-decoration:underline" if on else "background:#8883"
         pieces.append(
@@ -138,7 +136,7 @@ def show_mask(row: TokenizedExample, tokenizer: Any) -> Shown:
             f'white-space:pre" title="id {token}">{escape(text)}</span>'
         )
     key = (
-        f"<p><b>{len(learned)} of {len(row.input_ids)} tokens are learned</b> (underlined, blue); "
+        f"<p><b>{len(learned)} of {len(row['input_ids'])} tokens are learned</b> (underlined, blue); "
         "the grey ones are given.</p>"
     )
     html = f'{key}<div style="line-height:1.9;font-family:monospace;overflow-wrap:anywhere">{"".join(pieces)}</div>'

@@ -161,7 +161,7 @@ def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfi
     """Return the configuration of the adapter's run, with what the comparison asks for on top.
 
     Returns:
-        What `helpers.model.load.load_adapter` and `helpers.data.rows.load_rows` take.
+        What the base model is loaded with, and what `helpers.data.rows.load_rows` takes.
 
     Raises:
         ConfigError: The two do not fit together, or nothing says which base model the adapter needs.

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 from helpers.data.chat_templates import ALPACA, find_control_text, render
-from helpers.data.contract import TokenizedExample, tokenize_example
 from helpers.data.prompts import Example, Message, build_example, build_prompt
 from helpers.data.rows import Row
+from helpers.data.tokens import tokenize_chats
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.prompts import Material, Question
 from helpers.evaluation.records import Arm
@@ -180,18 +180,21 @@ class Writer:
         messages = self.messages(question, arm, answer_tokens)
         return render(self.tokenizer_of(arm), messages, answer_next=True)
 
-    def with_answer(self, question: Question, arm: Arm, answer: str) -> TokenizedExample:
+    def with_answer(self, question: Question, arm: Arm, answer: str) -> dict[str, list[int]]:
         """Tokenize a question with a given answer and its EOS, as an arm reads it.
 
         Args:
-            answer: The answer, whose tokens are labelled.
+            answer: The answer, whose tokens are learned.
+
+        Returns:
+            `input_ids` and `completion_mask`.
 
         Raises:
             ContractError: The tokenizer merges characters across the border between prompt and answer.
         """
         prompt = self.messages(question, arm, len(self.ids(answer)) + 2)
-        example = Example(tuple(prompt), ({"role": "assistant", "content": answer},))
-        return tokenize_example(example, self.tokenizer_of(arm))
+        chats = {"prompt": [prompt], "completion": [[{"role": "assistant", "content": answer}]]}
+        return {name: rows[0] for name, rows in tokenize_chats(chats, self.tokenizer_of(arm)).items()}
 
     def scorable(self, questions: Sequence[Question], arms: Sequence[Arm]) -> tuple[list[Question], dict[str, int]]:
         """Leave out questions that spell control tokens, or whose answers do not fit for some arm.
@@ -207,7 +210,7 @@ class Writer:
         return kept, {reason: count for reason, count in left_out.items() if count}
 
     def _fits(self, question: Question, arm: Arm) -> bool:
-        return len(self.with_answer(question, arm, question.prompt.reference or "").input_ids) <= self.room
+        return len(self.with_answer(question, arm, question.prompt.reference or "")["input_ids"]) <= self.room
 
 
 def cut_at_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:

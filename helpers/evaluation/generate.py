@@ -15,7 +15,6 @@ from helpers.core.distributed import gather, on_main, place, same_everywhere
 from helpers.core.errors import HelpersError, StackError
 from helpers.core.files import file_sha256
 from helpers.data.chat_templates import template_sha256
-from helpers.data.contract import IGNORED
 from helpers.evaluation.adapter import WEIGHTS, AdapterSource
 from helpers.evaluation.arms import Asking, Writer, cut_at_tokens
 from helpers.evaluation.cache import AnswerCache, CachedAnswer, do_each, exchange, own_batch
@@ -293,10 +292,10 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
     import torch
 
     row = bench.writer.with_answer(question, _BASE, answer.text)
-    start = row.labels.count(IGNORED)
+    start = row["completion_mask"].index(1)
     with bench.playing(_BASE):
-        logits = _logits(bench, row.input_ids)[start - 1 : -2]
-    chosen = torch.tensor(row.input_ids[start:-1], dtype=torch.long)
+        logits = _logits(bench, row["input_ids"])[start - 1 : -2]
+    chosen = torch.tensor(row["input_ids"][start:-1], dtype=torch.long)
     picked = logits.gather(1, chosen[:, None])
     ranks = (logits > picked).sum(1) + 1
     shares = logits.softmax(-1).gather(1, chosen[:, None])[:, 0]

@@ -1,4 +1,6 @@
-"""Models: load, attach LoRA, toggle the adapter."""
+"""What the versions in use ask of whoever loads models: a quiet import of Unsloth, errors that say what to do, and a
+saved adapter put on its base with proof that the base stays what it is.
+"""
 
 from __future__ import annotations
 
@@ -8,62 +10,36 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import MODELS, AdapterConfig, ModelConfig, RunConfig, check_skip_layers
-from helpers.core.distributed import place
+from helpers.core.config import MODELS, ModelConfig
 from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.time_limit import time_limit
-from helpers.data.chat_templates import install_template
 from helpers.model.patches.imports import long_lived, sft_alone
-from helpers.runtime.hardware import choose_precision, find_gpu, loader_options
 
 __all__ = [
     "TARGET_MODULES",
-    "LoadedModel",
-    "attach_adapter",
     "free_memory",
     "import_unsloth",
-    "load_adapter",
-    "load_model",
     "model_source",
     "prepare_unsloth",
     "put_adapter",
-    "trainable_parameters",
-    "without_adapter",
 ]
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of a Mistral or Llama block."""
 
+NAMES = "Name an alias, a model's id on huggingface.co, or a folder with config.json and .safetensors files."
+OFFLINE = "It is not in this machine's cache, and the hub cannot be reached: connect, or name a folder that holds it."
+
 _CPU_NOTES = re.compile(r"Unsloth [\w.]+: no GPU found|Unsloth \(CPU\): \w+ on \d+ CPU threads")
-
-
-@dataclass
-class LoadedModel:
-    """A model with its tokenizer and template.
-
-    Args:
-        model: The transformers model, or PEFT's wrapper once an adapter is attached.
-        tokenizer: With the template installed and a PAD that is not EOS.
-        template: "mistral-v3", "chatml" or "alpaca".
-        source: Where the base weights came from.
-        precision: "bf16", "fp16" or "fp32": the type of activations and adapter gradients.
-    """
-
-    model: Any
-    tokenizer: Any
-    template: str
-    source: str
-    precision: str
-    max_seq_length: int
 
 
 def model_source(config: ModelConfig) -> tuple[str, str | None]:
@@ -81,7 +57,8 @@ def prepare_unsloth() -> None:
 
     torchao 0.18, which it imports, warns about each of its CUDA extensions on a machine that cannot load them, and
     about an older way to register types with torch 2.13; neither is used here, nor are bars of `datasets`. Unsloth
-    2026.10.9 warns through a logger of transformers each time it saves a tokenizer as it should be saved.
+    2026.10.9 warns through a logger of transformers each time it saves a tokenizer as it should be saved. A model that
+    cannot be loaded is told as a StackError of the parameter `model_name`.
     """
     with nullcontext() if "torch" in sys.modules else long_lived():
         import torch  # noqa: F401 - sets up its own logging, which would undo the next lines
@@ -101,7 +78,10 @@ def import_unsloth() -> None:
 
 
 class _QuietImport(MetaPathFinder):
-    """Finds unsloth as it is found anyway, and imports it without its notes and without trainers that nobody uses."""
+    """Finds unsloth as it is found anyway, and imports it without its notes and without trainers that nobody uses.
+
+    Its loader then says what to do where a model cannot be loaded.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != "unsloth":
@@ -114,9 +94,46 @@ class _QuietImport(MetaPathFinder):
             def exec_module(module: Any) -> None:
                 with long_lived(), redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
                     execute(module)
+                loader = module.FastLanguageModel
+                loader.from_pretrained = staticmethod(_explained(loader.from_pretrained))
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Unsloth's loader with errors that name the parameter, without its notes."""
+
+    @wraps(load)
+    def from_pretrained(model_name: str, *arguments: Any, **named: Any) -> Any:
+        try:
+            with redirect_stdout(_WithoutNotes(sys.stdout)):
+                return load(model_name, *arguments, **named)
+        except HelpersError:
+            raise
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise StackError("model_name", "a model that can be loaded", model_name, _remedy(error)) from error
+
+    return from_pretrained
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what the loader's error says, and what to do about it."""
+    import huggingface_hub.errors as hub
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    advice = (
+        (hub.GatedRepoError, "Accept its terms on huggingface.co, and set the environment variable HF_TOKEN."),
+        (hub.RevisionNotFoundError, "Correct model_revision."),
+        (hub.RepositoryNotFoundError, "Look its name up on huggingface.co; a private model needs HF_TOKEN."),
+        ((hub.OfflineModeIsEnabled, ConnectionError, hub.LocalEntryNotFoundError), OFFLINE),
+    )
+    found = (said for kinds, said in advice if any(isinstance(each, kinds) for each in chain))
+    return f"{_said(error)} {next(found, NAMES)}"
 
 
 class _WithoutNotes:
@@ -147,92 +164,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "Restored added_tokens_decoder metadata" not in str(record.msg)
 
 
-def load_model(config: ModelConfig, *, style: str = "chat", precision: str | None = None) -> LoadedModel:
-    """Load a base model through Unsloth and install its chat template.
-
-    Args:
-        config: Which model, its length limit, and whether in 4 bit.
-        style: "chat" or "alpaca": the template to install.
-        precision: "bf16", "fp16" or "fp32"; by default the configuration's.
-
-    Returns:
-        The model and its tokenizer.
-
-    Raises:
-        StackError: The model cannot be loaded.
-        TemplateError: The tokenizer is not what the template was made for.
-    """
-    import_unsloth()
-    source, revision = model_source(config)
-    model, tokenizer, precision = _from_pretrained(source, revision, config, precision)
-    template = install_template(tokenizer, style)
-    _set_padding(tokenizer)
-    model.generation_config.max_length = (
-        None  # saved with the checkpoint; beside max_new_tokens it only causes warnings
-    )
-    return LoadedModel(model, tokenizer, template, source, precision, config.max_seq_length)
-
-
-def attach_adapter(
-    loaded: LoadedModel,
-    config: AdapterConfig,
-    *,
-    seed: int,
-    gradient_checkpointing: bool,
-    checkpoint_skip_layers: int = 0,
-) -> None:
-    """Attach a fresh LoRA adapter to all linear layers, in place.
-
-    Args:
-        seed: Seed of the adapter's random half; the other half starts at zero.
-        gradient_checkpointing: Recompute activations in the backward pass (Unsloth's variant).
-        checkpoint_skip_layers: Layers that keep their activations all the same, spread evenly over the model, the last
-            one among them. On a CPU it has no effect: Unsloth recomputes all layers there, or none.
-
-    Raises:
-        ConfigError: There are fewer layers.
-    """
-    from unsloth import FastLanguageModel
-
-    if checkpoint_skip_layers:
-        check_skip_layers(checkpoint_skip_layers, loaded.model.config.num_hidden_layers)
-    skip = {"checkpoint_skip_layers": checkpoint_skip_layers} if checkpoint_skip_layers and find_gpu() else {}
-    loaded.model = FastLanguageModel.get_peft_model(
-        loaded.model,
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        bias="none",  # a trained bias would stay on when the adapter is switched off (peft issue 741)
-        target_modules=list(TARGET_MODULES),
-        use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
-        random_state=seed,
-        **skip,  # unsloth_zoo 2026.10.9 hands names that it does not know to PEFT on a CPU, which refuses them
-    )
-
-
-def load_adapter(folder: Path | str, config: RunConfig) -> LoadedModel:
-    """Load a base model afresh and put a saved adapter on it.
-
-    Args:
-        folder: What `helpers.export.save_adapter` wrote.
-
-    Returns:
-        The tuned model, with the tokenizer and template saved beside the adapter.
-
-    Raises:
-        ExportError: The folder holds no adapter, or one that does not fit this model.
-    """
-    folder = Path(folder)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            remedy = "Save or copy the adapter again; weights in a .bin file are a pickle and are not loaded."
-            raise ExportError("adapter_dir", f"a folder with {name}", str(folder), remedy)
-    loaded = load_model(config.model, style=config.data.prompt_style)
-    loaded.tokenizer = _load_tokenizer(folder)
-    loaded.model = put_adapter(loaded.model, folder)
-    return loaded
-
-
 def put_adapter(model: Any, folder: Path | str) -> Any:
     """Put a saved adapter on a base model, which must stay what it is when the adapter is switched off.
 
@@ -244,7 +175,8 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
         folder: What `helpers.export.save_adapter` wrote.
 
     Raises:
-        ExportError: The adapter belongs to another model, lacks weights or has too many, or changes the base.
+        ExportError: The folder holds no adapter, or one that belongs to another model, lacks weights or has too many,
+            or changes the base.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -252,6 +184,10 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     from helpers.model.distance import jitter_activations, measure_distance
 
     remedy = "Train again, or name the base model that the adapter was made for."
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(folder) / name).is_file():
+            again = "Save or copy the adapter again; weights in a .bin file are a pickle and are not loaded."
+            raise ExportError("adapter_dir", f"a folder with {name}", str(folder), again)
     pattern = "Its adapter_config.json has a pattern that does not end: name the modules instead."
     endless = ExportError("adapter_dir", "an adapter that is attached within ten minutes", str(folder), pattern)
     training = model.training
@@ -302,21 +238,6 @@ def _step_of_logits(model: Any, logits: list[Any]) -> float:
     return torch.finfo(model.get_input_embeddings().weight.dtype).eps * size
 
 
-def trainable_parameters(model: Any) -> tuple[int, int]:
-    """Return (trainable, all) parameters; 4-bit weights count as the parameters they stand for."""
-    return model.get_nb_trainable_parameters()
-
-
-@contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
-    """Switch the adapter off: inside the block the model answers as its base.
-
-    Inputs must not mix rows with and without adapter; Unsloth's decoding bypasses PEFT's per-row adapters.
-    """
-    with model.disable_adapter():
-        yield
-
-
 def free_memory() -> None:
     """Return the memory of deleted models to the system and the card."""
     import torch
@@ -326,60 +247,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _from_pretrained(
-    source: str, revision: str | None, config: ModelConfig, precision: str | None
-) -> tuple[Any, Any, str]:
-    """Call Unsloth's loader with the type that the hardware computes in."""
-    import torch
-    from unsloth import FastLanguageModel
-
-    gpu = find_gpu()
-    if precision is None:
-        native = choose_precision(gpu.capability if gpu else None)
-        precision = native if config.precision == "auto" else config.precision
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    options: dict[str, Any] = {"revision": revision} if revision and not Path(source).is_dir() else {}
-    options["use_safetensors"] = True  # pytorch_model.bin is a pickle
-    if place().count > 1:  # a whole model for each process, on its own GPU
-        options["device_map"] = {"": f"cuda:{place().local}" if gpu else "cpu"}
-    options |= loader_options()
-    try:
-        with redirect_stdout(_WithoutNotes(sys.stdout)):
-            model, tokenizer = FastLanguageModel.from_pretrained(
-                source,
-                max_seq_length=config.max_seq_length,
-                dtype=dtype,
-                load_in_4bit=config.load_in_4bit,
-                trust_remote_code=False,  # left out, transformers asks, and a "y" runs a stranger's code
-                **options,
-            )
-    except HelpersError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise StackError("model_name", "a model that can be loaded", source, _said(error)) from error
-    return model, tokenizer, precision
-
-
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])}"
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer that was saved with an adapter."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise a dozen unrelated types
-        raise ExportError("adapter_dir", "a tokenizer beside the adapter", _said(error), "Save it again.") from error
-    if not tokenizer.chat_template:
-        raise ExportError("adapter_dir", "a tokenizer with its chat template", str(folder), "Save the adapter again.")
-    return tokenizer
-
-
-def _set_padding(tokenizer: Any) -> None:
-    """Make sure that PAD is a token of its own."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.padding_side = "right"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.core.distributed import gather, place
-from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.model.decoding.support import causal_model
 
 __all__ = ["RowScore", "mean_loss", "prompt_numbers", "score_rows"]
@@ -44,9 +43,7 @@ class RowScore:
         return (self.nll + self.eos_nll) / (self.tokens + 1)
 
 
-def score_rows(
-    model: Any, rows: Iterable[TokenizedExample | Mapping[str, Any]], *, batch_tokens: int | None = None
-) -> list[RowScore]:
+def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: int | None = None) -> list[RowScore]:
     """Score each row's learned tokens.
 
     The model is called without labels, and the cross-entropy is taken in float32: with labels Unsloth returns one fused
@@ -85,11 +82,9 @@ def mean_loss(scores: Sequence[RowScore]) -> float:
     return sum(s.nll + s.eos_nll for s in scores) / sum(s.tokens + 1 for s in scores)
 
 
-def _read_row(row: TokenizedExample | Mapping[str, Any]) -> tuple[Sequence[int], list[int]]:
+def _read_row(row: Mapping[str, Any]) -> tuple[Sequence[int], list[int]]:
     """Return a row's token ids, and where its learned tokens are."""
-    if isinstance(row, Mapping):
-        return row["input_ids"], [at for at, learned in enumerate(row["completion_mask"]) if learned]
-    return row.input_ids, [at for at, label in enumerate(row.labels) if label != IGNORED]
+    return row["input_ids"], [at for at, learned in enumerate(row["completion_mask"]) if learned]
 
 
 def _takes_packed_rows(model: Any) -> bool:
@@ -171,8 +166,9 @@ def _row_score(losses: Sequence[float]) -> RowScore:
     return RowScore(math.fsum(losses[:-1]), losses[-1], len(losses) - 1)
 
 
-def prompt_numbers(rows: Sequence[TokenizedExample]) -> list[int]:
+def prompt_numbers(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Number the rows' prompts; rows that ask the same have the same number."""
-    prompts = [tuple(i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED) for row in rows]
+    both = [zip(row["input_ids"], row["completion_mask"], strict=True) for row in rows]
+    prompts = [tuple(token for token, learned in row if not learned) for row in both]
     number = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     return [number[prompt] for prompt in prompts]

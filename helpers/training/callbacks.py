@@ -20,7 +20,7 @@ from helpers.core.config import RunConfig
 from helpers.core.distributed import largest, on_main, place, total, wait_for_all
 from helpers.core.errors import RunError
 from helpers.core.runs import RunDirectory
-from helpers.data.contract import IGNORED, TokenizedExample, as_examples
+from helpers.data.tokens import IGNORED, row_labels
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.patches.cuda_graphs import GraphedLayers
 from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
@@ -86,9 +86,9 @@ class TrainingRecord(TrainerCallback):
         report: Callable[[str], None] = print,
     ) -> None:
         self.run, self.config, self.report = run, config, report
-        self.heldout: list[TokenizedExample] = as_examples(heldout_dataset)
+        self.heldout: list[dict[str, Any]] = heldout_dataset.to_list()
         self.lengths = [len(ids) for ids in train_dataset["input_ids"]]
-        self.fingerprint = _fingerprint(as_examples(train_dataset), self.heldout)
+        self.fingerprint = _fingerprint(train_dataset.to_list(), self.heldout)
         self.result = TrainResult()
         self.counter = TokenCounter()
         self.graphs: GraphedLayers | None = None
@@ -110,7 +110,7 @@ class TrainingRecord(TrainerCallback):
             self.config,
             self.lengths,
             calibrate(),
-            heldout=[len(row.input_ids) for row in self.heldout],
+            heldout=[len(row["input_ids"]) for row in self.heldout],
             graphs=self.graphs is not None,
             processes=place().count,
             past=past_metrics(self.run.path.parent),
@@ -310,11 +310,11 @@ class Checkpoints(TrainerCallback):
             self.report(line)
 
 
-def _fingerprint(*parts: list[TokenizedExample]) -> str:
+def _fingerprint(*parts: list[dict[str, Any]]) -> str:
     """Return the SHA-256 of all tokens and labels: a local file can change under its name."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(json.dumps([[row.input_ids, row.labels] for row in part]).encode())
+        digest.update(json.dumps([[row["input_ids"], row_labels(row)] for row in part]).encode())
     return digest.hexdigest()
 
 

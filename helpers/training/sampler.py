@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from helpers.core.distributed import Place, Share, place
-from helpers.data.contract import IGNORED
+from helpers.data.tokens import IGNORED
 
 __all__ = ["StepBatches", "deal", "epoch_order", "spread_batches"]
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from characters import BOS, END_INST, EOS, INST, PAD, SPACE, character_tokenizer, chatml_tokenizer, codes
+from characters import BOS, END_INST, EOS, INST, SPACE, character_tokenizer, chatml_tokenizer, codes
+from chats import chats_of, tokens_of
+from datasets import Dataset
 
 from helpers.core.errors import ContractError
 from helpers.data.chat_templates import ALPACA, MISTRAL_V3, masked_template
-from helpers.data.contract import (
-    TokenizedExample,
-    apply_contract,
-    check_tokens,
-    check_trainer_rows,
-    tokenize_example,
-)
+from helpers.data.contract import check_tokens, check_trainer_dataset
 from helpers.data.prompts import Example, build_example
+from helpers.data.tokens import row_labels
 
 STOCK = """\
 {{- bos_token }}
@@ -42,8 +39,25 @@ def error_of(call, *arguments, **named) -> ContractError:
 
 
 def check(examples, tokenizer=None, max_seq_length=100):
-    """Apply the contract."""
-    return apply_contract(examples, tokenizer or character_tokenizer(), max_seq_length=max_seq_length)
+    """Tokenize examples and check the table."""
+    tokenizer, chats = tokenizer or character_tokenizer(), chats_of(examples)
+    return check_tokens(tokens_of(chats, tokenizer), chats, tokenizer, max_seq_length=max_seq_length)
+
+
+def check_with(template):
+    """Check a row whose tokens come from a faulty template, all that follows the prompt learned."""
+    tokenizer, chats = character_tokenizer(template), chats_of([row()])
+    given = tokenizer.apply_chat_template(chats[0]["prompt"], add_generation_prompt=True, return_dict=True)
+    whole = tokenizer.apply_chat_template(chats[0]["prompt"] + chats[0]["completion"], return_dict=True)["input_ids"]
+    first = len(given["input_ids"])
+    tokens = [{"input_ids": whole, "completion_mask": [0] * first + [1] * (len(whole) - first)}]
+    return check_tokens(Dataset.from_list(tokens), chats, tokenizer, max_seq_length=100)
+
+
+def ids_and_labels(example, tokenizer):
+    """Return a row's token ids, and -100 in their place where they are given."""
+    (row,) = tokens_of(chats_of([example]), tokenizer)
+    return tuple(row["input_ids"]), tuple(row_labels(row))
 
 
 class TestTokens:
@@ -51,42 +65,42 @@ class TestTokens:
 
     def test_the_answer_and_its_eos_are_learned(self):
         """Everything up to the end of the instruction is given, the rest is learned."""
-        made = tokenize_example(row("Hi", "Yo"), character_tokenizer())
-        assert made.input_ids == (BOS, INST, SPACE, *codes("Hi"), END_INST, SPACE, *codes("Yo"), EOS)
-        assert made.labels == (-100, -100, -100, -100, -100, -100, SPACE, *codes("Yo"), EOS)
-        assert made.supervised() == 4
+        ids, labels = ids_and_labels(row("Hi", "Yo"), character_tokenizer())
+        assert ids == (BOS, INST, SPACE, *codes("Hi"), END_INST, SPACE, *codes("Yo"), EOS)
+        assert labels == (-100, -100, -100, -100, -100, -100, SPACE, *codes("Yo"), EOS)
+        assert len(labels) - labels.count(-100) == 4
 
     def test_with_a_system_prompt(self):
         """The system prompt is given, inside the instruction."""
-        made = tokenize_example(row("Hi", "Yo", "Be."), character_tokenizer())
-        assert made.input_ids == (BOS, INST, SPACE, *codes("Be.\n\nHi"), END_INST, SPACE, *codes("Yo"), EOS)
-        assert made.labels == (-100,) * 11 + (SPACE, *codes("Yo"), EOS)
+        ids, labels = ids_and_labels(row("Hi", "Yo", "Be."), character_tokenizer())
+        assert ids == (BOS, INST, SPACE, *codes("Be.\n\nHi"), END_INST, SPACE, *codes("Yo"), EOS)
+        assert labels == (-100,) * 11 + (SPACE, *codes("Yo"), EOS)
 
     def test_chatml(self):
         """In ChatML the learned part begins after the line that names the assistant."""
-        made = tokenize_example(row("Hi", "Yo"), chatml_tokenizer())
+        ids, labels = ids_and_labels(row("Hi", "Yo"), chatml_tokenizer())
         start, end = BOS, EOS
         given = (start, *codes("user\nHi"), end, *codes("\n"), start, *codes("assistant\n"))
-        assert made.input_ids == (*given, *codes("Yo"), end)
-        assert made.labels == (-100,) * len(given) + (*codes("Yo"), end)
+        assert ids == (*given, *codes("Yo"), end)
+        assert labels == (-100,) * len(given) + (*codes("Yo"), end)
 
     def test_alpaca(self):
         """In the text block the learned part begins after `### Response:` and its line break."""
         example = build_example({"instruction": "Hi", "output": "Yo"}, "alpaca", style="alpaca")
-        made = tokenize_example(example, character_tokenizer(ALPACA))
-        assert made.input_ids[-17:] == (*codes("### Response:\n"), *codes("Yo"), EOS)
-        assert made.labels[-4:] == (-100, *codes("Yo"), EOS)
-        assert made.supervised() == 3
+        ids, labels = ids_and_labels(example, character_tokenizer(ALPACA))
+        assert ids[-17:] == (*codes("### Response:\n"), *codes("Yo"), EOS)
+        assert labels[-4:] == (-100, *codes("Yo"), EOS)
+        assert len(labels) - labels.count(-100) == 3
 
     def test_mistral(self, mistral_tokenizer):
         """With Mistral's own tokenizer the labels are the answer's tokens and </s>."""
-        made = tokenize_example(row("Hello", "Answer", "You are helpful."), mistral_tokenizer)
-        assert made.input_ids == (1, 3, 1763, 1228, 11633, 29491, 781, 781, 16998, 4, 27075, 2)
-        assert made.labels == (-100,) * 10 + (27075, 2)
+        ids, labels = ids_and_labels(row("Hello", "Answer", "You are helpful."), mistral_tokenizer)
+        assert ids == (1, 3, 1763, 1228, 11633, 29491, 781, 781, 16998, 4, 27075, 2)
+        assert labels == (-100,) * 10 + (27075, 2)
 
     def test_a_prompt_that_is_no_prefix_is_an_error(self):
         """A template that writes the prompt otherwise when an answer follows leaves no place for labels."""
-        error = error_of(tokenize_example, row("Hi", "Yo", "Be."), character_tokenizer(STOCK))
+        error = error_of(ids_and_labels, row("Hi", "Yo", "Be."), character_tokenizer(STOCK))
         assert (error.field, error.expected) == ("template", "the prompt's tokens at the start of the whole row's")
 
 
@@ -95,8 +109,8 @@ class TestRows:
 
     def test_the_figures(self):
         """Rows, tokens, learned tokens and lengths are counted."""
-        contract = check([row("Hi", "Yo"), row("Hello", "Yo"), row("Hi", "Yours")])
-        assert contract.summary() == {
+        checked = check([row("Hi", "Yo"), row("Hello", "Yo"), row("Hi", "Yours")])
+        assert checked.summary() == {
             "rows": 3,
             "tokens": 36,
             "supervised tokens": 15,
@@ -104,24 +118,22 @@ class TestRows:
             "longest row, tokens": 13,
             "left out": 0,
         }
-        assert (contract.tokens(), contract.supervised_tokens(), contract.max_seq_length) == (36, 15, 100)
+        assert (checked.lengths, checked.supervised_tokens) == ([10, 13, 13], 15)
 
-    def test_examples_and_tokens_stay_side_by_side(self):
-        """What is left out of one is left out of the other."""
+    def test_the_numbers_of_the_rows_that_pass_are_kept(self):
+        """Of twenty rows the fourth is too long."""
         examples = [row(f"Hi {n}") for n in range(20)]
         examples[3] = row("Hi", "Y" * 200)
-        contract = check(examples)
-        assert contract.examples == tuple(examples[:3] + examples[4:])
-        assert contract.tokenized == tuple(tokenize_example(e, character_tokenizer()) for e in contract.examples)
+        assert check(examples).kept == [0, 1, 2, *range(4, 20)]
 
     def test_a_model_without_bos_passes(self):
         """ChatML rows have no BOS, and none is asked for."""
-        assert len(check([row()], chatml_tokenizer()).tokenized) == 1
+        assert check([row()], chatml_tokenizer()).kept == [0]
 
     @pytest.mark.parametrize("system", ["Be brief.", "Say  “yes” .", "Line\none", "▁ é 你好", "No , commas !"])
     def test_any_system_prompt_is_found_in_the_tokens(self, mistral_tokenizer, system):
         """Spaces, line breaks and Unicode in a system prompt cause no false alarm."""
-        assert len(check([row(system_prompt=system)], mistral_tokenizer).tokenized) == 1
+        assert check([row(system_prompt=system)], mistral_tokenizer).kept == [0]
 
 
 class TestLeftOut:
@@ -130,20 +142,20 @@ class TestLeftOut:
     def test_too_long_rows_are_counted(self):
         """A row of one token more than allowed is left out, never cut."""
         examples = [row()] * 19 + [row("Hi", "You")]
-        contract = check(examples, max_seq_length=10)
-        assert contract.left_out == {"longer than 10 tokens": 1}
-        assert {len(each.input_ids) for each in contract.tokenized} == {10}
+        checked = check(examples, max_seq_length=10)
+        assert checked.left_out == {"longer than 10 tokens": 1}
+        assert set(checked.lengths) == {10}
 
     @pytest.mark.parametrize("text", ["[INST]", "</s>", "<s>", "<pad>"])
     def test_rows_with_control_text_are_counted(self, text):
         """A control token spelled out in prompt or answer leaves the row out."""
-        contract = check([row()] * 38 + [row(f"Hi {text}"), row("Hi", f"{text} Yo")])
-        assert contract.left_out == {f"contains {text}": 2}
-        assert contract.summary()["left out"] == f"2 (contains {text})"
+        checked = check([row()] * 38 + [row(f"Hi {text}"), row("Hi", f"{text} Yo")])
+        assert checked.left_out == {f"contains {text}": 2}
+        assert checked.summary()["left out"] == f"2 (contains {text})"
 
     def test_a_tenth_may_be_left_out(self):
         """Nine rows of ten are enough."""
-        assert len(check([row()] * 9 + [row("Hi", "Y" * 200)]).tokenized) == 9
+        assert len(check([row()] * 9 + [row("Hi", "Y" * 200)]).kept) == 9
 
     def test_more_than_a_tenth_is_an_error(self):
         """Two rows of ten are too many; the error counts them by reason."""
@@ -159,7 +171,9 @@ class TestLeftOut:
 
     def test_no_rows_at_all_is_an_error(self):
         """There is no contract about nothing."""
-        assert error_of(check, []).expected == "at most 10% of 0 rows left out"
+        none = [table.select([]) for table in tables(character_tokenizer())]
+        error = error_of(check_tokens, *none, character_tokenizer(), max_seq_length=100)
+        assert error.expected == "at most 10% of 0 rows left out"
 
 
 class TestFaults:
@@ -174,12 +188,12 @@ class TestFaults:
 
     def test_a_missing_eos(self):
         """A template without EOS never teaches the model to stop."""
-        error = error_of(check, [row()], character_tokenizer(MISTRAL_V3.replace("+ eos_token", "")))
+        error = error_of(check_with, MISTRAL_V3.replace("+ eos_token", ""))
         assert (error.expected, error.got) == ("the EOS token </s> as its last label", ord("o"))
 
     def test_text_after_the_eos(self):
         """A line break after EOS would be learned in its place."""
-        error = error_of(check, [row()], character_tokenizer(MISTRAL_V3.replace("+ eos_token", "+ eos_token + '\\n'")))
+        error = error_of(check_with, MISTRAL_V3.replace("+ eos_token", "+ eos_token + '\\n'"))
         assert (error.expected, error.got) == ("the EOS token </s> as its last label", 10)
 
     def test_two_bos(self):
@@ -202,9 +216,9 @@ class TestFaults:
 
     def test_no_eos(self):
         """A tokenizer that has no EOS is refused."""
-        tokenizer = character_tokenizer()
+        tokenizer, (tokens, chats) = character_tokenizer(), tables(character_tokenizer())
         tokenizer.eos_token = None
-        assert error_of(check, [row()], tokenizer).expected == "an EOS token"
+        assert error_of(check_tokens, tokens, chats, tokenizer, max_seq_length=100).expected == "an EOS token"
 
     def test_an_empty_answer(self):
         """An answer of no token is named by its row."""
@@ -217,83 +231,77 @@ class TestTrainerRows:
     """What the trainer will really feed the model."""
 
     @pytest.fixture
-    def contract(self):
+    def checked(self):
         """Two rows of different length."""
-        return check([row("Hi", "Yo"), row("Hello", "Yours")])
+        return tokens_of(chats_of([row("Hi", "Yo"), row("Hello", "Yours")]), character_tokenizer())
 
     @staticmethod
-    def rows_of(contract):
-        """Return the rows as the trainer keeps them."""
-        return [
-            {"input_ids": list(each.input_ids), "completion_mask": [int(label != -100) for label in each.labels]}
-            for each in contract.tokenized
-        ]
+    def trained(rows):
+        """Return rows as the trainer keeps them."""
+        return Dataset.from_list(list(rows))
 
-    def test_the_same_rows_pass_in_any_order(self, contract):
+    def test_the_same_rows_pass_in_any_order(self, checked):
         """Masks and labels both count, and the order does not."""
-        check_trainer_rows(self.rows_of(contract)[::-1], contract)
-        check_trainer_rows([{"input_ids": e.input_ids, "labels": list(e.labels)} for e in contract.tokenized], contract)
+        check_trainer_dataset(checked.select([1, 0]), checked)
+        labelled = [{"input_ids": each["input_ids"], "labels": row_labels(each)} for each in checked]
+        check_trainer_dataset(self.trained(labelled), checked)
 
-    def test_packed_rows_pass(self, contract):
+    def test_packed_rows_pass(self, checked):
         """Rows put end to end have the same learned tokens."""
-        first, second = self.rows_of(contract)
-        check_trainer_rows([{name: first[name] + second[name] for name in first}], contract)
+        first, second = checked
+        check_trainer_dataset(self.trained([{name: first[name] + second[name] for name in first}]), checked)
 
-    def test_everything_masked(self, contract):
+    def refused(self, rows, checked):
+        """Return what the error says was found."""
+        return error_of(check_trainer_dataset, self.trained(rows), checked).got
+
+    def test_everything_masked(self, checked):
         """Labels that are all ignored are found."""
-        rows = [{**each, "completion_mask": [0] * len(each["input_ids"])} for each in self.rows_of(contract)]
-        error = error_of(check_trainer_rows, rows, contract)
+        rows = [{**each, "completion_mask": [0] * len(each["input_ids"])} for each in checked]
+        error = error_of(check_trainer_dataset, self.trained(rows), checked)
         assert (error.expected, error.got) == ("11 supervised tokens", 0)
 
-    def test_a_learned_prompt(self, contract):
+    def test_a_learned_prompt(self, checked):
         """Labels on the prompt are found."""
-        rows = [{**each, "completion_mask": [1] * len(each["input_ids"])} for each in self.rows_of(contract)]
-        assert error_of(check_trainer_rows, rows, contract).got == 26
+        rows = [{**each, "completion_mask": [1] * len(each["input_ids"])} for each in checked]
+        assert self.refused(rows, checked) == 26
 
-    def test_a_masked_eos(self, contract):
+    def test_a_masked_eos(self, checked):
         """A missing EOS label is found."""
-        rows = self.rows_of(contract)
+        rows = list(checked)
         rows[0]["completion_mask"][-1] = 0
-        assert error_of(check_trainer_rows, rows, contract).got == 10
+        assert self.refused(rows, checked) == 10
 
-    def test_other_labels_of_the_same_number(self, contract):
+    def test_other_labels_of_the_same_number(self, checked):
         """As many labels in other places are found."""
-        rows = self.rows_of(contract)
+        rows = list(checked)
         rows[0]["completion_mask"] = rows[0]["completion_mask"][::-1]
-        assert error_of(check_trainer_rows, rows, contract).got == "other labels"
+        assert self.refused(rows, checked) == "other labels"
 
-    def test_other_labels_in_packed_rows(self, contract):
+    def test_other_labels_in_packed_rows(self, checked):
         """In packed rows as well."""
-        first, second = self.rows_of(contract)
+        first, second = checked
         first["completion_mask"] = first["completion_mask"][::-1]
-        packed = [{name: first[name] + second[name] for name in first}]
-        assert error_of(check_trainer_rows, packed, contract).got == "other labels"
+        assert self.refused([{name: first[name] + second[name] for name in first}], checked) == "other labels"
 
-    def test_other_ids(self, contract):
+    def test_other_ids(self, checked):
         """Rows tokenized with another template are found."""
-        rows = self.rows_of(contract)
+        rows = list(checked)
         rows[0]["input_ids"][2] = ord("x")
-        assert error_of(check_trainer_rows, rows, contract).got == "other ids"
+        assert self.refused(rows, checked) == "other ids"
 
-    def test_cut_rows(self, contract):
+    def test_cut_rows(self, checked):
         """Rows that the trainer cut at the end are found."""
-        rows = [{name: each[name][:-2] for name in each} for each in self.rows_of(contract)]
-        assert error_of(check_trainer_rows, rows, contract).got == 7
+        assert self.refused([{name: each[name][:-2] for name in each} for each in checked], checked) == 7
 
-    def test_lost_rows(self, contract):
+    def test_lost_rows(self, checked):
         """Rows that the trainer lost are found."""
-        assert error_of(check_trainer_rows, self.rows_of(contract)[:1], contract).got == 4
+        assert self.refused(list(checked)[:1], checked) == 4
 
-    def test_rows_without_labels_are_an_error(self, contract):
+    def test_rows_without_labels_are_an_error(self, checked):
         """Rows that do not say what is learned are refused."""
-        error = error_of(check_trainer_rows, [{"input_ids": [1, 2]}], contract)
+        error = error_of(check_trainer_dataset, self.trained([{"input_ids": [1, 2]}]), checked)
         assert error.expected == "rows with labels or a completion mask"
-
-
-def test_a_row_cannot_be_changed():
-    """Ids and labels stay what was checked."""
-    with pytest.raises(AttributeError):
-        TokenizedExample((PAD,), (PAD,)).labels = ()
 
 
 TALK = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(("A", "B", "C", "D"))]
@@ -301,8 +309,6 @@ TALK = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in e
 
 def tables(tokenizer, mask=lambda mask: mask, prompt=1):
     """Return a conversation as a table of tokens, its mask perhaps changed, and as a table of messages."""
-    from datasets import Dataset
-
     template = {"chat_template": masked_template(tokenizer), "return_dict": True, "return_assistant_tokens_mask": True}
     whole = tokenizer.apply_chat_template(TALK, **template)
     masks = mask([0] * (prompt + 4) + whole["assistant_masks"][prompt + 4 :])
@@ -318,15 +324,15 @@ class TestConversations:
 
     def test_each_answer_and_its_eos_are_learned(self):
         """What the user says between them is given."""
-        made = tokenize_example(Example(tuple(TALK[:1]), tuple(TALK[1:])), character_tokenizer())
-        assert made.input_ids == self.IDS
-        assert [label for label in made.labels if label != -100] == [SPACE, *codes("B"), EOS, SPACE, *codes("D"), EOS]
-        assert made.labels[5:8] == (SPACE, *codes("B"), EOS)
+        ids, labels = ids_and_labels(Example(tuple(TALK[:1]), tuple(TALK[1:])), character_tokenizer())
+        assert ids == self.IDS
+        assert [label for label in labels if label != -100] == [SPACE, *codes("B"), EOS, SPACE, *codes("D"), EOS]
+        assert labels[5:8] == (SPACE, *codes("B"), EOS)
 
     def test_an_answer_in_the_prompt_is_given(self):
         """Only the completion's answers are learned."""
-        made = tokenize_example(Example(tuple(TALK[:3]), tuple(TALK[3:])), character_tokenizer())
-        assert [label for label in made.labels if label != -100] == [SPACE, *codes("D"), EOS]
+        _, labels = ids_and_labels(Example(tuple(TALK[:3]), tuple(TALK[3:])), character_tokenizer())
+        assert [label for label in labels if label != -100] == [SPACE, *codes("D"), EOS]
 
     def test_a_table_of_them_passes(self):
         """Supervised tokens are counted over all answers."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from characters import character_tokenizer
 
-from helpers.data.contract import tokenize_example
 from helpers.data.prompts import build_example
+from helpers.data.tokens import tokenize_chats
 from helpers.display.tables import (
     Picture,
     plot_categories,
@@ -24,6 +24,13 @@ METRICS = {"train_loss": [[1, 2.5], [2, 2.0], [3, 1.75]], "eval_loss": [[0, 2.4]
 def example(text="Hi", answer="Yo"):
     """Return one training example."""
     return build_example({"instruction": text, "output": answer}, "alpaca", system_prompt="Be.")
+
+
+def row(tokenizer, text="Hi", answer="Yo"):
+    """Return its tokens and their mask."""
+    made = example(text, answer)
+    found = tokenize_chats({"prompt": [made.prompt], "completion": [made.completion]}, tokenizer)
+    return {name: rows[0] for name, rows in found.items()}
 
 
 class TestTables:
@@ -95,21 +102,21 @@ class TestMask:
     def test_plain_text(self):
         """Given and learned tokens stand apart, counted; a line break is visible."""
         tokenizer = character_tokenizer()
-        assert repr(show_mask(tokenize_example(example(), tokenizer), tokenizer)) == (
+        assert repr(show_mask(row(tokenizer), tokenizer)) == (
             "given (11): <s>|[INST]| |B|e|.|⏎|⏎|H|i|[/INST]\nlearned (4):  |Y|o|</s>"
         )
 
     def test_the_learned_tokens_are_marked_by_more_than_colour(self):
         """Exactly the learned tokens are underlined."""
         tokenizer = character_tokenizer()
-        html = show_mask(tokenize_example(example(), tokenizer), tokenizer)._repr_html_()
+        html = show_mask(row(tokenizer), tokenizer)._repr_html_()
         assert html.count("text-decoration:underline") == 4
         assert "4 of 15 tokens are learned" in html
 
     def test_html_is_escaped(self):
         """Control tokens show as text."""
         tokenizer = character_tokenizer()
-        html = show_mask(tokenize_example(example("<b>"), tokenizer), tokenizer)._repr_html_()
+        html = show_mask(row(tokenizer, "<b>"), tokenizer)._repr_html_()
         assert "&lt;s&gt;" in html
         assert "&lt;/s&gt;" in html
         assert "<b>b" not in html
@@ -117,8 +124,7 @@ class TestMask:
 
     def test_real_tokens(self, mistral_tokenizer):
         """With Mistral's tokenizer the tokens are pieces of words, and ids are in the titles."""
-        row = tokenize_example(example("Hello", "Answer"), mistral_tokenizer)
-        shown = show_mask(row, mistral_tokenizer)
+        shown = show_mask(row(mistral_tokenizer, "Hello", "Answer"), mistral_tokenizer)
         assert repr(shown).endswith("learned (2): Answer|</s>")
         assert 'title="id 27075"' in shown._repr_html_()
 

@@ -228,16 +228,23 @@ def test_overflow_in_fp16_is_refused(tiny_mistral, tmp_path):
 UNSLOTH = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-import torch
 from pathlib import Path
-from helpers.core.config import AdapterConfig, ModelConfig
-from helpers.model.load import attach_adapter, load_model
+from helpers.model.load import TARGET_MODULES, import_unsloth
+import_unsloth()
+import torch
+from unsloth import FastLanguageModel
+from helpers.data.chat_templates import install_template
 from helpers.export import measure_reference, merge_16bit, verify_merged
 base, out = sys.argv[1], Path(sys.argv[2])
-loaded = load_model(ModelConfig(model_name=base, load_in_4bit=False, max_seq_length=512))
-attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=False)
+model, tokenizer = FastLanguageModel.from_pretrained(
+    model_name=base, max_seq_length=512, load_in_4bit=False, dtype=torch.float32, trust_remote_code=False
+)
+install_template(tokenizer, "chat")
+model = FastLanguageModel.get_peft_model(
+    model, r=16, lora_alpha=16, lora_dropout=0.0, bias="none", target_modules=list(TARGET_MODULES),
+    use_gradient_checkpointing=False, random_state=1,
+)
 torch.manual_seed(0)
-model, tokenizer = loaded.model, loaded.tokenizer
 for name, parameter in model.named_parameters():
     if "lora_B" in name:
         torch.nn.init.normal_(parameter, std=0.05)

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from chats import checked_tokens
 
-from helpers.data.contract import IGNORED, apply_contract
 from helpers.data.prompts import build_example
 from helpers.data.rows import read_sample
+from helpers.data.tokens import IGNORED, row_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 256
@@ -24,7 +25,7 @@ LENGTH = 256
 def checked(mistral_tokenizer):
     """Twelve bundled rows that passed the contract."""
     examples = [build_example(row, "alpaca") for row in read_sample("alpaca", "train")[:12]]
-    return apply_contract(examples, mistral_tokenizer, max_seq_length=LENGTH)
+    return checked_tokens(examples, mistral_tokenizer, max_seq_length=LENGTH).to_list()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def packed(checked):
     from datasets import Dataset
     from trl import pack_dataset
 
-    rows = [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in checked.tokenized]
+    rows = [{"input_ids": row["input_ids"], "labels": row_labels(row)} for row in checked]
     return pack_dataset(Dataset.from_list(rows), LENGTH)
 
 
@@ -85,12 +86,12 @@ class TestLabels:
 
     def test_there_are_fewer_sequences_than_rows(self, packed, checked):
         """Twelve rows fit into four sequences."""
-        assert (len(checked.tokenized), len(packed)) == (12, 4)
+        assert (len(checked), len(packed)) == (12, 4)
 
     def test_supervised_tokens_are_those_of_the_rows(self, packed, checked):
         """Packing loses no label and adds none: the labels are the same, sequence by sequence or row by row."""
         together = sorted(label for row in packed for label in row["labels"] if label != IGNORED)
-        apart = sorted(label for row in checked.tokenized for label in row.labels if label != IGNORED)
+        apart = sorted(label for row in checked for label in row_labels(row) if label != IGNORED)
         assert together == apart
         assert len(together) > 100
 
@@ -104,7 +105,7 @@ class TestLabels:
 
     def test_the_batch_has_the_same_labels(self, batch, checked):
         """Laying sequences end to end changes no label."""
-        assert int((batch["labels"] != IGNORED).sum()) == checked.supervised_tokens()
+        assert int((batch["labels"] != IGNORED).sum()) == sum(sum(row["completion_mask"]) for row in checked)
 
 
 class TestContamination:
@@ -141,7 +142,7 @@ class TestLoss:
         """The packed loss is that of the rows one at a time within 1e-5, and the gradients point the same way."""
         import torch
 
-        rows = [(torch.tensor(row.input_ids), torch.tensor(row.labels)) for row in checked.tokenized]
+        rows = [(torch.tensor(row["input_ids"]), torch.tensor(row_labels(row))) for row in checked]
         alone, one = loss_and_gradients(model, [(model(input_ids=ids[None]).logits[0], marks) for ids, marks in rows])
         together, other = loss_and_gradients(model, [(logits(model, batch), batch["labels"][0])])
         assert together == pytest.approx(alone, rel=1e-5)

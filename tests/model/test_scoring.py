@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from helpers.data.contract import IGNORED, TokenizedExample
+from helpers.data.tokens import IGNORED, row_labels
 from helpers.model import scoring
 from helpers.model.scoring import RowScore, mean_loss, score_rows
 
@@ -21,6 +21,11 @@ def model(tiny_mistral):
     return AutoModelForCausalLM.from_pretrained(tiny_mistral, dtype=torch.float32).eval()
 
 
+def row_of(ids, given):
+    """Return a row of which all but the first tokens are learned."""
+    return {"input_ids": list(ids), "completion_mask": [0] * given + [1] * (len(ids) - given)}
+
+
 @pytest.fixture(scope="module")
 def rows():
     """Twelve rows of 5 to 60 tokens, their last third learned, in no order of length."""
@@ -29,7 +34,7 @@ def rows():
     for length in (30, 5, 60, 12, 33, 7, 5, 21, 48, 9, 16, 60):
         ids = (1, *(draw.randrange(10, 32000) for _ in range(length - 2)), 2)
         given = 2 * length // 3
-        made.append(TokenizedExample(ids, (IGNORED,) * given + ids[given:]))
+        made.append(row_of(ids, given))
     return made
 
 
@@ -41,9 +46,9 @@ def plain(model, rows):
     losses = []
     for row in rows:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
         chances = logits.double().log_softmax(-1)
-        losses.append([-chances[i - 1, label].item() for i, label in enumerate(row.labels) if label != IGNORED])
+        losses.append([-chances[i - 1, label].item() for i, label in enumerate(row_labels(row)) if label != IGNORED])
     return losses
 
 
@@ -62,14 +67,6 @@ class TestScores:
         """One row at a time or all at once give the same losses, in the order of the rows."""
         scores = score_rows(model, rows, batch_tokens=batch_tokens)
         assert [score.mean() for score in scores] == pytest.approx([sum(x) / len(x) for x in plain], abs=1e-5)
-
-    def test_a_mask_says_as_much_as_labels(self, model, rows):
-        """Rows with `input_ids` and `completion_mask`, as in a table, have the losses of rows with labels."""
-        table = [
-            {"input_ids": list(row.input_ids), "completion_mask": [int(label != IGNORED) for label in row.labels]}
-            for row in rows
-        ]
-        assert score_rows(model, table) == score_rows(model, rows)
 
     def test_several_answers_in_a_row_are_all_counted(self, model):
         """With two learned spans, the loss is that of their tokens, the last of which is the EOS."""
@@ -91,12 +88,12 @@ class TestScores:
 
         row = rows[0]
         with torch.no_grad():
-            loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
+            loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row_labels(row)])).loss.item()
         assert score_rows(model, [row])[0].mean() == pytest.approx(loss, abs=1e-5)
 
     def test_an_answer_of_only_eos_has_no_other_loss(self, model):
         """With nothing but EOS learned, the answer's own loss is zero."""
-        (score,) = score_rows(model, [TokenizedExample((1, 50, 2), (IGNORED, IGNORED, 2))])
+        (score,) = score_rows(model, [row_of((1, 50, 2), 2)])
         assert (score.nll, score.tokens) == (0.0, 0)
         assert score.eos_nll > 0
 
@@ -129,7 +126,7 @@ class TestBatches:
         forward = model.forward
         monkeypatch.setattr(model, "forward", lambda **named: kept.append(named["logits_to_keep"]) or forward(**named))
         ids = tuple(range(40, 50))
-        score_rows(model, [TokenizedExample(ids, (IGNORED,) * given + ids[given:]) for given in (4, 6)])
+        score_rows(model, [row_of(ids, given) for given in (4, 6)])
         assert kept == [7]
 
     @pytest.mark.parametrize("training", [True, False])
@@ -140,7 +137,7 @@ class TestBatches:
             score_rows(model, rows[:1])
             assert model.training is training
             with pytest.raises(IndexError):
-                score_rows(model, [TokenizedExample((1, 99999, 2), (IGNORED, 5, 2))])
+                score_rows(model, [row_of((1, 99999, 2), 1)])
             assert model.training is training
         finally:
             model.eval()
@@ -174,7 +171,7 @@ class TestPacked:
         (named,) = seen
         assert named["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]]
         assert named["packed_seq_lengths"].tolist() == [5, 7]
-        assert named["input_ids"].tolist() == [[*rows[1].input_ids, *rows[5].input_ids]]
+        assert named["input_ids"].tolist() == [[*rows[1]["input_ids"], *rows[5]["input_ids"]]]
 
     def test_only_unsloths_own_forward_is_asked(self, model):
         """A model of transformers alone is not."""

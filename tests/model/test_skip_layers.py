@@ -11,11 +11,13 @@ import os
 import pytest
 from sources import definitions, module_tree
 
-from helpers.core.config import AdapterConfig
+from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
+from helpers.core.runs import RunDirectory
 from helpers.memory.predict import LOSS_BYTES, MISTRAL_7B, SMOLLM2_135M, ModelShape, loss_rows
-from helpers.model import load as model_module
+from helpers.model.load import TARGET_MODULES
 from helpers.runtime.hardware import Gpu
+from helpers.training import machine
 
 torch = pytest.importorskip("torch")
 
@@ -51,7 +53,7 @@ def small_mistral():
         vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, use_cache=False,
     )  # fmt: skip
-    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=list(model_module.TARGET_MODULES), task_type="CAUSAL_LM")
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM")
     model = get_peft_model(MistralForCausalLM(config), adapter)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -135,7 +137,7 @@ class TestUpstream:
         assert source.rindex("skip_checkpointing(model, checkpoint_skip_layers)") > turned_on
 
     def test_the_cpu_does_not_know_it(self):
-        """Unsloth's CPU loader hands names that it does not know to LoraConfig, so `attach_adapter` keeps it back."""
+        """Unsloth's CPU loader hands names that it does not know to LoraConfig, so `fit_layout` keeps it back."""
         loader = ast.unparse(definitions("unsloth_zoo/cpu/loader.py FastCPUModel.get_peft_model")[0])
         assert "checkpoint_skip_layers" not in loader
         assert "**kwargs)" in loader
@@ -161,47 +163,31 @@ class TestUpstream:
         return known | {"math": math, "_budget_bytes": lambda device: LOSS_BYTES}
 
 
-class Loader:
-    """Unsloth's loader: remembers what it is given."""
-
-    given: dict
-
-    @classmethod
-    def get_peft_model(cls, model, **given):
-        """Return the model as it came."""
-        cls.given = given
-        return model
-
-
-class TestAttach:
-    """What `attach_adapter` hands on."""
+class TestLayout:
+    """What `fit_layout` hands on to Unsloth's `get_peft_model`."""
 
     @pytest.fixture
-    def attach(self, monkeypatch):
-        """A function that attaches an adapter to a model of six layers, and returns what Unsloth was given."""
-        import sys
-        import types
+    def handed_on(self, monkeypatch, tmp_path):
+        """A function that returns the arguments for a number of layers, with a card or without."""
 
-        def attach(gpu, **given):
-            monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=Loader))
-            monkeypatch.setattr(model_module, "find_gpu", lambda: gpu)
-            base = types.SimpleNamespace(config=types.SimpleNamespace(num_hidden_layers=LAYERS))
-            loaded = model_module.LoadedModel(base, None, "chatml", "", "fp32", 64)
-            model_module.attach_adapter(loaded, AdapterConfig(), seed=1, gradient_checkpointing=True, **given)
-            return Loader.given.get("checkpoint_skip_layers")
+        def handed_on(gpu, layers):
+            monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
+            config = build_config("alpaca", preset="colab-t4", checkpoint_skip_layers=layers)
+            return machine.fit_layout(config, [300] * 80, RunDirectory(tmp_path)).lora
 
-        return attach
+        return handed_on
 
-    def test_a_gpu_gets_the_number(self, attach):
-        """Unsloth is told how many layers."""
-        assert attach(Gpu("GPU", (8, 0), 1, 1), checkpoint_skip_layers=6) == 6
+    def test_a_gpu_gets_the_number(self, handed_on):
+        """Unsloth is told how many layers, unless there are none."""
+        card = Gpu("GPU", (8, 0), 40 * 2**30, 40 * 2**30)
+        assert handed_on(card, 6) == {"checkpoint_skip_layers": 6}
+        assert handed_on(card, 0) == {}
 
-    def test_a_cpu_gets_none(self, attach):
-        """Unsloth's loader for CPUs would refuse it; nor is anything handed on where none is asked for."""
-        assert attach(None, checkpoint_skip_layers=3) is None
-        assert attach(Gpu("GPU", (8, 0), 1, 1)) is None
+    def test_a_cpu_gets_none(self, handed_on):
+        """Unsloth's loader for CPUs would refuse it."""
+        assert handed_on(None, 3) == {}
 
-    def test_more_than_there_are(self, attach):
-        """The model itself is asked, for models whose shape was not known before."""
-        with pytest.raises(ConfigError, match="at most the model's 6 layers, got 7"):
-            attach(None, checkpoint_skip_layers=7)
+    def test_more_than_there_are(self, handed_on):
+        """Mistral-7B has 32 layers."""
+        with pytest.raises(ConfigError, match="at most the model's 32 layers, got 33"):
+            handed_on(Gpu("GPU", (8, 0), 40 * 2**30, 40 * 2**30), 33)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.data.contract import IGNORED, TokenizedExample
 from helpers.model.scoring import RowScore, prompt_numbers
 from helpers.training.result import TrainResult, compare_scores, describe_change
 
@@ -53,8 +52,7 @@ def test_rows_that_ask_the_same_count_once():
 
 def test_prompts_are_numbered_by_what_is_asked():
     """The answer does not matter."""
-    rows = [TokenizedExample([1, 2, 9], [IGNORED, IGNORED, 9]), TokenizedExample([1, 2, 8], [IGNORED, IGNORED, 8])]
-    rows.append(TokenizedExample([1, 3, 9], [IGNORED, IGNORED, 9]))
+    rows = [{"input_ids": ids, "completion_mask": [0, 0, 1]} for ids in ([1, 2, 9], [1, 2, 8], [1, 3, 9])]
     assert prompt_numbers(rows) == [0, 0, 1]
 
 

@@ -23,7 +23,7 @@ from helpers.model.decoding.support import (
     unsupported,
 )
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.model.load import free_memory, without_adapter
+from helpers.model.load import free_memory
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
@@ -248,7 +248,7 @@ def _simple(
     """Answer with the ordinary loop, the adapter switched off for the base."""
     if arm == "tuned" or not has_adapter(model):
         return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
-    with without_adapter(model):
+    with model.disable_adapter():
         return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch)
 
 

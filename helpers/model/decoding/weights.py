@@ -81,7 +81,7 @@ class DecoderWeights:
         if arm not in ("base", "tuned"):
             raise StackError("arms", "tuned or base", arm, "Correct the name.")
         if arm == "tuned" and not self.adapted:
-            remedy = "Load the adapter with helpers.model.load.load_adapter."
+            remedy = "Put the adapter on it with PeftModel.from_pretrained."
             raise StackError("arms", "a model with an adapter for the tuned arm", "a model without one", remedy)
         if arm == self.arm:
             return
