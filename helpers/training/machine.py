@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from helpers.memory.layout import plan_layout
 from helpers.memory.plan import choose_optimizer
 from helpers.model.load import model_source
 from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.hardware import TORCH_NAMES, choose_precision, find_gpu, held_bytes, loader_options
+from helpers.runtime.hardware import TORCH_NAMES, Gpu, choose_precision, find_gpu, held_bytes, loader_options
 from helpers.training.tracking import tracking_arguments
 
 __all__ = ["Machine", "StepLayout", "base_model", "fit_layout", "fit_machine", "run_precision"]
@@ -126,7 +126,9 @@ class StepLayout:
     lora: dict[str, Any]
 
 
-def fit_layout(config: RunConfig, lengths: Sequence[int], run: RunDirectory) -> StepLayout:
+def fit_layout(
+    config: RunConfig, lengths: Sequence[int], run: RunDirectory, *, find: Callable[[], Gpu | None] = find_gpu
+) -> StepLayout:
     """Choose how the rows of an optimizer step are laid out on this machine's GPU, the fastest way that fits; say why.
 
     The rows of a step stay as many as asked for, and what the user has set stays as it is. Without a GPU nothing
@@ -135,13 +137,14 @@ def fit_layout(config: RunConfig, lengths: Sequence[int], run: RunDirectory) -> 
     Args:
         lengths: Of the training rows [tokens].
         run: Gets the layout into its `config.json`.
+        find: Returns the GPU; None for none.
 
     Raises:
         ConfigError: The rows of a step cannot be shared out evenly among the processes, or the model has fewer than
             `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
-    processes, gpu, attention = place().count, find_gpu(), "sdpa"
+    processes, gpu, attention = place().count, find(), "sdpa"
     if gpu is not None:  # what this process holds already is part of the prediction
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())

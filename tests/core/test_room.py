@@ -91,10 +91,8 @@ class TestPreflight:
         said = preflight_room(RunDirectory(runs_folder / "run"), config(model_name="org/never-loaded"))
         assert said == "The shape of org/never-loaded is not known yet, so its files are not predicted."
 
-    def test_a_run_with_room_begins(self, runs_folder, free, monkeypatch):
+    def test_a_run_with_room_begins(self, runs_folder, free):
         """Nothing is in the way of a run that fits."""
-        monkeypatch.setattr("helpers.training.session.describe_hardware", dict)
-        monkeypatch.setattr("helpers.training.session.shown_versions", dict)
         free(100 * GIB)
         run = start_run(config(run_name="run"))
         assert run.manifest()["state"] == "running"

@@ -501,10 +501,9 @@ class TestAttention:
     def test_a_layout_is_planned_with_it(self, monkeypatch, tmp_path):
         """On an L4 15 of 32 layers keep their activations of 16 rows, and 17 where attention needs no copies."""
         wanted, run = config(batch_size=16, gradient_accumulation=1), RunDirectory(tmp_path)
-        monkeypatch.setattr(machine, "find_gpu", lambda: L4)
-        found = [machine.fit_layout(wanted, LENGTHS, run).config.train.checkpoint_skip_layers]
+        found = [machine.fit_layout(wanted, LENGTHS, run, find=lambda: L4).config.train.checkpoint_skip_layers]
         self.load(monkeypatch, "2.11.0")
-        found.append(machine.fit_layout(wanted, LENGTHS, run).config.train.checkpoint_skip_layers)
+        found.append(machine.fit_layout(wanted, LENGTHS, run, find=lambda: L4).config.train.checkpoint_skip_layers)
         assert found == [15, 17]
 
 
@@ -689,9 +688,9 @@ class TestCommand:
         pairs = [part for name, value in given.items() for part in ("-p", f"{name}={str(value).lower()}")]
         command("--gpu", card, "--row-length", "300", "--preset", "colab-t4", *pairs)
         printed = capsys.readouterr().out
-        monkeypatch.setattr(machine, "find_gpu", lambda: Gpu(card, capability, size, size))
         monkeypatch.setattr(machine, "loaded_attention", self.choose)
-        found = machine.fit_layout(config(**given), [300] * 80, RunDirectory(tmp_path)).config.train
+        gpu = Gpu(card, capability, size, size)
+        found = machine.fit_layout(config(**given), [300] * 80, RunDirectory(tmp_path), find=lambda: gpu).config.train
         reasons = capsys.readouterr().out.splitlines()
         layout = f"batch_size {found.batch_size} x gradient_accumulation {found.gradient_accumulation},\n"
         assert layout in printed

@@ -13,16 +13,14 @@ from helpers.core.errors import ConfigError, RunError
 from helpers.core.lock import find_holder, release_lock
 from helpers.core.runs import RunDirectory
 from helpers.runtime.hardware import Gpu
-from helpers.training import machine, session
+from helpers.training import session
 from helpers.training.machine import fit_layout
 from helpers.training.session import configure, finish_run, start_run
 
 
 @pytest.fixture
-def config(runs_folder, monkeypatch):
-    """A checked configuration; looking at the machine is left out."""
-    monkeypatch.setattr(session, "describe_hardware", dict)
-    monkeypatch.setattr(session, "shown_versions", dict)
+def config(runs_folder):
+    """A checked configuration."""
     yield build_config("alpaca", preset="smoke", run_name="run")
     release_lock(runs_folder / "run")
 
@@ -65,26 +63,27 @@ class TestStart:
 class TestLayout:
     """The cell that lays the rows of a step out."""
 
-    def fit(self, monkeypatch, run, gib, **given):
+    def fit(self, run, gib, **given):
         """Return the configuration for a card of this size; rows have 600 tokens."""
-        monkeypatch.setattr(machine, "find_gpu", lambda: Gpu("GPU", (8, 0), gib * 2**30, gib * 2**30))
-        return fit_layout(build_config("alpaca", preset="colab-t4", **given), [600] * 80, run).config
+        card = Gpu("GPU", (8, 0), gib * 2**30, gib * 2**30)
+        wanted = build_config("alpaca", preset="colab-t4", **given)
+        return fit_layout(wanted, [600] * 80, run, find=lambda: card).config
 
-    def test_layers_are_skipped_as_memory_allows(self, monkeypatch, tmp_path):
+    def test_layers_are_skipped_as_memory_allows(self, tmp_path):
         """What the user has set stays; what the card decides differs from card to card."""
         run = RunDirectory(tmp_path)
-        chosen = [self.fit(monkeypatch, run, gib).train for gib in (12, 14, 40)]
+        chosen = [self.fit(run, gib).train for gib in (12, 14, 40)]
         assert [(t.gradient_checkpointing, t.checkpoint_skip_layers) for t in chosen] == [
             (True, 8),
             (True, 11),
             (False, 0),
         ]
-        kept = self.fit(monkeypatch, run, 12, checkpoint_skip_layers=2).train
+        kept = self.fit(run, 12, checkpoint_skip_layers=2).train
         assert (kept.gradient_checkpointing, kept.checkpoint_skip_layers) == (True, 2)
 
-    def test_optimizer_and_loss_are_reported(self, monkeypatch, tmp_path, capsys):
+    def test_optimizer_and_loss_are_reported(self, tmp_path, capsys):
         """Five sentences: micro-batch, checkpointing, packing, optimizer, loss."""
-        self.fit(monkeypatch, RunDirectory(tmp_path), 12)
+        self.fit(RunDirectory(tmp_path), 12)
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["batch_size", "Checkpointing", "No", "Optimizer", "Loss:"]
 
@@ -94,13 +93,12 @@ class TestLayout:
         wanted = build_config("alpaca", preset="colab-t4", run_name="run")
         first = start_run(wanted)
         for gib in (12, 14):
-            self.fit(monkeypatch, first, gib, run_name="run")
+            self.fit(first, gib, run_name="run")
             again = start_run(read_config(first.path))
             assert (again.run_id(), again.fingerprint()) == (first.run_id(), first.fingerprint())
 
-    def test_more_layers_than_there_are(self, monkeypatch):
+    def test_more_layers_than_there_are(self):
         """The first cell says so, without a GPU too."""
-        monkeypatch.setattr(session, "find_gpu", lambda: None)
         with pytest.raises(ConfigError, match="at most the model's 30 layers, got 31"):
             configure("alpaca", preset="smoke", gradient_checkpointing=True, checkpoint_skip_layers=31)
 
@@ -161,15 +159,12 @@ class TestComparison:
     """A comparison's run directory has one writer too."""
 
     @pytest.fixture
-    def comparison(self, runs_folder, monkeypatch):
-        """A checked comparison and its adapter; looking at the machine is left out."""
+    def comparison(self, runs_folder):
+        """A checked comparison and its adapter."""
         from evaluation.test_config import build, make_run
 
-        from helpers.evaluation import session as lesson
         from helpers.evaluation.adapter import find_adapter
 
-        monkeypatch.setattr(lesson, "describe_hardware", dict)
-        monkeypatch.setattr(lesson, "shown_versions", dict)
         make_run(runs_folder, "trained")
         yield build(run_name="side"), find_adapter("trained")
         release_lock(runs_folder / "side")
