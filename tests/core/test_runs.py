@@ -366,6 +366,37 @@ class TestOpening:
         assert error_of(check_run, "x", {}).field == "run_name"
 
 
+@pytest.mark.usefixtures("runs_folder")
+class TestFailing:
+    """What a run that stops leaves in its manifest."""
+
+    @pytest.mark.parametrize(
+        ("error", "state", "failure"),
+        [
+            (ValueError("bad hf_" + "a1" * 17), "failed", "ValueError: bad [removed: token]"),
+            (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
+            (ValueError("x" * 2000), "failed", "ValueError: " + "x" * 988),
+        ],
+        ids=["error", "interrupt", "long"],
+    )
+    def test_the_error_is_written_down(self, error, state, failure):
+        """Without secrets, 1,000 characters at most; whoever interrupts a run may go on with it."""
+        run = open_run("x", PARAMETERS)
+        run.mark_failed(error)
+        assert (run.manifest()["state"], run.manifest()["failure"]) == (state, failure)
+        assert open_run("x", PARAMETERS).manifest()["failure"] is None
+
+    def test_what_is_complete_stays_complete(self):
+        """A cell that fails afterwards spoils no run, and a manifest that cannot be read hides no error."""
+        run = open_run("x", PARAMETERS)
+        run.finish()
+        run.mark_failed(ValueError("later"))
+        assert (run.manifest()["state"], run.manifest()["failure"]) == ("complete", None)
+        (run.path / "manifest.json").write_text("{")
+        run.mark_failed(ValueError("later"))
+        assert (run.path / "manifest.json").read_text() == "{"
+
+
 class TestCommit:
     """Which state of the project made a run."""
 
