@@ -3,7 +3,7 @@
 The interval is the t interval of the mean, clustered where rows share a source (Miller, "Adding Error Bars to Evals",
 arXiv 2411.00640), with the small-sample factor G / (G - 1). It holds what it promises only for enough rows that are not
 too lopsided. Cochran ("Sampling Techniques", 1977, section 2.15) asks for n > 25 * skewness^2; together with a minimum
-of independent rows, and n > 40 * skewness^2, simulated experiments without any effect are called an effect in at most 6
+of independent rows, and n > 50 * skewness^2, simulated experiments without any effect are called an effect in at most 6
 of 100, and the interval misses the true mean in at most 8 of 100 (tests/core/test_paired.py has the distributions).
 Rows that fall short get their interval and no verdict.
 """
@@ -24,7 +24,7 @@ __all__ = ["Estimate", "estimate"]
 _FEWEST_ROWS = 12
 """Independent rows below which nothing is judged."""
 
-_SKEWNESS_FACTOR = 40
+_SKEWNESS_FACTOR = 50
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def test_the_rule_and_not_chance_keeps_lopsided_rows_from_a_verdict():
     assert sum(not each.why_no_verdict for each in found) / EXPERIMENTS < 0.1
 
 
-@pytest.mark.parametrize(("rows", "share"), [(12, 0.6), (24, 0.88), (50, 0.99)])
+@pytest.mark.parametrize(("rows", "share"), [(12, 0.6), (24, 0.85), (50, 0.99)])
 def test_rows_without_a_tail_are_judged(rows, share):
     """The rule costs little where it is not needed."""
     assert sum(not each.why_no_verdict for each in experiments(normal, rows)) / EXPERIMENTS > share
