@@ -170,11 +170,13 @@ def _unless_gone(holder: Holder) -> Holder | None:
     if holder.pid and holder.host != platform.node():
         return holder
     start = _start_of(holder.pid) if holder.pid else None
-    return holder if start is not None and (not holder.started or abs(start - holder.started) <= 5) else None
+    if start is None or (start and holder.started and abs(start - holder.started) > 5):
+        return None
+    return holder
 
 
 def _start_of(pid: int) -> float | None:
-    """Return when a process started, in seconds since 1970; None if there is none of that id."""
+    """Return when a process started, in seconds since 1970, 0 if it may not be asked; None if none has that id."""
     import psutil
 
     try:

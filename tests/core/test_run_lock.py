@@ -240,3 +240,14 @@ class TestReadOnly:
         holder = Holder(pid, host, started, "2026-01-01T00:00:00+00:00")
         (closed / HOLDER).write_text(json.dumps(vars(holder)))
         assert find_holder(closed) == (holder if held else None)
+
+    def test_a_process_that_may_not_be_asked_is_respected(self, closed, monkeypatch):
+        """It runs; since when, only its owner may know."""
+
+        def refuse(pid):
+            raise psutil.AccessDenied(pid)
+
+        monkeypatch.setattr(psutil, "Process", refuse)
+        holder = Holder(os.getppid(), platform.node(), 1.0, "2026-01-01T00:00:00+00:00")
+        (closed / HOLDER).write_text(json.dumps(vars(holder)))
+        assert find_holder(closed) == holder

@@ -225,6 +225,13 @@ class TestOpening:
             "Check its permissions, or set HELPERS_RUNS_DIR to another folder.",
         )
 
+        def odd(*_, **__):
+            raise OSError("odd")
+
+        monkeypatch.setattr(Path, "mkdir", odd)
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path))
+        assert error_of(open_run, "x", PARAMETERS).got == "odd"
+
     def test_a_run_left_only_in_persist_dir_is_an_earlier_one(self, runs_folder, tmp_path):
         """Its parameters are held against the new ones, though the run's own folder is gone."""
         parameters = {**PARAMETERS, "persist_dir": str(tmp_path / "drive")}
@@ -237,6 +244,7 @@ class TestOpening:
 
     def test_a_run_has_an_id_of_its_own(self, runs_folder):
         """The id stays when a run is continued, and changes when it is started over."""
+        assert RunDirectory(runs_folder / "x").run_id() == ""
         first = open_run("x", PARAMETERS).manifest()["run_id"]
         assert open_run("x", PARAMETERS).manifest()["run_id"] == first
         assert open_run("x", PARAMETERS, resume="never").manifest()["run_id"] != first
@@ -405,7 +413,12 @@ class TestCommit:
         """Replace git by a list of (exit status, output)."""
         queue = iter(answers)
 
-        def run(command, **_):
+        commands = iter((["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]))
+
+        def run(command, **how):
+            assert command == next(commands)
+            checkout = Path(runs.__file__).parents[2]
+            assert how == {"cwd": checkout, "capture_output": True, "text": True, "timeout": 10}
             status, text = next(queue)
             return subprocess.CompletedProcess(command, status, text, "")
 
@@ -473,6 +486,24 @@ class TestDamagedManifest:
         (run.path / "config.json").write_bytes(bytes(100))
         remedy = 'Restore it from a copy, such as the one in persist_dir, or start over with resume="never".'
         assert error_of(open_run, "r", PARAMETERS).remedy == remedy
+
+    @pytest.mark.parametrize("change", [{"task": "poetry"}, {"task": None}, {"max_steps": ...}])
+    def test_another_version_s_configuration_rebuilds_nothing(self, change):
+        """Of a task that is not known, or without a parameter of today, it says too little."""
+        config = build_config("alpaca", preset="smoke", run_name="r")
+        run = open_run("r", config.flat())
+        write_config(run, config)
+        values = {**read_json(run.path / "config.json"), **change}
+        write_json(run.path / "config.json", {name: value for name, value in values.items() if value is not ...})
+        (run.path / "manifest.json").write_bytes(b"")
+        assert error_of(open_run, "r", config.flat()).expected == "a readable JSON file"
+
+    def test_another_run_s_damage_stops_no_run(self):
+        """When runs are counted, one that cannot be read is left out."""
+        (open_run("broken", PARAMETERS).path / "manifest.json").write_text("{")
+        run = open_run("r", PARAMETERS)
+        run.finish()
+        assert run.manifest()["number"] == 1
 
     def test_starting_over_needs_no_manifest(self):
         """With resume="never" a damaged one is no obstacle."""

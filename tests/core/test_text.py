@@ -35,3 +35,4 @@ def test_tables_are_columns_two_spaces_apart():
     )
     assert format_table([], ("run", "state")) == "run    state"
     assert format_table([("1.50", "007")]) == "1.50  007"
+    assert format_table([("a", "1"), ("b", "10")], numbers=(1,)) == "a   1\nb  10"

@@ -126,6 +126,7 @@ class TestJudging:
         if same:
             assert reproduces_training(scores, recorded, 2).endswith("the same model.")
             return
+        scores[0] = ReferenceScore("a", "tuned", 1.00016, 0.5, 1, 9)
         with pytest.raises(EvaluationError) as caught:
             reproduces_training(scores, recorded, 2)
         assert str(caught.value) == (

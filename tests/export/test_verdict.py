@@ -113,7 +113,7 @@ def reference(**changes):
         "sequences": ((1, 5, 3, 3), (1, 6, 3, 2)),
         "tuned": (logits, logits),
         "base": (),
-        "base_answers": ((0, 0), (3, 2)),
+        "base_answers": ((3, 3), (3, 2)),
         "noise": far(0.0),
         "precision": "fp32",
         "template_sha256": "a",
@@ -131,17 +131,26 @@ class TestAnswers:
             Check(
                 "greedy answers",
                 True,
-                "2 of 2 greedy answers are the tuned model's, token for token (the base gives 1).",
+                "2 of 2 greedy answers are the tuned model's, token for token (the base gives 2).",
             ),
-            {"answers": 2, "answers_equal": 2, "answers_base_equal": 1},
+            {"answers": 2, "answers_equal": 2, "answers_base_equal": 2},
         )
+
+    def test_no_answers_are_no_difference(self):
+        """Nothing was asked."""
+        nothing = reference(prompt_ids=(), sequences=(), tuned=(), base_answers=())
+        check, counts = judge_answers(nothing, [], 0.0)
+        assert (check.passed, counts) == (True, {"answers": 0, "answers_equal": 0, "answers_base_equal": 0})
 
     @pytest.mark.parametrize(("noise", "passed"), [(0.25, True), (0.24, False)])
     def test_answers_may_part_at_a_near_tie(self, noise, passed):
         """Tokens 3 and 2 are 1 apart; a near tie is four times the largest change by precision."""
         check, counts = judge_answers(reference(), [[3, 2], [3, 2]], noise)
         assert check.passed is passed
-        assert check.detail.endswith(f"Where others part, the tokens are up to 1 apart; a near tie is {4 * noise:.2g}.")
+        assert check.detail == (
+            "1 of 2 greedy answers are the tuned model's, token for token (the base gives 2). Where others part, the "
+            f"tokens are up to 1 apart; a near tie is {4 * noise:.2g}."
+        )
         assert counts["answers_equal"] == 1
 
     def test_only_the_first_token_that_differs_counts(self):
@@ -164,6 +173,10 @@ class TestAnswers:
         """One too few is a mistake, and not one less to compare."""
         with pytest.raises(ValueError, match="longer"):
             judge_answers(reference(), [[3, 3]], 0.0)
+        with pytest.raises(ValueError, match="shorter"):
+            judge_answers(reference(tuned=reference().tuned[:1]), [[3, 3], [3, 2]], 0.0)
+        with pytest.raises(ValueError, match="longer"):
+            judge_answers(reference(base_answers=((3, 3),)), [[3, 3], [3, 2]], 0.0)
 
 
 class TestTokenizer:
@@ -222,7 +235,7 @@ class TestVerification:
 
     def test_its_lines_and_its_values(self):
         """One check a line; numbers that JSON lacks are None."""
-        found = Verification("merged", (GOOD, BAD, OPEN), {"x": 1, "y": math.nan, "z": 0.5}, {"close": 2.0})
+        found = Verification("merged", (GOOD, BAD, OPEN), {"x": 1, "y": math.nan, "z": "bf16"}, {"close": 2.0})
         assert found.lines() == "FAIL: merged\n  ok   a: A.\n  FAIL b: B.\n  ?    c: C."
         assert found.as_dict() == {
             "name": "merged",
@@ -234,8 +247,10 @@ class TestVerification:
                 {"name": "b", "passed": False, "detail": "B."},
                 {"name": "c", "passed": None, "detail": "C."},
             ],
-            "numbers": {"x": 1, "y": None, "z": 0.5},
+            "numbers": {"x": 1, "y": None, "z": "bf16"},
             "thresholds": {"close": 2.0},
         }
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            dataclasses.replace(found, thresholds={"close": math.nan}).as_dict()
         assert dataclasses.replace(found, checks=(OPEN,)).as_dict()["passed"] is False
         assert dataclasses.replace(found, checks=(GOOD,)).as_dict()["passed"] is True
