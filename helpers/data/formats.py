@@ -29,9 +29,22 @@ from helpers.data.messages import (
 __all__ = ["ANSWERS", "INSTRUCTIONS", "MESSAGES", "Format", "named_columns", "plain_name", "question_key", "recognise"]
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-INSTRUCTIONS = ("instruction", "prompt", "question", "query", "problem", "user_input", "input", "user", "human")
+INSTRUCTIONS = (
+    "instruction",
+    "prompt",
+    "question",
+    "query",
+    "problem",
+    "user_input",
+    "input",
+    "user",
+    "human",
+    "questions",
+    "input_text",
+)
 ANSWERS = (
     "output", "response", "completion", "answer", "solution", "target", "assistant_response", "assistant", "gpt",
+    "reply", "expected_output", "answers", "output_text", "target_text",
 )  # fmt: skip
 """What columns with conversations, instructions and answers are called, in small letters."""
 
@@ -43,7 +56,13 @@ _OPTIONAL = {
     "history": ("history",),
     "category": ("category",),
 }
-_EXACT = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("question", "answer"))
+_EXACT = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("q", "a"),
+)
 """Pairs that win over any other columns, in this order."""
 
 _NAMES = {
@@ -74,7 +93,9 @@ class Format:
     def describe(self) -> str:
         """Say in one line what was recognised, which columns are used, and which are not."""
         used = ", ".join(part if part == column else f"{part} = {column}" for part, column in self.used.items())
-        unused = f"; columns not used: {', '.join(self.unused)}" if self.unused else ""
+        unused = (
+            f"; columns not used: {', '.join(n if n.strip() else repr(n) for n in self.unused)}" if self.unused else ""
+        )
         given = "; history is given, not learned" if "history" in self.used else ""
         return f"format: {self.name} ({used}){given}{unused}"
 
@@ -234,7 +255,9 @@ def _find_pair(used: dict[str, str], free: dict[str, str], filled: set[str], the
             _refuse(there, source, f"{' and '.join(free[w] for w in present)} could each be the {part}", part)
         if not present:
             also = (
-                " `chosen` and `rejected` are preference data: name one." if {"chosen", "rejected"} & set(free) else ""
+                " `chosen` and `rejected` are preference data: name one, as output or messages."
+                if {"chosen", "rejected"} & set(free)
+                else ""
             )
             near = [name for name in free.values() if _near(name, words)]
             why = f"none is known as the {part}" + (f" ({near[0]} comes near)" if near else "") + f".{also}"

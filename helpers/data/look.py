@@ -21,12 +21,16 @@ MAX_UNTRAINABLE_SHARE = 0.9
 refused: it was made for something else."""
 
 MARKS = {
-    "<|im_start|>": "ChatML", "<|im_end|>": "ChatML", "<|endoftext|>": "GPT and Qwen", "[INST]": "Mistral and Llama 2",
-    "[/INST]": "Mistral and Llama 2", "<<SYS>>": "Llama 2", "<|eot_id|>": "Llama 3", "<|start_header_id|>": "Llama 3",
-    "<|begin_of_text|>": "Llama 3", "<|end_of_text|>": "Llama 3", "<start_of_turn>": "Gemma", "<end_of_turn>": "Gemma",
-    "<|user|>": "Zephyr and Phi", "<|assistant|>": "Zephyr and Phi", "<|end|>": "Phi",
-}  # fmt: skip
-"""Control tokens that answers may hold spelled out, and whose they are."""
+    **dict.fromkeys(("<|im_start|>", "<|im_end|>"), "ChatML"),
+    "<|endoftext|>": "GPT and Qwen",
+    **dict.fromkeys(("<s>", "</s>", "[INST]", "[/INST]"), "Mistral and Llama 2"),
+    "<<SYS>>": "Llama 2",
+    **dict.fromkeys(("<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|end_of_text|>"), "Llama 3"),
+    **dict.fromkeys(("<start_of_turn>", "<end_of_turn>"), "Gemma"),
+    **dict.fromkeys(("<|user|>", "<|assistant|>"), "Zephyr and Phi"),
+    "<|end|>": "Phi",
+}
+"""Control tokens that texts may hold spelled out, and whose they are."""
 
 _MARK = re.compile("|".join(map(re.escape, MARKS)))
 _END = re.compile(r"</s>\s*\Z")
@@ -112,17 +116,17 @@ class Look:
 
     def remarks(self) -> list[str]:
         """Return sentences on answers that are not learned, and on control tokens that answers hold as text."""
-        ends, marks = 0, Counter[str]()
         answers = [text for row in self.rows for text in _answers(row)]
-        for text in answers:
-            ends += _END.search(text) is not None
-            marks.update(set(_MARK.findall(text)))
+        asked = ["\n".join(_given(row)) for row in self.rows]
+        ends = sum(_END.search(text) is not None for text in answers)
         said = [f"{ends} of {len(answers)} answers end in </s>: remove it, the template writes it"] if ends else []
-        said += [
-            f"{count} of {len(answers)} answers hold {mark}, a control token of {MARKS[mark]}: a model of that kind "
-            "leaves these rows out, any other learns it as text; remove it"
-            for mark, count in marks.most_common()
-        ]
+        for kind, texts in (("answers", [_END.sub("", text) for text in answers]), ("prompts", asked)):
+            marks = Counter(mark for text in texts for mark in set(_MARK.findall(text)))
+            said += [
+                f"{count} of {len(texts)} {kind} hold {mark}, a control token of {MARKS[mark]}: a model of that kind "
+                "leaves these rows out, any other learns it as text; remove it"
+                for mark, count in marks.most_common()
+            ]
         given = sum("given" in message for row in self.rows for message in row.get("completion", ()))
         marked = [f"{given} answers among those learned are given: weight, train or training says so"] if given else []
         return marked + [f"warning: {sentence}" for sentence in said]

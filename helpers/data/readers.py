@@ -14,7 +14,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,18 @@ _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SAVE_AS = "Open it in the spreadsheet program and save it as CSV in UTF-8 (Excel: Save As, CSV UTF-8)."
 _OTHER_FILES = (
     (b"PK\x03\x04", "a spreadsheet or another ZIP archive", f"If it is a spreadsheet: {_SAVE_AS}"),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an old Excel file or another Office document",
+        f"If it is a spreadsheet: {_SAVE_AS}",
+    ),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Fetch it with `git lfs pull`."),
     (b"<!doctype html", "a web page", "Download the file itself, not the page that shows it."),
     (b"<html", "a web page", "Download the file itself, not the page that shows it."),
 )
 """How files begin that are something else than their name says."""
 
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _COMPRESSED = b"\x1f\x8b"
 _NOT_CP1252 = re.compile(
     rb"[A-Za-z][\x80\x82-\x84\x86-\x89\x8b\x95\x98\x99\x9b\xa1-\xa9\xab\xac\xae-\xb4\xb6\xb8\xb9\xbb-\xbf\xd7\xf7][A-Za-z]"
@@ -168,14 +174,27 @@ def _parse_json(text: str, path: Path, values: _Values) -> tuple[list[Any], str]
         return content, "JSON"
     if lines:
         return [content], "JSON lines"
-    under = [k for k, rows in content.items() if rows and _is_rows(rows)] if isinstance(content, dict) else []
-    key = under[0] if len(under) == 1 else next((name for name in ("train", "data") if name in under), None)
+    under = dict(_lists_of_rows(content))
+    known = (key for name in ("train", "data") for key in under if key.rpartition(".")[2] == name)
+    key = next(iter(under)) if len(under) == 1 else next(known, None)
     if key is None:
-        found = f"{path} with one {type(content).__name__}" + (f" of the lists {', '.join(under)}" if under else "")
-        remedy = "Wrap the rows in [ ], or save one a line as .jsonl."
+        some = ", ".join(list(under)[:8]) + (", …" if len(under) > 8 else "")
+        found = f"{path} with one {type(content).__name__}" + (f" of the lists {some}" if under else "")
+        remedy = "Wrap the rows in [ ], or save one a line as .jsonl"
+        by_column = isinstance(content, dict) and content and all(isinstance(v, (dict, list)) for v in content.values())
+        remedy += " (with pandas: to_json(path, orient='records', lines=True))." if by_column and not under else "."
         raise DataError("dataset_name", "a JSON list of rows, or an object with one", found, remedy)
     others = [name for name in under if name != key]
-    return content[key], f"JSON, rows under {key!r}" + (f" (not read: {', '.join(others)})" if others else "")
+    return under[key], f"JSON, rows under {key!r}" + (f" (not read: {', '.join(others)})" if others else "")
+
+
+def _lists_of_rows(content: Any, path: str = "", depth: int = 3) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the lists of objects in an object, and in objects in it, each with its keys joined by dots."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if value and _is_rows(value):
+            yield path + key, value
+        elif depth > 1:
+            yield from _lists_of_rows(value, f"{path}{key}.", depth - 1)
 
 
 def _is_rows(value: Any) -> bool:
@@ -226,13 +245,16 @@ def _parse_line(line: str, where: str, values: _Values) -> Any:
 def _parse_csv(text: str, path: Path) -> tuple[list[Any], str]:
     """Read a table with a header line; its delimiter is the commonest one in that line."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    said = re.match(r"sep=(.)\r?\n", text)  # Excel's own line, which no other program writes
+    header = re.sub(r'"[^"]*"', "", text[said.end() if said else 0 :].lstrip("\r\n").partition("\n")[0])
     usual = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    delimiter = max((usual, ",", ";", "\t"), key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    delimiter = said[1] if said else max((usual, *_DELIMITERS), key=header.count)
+    stream = io.StringIO(text, newline="")
+    skipped = len(stream.readline()) > 0 if said else False
+    reader = csv.reader(stream, strict=True, delimiter=delimiter)
     rows: list[dict[str, str]] = []
     names: list[str] = []
-    began = 1
+    began = 1 + skipped
     try:
         for cells in reader:
             if not cells:
@@ -245,17 +267,16 @@ def _parse_csv(text: str, path: Path) -> tuple[list[Any], str]:
                 found = f"{path}, line {began}, with {len(cells)} of {len(names)}"
                 remedy = "Quote fields that contain the delimiter or line breaks."
                 raise DataError("dataset_name", "as many fields in each row as in the header", found, remedy)
-            began = reader.line_num + 1
+            began = reader.line_num + 1 + skipped
     except csv.Error as error:
-        line = began if "end of data" in str(error) else reader.line_num
+        line = began if "end of data" in str(error) else reader.line_num + skipped
         remedy = f'{error}. Inside a quoted field write a quotation mark twice: "".'
         raise DataError("dataset_name", "valid CSV with a header line", f"{path}, line {line}", remedy) from None
     if "" in names and not any(row[""] for row in rows):
         names = [name for name in names if name]
         rows = [{name: row[name] for name in names} for row in rows]
     _check_names(names, path)
-    words = {",": "commas", ";": "semicolons", "\t": "tabs"}
-    return rows, f"CSV, separated by {words[delimiter]}"
+    return rows, f"CSV, separated by {_DELIMITERS.get(delimiter, delimiter)}"
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:

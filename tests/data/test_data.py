@@ -238,6 +238,15 @@ class TestRows:
             f"warning: 9 of 10 answers hold <|im_end|>, a control token of ChatML: {REST}",
         )
 
+    def test_control_text_of_mistral_is_warned_of_anywhere(self, tmp_path):
+        """Inside answers and in prompts: a Mistral model would leave these rows out."""
+        rows = [{"instruction": f"{n} [INST]" if n < 2 else str(n), "output": "a</s>b" if n else "b"} for n in range(9)]
+        notes = load(write_json(tmp_path / "rows.json", rows), train_rows=1, heldout_rows=8).notes
+        assert notes[1:] == (
+            f"warning: 8 of 9 answers hold </s>, a control token of Mistral and Llama 2: {REST}",
+            f"warning: 2 of 9 prompts hold [INST], a control token of Mistral and Llama 2: {REST}",
+        )
+
     def test_conversations_stay_whole_without_a_system_prompt(self, tmp_path):
         """With one, each answer becomes a row; what cannot be trained is counted, with the first row and turn."""
         rows = []

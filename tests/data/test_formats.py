@@ -80,6 +80,13 @@ EXAMPLES = [
         TOLD,
     ),
     ({"Question ": "Q", " ANSWER": "A"}, "question and answer (instruction = Question , output =  ANSWER)", PLAIN),
+    ({"Q": "Q", "A": "A"}, "q and a (instruction = Q, output = A)", PLAIN),
+    ({"Questions": "Q", "Answers": "A"}, "questions and answers (instruction = Questions, output = Answers)", PLAIN),
+    (
+        {"": "0", "question": "Q", "answer": "A"},
+        "question and answer (instruction = question, output = answer); columns not used: ''",
+        PLAIN,
+    ),
     ({"input": "Q", "output": "A"}, "input and output (instruction = input, output)", PLAIN),
     ({"query": "Q", "response": "A"}, "query and response (instruction = query, output = response)", PLAIN),
     ({"problem": "Q", "solution": "A"}, "problem and solution (instruction = problem, output = solution)", PLAIN),

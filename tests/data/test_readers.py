@@ -68,7 +68,13 @@ class TestFormats:
 
     @pytest.mark.parametrize(
         ("name", "delimiter", "word"),
-        [("a.csv", ";", "semicolons"), ("a.csv", "\t", "tabs"), ("a.tsv", "\t", "tabs"), ("a.tsv", ",", "commas")],
+        [
+            ("a.csv", ";", "semicolons"),
+            ("a.csv", "\t", "tabs"),
+            ("a.tsv", "\t", "tabs"),
+            ("a.tsv", ",", "commas"),
+            ("a.csv", "|", "vertical bars"),
+        ],
     )
     def test_the_delimiter_is_the_header_s(self, tmp_path, name, delimiter, word):
         """Commas, semicolons and tabs are told apart, whatever the file's name ends in."""
@@ -85,6 +91,8 @@ class TestFormats:
         [
             ("a.json", '{"a": "1"}\n{"a": "2"}\n'),
             ("a.json", '{"data": [{"a": "1"}, {"a": "2"}], "version": 3}'),
+            ("a.json", '{"rows": {"train": [{"a": "1"}, {"a": "2"}], "none": []}}'),
+            ("a.csv", "sep=;\r\na\r\n1\r\n2\r\n"),
             ("a.jsonl", '[{"a": "1"}, {"a": "2"}]'),
         ],
     )
@@ -231,6 +239,7 @@ class TestErrors:
             ("a.parquet", "no parquet", "a Parquet file"),
             ("a.parquet", "", "a Parquet file"),
             ("a.csv", "PK\x03\x04", "a file of rows"),
+            ("a.json", '{"a": {"0": "x"}, "b": {"0": "y"}}', "a JSON list of rows, or an object with one"),
             ("a.json", "version https://git-lfs.github.com/spec/v1\n", "a file of rows"),
             ("a.jsonl", "<!DOCTYPE html><html>", "a file of rows"),
         ],
@@ -251,12 +260,26 @@ class TestErrors:
             ("a.csv", 'a,b\n"1\n\n2",3\n1,2,3\n', 5),
             ("a.csv", 'a,b\n"1","2"\n"3","He said "hi"."\n"5","6"\n', 3),
             ("a.csv", 'a,b\n1,2\n"3,4\n5,6\n', 3),
+            ("a.csv", "sep=,\na,b\n1,2\n1,2,3\n", 4),
+            ("a.csv", 'sep=,\na,b\n"1","He said "hi"."\n', 3),
         ],
     )
     def test_the_bad_line_is_named(self, tmp_path, name, content, line):
         """Lines count from 1; a quotation mark that is never closed is looked for where its row begins."""
         (tmp_path / name).write_text(content, encoding="utf-8")
         assert f"{name}, line {line}" in error_of(tmp_path / name).got
+
+    def test_a_table_by_columns_has_a_remedy_of_its_own(self, tmp_path):
+        """This is what pandas writes unless it is told otherwise."""
+        (tmp_path / "a.json").write_text('{"question": {"0": "x"}, "answer": {"0": "y"}}')
+        assert error_of(tmp_path / "a.json").remedy.endswith(
+            "(with pandas: to_json(path, orient='records', lines=True))."
+        )
+
+    def test_an_old_excel_file(self, tmp_path):
+        """Whatever its name ends in."""
+        (tmp_path / "a.csv").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(20))
+        assert "save it as CSV in UTF-8" in error_of(tmp_path / "a.csv").remedy
 
     @pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.ods"])
     def test_a_spreadsheet(self, tmp_path, name):
