@@ -17,7 +17,7 @@ from helpers.core.runs import RunDirectory
 from helpers.memory.predict import LOSS_BYTES, MISTRAL_7B, SMOLLM2_135M, ModelShape, loss_rows
 from helpers.model.load import TARGET_MODULES
 from helpers.runtime.hardware import Gpu
-from helpers.training import machine
+from helpers.training.machine import fit_layout
 
 torch = pytest.importorskip("torch")
 
@@ -167,13 +167,12 @@ class TestLayout:
     """What `fit_layout` hands on to Unsloth's `get_peft_model`."""
 
     @pytest.fixture
-    def handed_on(self, monkeypatch, tmp_path):
+    def handed_on(self, tmp_path):
         """A function that returns the arguments for a number of layers, with a card or without."""
 
         def handed_on(gpu, layers):
-            monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
             config = build_config("alpaca", preset="colab-t4", checkpoint_skip_layers=layers)
-            return machine.fit_layout(config, [300] * 80, RunDirectory(tmp_path)).lora
+            return fit_layout(config, [300] * 80, RunDirectory(tmp_path), find=lambda: gpu).lora
 
         return handed_on
 
