@@ -15,17 +15,9 @@ from helpers.export.folders import open_weights, tensor_files
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = [
-    "ERROR_LIMITS",
-    "GgufTensor",
-    "GgufVocabulary",
-    "check_gguf",
-    "gguf_tensors",
-    "read_tensor",
-    "read_vocabulary",
-]
+__all__ = ["GgufTensor", "GgufVocabulary", "check_gguf", "gguf_tensors", "read_tensor", "read_vocabulary"]
 
-ERROR_LIMITS = {"f16": 5e-4, "bf16": 4e-3, "q8_0": 0.01, "q6_k": 0.04, "q5_k_m": 0.07, "q4_k_m": 0.13}
+_ERROR_LIMITS = {"f16": 5e-4, "bf16": 4e-3, "q8_0": 0.01, "q6_k": 0.04, "q5_k_m": 0.07, "q4_k_m": 0.13}
 """Largest relative error of a tensor (root mean square). f16 and bf16: half a step of their mantissa (2^-11, 2^-8); the
 others: for normally distributed weights Q8_0 measures 0.005, and each bit less doubles it."""
 
@@ -59,12 +51,12 @@ def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: s
             raise ExportError(f"gguf, {name}", f"the shape {expected.shape}", values.shape, "Export again.")
         error = np.sqrt(np.square(values - expected).mean()) / max(np.sqrt(np.square(expected).mean()), 1e-12)
         worst = max(worst, float(error) if np.isfinite(error) else np.inf)
-        if not error <= ERROR_LIMITS[quantization]:
+        if not error <= _ERROR_LIMITS[quantization]:
             raise ExportError(
-                f"gguf, {name}", f"an error of at most {ERROR_LIMITS[quantization]:g}", float(error), "Export again."
+                f"gguf, {name}", f"an error of at most {_ERROR_LIMITS[quantization]:g}", float(error), "Export again."
             )
     _check_tokenizer(reader, merged, config)
-    return len(wanted), worst, ERROR_LIMITS[quantization]
+    return len(wanted), worst, _ERROR_LIMITS[quantization]
 
 
 def _check_tokenizer(reader: Any, merged: Path, config: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from helpers.runtime.setup import read_secret
 
 __all__ = ["PublishResult", "compare_remote", "publish"]
 
-BLOCK = 2**20
+_BLOCK = 2**20
 
-OURS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "adapter_config.json")
+_OURS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "adapter_config.json")
 """Files that a loader would pick up if an earlier push left them behind."""
 
 
@@ -97,7 +97,7 @@ def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dic
     faults = [f"{name} is missing" for name in local if name not in remote]
     faults += [f"{name} differs" for name, path in local.items() if name in remote and not _same(path, remote[name])]
     faults += [
-        f"{name} is from an earlier push" for name in sorted(remote) if name not in local and name.endswith(OURS)
+        f"{name} is from an earlier push" for name in sorted(remote) if name not in local and name.endswith(_OURS)
     ]
     if faults:
         raise ExportError(
@@ -161,7 +161,7 @@ def _same(path: Path, remote: dict[str, Any]) -> bool:
 def _digest(path: Path, digest: Any) -> str:
     """Return a file's hash, read in blocks."""
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
+        while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 

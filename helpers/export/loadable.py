@@ -20,7 +20,7 @@ from helpers.export.folders import open_weights, read_settings, tensor_files
 
 __all__ = ["find_faults", "save_adapter", "saving_adapter", "write_config", "write_tokenizer"]
 
-ADAPTER_KEYS = (
+_ADAPTER_KEYS = (
     "base_model_name_or_path",
     "bias",
     "fan_in_fan_out",
@@ -39,7 +39,7 @@ ADAPTER_KEYS = (
 )
 """Keys of a LoRA configuration that PEFT 0.14 and vLLM read. Others are kept only where they are not PEFT's default."""
 
-STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 """torch's names for the types in a safetensors header."""
 
 
@@ -153,7 +153,7 @@ def _model_faults(folder: Path) -> Iterator[str]:
     found = set()
     for name in sorted(set(tensor_files(folder).values())):
         with open_weights(folder / name) as file:
-            found |= {STORED.get(file.get_slice(key).get_dtype(), "another type") for key in file.keys()}  # noqa: SIM118
+            found |= {_STORED.get(file.get_slice(key).get_dtype(), "another type") for key in file.keys()}  # noqa: SIM118
     if len(said | found) != 1:
         yield f"config.json says {sorted(map(str, said))}, the weights are in {sorted(found)}"
 
@@ -189,7 +189,7 @@ def _write_adapter_config(model: Any, folder: Path, base: str | None) -> None:
     from peft import LoraConfig
 
     config, usual = read_settings(folder, "adapter_config.json"), LoraConfig().to_dict()
-    kept = {k: v for k, v in config.items() if k in ADAPTER_KEYS or v not in (None, usual.get(k))}
+    kept = {k: v for k, v in config.items() if k in _ADAPTER_KEYS or v not in (None, usual.get(k))}
     kept.pop("auto_mapping", None)  # names classes of this machine's stack, and stands in for task_type
     kept |= {"target_modules": sorted(kept["target_modules"]), "task_type": "CAUSAL_LM"}
     if base:

@@ -17,10 +17,10 @@ from helpers.runtime.hardware import TORCH_NAMES, torch_dtype
 
 __all__ = ["MergeResult", "merge_16bit"]
 
-SHARD_BYTES = 2 * 2**30
+_SHARD_BYTES = 2 * 2**30
 """Largest weight file: 2 GiB, which also bounds the memory that merging takes."""
 
-REASON = (
+_REASON = (
     "Each base weight as it is in memory (NF4 weights as the numbers they stand for) plus scaling * B @ A, "
     "added in float32, written in 16 bit. Nothing is downloaded."
 )
@@ -51,7 +51,7 @@ def merge_16bit(
     folder: Path | str,
     *,
     dtype: str = "fp16",
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = _SHARD_BYTES,
 ) -> MergeResult:
     """Write base and adapter as one 16-bit model that plain transformers loads.
 
@@ -86,7 +86,7 @@ def merge_16bit(
         size = sum(p.stat().st_size for p in staged.iterdir())
         result = MergeResult(
             str(folder),
-            REASON,
+            _REASON,
             dtype,
             len(tensors),
             sum(t.layer is not None for t in tensors),

@@ -17,7 +17,7 @@ from helpers.runtime.lockfile import installed_versions
 
 __all__ = ["hub_name", "model_card", "write_card"]
 
-DATA_LICENCES = {
+_DATA_LICENCES = {
     # data set: (SPDX name as the Hub writes it, what to mind)
     "yahma/alpaca-cleaned": (
         "cc-by-4.0",
@@ -31,7 +31,7 @@ DATA_LICENCES = {
 }
 """As their pages on the Hub state: https://huggingface.co/datasets/<name>."""
 
-BASE_LICENCES = {
+_BASE_LICENCES = {
     "mistral-7b-instruct": "apache-2.0",
     "smollm2-135m": "apache-2.0",
     "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": "apache-2.0",
@@ -39,26 +39,26 @@ BASE_LICENCES = {
 }
 """Licences of the base models that are known here."""
 
-HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What the Hub calls models that come from elsewhere."""
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-KINDS = {
+_KINDS = {
     # kind: (what it is, what the Hub calls its library)
     "adapter": ("A LoRA adapter for", "peft"),
     "merged": ("A 16-bit model, merged from a LoRA adapter and its base, from", "transformers"),
     "gguf": ("A GGUF file for llama.cpp and Ollama, made of a LoRA adapter merged into", "gguf"),
 }
 
-READERS = "transformers 4.46 and newer, PEFT 0.14 and newer"
+_READERS = "transformers 4.46 and newer, PEFT 0.14 and newer"
 """Checked file by file at each verification, and with these versions by scripts/check_readers."""
 
 
 def hub_name(model_name: str) -> str | None:
     """Return what the Hub calls a base model, or None if it is a local folder."""
-    name = HUB_NAMES.get(model_name) or MODELS.get(model_name, (model_name,))[0]
-    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    name = _HUB_NAMES.get(model_name) or MODELS.get(model_name, (model_name,))[0]
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
 def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **options: Any) -> Path:
@@ -100,9 +100,9 @@ def model_card(
     Raises:
         ConfigError: `kind` is unknown.
     """
-    if kind not in KINDS:
+    if kind not in _KINDS:
         raise ConfigError("kind", "adapter, merged or gguf", kind, "Correct the name.")
-    licence = licence or BASE_LICENCES.get(config.model.model_name)
+    licence = licence or _BASE_LICENCES.get(config.model.model_name)
     parts = [
         f"# {run.path.name}",
         _opening(config, kind),
@@ -131,10 +131,10 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     values: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if base else None,
-        "datasets": [data] if HUB_ID.fullmatch(data) and not Path(data).exists() else None,
+        "datasets": [data] if _HUB_ID.fullmatch(data) and not Path(data).exists() else None,
         "language": "en",
         "license": licence,
-        "library_name": KINDS[kind][1],
+        "library_name": _KINDS[kind][1],
         "pipeline_tag": "text-generation",
         "tags": [
             *(
@@ -156,9 +156,9 @@ def _opening(config: RunConfig, kind: str) -> str:
     """Say what this is, and which bases it has: the one that it was trained on, and the one in 16 bit."""
     held = "in 4 bit (NF4)" if config.model.load_in_4bit else "without quantization"
     model, data = _shown(config.model.model_name), _shown(config.data.dataset_name)
-    lines = [f"{KINDS[kind][0]} `{model}`, trained on `{data}` with the base held {held}."]
+    lines = [f"{_KINDS[kind][0]} `{model}`, trained on `{data}` with the base held {held}."]
     base = hub_name(config.model.model_name)
-    if config.model.model_name in HUB_NAMES:
+    if config.model.model_name in _HUB_NAMES:
         lines.append(
             f"The base is `{base}`, whose weights were rounded to 4 bit (Q4_1) before training, so that they come with "
             "a package of 90 MB: the model on the Hub is not exactly it."
@@ -191,7 +191,7 @@ def _kept(metrics: Mapping[str, Any], kind: str) -> list[str]:
 def _data(config: RunConfig) -> str:
     """Name the data set and its licence, and how rows became messages."""
     data = config.data
-    licence, note = DATA_LICENCES.get(
+    licence, note = _DATA_LICENCES.get(
         data.dataset_name, ("not known to the notebook", "Check it before you pass the model on.")
     )
     lines = [f"`{_shown(data.dataset_name)}`, licence: {licence}. {note}"]
@@ -293,13 +293,13 @@ def _versions(manifest: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
         "base model": f"{_shown(config.model.model_name)} at {manifest.get('base_commit') or 'no known commit'}",
         "data set": f"{_shown(config.data.dataset_name)} at {manifest.get('data_commit') or 'no known commit'}",
     }
-    return {**versions, "GPU": ", ".join(gpus), **commits, "read by": READERS}
+    return {**versions, "GPU": ", ".join(gpus), **commits, "read by": _READERS}
 
 
 def _shown(name: str) -> str:
     """Return a hub id as it is, and of a local path only its last part."""
     plain = name.replace("`", "'").replace("\n", " ")
-    return plain if HUB_ID.fullmatch(plain) and not Path(plain).exists() else Path(plain).name
+    return plain if _HUB_ID.fullmatch(plain) and not Path(plain).exists() else Path(plain).name
 
 
 def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "value")) -> str:

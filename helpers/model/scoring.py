@@ -13,14 +13,14 @@ from helpers.model.decoding.support import causal_model
 
 __all__ = ["RowScore", "mean_loss", "prompt_numbers", "score_rows"]
 
-PACKED_TOKENS = 8192
+_PACKED_TOKENS = 8192
 """Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. Of a 7B model's memory
 an MLP takes 0.7 GiB for it and the logits 0.5."""
 
-PADDED_TOKENS = 2048
+_PADDED_TOKENS = 2048
 """Tokens of a pass elsewhere."""
 
-LOSS_TOKENS = 1024
+_LOSS_TOKENS = 1024
 """Tokens whose logits are in float32 at a time."""
 
 
@@ -53,8 +53,8 @@ def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: i
     Args:
         model: A causal language model. It is put into evaluation mode and back.
         rows: Token ids, and labels or a `completion_mask` (0 or 1 a token); the last learned token of each is its EOS.
-        batch_tokens: Tokens in one pass, padding included, at most; one row always fits. By default `PACKED_TOKENS`
-            where Unsloth computes the pass, `PADDED_TOKENS` elsewhere.
+        batch_tokens: Tokens in one pass, padding included, at most; one row always fits. By default `_PACKED_TOKENS`
+            where Unsloth computes the pass, `_PADDED_TOKENS` elsewhere.
 
     Returns:
         One score a row, in the order given.
@@ -63,7 +63,7 @@ def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: i
 
     training, here, packed = model.training, place(), _takes_packed_rows(model)
     known = [_read_row(row) for row in rows]
-    limit = batch_tokens or (PACKED_TOKENS if packed else PADDED_TOKENS)
+    limit = batch_tokens or (_PACKED_TOKENS if packed else _PADDED_TOKENS)
     model.eval()
     own: dict[int, RowScore] = {}
     try:
@@ -155,7 +155,7 @@ def _losses(
     # Of a model split over cards the logits are on the last one.
     before = torch.tensor([place for row in places for place in row], device=logits.device)
     wanted = torch.tensor([ids[at] for ids, learned in rows for at in learned], device=logits.device)
-    pieces = zip(before.split(LOSS_TOKENS), wanted.split(LOSS_TOKENS), strict=True)
+    pieces = zip(before.split(_LOSS_TOKENS), wanted.split(_LOSS_TOKENS), strict=True)
     found = [cross_entropy(logits[where].float(), tokens, reduction="none") for where, tokens in pieces]
     losses = iter(torch.cat(found).tolist())
     return [[next(losses) for _ in row] for row in places]

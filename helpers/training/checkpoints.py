@@ -24,17 +24,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import file_sha256, read_json
 from helpers.core.runs import RunDirectory
 
-__all__ = [
-    "MARKER",
-    "REQUIRED",
-    "STATE",
-    "WRITING",
-    "Checkpoint",
-    "Search",
-    "last_complete",
-    "read_checkpoint",
-    "step_folders",
-]
+__all__ = ["MARKER", "REQUIRED", "STATE", "WRITING", "Checkpoint", "Search", "last_complete", "step_folders"]
 
 MARKER, STATE, WRITING = "checkpoint.json", "run_state.json", ".writing"
 """Names in a checkpoint, and of the folder in which one is being written."""
@@ -98,13 +88,13 @@ def last_complete(run: RunDirectory, folder: Path | None = None) -> Search:
     rejected: list[tuple[str, str]] = []
     for path in step_folders(folder or run.checkpoints):
         try:
-            return Search(read_checkpoint(path, run), tuple(rejected))
+            return Search(_read_checkpoint(path, run), tuple(rejected))
         except _UnusableError as reason:
             rejected.append((path.name, str(reason)))
     return Search(None, tuple(rejected))
 
 
-def read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
+def _read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
     """Check a checkpoint against its marker, byte for byte.
 
     Args:

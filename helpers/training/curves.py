@@ -9,21 +9,21 @@ from typing import Any, Literal
 
 __all__ = ["CurveVerdict", "judge_curve"]
 
-Kind = Literal["healthy", "flat", "diverging", "overfitting", "nan", "too short"]
+_Kind = Literal["healthy", "flat", "diverging", "overfitting", "nan", "too short"]
 
-SHORTEST = 8
+_SHORTEST = 8
 """Fewer optimizer steps say nothing."""
 
-FLAT = 0.005
+_FLAT = 0.005
 """A held-out loss that ends within this share of where it began has not moved."""
 
-OVERFIT = 0.02
+_OVERFIT = 0.02
 """A held-out loss that ends this share above its lowest has turned around."""
 
-DIVERGED = 0.05
+_DIVERGED = 0.05
 """A training loss whose last third lies this share above its first has got away."""
 
-CLEAR = 3.0
+_CLEAR = 3.0
 """A difference between two parts of the noisy training curve counts from this many standard errors on."""
 
 
@@ -36,7 +36,7 @@ class CurveVerdict:
         text: The same in one to three sentences, with the numbers and what to try.
     """
 
-    kind: Kind
+    kind: _Kind
     text: str
 
 
@@ -63,11 +63,11 @@ def judge_curve(metrics: Mapping[str, Any]) -> CurveVerdict:
             "A loss is not a number: training broke. Do not use the adapter. Lower learning_rate "
             "to a fifth, or use a card that computes in bf16.",
         )
-    if len(train) < SHORTEST or len(held) < 2:
+    if len(train) < _SHORTEST or len(held) < 2:
         return CurveVerdict(
             "too short",
             f"{len(train)} optimizer steps are too few to judge a curve by; it takes "
-            f"{SHORTEST} and a held-out loss before and after.",
+            f"{_SHORTEST} and a held-out loss before and after.",
         )
     return _judge(_trend(train), held, metrics["eval_loss"])
 
@@ -81,11 +81,11 @@ def _judge(trend: float, held: Sequence[float], points: Sequence[Sequence[float]
     """
     first, last, best = held[0], held[-1], min(held)
     moved = f"The held-out loss went from {first:.3f} to {last:.3f}"
-    still = abs(last - first) <= FLAT * first
-    worse = last > first * (1 + FLAT) or last > best * (1 + OVERFIT)
-    if trend < 0 and (worse or (still and trend < -OVERFIT)):
+    still = abs(last - first) <= _FLAT * first
+    worse = last > first * (1 + _FLAT) or last > best * (1 + _OVERFIT)
+    if trend < 0 and (worse or (still and trend < -_OVERFIT)):
         return _overfitting(best, last, points)
-    if worse or trend > DIVERGED:
+    if worse or trend > _DIVERGED:
         return CurveVerdict(
             "diverging",
             f"{moved}, and the training loss {_words(trend)}. The steps are too large: lower learning_rate to a fifth.",
@@ -118,7 +118,7 @@ def _trend(losses: Sequence[float]) -> float:
     start, end = losses[:size], losses[-size:]
     before, after = sum(start) / size, sum(end) / size
     error = math.sqrt(_variance(start) / size + _variance(end) / size)
-    return (after - before) / before if before > 0 and abs(after - before) > CLEAR * error else 0.0
+    return (after - before) / before if before > 0 and abs(after - before) > _CLEAR * error else 0.0
 
 
 def _variance(values: Sequence[float]) -> float:

@@ -98,7 +98,7 @@ def nan_error(what: str, value: float, config: RunConfig, precision: str, step: 
     return RunError(what, "a number", value, " ".join(advice))
 
 
-NEW_NAME = "Choose a new run_name: another configuration cannot go on from this run's checkpoints."
+_NEW_NAME = "Choose a new run_name: another configuration cannot go on from this run's checkpoints."
 
 
 def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, step: int | None) -> RunError | None:
@@ -144,7 +144,7 @@ def _memory_advice(config: RunConfig) -> list[str]:
         advice = advise(config, gpu.total_bytes, processes=place().count)
     except HelpersError:  # a model whose shape the planner cannot learn
         advice = []
-    return [*advice, NEW_NAME] if advice else _generic_advice(config)
+    return [*advice, _NEW_NAME] if advice else _generic_advice(config)
 
 
 def _generic_advice(config: RunConfig) -> list[str]:
@@ -163,4 +163,4 @@ def _generic_advice(config: RunConfig) -> list[str]:
     tips.append(f"Lower max_seq_length, now {config.model.max_seq_length}.")
     if config.adapter.lora_rank > 8:
         tips.append(f"Lower lora_rank, now {config.adapter.lora_rank}.")
-    return [*tips, NEW_NAME]
+    return [*tips, _NEW_NAME]

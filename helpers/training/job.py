@@ -18,10 +18,10 @@ from helpers.core.runs import CONFIG, RunDirectory
 
 __all__ = ["run_job"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def run_job(path: Path, check: Callable[[Path], T], work: Callable[[T], RunDirectory]) -> int:
+def run_job(path: Path, check: Callable[[Path], _T], work: Callable[[_T], RunDirectory]) -> int:
     """Do a job in this process and in those that were launched with it.
 
     Args:

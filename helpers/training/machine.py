@@ -87,10 +87,10 @@ def fit_machine(config: RunConfig, run: RunDirectory) -> Machine:
         loading["device_map"] = {"": f"cuda:{here.local}" if gpu else "cpu"}
         sft |= {"use_cpu": gpu is None, "ddp_find_unused_parameters": False}
     loading |= loader_options()
-    return Machine(precision, loading, sft, {**REASONS, "dtype": f"computing in {precision}"})
+    return Machine(precision, loading, sft, {**_REASONS, "dtype": f"computing in {precision}"})
 
 
-REASONS = {
+_REASONS = {
     "bf16": "mixed precision, where the card computes in bf16",
     "dataloader_pin_memory": "helps with a GPU only",
     "dataset_num_proc": "worker processes die in small containers (unsloth issues 2693, 4490)",

@@ -16,7 +16,7 @@ from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step
 
 __all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
 
-DRIVE = Path("/content/drive")
+_DRIVE = Path("/content/drive")
 """Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""
 
 
@@ -32,10 +32,10 @@ def persist_folder(persist_dir: str, name: str) -> RunDirectory:
 def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
     """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet."""
     path = user_folder(parameter, folder)
-    if "google.colab" in sys.modules and path.is_relative_to(DRIVE) and not (DRIVE / "MyDrive").is_dir():
+    if "google.colab" in sys.modules and path.is_relative_to(_DRIVE) and not (_DRIVE / "MyDrive").is_dir():
         from google.colab import drive
 
-        drive.mount(str(DRIVE))
+        drive.mount(str(_DRIVE))
 
 
 def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list[str]:

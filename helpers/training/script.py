@@ -28,18 +28,18 @@ from helpers.core.runs import RunDirectory
 from helpers.model.smollm2 import smollm2_folder
 from helpers.training.program import TRAINING, find_program, read_cells
 
-__all__ = ["SCRIPT", "copy_inputs", "make_script", "read_script", "write_script"]
+__all__ = ["copy_inputs", "make_script", "read_script", "write_script"]
 
-SCRIPT = "train.py"
+_SCRIPT = "train.py"
 """The script's name in a run directory."""
 
-SMALL_MODEL = "smollm2-135m"
+_SMALL_MODEL = "smollm2-135m"
 """What a script calls the folder of the bundled model."""
 
-PURE = ("max", "min")
+_PURE = ("max", "min")
 """Functions whose value may stand in the place of a call."""
 
-ALONE = ("ddp_find_unused_parameters", "device_map", "use_cpu")
+_ALONE = ("ddp_find_unused_parameters", "device_map", "use_cpu")
 """Arguments that only several processes need."""
 
 
@@ -55,10 +55,10 @@ def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
     others = [cell.text for cell in cells if "core" not in cell.tags]
     core = [_executed(cell.text, [c.text for c in cells], namespace) for cell in cells if "core" in cell.tags]
     values = _for_one_process(namespace)
-    if namespace["config"].model.model_name == SMALL_MODEL:
-        values["base"] = SMALL_MODEL
+    if namespace["config"].model.model_name == _SMALL_MODEL:
+        values["base"] = _SMALL_MODEL
     text = make_script(core, others, values, title=run.path.name, folder=str(run.path))
-    write_text(run.path / SCRIPT, text)
+    write_text(run.path / _SCRIPT, text)
     return text
 
 
@@ -68,10 +68,10 @@ def read_script(run: RunDirectory) -> str:
     Raises:
         RunError: It left none.
     """
-    path = run.path / SCRIPT
+    path = run.path / _SCRIPT
     if not path.is_file():
         remedy = "Run its notebook again: with the same parameters nothing is trained twice."
-        raise RunError("run", f"a run whose training wrote {SCRIPT}", run.shown(), remedy)
+        raise RunError("run", f"a run whose training wrote {_SCRIPT}", run.shown(), remedy)
     return path.read_text(encoding="utf-8")
 
 
@@ -80,7 +80,7 @@ def copy_inputs(run: RunDirectory, script: str, folder: Path) -> list[str]:
     names = _inputs(script)
     for name in names:
         target = folder / name
-        if name == SMALL_MODEL:
+        if name == _SMALL_MODEL:
             if not target.exists():
                 target.symlink_to(smollm2_folder(), target_is_directory=True)
         elif target.resolve() != (run.path / name).resolve():
@@ -90,7 +90,7 @@ def copy_inputs(run: RunDirectory, script: str, folder: Path) -> list[str]:
 
 def _inputs(script: str) -> list[str]:
     """Return the files and folders that a script reads in the folder where it runs."""
-    return sorted(set(re.findall(rf"'(rows_\w+\.jsonl|{SMALL_MODEL})'", script)))
+    return sorted(set(re.findall(rf"'(rows_\w+\.jsonl|{_SMALL_MODEL})'", script)))
 
 
 def make_script(
@@ -137,7 +137,7 @@ def _for_one_process(namespace: Mapping[str, Any]) -> dict[str, Any]:
     layout, machine, count = namespace["layout"], namespace["machine"], place().count
     if count == 1:
         return dict(namespace)
-    parts = {name: {k: v for k, v in getattr(machine, name).items() if k not in ALONE} for name in ("loading", "sft")}
+    parts = {name: {k: v for k, v in getattr(machine, name).items() if k not in _ALONE} for name in ("loading", "sft")}
     layout = dataclasses.replace(layout, gradient_accumulation=layout.gradient_accumulation * count)
     return {**namespace, "layout": layout, "machine": dataclasses.replace(machine, **parts)}
 
@@ -305,9 +305,9 @@ class _Writer:
         """
         names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
         calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
-        if any(not (isinstance(func, ast.Name) and func.id in PURE) for func in calls):
+        if any(not (isinstance(func, ast.Name) and func.id in _PURE) for func in calls):
             raise KeyError("a call")
-        if not names - set(PURE) or not names <= {*self.values, *PURE}:
+        if not names - set(_PURE) or not names <= {*self.values, *_PURE}:
             raise KeyError("other names")
         value = eval(compile(ast.Expression(node), "", "eval"), dict(self.values))  # noqa: S307 - the notebook's text
         if isinstance(value, str) and value.startswith(f"{self.folder}/checkpoints"):

@@ -14,7 +14,7 @@ from helpers.training.checkpoints import MARKER, STATE, Checkpoint, step_folders
 
 __all__ = ["prune", "seal", "sweep"]
 
-LEFT_OUT = ("README.md", "training_args.bin")
+_LEFT_OUT = ("README.md", "training_args.bin")
 """What the trainer writes and nobody reads: a model card, and a pickle of its arguments."""
 
 
@@ -33,7 +33,7 @@ def seal(written: Path, run: RunDirectory, step: int, state: dict[str, Any]) -> 
     """
     final = run.checkpoints / f"step-{step:06d}"
     with writing(f"the checkpoint of step {step}", run.path):
-        for name in LEFT_OUT:
+        for name in _LEFT_OUT:
             (written / name).unlink(missing_ok=True)
         write_json(written / STATE, state)
         files = sorted(path for path in written.iterdir() if path.name != MARKER)

@@ -20,15 +20,15 @@ from helpers.core.runs import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PACKAGES", "PROJECT", "require_tracker", "track_configuration", "tracking_arguments"]
+__all__ = ["PACKAGES", "require_tracker", "track_configuration", "tracking_arguments"]
 
-PROJECT = "mistral-qlora-notebooks"
+_PROJECT = "mistral-qlora-notebooks"
 """Under what name trackers group the runs; WANDB_PROJECT replaces it for wandb."""
 
 PACKAGES = {"trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 """For each tracker the packages that provide it; one of them is enough."""
 
-FOLDER = "tracking"
+_FOLDER = "tracking"
 """In the run's folder: what a tracker keeps."""
 
 
@@ -65,16 +65,16 @@ def tracking_arguments(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if tracker == "none":
         return {"report_to": "none"}
     require_tracker(tracker)
-    folder = run.path / FOLDER
+    folder = run.path / _FOLDER
     if tracker == "tensorboard":
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
     if tracker == "wandb":
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DIR"] = str(folder)
-        os.environ.setdefault("WANDB_PROJECT", PROJECT)
+        os.environ.setdefault("WANDB_PROJECT", _PROJECT)
         if not _has_wandb_key():
             os.environ.setdefault("WANDB_MODE", "offline")
-    return {"report_to": [tracker], "run_name": config.run_name, "project": PROJECT}
+    return {"report_to": [tracker], "run_name": config.run_name, "project": _PROJECT}
 
 
 def track_configuration(trainer: Any, config: RunConfig) -> None:
