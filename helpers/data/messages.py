@@ -225,7 +225,7 @@ def _message(turn: Any, place: int) -> dict[str, Any]:
     text = text_of(content, "a message")
     if not text.strip() and (_ROLES[plain] != "system" or place > 1):
         raise RowError("an empty message", place, damaged=False)
-    message = {"role": _ROLES[plain], "content": text.strip()}
+    message: dict[str, Any] = {"role": _ROLES[plain], "content": text.strip()}
     if message["role"] == "assistant" and _is_given(turn):
         message["given"] = True
     return message

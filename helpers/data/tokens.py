@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
     from pyarrow import ChunkedArray
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "IGNORED",
@@ -84,7 +83,7 @@ class MessageColumns:
 
 
 def tokenize_chats(
-    batch: Mapping[str, Sequence[Sequence[Mapping[str, str]]]], tokenizer: PreTrainedTokenizerBase
+    batch: Mapping[str, Sequence[Sequence[Mapping[str, str]]]], tokenizer: Any
 ) -> dict[str, list[list[int]]]:
     """Return conversations as tokens, and which of them are learned: each answer of a completion, and its EOS.
 
