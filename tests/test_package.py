@@ -217,6 +217,17 @@ class TestDependencies:
         found = [(m, source) for m in modules for source, _ in imported_names(m) if unit(source) != "helpers"]
         assert [(m, source) for m, source in found if unit(source) not in DIRECTIONS[room] | {room}] == []
 
+    def test_rooms_offer_few_names_to_others(self):
+        """At most 400 names are imported from another room, or by notebooks, the workshop, tools and benchmarks."""
+        found = {(source, name) for m in MODULES for source, name in imported_names(m) if unit(m) != unit(source)}
+        for folder in ("notebooks", "workshop", "tools", "benchmarks"):
+            for path in (PACKAGE.parent / folder).rglob("*.py"):
+                nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+                named = [(node.module or "", alias.name) for node in imports for alias in node.names]
+                found |= {pair for pair in named if pair[0].split(".")[0] == "helpers"}
+        assert 200 < len(found) <= 400
+
     def test_the_face_of_the_package_knows_only_errors(self):
         """`helpers` itself imports nothing but its errors."""
         assert {source for source, _ in imported_names("helpers")} == {"helpers.core.errors"}
