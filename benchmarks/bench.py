@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times each configuration is measured")
     parser.add_argument("--budget", type=float, help="seconds for everything; what would not end in time is left out")
     parser.add_argument("--limit", type=float, default=300, help="seconds after which one configuration is given up")
-    parser.add_argument("--out", type=Path, default=RESULTS / out, help="the record, which is gone on with")
+    parser.add_argument("--out", type=Path, default=RESULTS / out, help="the record; an existing one is continued")
     parser.add_argument("--again", action="store_true", help="measure also what the record has")
     parser.add_argument("--one", help=argparse.SUPPRESS)
 

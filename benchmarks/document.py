@@ -138,7 +138,7 @@ def short(results: Path) -> Iterator[str]:
 
 def waited() -> Iterator[str]:
     """Yield what is waited for."""
-    yield "What a user waits for: from the start of the process until the adapter is on disk, each side training so"
+    yield "What a user waits for: from the start of the process until the adapter is on disk, each side seeing that"
     yield "many Alpaca rows once. Packed, Unsloth's notebook takes steps of about 72 examples, and so a ninth of the"
     yield "steps: it is shown for speed, and learns less from the same rows."
 
@@ -263,7 +263,7 @@ def against_plain(found: Mapping[str, Any]) -> str:
     """Say how packed and plain gradients lie to each other, and what a plain side that is rounded can reach at all."""
     ours, plain = found["float32_cosines"]
     cosine, aim = found["gradients_cosine"], 0.999
-    said = f"Packed and plain ones, both in bf16, have a cosine of {cosine:.4f}; more than {aim} was aimed at and "
+    said = f"Packed and plain ones, both in bf16, have a cosine of {cosine:.4f}; the goal of more than {aim} was "
     if cosine > aim:
         return said + "reached."
     if plain > aim:

@@ -8,7 +8,7 @@ the same rows in the same order with LoRA of rank 16; each process runs the note
 
 - one: 8 rows an optimizer step on one GPU,
 - same-N: the same 8 a step, shared out among N GPUs; its loss curve should lie on that of one,
-- grown-N: 8 a step and GPU,
+- grown-N: 8 rows a step on each GPU,
 - packed-...: each of these with as many packed sequences of 2,048 tokens instead of rows,
 - eager-...: each with rows as above, but without CUDA graphs.
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--data")
-    parser.add_argument("--gpus", default="2", help="numbers of GPUs beside 1, separated by commas")
+    parser.add_argument("--gpus", default="2", help="numbers of GPUs besides 1, separated by commas")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, for smaller cards")
     parser.add_argument("--markdown", action="store_true", help="only print the record as a table in Markdown")
     add_options(parser, "scale.json")

@@ -1,6 +1,6 @@
 """The stopwatch of all benchmarks: a process's stages, and a trainer's steps.
 
-Of steps warm-up is left out; then come whole epochs of the same batches, whose median counts.
+Warm-up steps are left out; then whole epochs of the same batches are timed, and their median counts.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--rows", type=int, default=ROWS, help="that are trained; a multiple of 8")
-    parser.add_argument("--epochs", type=int, default=2, help="that are timed, where a configuration does not say so")
-    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed, where it does not say so")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to train on; a multiple of 8")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs to time, unless a configuration sets them")
+    parser.add_argument("--warmup", type=int, default=5, help="untimed first steps, unless a configuration sets them")
     add_options(parser, "train.json")
     options = parser.parse_args()
     if options.one:

@@ -3,7 +3,7 @@
     python benchmarks/whole.py --model FOLDER --data ROWS.json [--rows 944,4000] [--official-steps 60] [--preset NAME]
 
 FOLDER holds an NF4 checkpoint of Mistral-7B's shape (`scripts/random_mistral` makes one without a hub), ROWS.json a
-list of Alpaca rows, repeated with a number at each where it has too few. All sides train so many rows once, 8 an
+list of Alpaca rows, repeated with numbers added if fewer than --rows. All sides train that many once, 8 an
 optimizer step, each in a process of its own:
 
 - ours: the cells of this project's Alpaca notebook, all of them, up to the one after which the adapter is there. It
@@ -13,7 +13,7 @@ optimizer step, each in a process of its own:
 - best: the same at its best, packed to 2,048 tokens, batch 8, no checkpointing. Its steps see about 72 rows, so that it
   takes a ninth of the steps and learns less from the same rows at the same rate: shown for speed alone.
 
---official-steps N ends the training of `official` after N steps; the rest is added from the seconds a step after the
+--official-steps N ends the training of `official` after N steps; the rest is extrapolated from the pace after the
 first five, and the record says so. --until first-step ends each side after its first optimizer step. --model may be
 left out: then preset smoke tries it all on the CPU with SmolLM2.
 """
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--model", help="without one, the small model of preset smoke")
     parser.add_argument("--data", required=True)
     parser.add_argument("--rows", default="944,4000", help="numbers of rows, separated by commas")
-    parser.add_argument("--official-steps", type=int, default=-1, help="that are trained; the rest is extrapolated")
+    parser.add_argument("--official-steps", type=int, default=-1, help="steps to train; the rest is extrapolated")
     parser.add_argument("--preset", default="large-gpu", help="of ours, where a model is given")
     parser.add_argument("--until", choices=("saved", "first-step"), default="saved")
     add_options(parser, "whole.json")

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="a name that `list` shows, or a path")
     run.add_argument("--preset", help="auto, colab-t4, large-gpu or smoke")
     run.add_argument("--name", help="folder under runs/; by default the task and the preset")
-    run.add_argument("--resume", choices=("auto", "never", "must"), help="go on, start over, or insist on going on")
+    run.add_argument("--resume", choices=("auto", "never", "must"), help="resume, start over, or insist on resuming")
     run.add_argument("-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter")
     limit = f"a cell may take this many seconds, {_CELL_TIMEOUT} by default; 0 for no limit"
     run.add_argument("--cell-timeout", type=int, default=_CELL_TIMEOUT, metavar="SECONDS", help=limit)

@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="?", default="colab_2026_08_py313", metavar="LIST")
     parser.add_argument("--notebooks", nargs="+", default=NOTEBOOKS, choices=NOTEBOOKS, metavar="NAME")
-    parser.add_argument("--folder", type=Path, help="for environment and runs; by default one that is removed")
+    parser.add_argument("--folder", type=Path, help="for environment and runs (default: a temporary one)")
     parser.add_argument("--torch", default="torch==2.13.0", help="what pip installs first")
     options = parser.parse_args()
     versions = newest() if options.packages == "newest" else recorded(options.packages)

@@ -23,7 +23,7 @@ def add_command(subparsers: Any) -> None:
     said = "compare base and tuned from a comparison's config.json, on one GPU or, launched, on several"
     parser = subparsers.add_parser("compare", help=said)
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what side_by_side_eval wrote")
-    parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
+    parser.add_argument("--resume", choices=RESUME, default="auto", help="resume, start over, or insist on resuming")
     parser.set_defaults(command=run_compare)
 
 

@@ -19,7 +19,7 @@ def add_command(subparsers: Any) -> None:
     """Add `eject` to the command line."""
     parser = subparsers.add_parser("eject", help="write a run's training as a plain script without this package")
     parser.add_argument("run", metavar="RUN", help="a run's name or folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; by default it is printed")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file; by default printed")
     parser.set_defaults(command=_run_eject)
 
 

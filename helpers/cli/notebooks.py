@@ -156,7 +156,7 @@ def _with_run(path: Path, given: Mapping[str, Any], run_name: str | None, resume
         added["run_name"] = run_name
     for key, value in added.items():
         if given.get(key, value) != value:
-            raise ConfigError(key, "one value", f"{value} and {given[key]}", "Leave one of the two away.")
+            raise ConfigError(key, "one value", f"{value} and {given[key]}", "Leave one of the two out.")
     return {**given, **added}
 
 

@@ -84,9 +84,9 @@ def add_command(subparsers: Any) -> None:
         "--row-length",
         type=int,
         metavar="TOKENS",
-        help=f"of every row (default about {_MEAN_LENGTH} on average, some five times as long)",
+        help=f"length of every row (default: about {_MEAN_LENGTH} on average, some five times as long)",
     )
-    parser.add_argument("--attention", choices=ATTENTION, help="how batches go through it (default by the card)")
+    parser.add_argument("--attention", choices=ATTENTION, help="how attention treats a batch (default: by card)")
     parser.add_argument(
         "-p", dest="pairs", action="append", default=[], metavar="PARAMETER=VALUE", help="set a parameter"
     )
@@ -170,7 +170,7 @@ def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[i
     else:
         tflops = _TFLOPS.get(named.strip().lower())
         if tflops is None:
-            return ["How long it takes is forecast for a card's name, or for this machine's card."]
+            return ["No duration: it is forecast only for a card given by name, or for this machine's."]
         precision = choose_precision(gpu.capability)
         calibration, basis = (
             Calibration(tflops, precision, 0, gpu.name),

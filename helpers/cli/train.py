@@ -24,8 +24,8 @@ def add_command(subparsers: Any) -> None:
     """Add `train` to the command line."""
     parser = subparsers.add_parser("train", help="train from a run's config.json, on one GPU or, launched, on several")
     parser.add_argument("config", metavar="RUN_DIR/config.json", type=Path, help="what a training notebook wrote")
-    parser.add_argument("--resume", choices=RESUME, default="auto", help="go on, start over, or insist on going on")
-    parser.add_argument("--split", action="store_true", help="lay the model's layers out on all GPUs of this machine")
+    parser.add_argument("--resume", choices=RESUME, default="auto", help="resume, start over, or insist on resuming")
+    parser.add_argument("--split", action="store_true", help="spread the model's layers over all GPUs of this machine")
     parser.add_argument("--card-share", metavar="SHARE", default="1", help="with --split: how much of each GPU, 0 to 1")
     parser.set_defaults(command=run_train)
 

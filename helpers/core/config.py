@@ -122,7 +122,7 @@ class TrainConfig(Settings):
 
     learning_rate: float = setting(2e-4, "peak learning rate, after warm-up", above=0.0, high=1.0)
     num_epochs: float = setting(
-        1.0, "times each row is seen, if max_steps does not end it before", unit="epochs", above=0.0, high=100.0
+        1.0, "times each row is seen, unless max_steps ends training first", unit="epochs", above=0.0, high=100.0
     )
     max_steps: int | None = setting(None, "end after this many optimizer steps", unit="steps", low=1, high=10_000_000)
     batch_size: int = setting(2, "rows in one forward pass", unit="rows", low=1, high=1024)
@@ -131,8 +131,8 @@ class TrainConfig(Settings):
     weight_decay: float = setting(0.001, "pull of the adapter's weights towards zero", low=0.0, high=1.0)
     packing: bool = setting(False, "fill sequences with several rows each")
     gradient_checkpointing: bool = setting(True, "recompute activations to save memory")
-    checkpoint_skip_layers: int = setting(0, "layers that keep their activations all the same", unit="layers", low=0)
-    varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, where it is lacking")
+    checkpoint_skip_layers: int = setting(0, "layers exempt from gradient_checkpointing", unit="layers", low=0)
+    varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, if unsloth lacks it")
     cuda_graphs: bool = setting(True, "record short passes as CUDA graphs, where the host is slower than the card")
     optimizer: str = setting(
         "auto",
@@ -297,7 +297,7 @@ def build_config(task: str, *, preset: str, run_name: str | None = None, **given
         task: "alpaca" or "dolly".
         preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first (`helpers.training.session`).
         run_name: Folder under `runs/`; by default the task and the preset, such as "alpaca-smoke".
-        **given: Any field of the five settings classes. None means "not given".
+        **given: Any field of the six settings classes. None means "not given".
 
     Raises:
         ConfigError: A name is unknown, a value does not fit, or two contradict each other.
@@ -367,7 +367,7 @@ def _check_together(config: RunConfig) -> None:
         remedy = "Set merge_16bit = True: the GGUF file is made from the merged model."
         raise ConfigError("gguf_quantization", "none without merge_16bit", config.export.gguf_quantization, remedy)
     if train.checkpoint_skip_layers and not train.gradient_checkpointing:
-        remedy = "Without it all layers keep theirs: leave one of the two out, or set gradient_checkpointing = True."
+        remedy = "Leave it out, or set gradient_checkpointing = True; otherwise all layers keep their activations."
         raise ConfigError(
             "checkpoint_skip_layers", "0 without gradient_checkpointing", train.checkpoint_skip_layers, remedy
         )

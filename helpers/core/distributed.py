@@ -111,7 +111,7 @@ def take_card() -> Place:
         gpus = torch.cuda.device_count()
         if here.local >= gpus:
             remedy = f"Launch at most {gpus} processes on this machine."
-            raise StackError("processes", f"a GPU for each, of the {gpus} that there are", here.local + 1, remedy)
+            raise StackError("processes", f"at most {gpus}, one for each GPU", here.local + 1, remedy)
         torch.cuda.set_device(here.local)
     return here
 

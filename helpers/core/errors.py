@@ -4,7 +4,7 @@ HelpersError
 ├── ConfigError        a parameter is wrong, or two contradict each other
 ├── DataError          a data file, a row or a prompt is not what it should be
 ├── TemplateError      a chat template or its tokens are not what the model was trained on
-├── ContractError      tokens and labels would teach the model something else than meant
+├── ContractError      tokens and labels would teach the model something unintended
 ├── StackError         the installed packages or the hardware cannot do what is asked
 ├── RunError           a run directory cannot be used, or a run failed
 │   └── CellError      a notebook was started and did not run to its end

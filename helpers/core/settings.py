@@ -179,7 +179,7 @@ def _check_range(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -
 def _check_text(name: str, text: str) -> None:
     """Raise for text that no file can hold, or that must not stand in one."""
     if re.search("[\0\ud800-\udfff]", text):
-        remedy = "It holds a null byte or half of a character: type it again."
+        remedy = "It contains a null byte or an incomplete character: type it again."
         raise ConfigError(name, "text that can be written to a file", text, remedy)
     if secrets_in(text):
         remedy = "A run writes its parameters down. Set the environment variable HF_TOKEN instead."

@@ -274,7 +274,7 @@ def refuse_control_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
             field,
             "text without the model's control tokens",
             texts[index],
-            f"The model would read {string} as control, not as text. Write it differently.",
+            f"The model would read {string} as a control token, not as text. Write it differently.",
         )
 
 

@@ -206,7 +206,7 @@ def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokeniz
             if ids[:given] != expected:
                 raise ContractError(
                     f"row {index}",
-                    "what is said before an answer, and that alone, before what is learned",
+                    "exactly the prompt's tokens before the learned ones",
                     tokenizer.convert_ids_to_tokens(ids[max(0, given - 3) : given + 3]),
                     "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
                 )

@@ -260,7 +260,7 @@ def _find_pair(used: dict[str, str], free: dict[str, str], filled: set[str], the
                 else ""
             )
             near = [name for name in free.values() if _near(name, words)]
-            why = f"none is known as the {part}" + (f" ({near[0]} comes near)" if near else "") + f".{also}"
+            why = f"no column is known as the {part}" + (f" ({near[0]} comes near)" if near else "") + f".{also}"
             _refuse(there, source, why.removesuffix("."), part)
         used[part] = free.pop(present[0])
 

@@ -87,7 +87,7 @@ class Look:
             index, turn = min(places)
             counts[f"{reason} (first: row {index}{f', turn {turn}' if turn else ''})"] = len(places)
         repeated = self._asked.total() - len(self._asked)
-        return counts | ({"asks the same as an earlier row": repeated} if repeated else {})
+        return counts | ({"repeats an earlier row's question": repeated} if repeated else {})
 
     def why_few(self, total: int) -> str:
         """Say why there are few rows, if that is because they repeat each other; otherwise ""."""
@@ -95,7 +95,7 @@ class Look:
         repeated = self._asked.total() - len(self._asked)
         if 2 * most > total:
             return f"{most} of {total} rows ask the same question. "
-        return f"{repeated} of {total} rows ask the same as another. " if repeated else ""
+        return f"{repeated} of {total} rows repeat another row's question. " if repeated else ""
 
     def check(self, total: int, source: str) -> None:
         """Raise when too large a share of the rows is unusable: of the whole data set, or of the rows looked at.
@@ -106,7 +106,7 @@ class Look:
         bad, seen = len(self._damaged), self._asked.total() + len(self._damaged) + self._untrainable
         if bad > min(MAX_BAD_SHARE * total, max(MAX_BAD_SHARE * seen, _CHANCE)):
             index, reason = self._damaged[0]
-            remedy = f"Mend or remove the rows in {source}; the number counts from 0."
+            remedy = f"Fix or remove the rows in {source}; row numbers start at 0."
             got = f"{bad} of {seen}: {reason}"
             raise DataError(f"row {index}", f"at most {MAX_BAD_SHARE:.0%} unusable rows", got, remedy)
         if self._untrainable > MAX_UNTRAINABLE_SHARE * seen:

@@ -186,7 +186,7 @@ def list_of(value: Any) -> list[Any]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise RowError("messages that are no valid JSON") from None
+            raise RowError("messages that are not valid JSON") from None
     if isinstance(value, (list, tuple)) and value:
         return list(value)
     raise RowError("no messages")

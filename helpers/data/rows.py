@@ -363,7 +363,7 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
     trained, kept = (rename_columns(_apart(part, config.system_prompt), task) for part in parts)
     several = len(trained) + len(kept) != heldout + train
     if several:
-        counts = f"{train} conversations to train on make {len(trained)} rows, {heldout} held out {len(kept)}"
+        counts = f"{train} training conversations make {len(trained)} rows, {heldout} held-out ones {len(kept)}"
         marked = any("given" in message for row in look.rows for message in row["completion"])
         why = "with a system prompt each answer of a conversation is a row"
         why += ", and after an answer that is not learned a new row begins" if marked else ""

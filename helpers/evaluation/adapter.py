@@ -391,7 +391,7 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
     training = first_training(config)
     values = training.flat()
     given = {name: values[name] for name in ("preset", "run_name", *sorted(training.given))}
-    report(f"There is no adapter here yet: {FIRST_STEPS} steps of training come first, into runs/{FIRST_RUN}.")
+    report(f"There is no adapter yet: first {FIRST_STEPS} training steps are run, in runs/{FIRST_RUN}.")
     run_program(find_program(TRAINING[training.task]), {**given, "resume": "auto"})
     free_memory()
     return on_main(lambda: find_adapter(None))

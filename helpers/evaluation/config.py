@@ -47,7 +47,7 @@ class EvaluationConfig(Settings):
     arms: str = setting(
         ",".join(_ARM_NAMES), "base and tuned, and perhaps base_bare and base_few_shot, separated by commas"
     )
-    few_shot_rows: int = setting(3, "training rows shown first to the arm base_few_shot", unit="rows", low=1, high=20)
+    few_shot_rows: int = setting(3, "example training rows for the arm base_few_shot", unit="rows", low=1, high=20)
     prompts_file: str | None = setting(
         None, "own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones of the task"
     )
@@ -56,7 +56,7 @@ class EvaluationConfig(Settings):
         None, "file of rows with good answers; None takes the held-out rows of the adapter's own run"
     )
     reference_rows: int = setting(100, "rows whose good answers are scored", unit="rows", low=2, high=5000)
-    answered_rows: int = setting(16, "of these, rows that are answered too, for ROUGE and chrF++", unit="rows", low=0)
+    answered_rows: int = setting(16, "how many of these are also answered, for ROUGE and chrF++", unit="rows", low=0)
     columns: str | None = setting(
         None, "which column of prompts_file and reference_data is what, where the names do not say"
     )

@@ -129,7 +129,7 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
         if value is not None and not isinstance(value, str):
             raise EvaluationError(f"{where}, {name}", "text", value, "Put it in quotation marks, or leave it out.")
         if value is not None and re.search("[\0\ud800-\udfff]", value):
-            remedy = "It holds a null byte or half of a character: save the file as UTF-8 again."
+            remedy = "It contains a null byte or an incomplete character: save the file as UTF-8 again."
             raise EvaluationError(f"{where}, {name}", "valid Unicode", value, remedy)
         if value and value.strip():
             return value.strip()
@@ -332,7 +332,7 @@ def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> t
         except RowError as error:
             if error.damaged:
                 expected = f"a row of the format {found.name}"
-                raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Mend the row.") from None
+                raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Fix the row.") from None
             left_out[error.reason] += 1
     notes = [f"{count} rows left out: {reason}" for reason, count in left_out.items()]
     if told:

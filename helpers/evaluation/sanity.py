@@ -41,7 +41,7 @@ def judge(readings: Readings) -> list[dict[str, str]]:
     Raises:
         EvaluationError: A test fails.
     """
-    untrained = "The adapter is untrained, or was not put on. Train it, or choose another adapter_dir."
+    untrained = "The adapter is untrained, or was not applied. Train it, or choose another adapter_dir."
     _require(readings.change > 0, "an adapter that changes the logits", "the same logits on and off", untrained)
     _require(readings.identical, "the same logits on, off and on again", "others", "Start a fresh kernel.")
     for arm, places in (readings.bos or {}).items():

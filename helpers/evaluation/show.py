@@ -27,7 +27,7 @@ _MISSING = {
     "differences": "Nothing was scored in both arms, so there are no differences to draw.",
     "categories": "The questions have fewer than two categories, so there is nothing to tell apart.",
     "ladder": "A ladder needs three arms or more, and references. Set arms to all four.",
-    "lengths": "Length can be held against votes or ROUGE-L only, and there are neither: answer some references.",
+    "lengths": "Length can be held against votes or ROUGE-L only, and there are neither: raise answered_rows.",
     "token_shift": "No answer was ranked.",
 }
 

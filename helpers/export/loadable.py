@@ -146,7 +146,7 @@ def _model_faults(folder: Path) -> Iterator[str]:
     config = read_settings(folder, "config.json")
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     if config.get("rope_theta") is None or theta not in (None, config["rope_theta"]):
-        yield "config.json has no top-level rope_theta, which transformers 4 takes as 10000 then"
+        yield "config.json has no top-level rope_theta, so transformers 4 assumes 10000"
     if "quantization_config" in config:
         yield "config.json has a quantization_config, though the weights are in 16 bit"
     said = {config.get("dtype"), config.get("torch_dtype")}

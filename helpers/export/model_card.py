@@ -47,7 +47,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS = {
     # kind: (what it is, what the Hub calls its library)
     "adapter": ("A LoRA adapter for", "peft"),
-    "merged": ("A 16-bit model, merged from a LoRA adapter and its base, from", "transformers"),
+    "merged": ("A 16-bit model with a LoRA adapter merged into", "transformers"),
     "gguf": ("A GGUF file for llama.cpp and Ollama, made of a LoRA adapter merged into", "gguf"),
 }
 
@@ -161,7 +161,7 @@ def _opening(config: RunConfig, kind: str) -> str:
     if config.model.model_name in _HUB_NAMES:
         lines.append(
             f"The base is `{base}`, whose weights were rounded to 4 bit (Q4_1) before training, so that they come with "
-            "a package of 90 MB: the model on the Hub is not exactly it."
+            "a package of 90 MB: the model on the Hub is slightly different."
         )
     elif base and config.model.load_in_4bit and kind == "adapter":
         lines.append(
@@ -238,16 +238,12 @@ def _losses(metrics: Mapping[str, Any]) -> str:
     )
     if change.get("low") is not None:
         text += (
-            f" Mean change a row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} "
+            f" Mean change per row: {change['mean']:+.4f}, 95 % interval {change['low']:+.4f} to {change['high']:+.4f} "
             f"(paired t, "
             f"{change['rows']} rows)."
         )
         text += (
-            ""
-            if change["high"] < 0
-            else " The interval includes no improvement."
-            if change["low"] <= 0
-            else " The loss rose."
+            "" if change["high"] < 0 else " The interval includes zero." if change["low"] <= 0 else " The loss rose."
         )
     return text
 
@@ -262,7 +258,7 @@ def _verified(verification: Verification | None) -> str:
         if verification.name == "gguf"
         else "reloaded in a fresh process, without Unsloth, it is the tuned model.",
         "FAIL": "this export is not the tuned model. Do not use it.",
-        "CANNOT TELL": "not proven. Training moved too little for its effect to be seen beside rounding.",
+        "CANNOT TELL": "not proven. The effect of training is too small to tell from rounding.",
     }
     return f"{verification.result}: {meaning[verification.result]}\n\n{_table(rows, ('check', 'result'))}"
 
@@ -279,7 +275,7 @@ def _limits(config: RunConfig) -> str:
         "than its base model, can state false ones with confidence, and repeats biases of its base and its data. It "
         "was not tested for safety, and is "
         "not for decisions about people, nor for medical, legal or financial advice. "
-        f"Prompts and answers beyond {config.model.max_seq_length:,} tokens were not trained."
+        f"Prompts and answers beyond {config.model.max_seq_length:,} tokens were not trained on."
     )
 
 

@@ -118,7 +118,7 @@ def judge_distance(
         f"{noise[0]:.2g}."
     )
     if not visible:
-        seen += f" Below {LIMITS['visible']:.0f} times that, it cannot be told from its base: train longer."
+        seen += f" Below {LIMITS['visible']:.0f} times that, adapter and base cannot be told apart: train longer."
     most = limit * effect if visible else LIMITS["close"] * floor + effect
     near = tuned.rms <= most
     apart = f"The export is {tuned.rms:.2g} from the tuned model, {ratio:.1%} of the adapter's effect"
@@ -159,7 +159,7 @@ def judge_answers(
         f"{equal} of {len(wanted)} greedy answers are the tuned model's, token for token (the base gives {as_base})."
     )
     if equal < len(wanted):
-        detail += f" Where others part, the tokens are up to {worst:.2g} apart; a near tie is {limit:.2g}."
+        detail += f" Where others diverge, the logits are up to {worst:.2g} apart; up to {limit:.2g} is a near tie."
     return Check("greedy answers", worst <= limit, detail), {
         "answers": len(wanted),
         "answers_equal": equal,
@@ -177,7 +177,7 @@ def judge_tokenizer(reference: Reference, result: Mapping[str, Any], eos_token_i
     if result["template_sha256"] is None:
         return Check("tokenizer", False, "The tokenizer has no chat template.")
     if [tuple(ids) for ids in result["prompt_ids"]] != list(reference.prompt_ids):
-        return Check("tokenizer", False, "The tokenizer beside the weights renders the prompts as other tokens.")
+        return Check("tokenizer", False, "The tokenizer beside the weights renders the prompts as different tokens.")
     if result["template_sha256"] != reference.template_sha256 or result["eos_token_id"] != eos_token_id:
         return Check("tokenizer", False, "The tokenizer beside the weights has another chat template or another EOS.")
     return Check("tokenizer", True, "The tokenizer beside the weights renders the prompts as the same tokens.")

@@ -253,8 +253,8 @@ def session_note(seconds: float) -> str:
             "persist_dir, and go on in a second one."
         )
     return (
-        f"A free Colab session, which ends after {_COLAB_MINUTES // 60} h at the latest and often sooner, holds it; "
-        "with persist_dir set, an end does no harm."
+        f"A free Colab session, which ends after {_COLAB_MINUTES // 60} h at the latest and often sooner, is enough; "
+        "with persist_dir set, nothing is lost if it ends."
     )
 
 

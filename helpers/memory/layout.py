@@ -240,7 +240,7 @@ def plan_layout(
         recorded = choose_graphs(dataclasses.replace(config, train=train), gpu, attention=chosen).name == "graphs"
         if recorded and not (layout.packing and tokens > MOST_TOKENS):
             more = _recorded_bytes(config, shape, tokens, attention)
-            reasons.append(f"Recorded passes may take up to {format_bytes(more)} more, if they are free.")
+            reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.")
     return dataclasses.replace(layout, reasons=tuple(reasons))
 
 

@@ -152,7 +152,7 @@ class TrainingRecord(TrainerCallback):
         self.result.train_loss.append((step, loss))
         self.report(f"step {step}/{state.max_steps}  loss {loss:.4f}")
         if left := self.pace.ends(self.counter.passed, state.max_steps - step):
-            self.report(f"about {format_minutes(left)} of training left, by the pace of steps 2 to {Pace.STEPS}")
+            self.report(f"about {format_minutes(left)} of training left, at the pace of steps 2 to {Pace.STEPS}")
         if control.should_save or last:
             self._pause()
         if last or step % self.config.train.eval_steps == 0:
@@ -281,7 +281,7 @@ class Checkpoints(TrainerCallback):
             if self.run.manifest().get("resume") == "must":
                 raise RunError(
                     "resume",
-                    f"a complete checkpoint in {self.run.shown('checkpoints')}, because resume is must",
+                    f"a complete checkpoint in {self.run.shown('checkpoints')}, because resume is 'must'",
                     "; ".join(search.describe()) or "none",
                     'resume="auto" starts from the first step.',
                 )

@@ -86,9 +86,9 @@ def nan_error(what: str, value: float, config: RunConfig, precision: str, step: 
     rate = config.train.learning_rate
     advice = [f"It broke at step {step}."]
     advice.append(
-        f"The checkpoint of step {last_step} is from before and is kept."
+        f"The checkpoint of step {last_step} is from before that and is kept."
         if last_step
-        else "There is no checkpoint from before."
+        else "There is no earlier checkpoint."
     )
     if precision == "fp16":
         advice.append("Numbers above 65504 overflow in fp16: use a card with bf16 (an L4 or A100) if you can.")

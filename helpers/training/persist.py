@@ -209,12 +209,12 @@ def _check_place(run: RunDirectory, there: RunDirectory, persist_dir: str) -> No
         )
     if there.path.is_symlink() or (there.path.exists() and not there.path.is_dir()):
         remedy = "A link or a file is left alone: choose another folder or run_name."
-        raise RunError("persist_dir", f"a folder in which {run.path.name} is a folder or free", persist_dir, remedy)
+        raise RunError("persist_dir", f"a folder where {run.path.name} is a folder or missing", persist_dir, remedy)
     left = [p.name for p in there.path.iterdir() if not p.name.startswith(".")] if there.path.is_dir() else []
     if left and MANIFEST not in left:
         raise RunError(
             "persist_dir",
-            f"a folder in which {run.path.name} is a run's or free",
+            f"a folder where {run.path.name} is a run or missing",
             str(there.path),
             "It has no manifest.json, so it is left alone. Choose another folder or run_name.",
         )

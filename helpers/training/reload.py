@@ -92,7 +92,7 @@ def judge_reload(
     )
     said += ")." if rounded is None else f", rounding alone by {rounding:.2g})."
     if passed is None:
-        said += " Training moved too little to see the adapter beside rounding: it is not proven. Train longer."
+        said += " Not proven: the effect of training is too small to tell from rounding. Train longer."
     return Check("reloaded adapter", passed, said)
 
 

@@ -33,7 +33,7 @@ class TestData:
             "format: question and answer (instruction = question, output = answer); columns not used: id",
             "2 different usable rows",
             "left out: 1 (empty answer (first: row 2))",
-            "left out: 1 (asks the same as an earlier row)",
+            "left out: 1 (repeats an earlier row's question)",
             "prompts: 2; median 5 characters, 95% at most 5, longest 5",
             "answers: 2; median 14 characters, 95% at most 14, longest 14",
             "warning: 1 of 2 answers end in </s>: remove it, the template writes it",

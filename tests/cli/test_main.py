@@ -74,7 +74,7 @@ class TestRun:
             (["-p", "count=x"], "error: count: expected a whole number, got 'x'. Correct it, or leave it out"),
             (
                 ["-p", "count=1", "-p", "count=2"],
-                "error: count: expected one value, got '1 and 2'. Leave one of the two away.\n",
+                "error: count: expected one value, got '1 and 2'. Leave one of the two out.\n",
             ),
             (["--name", "../a"], "error: run_name: expected at most 100 letters, digits"),
         ],

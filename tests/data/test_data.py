@@ -320,7 +320,7 @@ class TestDraw:
         loaded = load(write_json(tmp_path / "a.json", rows), heldout_rows=10)
         asked = [(row["instruction"].strip().lower(), row["input"]) for row in loaded.train + loaded.heldout]
         assert len(set(asked)) == len(asked) == 40
-        assert loaded.left_out == {"asks the same as an earlier row": 40}
+        assert loaded.left_out == {"repeats an earlier row's question": 40}
 
     @pytest.mark.parametrize(
         ("count", "heldout", "train"),

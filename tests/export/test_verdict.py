@@ -87,7 +87,7 @@ class TestDistance:
     def test_what_cannot_be_told_is_said(self):
         """In each of the three sentences."""
         effect, close, _ = judged(0.01, effect=0.01)[1]
-        assert effect.endswith("by 0.005. Below 4 times that, it cannot be told from its base: train longer.")
+        assert effect.endswith("by 0.005. Below 4 times that, adapter and base cannot be told apart: train longer.")
         assert close.endswith("100.0% of the adapter's effect; cannot tell whether that is close.")
 
     def test_another_model_fails_though_the_adapter_cannot_be_seen(self):
@@ -190,7 +190,7 @@ class TestTokenizer:
             (
                 {"prompt_ids": [[1, 5], [1, 7]]},
                 False,
-                "The tokenizer beside the weights renders the prompts as other tokens.",
+                "The tokenizer beside the weights renders the prompts as different tokens.",
             ),
             (
                 {"template_sha256": "b"},

@@ -208,7 +208,7 @@ class TestTrouble:
         """Infinity is no number either; the run says where it broke."""
         outcome = train("inf", fault={"do": "break_loss", "step": 2, "value": "inf"})
         assert outcome["error"].startswith(
-            "training loss: expected a number, got inf. It broke at step 2. There is no checkpoint from before."
+            "training loss: expected a number, got inf. It broke at step 2. There is no earlier checkpoint."
         )
         assert RunDirectory(folder / "inf").manifest()["state"] == "failed"
 

@@ -80,7 +80,7 @@ METRICS: dict[str, Metric] = {
     "list_items": Metric("List items", "Numbered and bulleted lines.", None, "items"),
     "words": Metric("Words", "Runs between white space with a letter or digit.", None, "words"),
     "tokens": Metric("Tokens", "Tokens generated, the closing token included.", None, "tokens"),
-    "rep_4": Metric("Repetition", "Share of runs of four words that were said before.", False, "share"),
+    "rep_4": Metric("Repetition", "Share of four-word sequences that occurred before.", False, "share"),
     "truncated": Metric("Cut at the limit", "Stopped by the length limit, not by the model.", None, "yes/no"),
     "empty": Metric("Empty", "Shows nothing.", False, "yes/no"),
     "prompt_echo": Metric("Prompt echo", "Repeats the prompt, or begins with its first 12 words.", False, "yes/no"),

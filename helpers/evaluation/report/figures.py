@@ -126,7 +126,7 @@ def _draw_categories(overview: Overview, name: str) -> Drawing | None:
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlabel(_axis(overview, name))
     few = sum(len(rows) < FEWEST_FOR_INTERVAL for rows in groups.values())
-    caption = "The number of rows stands behind each name; diamond and bar are the mean and its 95 % interval."
+    caption = "The number of rows is after each name; diamond and bar are the mean and its 95 % interval."
     caption += f" {few} with fewer than six rows show counts only." if few else ""
     caption += " Among many categories some differ by chance: take them as questions, not as answers."
     return Drawing("categories", "By category", caption, figure)
@@ -241,7 +241,7 @@ def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str)
         counts.append(f"of {len(found)} {word} {name} answers {better} {'is' if better == 1 else 'are'} better")
     text = f"Each mark is one prompt; right of the line the {name} answer is longer."
     text += f" {counts[0].capitalize()}, {counts[1]}."
-    return f"{text} If gains stood only on one side, length could be the cause: compare answers of like length."
+    return f"{text} If gains are only on one side, length may be the cause: compare answers of similar length."
 
 
 def lay_out(tokens: Sequence[ShiftedToken], columns: int = _COLUMNS) -> list[tuple[int, int, str, str]]:
@@ -289,7 +289,7 @@ def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
         _mark(axes, lines + 0.9, 13 * place, words, shift)
     if not placed:
         axes.text(0, 0, "(the answer is empty)", va="center", family="DejaVu Sans Mono", fontsize=11.8)
-    text = "The base model reads the answer. Marked is what it would not have written itself."
+    text = "The base model reads the answer. What it would not have written itself is marked."
     cut = " The picture shows the beginning." if lines >= _LINES else ""
     caption = f"{text} {describe_shift(tokens)}{cut}"
     return Drawing("token_shift", f"Token shift: {plain_text(title, 60)}", caption, figure)

@@ -92,9 +92,9 @@ def judge_other_task(found: Estimate | None, task: str) -> Verdict:
         return Verdict(question, _CANNOT_TELL, unknown, "None was scored.")
     basis = f"NLL with EOS: {interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
     if found.is_below(_LOSS_MARGIN):
-        return Verdict(question, "not worse", f"On {task} rows, which it was not trained on, it is not worse.", basis)
+        return Verdict(question, "not worse", f"The model did not get worse on {task} rows (not trained on).", basis)
     if found.is_above(0):
-        return Verdict(question, "worse", f"On {task} rows, which it was not trained on, it became worse.", basis)
+        return Verdict(question, "worse", f"The model got worse on {task} rows (not trained on).", basis)
     why = _upper(found.why_no_verdict or "the interval is too wide")
     return Verdict(question, _CANNOT_TELL, unknown, f"{why}. {basis}")
 
@@ -107,7 +107,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
         losses: Prompts on which the base's answer was preferred.
         cut: Pairs in which an answer was cut at the length limit.
     """
-    question = "Are its own answers preferred?"
+    question = "Are the tuned model's answers preferred?"
     decided, votes = wins + losses, wins + ties + losses
     ending = f"{pairs} pair" + "s" * (pairs != 1) + (f", {cut} with an answer cut at the length limit" if cut else "")
     if not votes:
@@ -123,7 +123,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
     if needed is not None and max(wins, losses) >= needed:
         outcome, text = ("preferred", "are preferred") if wins > losses else ("not preferred", "are liked less")
         return Verdict(question, outcome, f"Voters: its own answers {text}.", tally)
-    need = f"Of {decided} decided votes {needed} for one side are needed." if needed else "So few could be chance."
+    need = f"One side needs {needed} of the {decided} decided votes." if needed else "So few could be chance."
     return Verdict(question, _CANNOT_TELL, "Voters: cannot tell whether its own answers are better.", f"{tally} {need}")
 
 

@@ -239,9 +239,7 @@ class GraphedLayers:
             return f"CUDA graphs: given up, {self.given_up}."
         passes = sum(self.seen.values())
         if not self.sizes:
-            return (
-                f"CUDA graphs: none recorded; in {passes} passes no size came that would come {_RECORDING} times more."
-            )
+            return f"CUDA graphs: none recorded; in {passes} passes no size was expected to recur {_RECORDING} times."
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
             f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
@@ -374,9 +372,7 @@ class GraphedLayers:
         tokens = min(self.largest, MOST_TOKENS) + self.largest
         needed, free = round(_MEMORY_MARGIN * per_token * tokens), torch.cuda.mem_get_info()[0]
         if needed > free:
-            raise _UnrecordableError(
-                f"{format_bytes(needed)} of memory would have to be free, {format_bytes(free)} are"
-            )
+            raise _UnrecordableError(f"{format_bytes(needed)} of free memory is needed, there is {format_bytes(free)}")
 
     def _check_replay(self, recording: Recording, named: dict[str, Any], *, used: int) -> None:
         """Raise unless a replay gives the output and the gradients that the layers give by themselves.

@@ -107,7 +107,7 @@ JUDGING: dict[str, Check] = {
             ],
             decimals=2,
         ),
-        "who looks at twenty numbers will usually find one: choose yours beforehand, or correct for the number (Holm).",
+        "with twenty numbers you will usually find one: choose yours beforehand, or correct for the number (Holm).",
     ),
     "leaks": Check(
         COUNTS, _leaks, "a held-out row that was trained on measures memory, and every number taken on it flatters."

@@ -44,7 +44,7 @@ LEARNING: dict[str, Check] = {
         NUMBER,
         near(
             1.15129,
-            "Take the logarithm of each probability first, then the mean, then turn the sign.",
+            "Take the logarithm of each probability first, then the mean, then flip the sign.",
             [
                 (-1.15129, "the sign: is a surprise less than nothing?"),
                 (1.66096, "this is in bits. The loss is taken with the natural logarithm."),
@@ -55,7 +55,7 @@ LEARNING: dict[str, Check] = {
             ],
             decimals=2,
         ),
-        "a single token that the model held for unlikely makes up half of this loss.",
+        "a single token that the model thought unlikely makes up half of this loss.",
     ),
     "perplexity": Check(
         NUMBER,
@@ -99,7 +99,7 @@ LEARNING: dict[str, Check] = {
         matching(
             {"A": 5e-4, "B": 2e-2, "C": 2e-5},
             {
-                "A": "run A: the held-out loss falls soon and does not come back. What does that say of its steps?",
+                "A": "run A: the held-out loss falls early and does not rise again. What does that say of its steps?",
                 "B": "run B: it gets worse than before training. What kind of step makes a model worse?",
                 "C": "run C: it moves in the right direction. How far does it get?",
             },
