@@ -72,7 +72,7 @@ TRAINING = [
     ({"model_name": "a\0b"}, "^model_name: .*null byte"),
     ({"model_name": 7}, "^model_name: expected text"),
     ({"dataset_name": {"path": "x"}}, "^dataset_name: expected text"),
-    ({"system_prompt": "half \ud800"}, "^system_prompt: .*half of a character"),
+    ({"system_prompt": "half \ud800"}, "^system_prompt: .*incomplete character"),
     ({"system_prompt": f"use {TOKEN}"}, r"^system_prompt: expected no secret, got 'use \[removed: token\]'"),
 ]  # fmt: skip
 """Given to build_config for the Alpaca notebook with preset smoke."""

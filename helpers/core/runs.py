@@ -206,7 +206,7 @@ def check_run(name: str, parameters: Mapping[str, Any], *, resume: str = "auto")
         raise RunError("resume", f"one of {', '.join(RESUME)}", resume, nearest(resume, RESUME))
     if resume == "must" and earlier is None:
         remedy = 'Check the name, or use resume = "auto".'
-        raise RunError("run_name", "the name of an earlier run, because resume is 'must'", name, remedy)
+        raise RunError("run_name", "the name of an earlier run, because resume is must", name, remedy)
     if new or earlier is None:
         return False
     if changed := changed_parameters(earlier, dict(parameters)):

@@ -38,7 +38,7 @@ def smollm2_folder() -> Path:
     """
     folder = cache_root() / f"{_NAME}-{LAYOUT}"
     if not is_file(folder / "model.safetensors"):
-        what = f"the smoke model, 269 MB (HELPERS_CACHE_DIR can replace {folder.parent})"
+        what = f"the smoke model, 269 MB; HELPERS_CACHE_DIR names another folder than {folder.parent}"
         with writing(what, folder.parent, only=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with writing(what, folder.parent):

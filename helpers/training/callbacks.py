@@ -281,7 +281,7 @@ class Checkpoints(TrainerCallback):
             if self.run.manifest().get("resume") == "must":
                 raise RunError(
                     "resume",
-                    f"a complete checkpoint in {self.run.shown('checkpoints')}, because resume is 'must'",
+                    f"a complete checkpoint in {self.run.shown('checkpoints')}, because resume is must",
                     "; ".join(search.describe()) or "none",
                     'resume="auto" starts from the first step.',
                 )

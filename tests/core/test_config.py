@@ -152,15 +152,15 @@ class TestErrors:
             (
                 {"checkpoint_skip_layers": 4},
                 (
-                    "checkpoint_skip_layers: expected 0 without gradient_checkpointing, got 4. Without it all layers "
-                    "keep theirs: leave one of the two out, or set gradient_checkpointing = True."
+                    "checkpoint_skip_layers: expected 0 without gradient_checkpointing, got 4. Leave it out, or set "
+                    "gradient_checkpointing = True; otherwise all layers keep their activations."
                 ),
             ),
             (
                 {"gradient_checkpointing": True, "checkpoint_skip_layers": -1},
                 (
                     "checkpoint_skip_layers: expected a whole number of layers, at least 0, got -1. It means: layers "
-                    "that keep their activations all the same. Correct it, or leave it out for its default."
+                    "exempt from gradient_checkpointing. Correct it, or leave it out for its default."
                 ),
             ),
             (

@@ -349,7 +349,7 @@ class TestConversations:
             ),
             (lambda mask: [0] * 8 + mask[8:], "2 answers that are learned, each ended by </s>, got '1 with 1 of"),
             (lambda mask: [*mask[:5], *[1] * 10], "2 answers that are learned, each ended by </s>, got '1 with 1 of"),
-            (lambda mask: [*mask[:12], 0, *mask[13:]], "what is said before an answer, and that alone"),
+            (lambda mask: [*mask[:12], 0, *mask[13:]], "exactly the prompt's tokens before the learned ones"),
         ],
     )
     def test_faults_in_an_earlier_turn_are_found(self, change, words):

@@ -266,7 +266,7 @@ class TestRows:
         assert [len(part) for part in (loaded.train, loaded.heldout)] == [8, 8]
         assert loaded.notes[-1] == (
             "with a system prompt each answer of a conversation is a row: "
-            "4 conversations to train on make 8 rows, 4 held out 8"
+            "4 training conversations make 8 rows, 4 held-out ones 8"
         )
         assert sorted({len(row["prompt"]) for row in loaded.train}) == [1, 3]
 
@@ -457,5 +457,5 @@ def test_an_answer_with_weight_0_begins_a_new_row(tmp_path):
     assert loaded.notes[1] == "8 answers among those learned are given: weight, train or training says so"
     assert loaded.notes[-1] == (
         "with a system prompt each answer of a conversation is a row, and after an answer that is not learned a new "
-        "row begins: 4 conversations to train on make 8 rows, 4 held out 8"
+        "row begins: 4 training conversations make 8 rows, 4 held-out ones 8"
     )

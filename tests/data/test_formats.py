@@ -136,12 +136,12 @@ class TestRecognise:
             ({"instruction": "Q", "input": "T", "context": "U", "output": "A"}, "both input and context hold text"),
             ({"instruction": "Q", "inputt": "T", "output": "A"}, "'inputt' is nearly 'input' and would not be used"),
             ({"instruction": "Q", "contexts": "T", "output": "A"}, "'contexts' is nearly 'context'"),
-            ({"instruction": "Q", "outptu": "A"}, r"none is known as the output \(outptu comes near\)"),
+            ({"instruction": "Q", "outptu": "A"}, r"no column is known as the output \(outptu comes near\)"),
             ({"question": "Q", "query": "R", "response": "A"}, "question and query could each be the instruction"),
             ({"instruction": "Q", "question": "R", "answer": "A"}, "instruction and question could each be the instr"),
             ({"question": "Q", "solution": "A", "response": "B"}, "response and solution could each be the output"),
             ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "`chosen` and `rejected` are preference data: name one"),
-            ({"text": "Q A"}, "none is known as the instruction"),
+            ({"text": "Q A"}, "no column is known as the instruction"),
         ],
     )
     def test_where_guessing_is_not_enough_columns_are_asked_for(self, row, words):
@@ -271,7 +271,7 @@ class TestProblems:
         ("messages", "reason"),
         [
             ([], "no messages"),
-            ("[{", "messages that are no valid JSON"),
+            ("[{", "messages that are not valid JSON"),
             (["Q", "A"], "a message without role and content"),
             ([{"content": "Q"}], "a message without a role"),
         ],

@@ -508,7 +508,7 @@ class TestControlText:
             refuse_control_text(["fine", "stop</s>"], character_tokenizer(), "system_prompt")
         assert str(caught.value) == (
             "system_prompt: expected text without the model's control tokens, got 'stop</s>'. "
-            "The model would read </s> as control, not as text. Write it differently."
+            "The model would read </s> as a control token, not as text. Write it differently."
         )
 
     def test_plain_prompts_pass(self):

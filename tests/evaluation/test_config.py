@@ -353,7 +353,7 @@ class TestReferences:
         [
             ([{"instruction": "A?", "output": "a"}], "at least two rows"),
             ([{"instruction": "A?", "output": ""}] * 2, "empty output"),
-            ([{"question": "A?"}] * 2, "none is known as the output"),
+            ([{"question": "A?"}] * 2, "no column is known as the output"),
         ],
     )
     def test_unusable_references_are_refused(self, runs_folder, tmp_path, rows, words):

@@ -46,7 +46,7 @@ def test_without_any_run_a_short_one_is_trained_once(trained):
         assert provide_adapter(build(), report=lines.append).shown() == f"runs/{FIRST_RUN}"
     values = {"preset": "smoke", "run_name": FIRST_RUN, "max_steps": FIRST_STEPS, "resume": "auto"}
     assert trained == [("alpaca_instruction", values)]
-    assert lines == [f"There is no adapter here yet: 30 steps of training come first, into runs/{FIRST_RUN}."]
+    assert lines == [f"There is no adapter yet: first 30 training steps are run, in runs/{FIRST_RUN}."]
 
 
 def test_where_there_is_a_run_it_is_taken(trained, runs_folder):

@@ -61,7 +61,7 @@ class TestJudging:
                 {"change": 0.0},
                 (
                     "an adapter that changes the logits, got 'the same logits on and off'. The adapter is untrained, "
-                    "or was not put on. Train it, or choose another adapter_dir."
+                    "or was not applied. Train it, or choose another adapter_dir."
                 ),
             ),
             ({"identical": False}, "the same logits on, off and on again, got 'others'. Start a fresh kernel."),

@@ -94,7 +94,7 @@ class TestOverview:
         plain = comparison([(2.0, 1.9 - n / 100) for n in range(14)])
         lost = look_over(replace(plain, info=replace(INFO, other_task="dolly"), other_task=tuple(other)))
         assert [verdict.outcome for verdict in lost.verdicts] == ["better", "cannot tell", "worse"]
-        assert lost.headline().endswith("On dolly rows, which it was not trained on, it became worse.")
+        assert lost.headline().endswith("The model got worse on dolly rows (not trained on).")
 
     def test_votes_answer_the_second_question(self):
         """Ten of ten."""

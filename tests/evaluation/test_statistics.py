@@ -162,7 +162,7 @@ class TestPreference:
         [
             ((9, 3, 1), "preferred", "Voters: its own answers are preferred."),
             ((1, 0, 9), "not preferred", "Voters: its own answers are liked less."),
-            ((6, 0, 2), "cannot tell", "Of 8 decided votes 8 for one side are needed."),
+            ((6, 0, 2), "cannot tell", "One side needs 8 of the 8 decided votes."),
             ((3, 1, 0), "cannot tell", "So few could be chance."),
             ((0, 2, 0), "cannot tell", "So few could be chance."),
         ],
@@ -183,7 +183,7 @@ class TestPreference:
 
 
 MORE, LOST = "Are held-out answers more likely?", "What was lost on dolly rows, which it was not trained on?"
-OWN = "Are its own answers preferred?"
+OWN = "Are the tuned model's answers preferred?"
 ON_DOLLY = "On dolly rows, which it was not trained on"
 NLL = "NLL with EOS: "
 OPEN = "Voters: cannot tell whether its own answers are better."
@@ -240,7 +240,7 @@ WHOLE = [
         Verdict(
             LOST,
             "worse",
-            f"{ON_DOLLY}, it became worse.",
+            "The model got worse on dolly rows (not trained on).",
             f"{NLL}+0.200 nats a token (95 % interval +0.167 to +0.233, 18 rows); up to +0.05 counts as kept.",
         ),
     ),
@@ -249,7 +249,7 @@ WHOLE = [
         Verdict(
             LOST,
             "not worse",
-            f"{ON_DOLLY}, it is not worse.",
+            "The model did not get worse on dolly rows (not trained on).",
             f"{NLL}+0 nats a token (95 % interval \u22120.00080 to +0.00080, 18 rows); up to +0.05 counts as kept.",
         ),
     ),
@@ -298,7 +298,7 @@ WHOLE = [
             "cannot tell",
             OPEN,
             "Votes: tuned 6, base 2, ties 0; 8 pairs, 3 with an answer cut at the length limit. Tuned won 75 % of the "
-            "8 decided (95 % interval 41 % to 93 %). Of 8 decided votes 8 for one side are needed.",
+            "8 decided (95 % interval 41 % to 93 %). One side needs 8 of the 8 decided votes.",
         ),
     ),
     (

@@ -93,7 +93,7 @@ def test_failed_verification_is_written_in_large_letters(run):
 def test_loss_that_did_not_fall_is_said(run):
     """An interval that reaches zero is not sold as an improvement."""
     run.update_metrics(eval_loss_change={"mean": -0.1, "low": -0.3, "high": 0.1, "rows": 24})
-    assert "includes no improvement" in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
+    assert "The interval includes zero." in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
     run.update_metrics(eval_loss_change={"mean": 0.2, "low": 0.1, "high": 0.3, "rows": 24})
     assert "The loss rose." in model_card(run, build_config("dolly", preset="colab-t4"), kind="adapter")
 

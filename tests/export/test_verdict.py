@@ -148,8 +148,8 @@ class TestAnswers:
         check, counts = judge_answers(reference(), [[3, 2], [3, 2]], noise)
         assert check.passed is passed
         assert check.detail == (
-            "1 of 2 greedy answers are the tuned model's, token for token (the base gives 2). Where others part, the "
-            f"tokens are up to 1 apart; a near tie is {4 * noise:.2g}."
+            "1 of 2 greedy answers are the tuned model's, token for token (the base gives 2). Where others diverge, "
+            f"the logits are up to 1 apart; up to {4 * noise:.2g} is a near tie."
         )
         assert counts["answers_equal"] == 1
 

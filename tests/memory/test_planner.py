@@ -519,7 +519,7 @@ class TestRecordedPasses:
     def test_it_is_said(self):
         """Eight rows are 4,000 tokens: a pass recorded in 4,096 keeps 13.5 GiB, which the peak leaves out."""
         said, peak = self.last()
-        assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
+        assert said == "CUDA graphs may take up to 13.5 GiB more, if that much is free."
         plain = self.last(cuda_graphs=False)
         assert plain[1] == peak
         assert plain[0].startswith("Loss: ")
@@ -528,14 +528,14 @@ class TestRecordedPasses:
         """Eight packed sequences of 2,048 tokens are too many, and one is not; 16 rows are sometimes few enough."""
         assert self.last(packing=True)[0].startswith("Loss: ")
         said, _ = self.last(packing=True, batch_size=1)
-        assert said == "Recorded passes may take up to 6.8 GiB more, if they are free."
+        assert said == "CUDA graphs may take up to 6.8 GiB more, if that much is free."
         said, _ = self.last(batch_size=16)
-        assert said == "Recorded passes may take up to 13.5 GiB more, if they are free."
+        assert said == "CUDA graphs may take up to 13.5 GiB more, if that much is free."
 
     def test_a_small_pass_needs_less(self):
         """The longest row of 620 tokens is filled up to 768."""
         said, _ = self.last(batch_size=1, gradient_accumulation=8)
-        assert said == "Recorded passes may take up to 2.5 GiB more, if they are free."
+        assert said == "CUDA graphs may take up to 2.5 GiB more, if that much is free."
 
     @pytest.mark.parametrize(
         "changes",
@@ -675,7 +675,9 @@ class TestCommand:
     def test_a_card_of_which_only_the_size_is_known_has_no_minutes(self, capsys):
         """Memory says nothing of speed."""
         command("--preset", "colab-t4", "--gpu", "16GB")
-        assert capsys.readouterr().out.endswith("is forecast for a card's name, or for this machine's card.\n")
+        assert capsys.readouterr().out.endswith(
+            "it is forecast only for a card given by name, or for this machine's.\n"
+        )
 
     @pytest.mark.parametrize("card", ["t4", "l4", "a100-40"])
     @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ class TestWorth:
         """Recording costs more than its replays save."""
         graphs = self.walked(20, [8] * 20)
         assert (graphs.replayed, graphs.sizes) == (0, 0)
-        said = "none recorded; in 20 passes no size came that would come 25 times more."
+        said = "none recorded; in 20 passes no size was expected to recur 25 times."
         assert graphs.describe() == f"CUDA graphs: {said}"
 
     def test_one_size_of_enough_passes_is_recorded_at_its_second_coming(self):
@@ -343,7 +343,7 @@ class TestRoom:
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
             lines = []
             graphs = GraphedLayers(list(make_layers()), 200, largest=largest, report=lines.append)
-            with nullcontext() if fits else pytest.raises(RuntimeError, match="would have to be free"):
+            with nullcontext() if fits else pytest.raises(RuntimeError, match="of free memory is needed"):
                 graphs._check_room(buffers, named)
 
 

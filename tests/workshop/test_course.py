@@ -170,7 +170,7 @@ class TestSideBySideNotebook:
         metrics = read_json(comparison / "metrics.json")
         assert [each["question"] for each in metrics["verdicts"]] == [
             "Are held-out answers more likely?",
-            "Are its own answers preferred?",
+            "Are the tuned model's answers preferred?",
             "What was lost on dolly rows, which it was not trained on?",
         ]
         found = metrics["estimates"]["nll_with_eos"]
