@@ -176,7 +176,7 @@ def typed_values(pairs: Sequence[str]) -> dict[str, str]:
         if not equals or not name:
             raise ConfigError("-p", "PARAMETER=VALUE, such as max_steps=60", pair, "Write no spaces around the =.")
         if given.get(name, value) != value:
-            raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two away.")
+            raise ConfigError(name, "one value", f"{given[name]} and {value}", "Leave one of the two out.")
         given[name] = value
     return given
 

@@ -184,14 +184,14 @@ class TestPreference:
 
 MORE, LOST = "Are held-out answers more likely?", "What was lost on dolly rows, which it was not trained on?"
 OWN = "Are the tuned model's answers preferred?"
-ON_DOLLY = "On dolly rows, which it was not trained on"
+ON_DOLLY = "on dolly rows, which it was not trained on"
 NLL = "NLL with EOS: "
 OPEN = "Voters: cannot tell whether its own answers are better."
 
 WHOLE = [
     (
         judge_likelihood(None, held_out=True),
-        Verdict(MORE, "cannot tell", "Whether held-out answers became more likely: cannot tell.", "None was scored."),
+        Verdict(MORE, "cannot tell", "Cannot tell whether held-out answers became more likely.", "None was scored."),
     ),
     (
         judge_likelihood(estimate(FALL), held_out=False),
@@ -208,8 +208,8 @@ WHOLE = [
         Verdict(
             MORE,
             "cannot tell",
-            "Whether held-out answers became more likely: cannot tell.",
-            f"The interval contains zero. {NLL}+0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows).",
+            "Cannot tell whether held-out answers became more likely.",
+            f"The interval contains zero. {NLL}0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows).",
         ),
     ),
     (
@@ -217,7 +217,7 @@ WHOLE = [
         Verdict(
             MORE,
             "cannot tell",
-            "Whether held-out answers became more likely: cannot tell.",
+            "Cannot tell whether held-out answers became more likely.",
             f"8 independent rows are too few, 12 are needed. {NLL}\u22120.188 nats a token (95 % interval \u22120.246 "
             "to \u22120.129, 8 rows).",
         ),
@@ -228,12 +228,12 @@ WHOLE = [
             MORE,
             "cannot tell",
             "Held-out answers are as likely as before.",
-            f"{NLL}+0 nats a token (1 row, no interval: one row does not show how much rows differ).",
+            f"{NLL}0 nats a token (1 row, no interval: one row does not show how much rows differ).",
         ),
     ),
     (
         judge_other_task(None, "dolly"),
-        Verdict(LOST, "cannot tell", f"{ON_DOLLY}: cannot tell whether anything was lost.", "None was scored."),
+        Verdict(LOST, "cannot tell", f"Cannot tell whether anything was lost {ON_DOLLY}.", "None was scored."),
     ),
     (
         judge_other_task(estimate([-each for each in FALL]), "dolly"),
@@ -250,7 +250,7 @@ WHOLE = [
             LOST,
             "not worse",
             "The model did not get worse on dolly rows (not trained on).",
-            f"{NLL}+0 nats a token (95 % interval \u22120.00080 to +0.00080, 18 rows); up to +0.05 counts as kept.",
+            f"{NLL}0 nats a token (95 % interval \u22120.00080 to +0.00080, 18 rows); up to +0.05 counts as kept.",
         ),
     ),
     (
@@ -258,8 +258,8 @@ WHOLE = [
         Verdict(
             LOST,
             "cannot tell",
-            f"{ON_DOLLY}: cannot tell whether anything was lost.",
-            f"The interval is too wide. {NLL}+0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows); up to "
+            f"Cannot tell whether anything was lost {ON_DOLLY}.",
+            f"The interval is too wide. {NLL}0 nats a token (95 % interval \u22120.080 to +0.080, 18 rows); up to "
             "+0.05 counts as kept.",
         ),
     ),
@@ -268,7 +268,7 @@ WHOLE = [
         Verdict(
             LOST,
             "cannot tell",
-            f"{ON_DOLLY}: cannot tell whether anything was lost.",
+            f"Cannot tell whether anything was lost {ON_DOLLY}.",
             f"8 independent rows are too few, 12 are needed. {NLL}\u22120.188 nats a token (95 % interval \u22120.246 "
             "to \u22120.129, 8 rows); up to +0.05 counts as kept.",
         ),
@@ -320,7 +320,7 @@ WHOLE = [
         Verdict(
             OWN,
             "cannot tell",
-            "Whether its own answers are better: cannot tell (2 pairs).",
+            "Cannot tell whether its own answers are better (2 pairs).",
             "Nobody has compared them: read them, or vote on vote.html.",
         ),
     ),

@@ -82,7 +82,7 @@ class TestDistance:
         """Below, neither closeness to the tuned model nor distance from the base can be told."""
         results, said = judged(0.001, effect=effect, base=0.002)
         assert results == [result] * 3
-        assert said[0].endswith("told from its base: train longer.") is (result == "CANNOT TELL")
+        assert said[0].endswith("cannot be told apart: train longer.") is (result == "CANNOT TELL")
 
     def test_what_cannot_be_told_is_said(self):
         """In each of the three sentences."""
