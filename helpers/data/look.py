@@ -127,8 +127,8 @@ class Look:
                 "leaves these rows out, any other learns it as text; remove it"
                 for mark, count in marks.most_common()
             ]
-        given = sum("given" in message for row in self.rows for message in row.get("completion", ()))
-        marked = [f"{given} answers among those learned are given: weight, train or training says so"] if given else []
+        given = sum("given" in m for row in self.rows if "prompt" in row for m in (*row["prompt"], *row["completion"]))
+        marked = [f"{given} answers are given, not learned: weight, train or training says so"] if given else []
         return marked + [f"warning: {sentence}" for sentence in said]
 
     def lengths(self) -> list[str]:

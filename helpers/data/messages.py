@@ -126,7 +126,7 @@ def _from_first_learned(messages: Sequence[Message]) -> dict[str, Any]:
     if not learned:
         raise RowError("no answer that is learned (weight 0)", damaged=False)
     first, last = learned[0], learned[-1]
-    return {"prompt": [_unmarked(m) for m in messages[:first]], "completion": list(messages[first : last + 1])}
+    return {"prompt": list(messages[:first]), "completion": list(messages[first : last + 1])}
 
 
 def _unmarked(message: Message) -> Message:

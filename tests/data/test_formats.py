@@ -351,7 +351,8 @@ class TestTurns:
         talk = said("Q", "A", "R", "B", "S", "C")
         talk[1]["weight"] = talk[5]["weight"] = 0
         row = recognise([{"messages": talk}], "a").convert({"messages": talk})
-        assert row == {"prompt": said("Q", "A", "R"), "completion": said("R", "B")[1:]}
+        assert row == {"prompt": [talk[0], said("Q", "A")[1] | {"given": True}, talk[2]], "completion": talk[3:4]}
+        assert learned_rows(row["prompt"], row["completion"], single=False) == [(said("Q", "A", "R"), talk[3:4])]
 
     def test_a_weight_of_1_and_marks_of_users_change_nothing(self):
         """Users are never learned."""
