@@ -25,12 +25,11 @@ from helpers.memory.forecast import Forecast, Pace, forecast_training, format_mi
 from helpers.model.patches.cuda_graphs import GraphedLayers
 from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
 from helpers.runtime.calibration import calibrate
-from helpers.training.checkpoints import WRITING, Checkpoint, last_complete
+from helpers.training.checkpoints import WRITING, Checkpoint, complete, last_complete, prune, sweep
 from helpers.training.curves import judge_curve
 from helpers.training.failures import nan_error, preflight_disk, weights_are_finite
 from helpers.training.persist import Persister, persist_folder
 from helpers.training.result import TrainResult
-from helpers.training.sealing import prune, seal, sweep
 from helpers.training.speed import count_steps, peak_memory, reset_peak_memory, synchronize, training_mode
 
 if TYPE_CHECKING:
@@ -301,7 +300,7 @@ class Checkpoints(TrainerCallback):
     def _keep(self, written: Path, step: int) -> None:
         """Seal one, offer it to the second place, and remove those before the newest few."""
         state = {"inputs": self._inputs, "result": self.record.result.state()}
-        checkpoint = seal(written, self.run, step, state)
+        checkpoint = complete(written, self.run, step, state)
         good = [*(path for path in self._good if path != checkpoint.path), checkpoint.path]
         if self._persister:
             self._persister.offer(checkpoint)

@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from: the newest that is whole and of this run.
+"""Checkpoints that are whole or not there: written, pruned, and the newest of a run found again.
 
 transformers' trainer writes a checkpoint file by file, under its final name. A disconnect in between leaves a folder
 that looks like a checkpoint. Here the trainer writes into a folder beside (`WRITING`). A marker is added last, with
@@ -9,22 +9,37 @@ Of the files, `optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` ar
 5.17 reads each of them with `torch.load(weights_only=True)` (trainer.py: `_load_optimizer_and_scheduler`,
 `_load_scaler`, `_load_rng_state`), which builds tensors, numbers and containers and runs no code; the last one allows
 numpy's array constructor besides. `training_args.bin`, which nobody reads back, is not kept. A file that the marker
-does not list makes a checkpoint unusable, so that the trainer never finds one that was not sealed.
+does not list makes a checkpoint unusable, so that the trainer never finds one that was not completed.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import RunError
-from helpers.core.files import file_sha256, read_json
+from helpers.core.files import file_sha256, move_into_place, read_json, remove_folder, write_json, writing
 from helpers.core.runs import RunDirectory
+from helpers.memory.disk import KEPT
 
-__all__ = ["MARKER", "REQUIRED", "STATE", "WRITING", "Checkpoint", "Search", "last_complete", "step_folders"]
+__all__ = [
+    "MARKER",
+    "REQUIRED",
+    "STATE",
+    "WRITING",
+    "Checkpoint",
+    "Search",
+    "complete",
+    "last_complete",
+    "prune",
+    "step_folders",
+    "sweep",
+]
 
 MARKER, STATE, WRITING = "checkpoint.json", "run_state.json", ".writing"
 """Names in a checkpoint, and of the folder in which one is being written."""
@@ -39,6 +54,9 @@ REQUIRED = (
     "trainer_state.json",
 )
 """What training cannot be continued without. Several processes write rng_state_0.pth and so on for rng_state.pth."""
+
+_LEFT_OUT = ("README.md", "training_args.bin")
+"""What the trainer writes and nobody reads: a model card, and a pickle of its arguments."""
 
 
 @dataclass(frozen=True)
@@ -176,3 +194,52 @@ def _check_file(path: Path, expected: dict[str, Any]) -> None:
 
 def _step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
+
+
+def complete(written: Path, run: RunDirectory, step: int, state: dict[str, Any]) -> Checkpoint:
+    """Complete a checkpoint that the trainer has written, and move it into place.
+
+    Args:
+        written: The trainer's folder, on the run's disk.
+        state: What the run knows at that step, as JSON.
+
+    Returns:
+        The checkpoint, under its final name.
+
+    Raises:
+        RunError: The disk is full; nothing that was complete before is lost.
+    """
+    final = run.checkpoints / f"step-{step:06d}"
+    with writing(f"the checkpoint of step {step}", run.path):
+        for name in _LEFT_OUT:
+            (written / name).unlink(missing_ok=True)
+        write_json(written / STATE, state)
+        files = sorted(path for path in written.iterdir() if path.name != MARKER)
+        listed = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
+        marker = {"format": 1, "run_id": run.run_id(), "fingerprint": run.fingerprint(), "step": step, "files": listed}
+        write_json(written / MARKER, marker)
+        move_into_place(written, final)  # what is there is damaged, or it would have been resumed from
+    return Checkpoint(final, step, tuple(sorted(listed)))
+
+
+def prune(run: RunDirectory, good: Sequence[Path], *, busy: Path | None = None) -> list[Path]:
+    """Remove all but the newest complete checkpoints.
+
+    Args:
+        good: Complete checkpoints, oldest first: those completed by this process, and the one it resumed from.
+        busy: One that is being copied, kept in any case.
+
+    Returns:
+        Of `good`, what was kept.
+    """
+    kept = list(good[-KEPT:])
+    for path in step_folders(run.checkpoints):
+        if path not in kept and path != busy:
+            remove_folder(path)
+    return kept
+
+
+def sweep(run: RunDirectory) -> None:
+    """Remove what a killed process left half written or half removed."""
+    for path in run.checkpoints.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints as files: sealed, searched, pruned, copied, and what happens when they or the disk are damaged."""
+"""Checkpoints as files: completed, searched, pruned, copied, and what happens when they or the disk are damaged."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from helpers.core.files import read_json, write_json
 from helpers.core.runs import open_run
 from helpers.evaluation.adapter import find_adapter
 from helpers.training import persist
-from helpers.training.checkpoints import REQUIRED, last_complete, step_folders
+from helpers.training.checkpoints import REQUIRED, complete, last_complete, prune, step_folders, sweep
 from helpers.training.persist import Persister, connect_drive, persist_folder, prepare_persist
-from helpers.training.sealing import prune, seal, sweep
 from helpers.training.session import finish_run
 
 PARAMETERS = {"learning_rate": 2e-4, "save_steps": 20, "persist_dir": None}
@@ -37,7 +36,7 @@ def write_checkpoint(run, step, *, size=100):
     written.mkdir(parents=True)
     for name in (*REQUIRED, "training_args.bin", "README.md"):
         (written / name).write_bytes(os.urandom(size))
-    return seal(written, run, step, {"result": {"step": step}})
+    return complete(written, run, step, {"result": {"step": step}})
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def damage(folder, way):
 
 
 class TestDamage:
-    """The newest checkpoint is not what was sealed."""
+    """The newest checkpoint is not what was completed."""
 
     @pytest.mark.parametrize("way", DAMAGES)
     def test_the_previous_one_is_used_and_said_so(self, run, two, way):
@@ -363,7 +362,7 @@ class TestFullDisk:
         run, written = full
         before = (run.manifest(), run.metrics())
         writes = {
-            "seal": lambda: seal(written, run, 40, {"result": "x" * 10_000}),
+            "seal": lambda: complete(written, run, 40, {"result": "x" * 10_000}),
             "manifest": lambda: run.update_manifest(note="x" * 10_000),
             "metrics": lambda: run.update_metrics(note="x" * 10_000),
             "text": lambda: write_json(run.path / "answers.json", {"note": "x" * 10_000}),
