@@ -17,6 +17,7 @@ import psutil
 import pytest
 from filelock._identity import host_name, process_start_token
 
+from helpers.core import lock
 from helpers.core.errors import RunError
 from helpers.core.lock import HOLDER, LOCK, MARKER, Holder, find_holder, hold_lock, release_lock
 
@@ -134,8 +135,35 @@ class TestLock:
     def test_a_file_in_place_of_the_folder_is_refused(self, folder):
         """A folder that cannot be made is an error that names it."""
         folder.write_text("")
-        with pytest.raises(RunError, match="a folder that can be written"):
+        with pytest.raises(RunError) as caught:
             hold_lock(folder)
+        assert str(caught.value) == (
+            f"{folder}: expected a folder that can be written, got 'File exists'. Check its permissions, or set "
+            "HELPERS_RUNS_DIR to another folder."
+        )
+
+    def test_an_error_without_words_of_the_system_is_shown(self, folder, monkeypatch):
+        """Folders above it are made as well, if they can be."""
+        hold_lock(folder / "deep" / "down")
+        release_lock(folder / "deep" / "down")
+
+        def odd(*_, **__):
+            raise OSError("odd")
+
+        monkeypatch.setattr(lock, "_acquire", odd)
+        with pytest.raises(RunError, match="got 'odd'"):
+            hold_lock(folder)
+
+    def test_a_name_that_is_gone_hinders_no_release(self, folder):
+        """Somebody tidied up."""
+        hold_lock(folder)
+        (folder / HOLDER).unlink()
+        release_lock(folder)
+        hold_lock(folder)
+        (folder / HOLDER).unlink()
+        (folder / HOLDER).mkdir()
+        release_lock(folder)
+        assert find_holder(folder) is None
 
 
 @pytest.mark.usefixtures("no_flock")

@@ -13,7 +13,7 @@ import pytest
 from helpers.core import runs
 from helpers.core.config import build_config
 from helpers.core.config_file import write_config
-from helpers.core.errors import HelpersError, RunError
+from helpers.core.errors import ConfigError, HelpersError, RunError
 from helpers.core.files import read_json, write_json, write_text
 from helpers.core.runs import (
     RunDirectory,
@@ -114,6 +114,20 @@ class TestRoot:
     def test_the_environment_decides(self, runs_folder):
         """HELPERS_RUNS_DIR names the folder."""
         assert runs_root() == runs_folder
+
+    def test_a_file_is_no_place_for_runs(self, tmp_path, monkeypatch):
+        """The error names the variable, and so does that about a path that cannot be one."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "file"))
+        with pytest.raises(ConfigError) as caught:
+            runs_root()
+        assert str(caught.value) == (
+            f"HELPERS_RUNS_DIR: expected a folder, got {str(tmp_path / 'file')!r}. A file is in its place: name "
+            "another folder."
+        )
+        monkeypatch.setenv("HELPERS_RUNS_DIR", "~nobody-of-this-name/runs")
+        with pytest.raises(ConfigError, match=r"^HELPERS_RUNS_DIR: "):
+            runs_root()
 
     def test_a_checkout_keeps_them_beside_the_package(self, monkeypatch, tmp_path):
         """In a checkout it is `runs/` at its root, whatever the working directory."""
@@ -296,8 +310,10 @@ class TestOpening:
 
     def test_must_insists_on_an_earlier_run(self, runs_folder):
         """Without one it is an error, with one it goes on."""
-        error = error_of(open_run, "x", PARAMETERS, resume="must")
-        assert error.expected == "the name of an earlier run, because resume is must"
+        assert str(error_of(open_run, "x", PARAMETERS, resume="must")) == (
+            "run_name: expected the name of an earlier run, because resume is must, got 'x'. Check the name, or use "
+            'resume = "auto".'
+        )
         assert not (runs_folder / "x").exists()
         open_run("x", PARAMETERS)
         assert open_run("x", PARAMETERS, resume="must").path == runs_folder / "x"
@@ -305,8 +321,9 @@ class TestOpening:
     @pytest.mark.parametrize("resume", ["alway", "", None, True])
     def test_another_word_is_an_error(self, runs_folder, resume):
         """`resume` takes three words, and nothing is made for another."""
-        with pytest.raises(HelpersError, match="resume: expected one of auto, never, must"):
+        with pytest.raises(HelpersError) as caught:
             open_run("x", PARAMETERS, resume=resume)
+        assert str(caught.value).startswith(f"resume: expected one of auto, never, must, got {resume!r}. ")
         assert not (runs_folder / "x").exists()
 
     @pytest.mark.parametrize("resume", ["auto", "must"])
@@ -314,6 +331,7 @@ class TestOpening:
         """A run with other parameters is not continued; the error lists old and new values."""
         open_run("x", PARAMETERS)
         error = error_of(open_run, "x", {**PARAMETERS, "max_steps": 8, "preset": "colab-t4"}, resume=resume)
+        assert (error.field, error.expected) == ("run_name", "the parameters of the earlier run x")
         assert error.got == "max_steps: 4 -> 8; preset: 'smoke' -> 'colab-t4'"
         assert error.remedy == 'Choose another run_name, or resume="never" to start over.'
 
@@ -322,9 +340,16 @@ class TestOpening:
         """A folder with files and no manifest is refused, and nothing in it is touched."""
         (runs_folder / "x").mkdir(parents=True)
         (runs_folder / "x" / "thesis.txt").write_text("a")
+        for name in "abcde":
+            (runs_folder / "x" / name).touch()
         error = error_of(open_run, "x", PARAMETERS, resume=resume)
-        assert "thesis.txt" in error.got
-        assert os.listdir(runs_folder / "x") == ["thesis.txt"]
+        assert (error.field, error.expected, error.got, error.remedy) == (
+            "run_name",
+            "a new folder or one of an earlier run",
+            f"{runs_folder / 'x'} with a, b, c, d, e",
+            "It has no manifest.json, so it is left alone. Choose another run_name.",
+        )
+        assert sorted(os.listdir(runs_folder / "x")) == [*"abcde", "thesis.txt"]
 
     def test_a_folder_with_only_the_notebook_is_new(self, runs_folder):
         """The runner puts the executed copy there first."""
@@ -345,7 +370,30 @@ class TestOpening:
         """A file of the run's name is not replaced."""
         runs_folder.mkdir()
         (runs_folder / "x").write_text("a")
-        assert error_of(open_run, "x", PARAMETERS).expected == "the name of a folder"
+        error = error_of(open_run, "x", PARAMETERS)
+        assert (error.field, error.expected, error.got, error.remedy) == (
+            "run_name",
+            "the name of a folder",
+            str(runs_folder / "x"),
+            "A link or a file is left alone.",
+        )
+
+    @pytest.mark.parametrize(("problem", "got"), [(OSError("odd"), "odd"), (PermissionError(13, "No"), "No")])
+    def test_a_folder_that_cannot_be_read_is_named(self, runs_folder, monkeypatch, problem, got):
+        """With what the system says."""
+
+        def refuse(_):
+            raise problem
+
+        (runs_folder / "x").mkdir(parents=True)
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        error = error_of(open_run, "x", PARAMETERS)
+        assert (error.field, error.expected, error.got, error.remedy) == (
+            str(runs_folder / "x"),
+            "a folder that can be read",
+            got,
+            "Check its permissions.",
+        )
 
     @pytest.mark.parametrize("content", ["{", "[]", "", '{"parameters": [1]}', '{"parameters": "x"}'])
     @pytest.mark.parametrize("resume", ["auto", "must"])
@@ -484,8 +532,10 @@ class TestDamagedManifest:
         run = open_run("r", PARAMETERS)
         (run.path / "manifest.json").write_bytes(bytes(100))
         (run.path / "config.json").write_bytes(bytes(100))
-        remedy = 'Restore it from a copy, such as the one in persist_dir, or start over with resume="never".'
-        assert error_of(open_run, "r", PARAMETERS).remedy == remedy
+        assert str(error_of(open_run, "r", PARAMETERS)) == (
+            f"{run.path / 'manifest.json'}: expected a readable JSON file, got 'JSONDecodeError'. Restore it from a "
+            'copy, such as the one in persist_dir, or start over with resume="never".'
+        )
 
     @pytest.mark.parametrize("change", [{"task": "poetry"}, {"task": None}, {"max_steps": ...}])
     def test_another_version_s_configuration_rebuilds_nothing(self, change):
