@@ -56,7 +56,7 @@ class TestStart:
         """The field is named with both values."""
         start_run(config)
         other = build_config("alpaca", preset="smoke", run_name="run", learning_rate=0.1)
-        with pytest.raises(RunError, match=r"learning_rate: 0\.0005 -> 0\.1"):
+        with pytest.raises(RunError, match=r"learning_rate: 0\.001 -> 0\.1"):
             start_run(other)
 
 
