@@ -144,6 +144,10 @@ class TrainConfig(Settings):
         None, "second folder for checkpoints and adapter, such as one on Google Drive", free=True
     )
     eval_steps: int = setting(25, "optimizer steps between measurements of the held-out loss", unit="steps", low=1)
+    keep: str = setting("last", "which adapter is kept: last, or best by held-out loss", choices=("last", "best"))
+    early_stopping: int | None = setting(
+        None, "end after so many held-out measurements without a new lowest", unit="measurements", low=1
+    )
     report_to: str = setting(
         "none",
         "also show the losses in trackio, tensorboard or wandb; none for this notebook only",
@@ -170,14 +174,11 @@ class ExportConfig(Settings):
 
     merge_16bit: bool = setting(True, "also save the model with the adapter merged in, in 16 bit", free=True)
     gguf_quantization: str | None = setting(
-        None,
-        "also save a GGUF file of this type, such as q8_0 or f16",
-        choices=_GGUF_TYPES,
-        tasks=("dolly",),
-        free=True,
+        None, "also save a GGUF file of this type, such as q8_0 or f16", choices=_GGUF_TYPES, free=True
     )
-    push_to: str | None = setting(None, "hub repository to upload to, as owner/name", tasks=("dolly",), free=True)
-    push_private: bool = setting(True, "create that repository as private", tasks=("dolly",), free=True)
+    push_to: str | None = setting(None, "hub repository to upload to, as owner/name", free=True)
+    push_private: bool = setting(True, "create that repository as private", free=True)
+    score_16bit_base: bool = setting(False, "also try the adapter on the base in 16 bit, a large download", free=True)
 
 
 @dataclass(frozen=True)

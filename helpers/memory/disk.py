@@ -1,6 +1,6 @@
 """Does the disk hold what a run will write, and can it be written? Told before anything is downloaded.
 
-`helpers.training.failures.preflight_disk` and `helpers.export.preflight` look again, at the model in memory, before
+`helpers.training.failures.preflight_disk` and `helpers.export.merge_16bit` look again, at the model in memory, before
 they write.
 """
 
@@ -66,12 +66,13 @@ def disk_needs(config: RunConfig, shape: ModelShape) -> dict[str, int]:
         >>> from helpers.memory.shapes import MISTRAL_7B
         >>> needs = disk_needs(build_config("dolly", preset="colab-t4"), MISTRAL_7B)
         >>> {name: round(size / 2**30, 1) for name, size in needs.items()}
-        {'3 checkpoints': 1.5, 'the adapter': 0.4, 'the merged model': 13.5}
+        {'3 checkpoints': 1.5, 'the adapter': 0.5, 'the merged model': 13.5}
     """
     trained, weights = sum(shape.lora_tensors(config.adapter.lora_rank)), _weights(shape)
+    each = _TRAINED_BYTES + (4 if config.train.keep == "best" else 0)  # a second adapter beside the one that is trained
     needs = {
-        f"{KEPT + 1} checkpoints": (KEPT + 1) * (_TRAINED_BYTES * trained + SMALL_FILES),
-        "the adapter": 2 * (4 * trained + SMALL_FILES),
+        f"{KEPT + 1} checkpoints": (KEPT + 1) * (each * trained + SMALL_FILES),
+        "the adapter": 3 * (4 * trained + SMALL_FILES),
     }
     if not config.export.merge_16bit:
         return needs

@@ -19,13 +19,14 @@ from transformers import TrainerCallback
 from helpers.core.config import RunConfig
 from helpers.core.distributed import largest, on_main, place, total, wait_for_all
 from helpers.core.errors import RunError
+from helpers.core.files import writing
 from helpers.core.runs import RunDirectory
 from helpers.data.tokens import IGNORED, row_labels
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.patches.cuda_graphs import GraphedLayers
 from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
 from helpers.runtime.calibration import calibrate
-from helpers.training.checkpoints import WRITING, Checkpoint, complete, last_complete, prune, sweep
+from helpers.training.checkpoints import BEST, WRITING, Checkpoint, complete, last_complete, prune, sweep
 from helpers.training.curves import judge_curve
 from helpers.training.failures import nan_error, preflight_disk, weights_are_finite
 from helpers.training.persist import Persister, persist_folder
@@ -73,6 +74,9 @@ class TrainingRecord(TrainerCallback):
 
     Args:
         heldout_dataset: The checked held-out rows, with `input_ids` and `completion_mask`.
+
+    Attributes:
+        best: With `keep = "best"`, the trained weights as they were when the held-out loss was lowest.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class TrainingRecord(TrainerCallback):
         self.counter = TokenCounter()
         self.graphs: GraphedLayers | None = None
         self.pace = Pace()
+        self.best: dict[str, Any] = {}
         self._counted = (0, 0)
         self._started = 0.0
         self._sequences = 1
@@ -156,10 +161,14 @@ class TrainingRecord(TrainerCallback):
             self._pause()
         if last or step % self.config.train.eval_steps == 0:
             self._measure(model, step, state.max_steps)
+            if not last and self._lost_patience():
+                self.result.stopped_at = step
+                control.should_training_stop = control.should_save = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **named: Any) -> None:
         """Say what the curve looks like if it needs a word, and refuse a training that changed nothing."""
         self.count(args, state)
+        self.put_back_best(model)
         skipped = self.result.skipped_updates
         if skipped and skipped >= state.global_step:
             remedy = "Every gradient overflowed in fp16. Use a card with bf16, or train longer."
@@ -173,6 +182,15 @@ class TrainingRecord(TrainerCallback):
         verdict = judge_curve(self.result.metrics()) if self.result.train_loss else None
         if verdict and verdict.kind not in ("healthy", "too short"):
             self.report(verdict.text)
+
+    def put_back_best(self, model: Any) -> None:
+        """With `keep = "best"`, give the model the weights back that it had when the held-out loss was lowest."""
+        if not self.best or self.result.best_step() == self.result.eval_loss[-1][0]:
+            return
+        for name, parameter in model.named_parameters():
+            if name in self.best:
+                parameter.data.copy_(self.best[name])
+        self.result.kept_step, self.result.heldout_after = self.result.best_step(), self.result.heldout_best
 
     def count(self, args: Any, state: Any) -> None:
         """Bring the counts up to date."""
@@ -198,6 +216,15 @@ class TrainingRecord(TrainerCallback):
             raise self.broken("held-out loss", loss, step)
         self.result.eval_loss.append((step, loss))
         self.report(f"step {step}/{steps}  held-out loss {loss:.4f}")
+        if self.config.train.keep == "best" and self.result.best_step() == step:
+            trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+            self.best = {name: each.detach().to("cpu", copy=True) for name, each in trained}
+            self.result.heldout_best = self.result.heldout_after
+
+    def _lost_patience(self) -> bool:
+        """Say whether the last `early_stopping` measurements found no new lowest held-out loss."""
+        losses, patience = [loss for _, loss in self.result.eval_loss], self.config.train.early_stopping
+        return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def _pause(self) -> None:
         if self._started:
@@ -243,7 +270,8 @@ class Checkpoints(TrainerCallback):
             self._persister = Persister(self.run, persist_folder(self.config.train.persist_dir, self.run.path.name))
         if found:
             self.record.result = _read_state(found)
-            if found.step >= steps:
+            self.record.best = _read_best(found)
+            if found.step >= steps or self.record.result.stopped_at is not None:
                 self.report(f"step {found.step}/{steps}  already trained; restored from {found.path.name}")
         self.record.result.mode = mode  # who goes on may be another machine, or several processes
         return str(found.path) if found else None
@@ -271,7 +299,8 @@ class Checkpoints(TrainerCallback):
     def _find(self, trainer: Any) -> Checkpoint | None:
         """Make the run's directory ready, and find the checkpoint to go on from."""
         self.run.update_manifest(state="running", failure=None)
-        preflight_disk(self.run, trainer.model, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+        optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+        preflight_disk(self.run, trainer.model, optimizer, best=self.config.train.keep == "best")
         sweep(self.run)
         search = last_complete(self.run)
         for line in search.describe():
@@ -300,6 +329,11 @@ class Checkpoints(TrainerCallback):
     def _keep(self, written: Path, step: int) -> None:
         """Seal one, offer it to the second place, and remove those before the newest few."""
         state = {"inputs": self._inputs, "result": self.record.result.state()}
+        if self.record.best:
+            from safetensors.torch import save_file
+
+            with writing(f"the checkpoint of step {step}", self.run.path):
+                save_file(self.record.best, written / BEST)
         checkpoint = complete(written, self.run, step, state)
         good = [*(path for path in self._good if path != checkpoint.path), checkpoint.path]
         if self._persister:
@@ -315,6 +349,13 @@ def _fingerprint(*parts: list[dict[str, Any]]) -> str:
     for part in parts:
         digest.update(json.dumps([[row["input_ids"], row_labels(row)] for row in part]).encode())
     return digest.hexdigest()
+
+
+def _read_best(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the trained weights that a checkpoint keeps as the best so far, if it does."""
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint.path / BEST) if BEST in checkpoint.files else {}
 
 
 def _read_state(checkpoint: Checkpoint) -> TrainResult:

@@ -28,6 +28,7 @@ from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT
 
 __all__ = [
+    "BEST",
     "MARKER",
     "REQUIRED",
     "STATE",
@@ -43,6 +44,9 @@ __all__ = [
 
 MARKER, STATE, WRITING = "checkpoint.json", "run_state.json", ".writing"
 """Names in a checkpoint, and of the folder in which one is being written."""
+
+BEST = "best_adapter.safetensors"
+"""The trained weights as they were when the held-out loss was lowest: in a checkpoint where `keep` is "best"."""
 
 REQUIRED = (
     "adapter_config.json",

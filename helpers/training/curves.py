@@ -64,12 +64,24 @@ def judge_curve(metrics: Mapping[str, Any]) -> CurveVerdict:
             "to a fifth, or use a card that computes in bf16.",
         )
     if len(train) < _SHORTEST or len(held) < 2:
-        return CurveVerdict(
+        verdict = CurveVerdict(
             "too short",
             f"{len(train)} optimizer steps are too few to judge a curve by; it takes "
             f"{_SHORTEST} and a held-out loss before and after.",
         )
-    return _judge(_trend(train), held, metrics["eval_loss"])
+    else:
+        verdict = _judge(_trend(train), held, metrics["eval_loss"])
+    return CurveVerdict(verdict.kind, " ".join([verdict.text, *_chosen(metrics)]))
+
+
+def _chosen(metrics: Mapping[str, Any]) -> list[str]:
+    """Say where `early_stopping` ended the training, and which adapter `keep` chose."""
+    stopped, kept = metrics.get("stopped_at"), metrics.get("kept_step")
+    lines = [f"early_stopping ended it after step {stopped}."] if stopped is not None else []
+    if kept is not None:
+        loss = next(loss for step, loss in metrics["eval_loss"] if step == kept)
+        lines.append(f"The adapter of step {kept} is kept, whose held-out loss was lowest ({loss:.3f}).")
+    return lines
 
 
 def _judge(trend: float, held: Sequence[float], points: Sequence[Sequence[float]]) -> CurveVerdict:

@@ -38,15 +38,16 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
         raise said from error
 
 
-def preflight_disk(run: RunDirectory, model: Any, optimizer: str) -> int:
+def preflight_disk(run: RunDirectory, model: Any, optimizer: str, *, best: bool = False) -> int:
     """Stop before training if the run's disk cannot hold its checkpoints and its adapter.
 
-    At most `KEPT` checkpoints and the one being written are there at a time, and the adapter twice while it is
-    replaced.
+    At most `KEPT` checkpoints and the one being written are there at a time, and the adapter three times: twice while
+    it is replaced, and in its zip.
 
     Args:
         model: With its adapter; the trainable parameters are what is saved.
         optimizer: Its name for transformers: AdamW keeps two numbers a parameter, of 1 byte each in 8 bit.
+        best: Whether each checkpoint holds a second adapter, the best so far.
 
     Returns:
         The bytes of one checkpoint, at most.
@@ -58,9 +59,9 @@ def preflight_disk(run: RunDirectory, model: Any, optimizer: str) -> int:
     weights = sum(p.numel() * p.element_size() for p in trained)
     # adamw_8bit keeps tensors of under 4096 numbers in 32 bit (bitsandbytes, min_8bit_size); a tenth covers its scales
     states = sum(p.numel() * (2.2 if "8bit" in optimizer and p.numel() >= 4096 else 8) for p in trained)
-    one = int(weights + states) + SMALL_FILES
+    one = int(weights * (1 + best) + states) + SMALL_FILES
     present = folder_bytes(run.checkpoints) + folder_bytes(run.adapter)
-    adapters = 2 * (weights + SMALL_FILES)
+    adapters = 3 * (weights + SMALL_FILES)
     what = f"{KEPT + 1} checkpoints of at most {one / 2**20:.0f} MiB and the adapter"
     require_space(run.path, (KEPT + 1) * one + adapters - present, what)
     return one

@@ -31,6 +31,9 @@ class TrainResult:
         heldout_seconds: Time in measurements of the held-out loss.
         forecast: How long all was expected to take; see `helpers.memory.forecast`.
         skipped_updates: Optimizer steps that changed nothing, because a gradient was too large for fp16.
+        heldout_best: Score of each held-out row at the measurement whose loss was lowest.
+        kept_step: The step whose adapter is kept, where that is not the last one.
+        stopped_at: The step after which `early_stopping` ended the training.
     """
 
     train_loss: list[tuple[int, float]] = field(default_factory=list)
@@ -47,6 +50,17 @@ class TrainResult:
     heldout_seconds: float = 0.0
     forecast: dict[str, Any] = field(default_factory=dict)
     skipped_updates: int = 0
+    heldout_best: list[RowScore] = field(default_factory=list)
+    kept_step: int | None = None
+    stopped_at: int | None = None
+
+    def best_step(self) -> int:
+        """Return the step after which the held-out loss was lowest, the measurement before training left out."""
+        return min(self.eval_loss[1:], key=lambda point: point[1])[0]
+
+    def kept_loss(self) -> float:
+        """Return the held-out loss of the adapter that is kept."""
+        return self.eval_loss[-1][1] if self.kept_step is None else dict(self.eval_loss)[self.kept_step]
 
     def state(self) -> dict[str, Any]:
         """Return everything as JSON, for a checkpoint."""
@@ -60,7 +74,8 @@ class TrainResult:
             state: What `state` returned, also after JSON.
         """
         losses = {name: [(step, loss) for step, loss in state[name]] for name in ("train_loss", "eval_loss")}
-        scores = {name: [RowScore(**row) for row in state[name]] for name in ("heldout_before", "heldout_after")}
+        named = ("heldout_before", "heldout_after", "heldout_best")
+        scores = {name: [RowScore(**row) for row in state.get(name, ())] for name in named}
         return cls(**{**state, **losses, **scores})
 
     def change(self) -> Estimate:
@@ -76,7 +91,7 @@ class TrainResult:
             "train_loss": [[step, loss] for step, loss in self.train_loss],
             "eval_loss": [[step, loss] for step, loss in self.eval_loss],
             "eval_loss_before": self.eval_loss[0][1],
-            "eval_loss_after": self.eval_loss[-1][1],
+            "eval_loss_after": self.kept_loss(),
             "eval_loss_change": {name: getattr(change, name) for name in ("mean", "low", "high", "rows", "sources")},
             "supervised_tokens": self.supervised_tokens,
             "tokens": self.tokens,
@@ -88,6 +103,8 @@ class TrainResult:
             "heldout_seconds": self.heldout_seconds,
             "forecast": {**self.forecast, **outcome} if self.forecast else {},
             "skipped_updates": self.skipped_updates,
+            "kept_step": self.kept_step,
+            "stopped_at": self.stopped_at,
             "mode": self.mode,
         }
 
@@ -106,7 +123,7 @@ def compare_scores(
 def describe_change(result: TrainResult) -> str:
     """Say in words whether the held-out loss fell, with its interval."""
     change = result.change()
-    before, after = result.eval_loss[0][1], result.eval_loss[-1][1]
+    before, after = result.eval_loss[0][1], result.kept_loss()
     verdict = (
         "Held-out answers became more likely."
         if change.is_below(0)

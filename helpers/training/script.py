@@ -57,7 +57,12 @@ def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
     values = _for_one_process(namespace)
     if namespace["config"].model.model_name == _SMALL_MODEL:
         values["base"] = _SMALL_MODEL
-    text = make_script(core, others, values, title=run.path.name, folder=str(run.path))
+    train = namespace["config"].train
+    chosen = train.keep == "best" or train.early_stopping is not None
+    left_out = "`keep` and `early_stopping` are not in it: it trains to the end, and keeps the last adapter."
+    text = make_script(
+        core, others, values, title=run.path.name, folder=str(run.path), notes=[left_out] if chosen else []
+    )
     write_text(run.path / _SCRIPT, text)
     return text
 
@@ -94,7 +99,13 @@ def _inputs(script: str) -> list[str]:
 
 
 def make_script(
-    core: Sequence[str], others: Sequence[str], namespace: Mapping[str, Any], *, title: str, folder: str
+    core: Sequence[str],
+    others: Sequence[str],
+    namespace: Mapping[str, Any],
+    *,
+    title: str,
+    folder: str,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return cells as one script.
 
@@ -103,6 +114,7 @@ def make_script(
         others: Of all other cells; what they bind is replaced by its value.
         title: What the script's first line names.
         folder: The run's, which the script does not write into.
+        notes: Sentences on what the script leaves out.
     """
     made = {name for text in others for name in _bound(text)} - {name for text in core for name in _bound(text)}
     values = {name: namespace[name] for name in made if name in namespace}
@@ -112,6 +124,7 @@ def make_script(
     body = _without_unused(body, writer.inlined(body)).replace(f"'{folder}/", "'")
     body = re.sub(r"\n{4,}", "\n\n\n", body.strip())
     lines = [f"{title}: the training alone, with this run's values, for one process."]
+    lines += ["", *notes] if notes else []
     if names := _inputs(body):
         lines += [
             "",

@@ -27,7 +27,7 @@ from helpers.training.tracking import track_configuration
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from helpers.training.callbacks import Checkpoints
+    from helpers.training.callbacks import Checkpoints, TrainingRecord
 
 __all__ = [
     "check_trainer",
@@ -126,7 +126,7 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
         stack.callback(checkpoints.close)
         enable_varlen(wanted=config.train.varlen_attention)
         stack.enter_context(replaced_method(trainer, "training_step", _counting(trainer.training_step, record.counter)))
-        stack.enter_context(replaced_method(trainer, "_inner_training_loop", _restoring(trainer)))
+        stack.enter_context(replaced_method(trainer, "_inner_training_loop", _restoring(trainer, record)))
         if place().count > 1:
             spread_batches(trainer, share_out(config.train, place().count))
             _seed_dropout(config.train.seed)
@@ -160,8 +160,8 @@ def _counting(step: Any, counter: Any) -> Any:
     return training_step
 
 
-def _restoring(trainer: Any) -> Any:
-    """Return a training loop that takes no step where none is left.
+def _restoring(trainer: Any, record: TrainingRecord) -> Any:
+    """Return a training loop that takes no step where none is left, or where `early_stopping` ended the training.
 
     transformers 5.17 takes one more in the middle of an epoch: it looks whether training should stop after a step.
     """
@@ -175,9 +175,10 @@ def _restoring(trainer: Any) -> Any:
         if folder is None:
             return loop(*args, **named)
         state = TrainerState.load_from_json(f"{folder}/trainer_state.json")
-        if state.global_step < count_steps(trainer):
+        if state.global_step < count_steps(trainer) and record.result.stopped_at is None:
             return loop(*args, **named)
         trainer.state = state
+        record.put_back_best(trainer.model)
         return TrainOutput(state.global_step, 0.0, {})
 
     return inner_training_loop

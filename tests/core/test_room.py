@@ -39,7 +39,12 @@ class TestNeeds:
     def test_the_adapter_alone(self):
         """Without a merged model: 42 million trained numbers of 12 bytes in each checkpoint."""
         needs = disk_needs(config("alpaca", merge_16bit=False), MISTRAL_7B)
-        assert needs == {"3 checkpoints": 1_585_446_912, "the adapter": 385_875_968}
+        assert needs == {"3 checkpoints": 1_585_446_912, "the adapter": 578_813_952}
+
+    def test_the_best_adapter_makes_checkpoints_larger(self):
+        """With keep = "best" each of the three holds a second adapter, of 4 bytes a number."""
+        needs = disk_needs(config("alpaca", keep="best"), MISTRAL_7B)
+        assert needs["3 checkpoints"] == 1_585_446_912 + 3 * 4 * 41_943_040
 
     def test_a_larger_rank_takes_more(self):
         """Rank 64 has four times the numbers of rank 16."""
@@ -67,7 +72,7 @@ class TestPreflight:
         with pytest.raises(RunError) as caught:
             start_run(config(run_name="run"))
         assert caught.value.expected == (
-            f"at least 15.4 GiB free at {runs_folder / 'run'} for 3 checkpoints, the adapter and the merged model"
+            f"at least 15.5 GiB free at {runs_folder / 'run'} for 3 checkpoints, the adapter and the merged model"
         )
         assert caught.value.got == "10.0 GiB free"
         assert "HELPERS_RUNS_DIR" in caught.value.remedy
@@ -77,7 +82,7 @@ class TestPreflight:
         """The sentence names the sum."""
         free(16 * GIB)
         said = preflight_room(RunDirectory(runs_folder / "run"), config())
-        assert said.startswith("The run's disk has room for 3 checkpoints, the adapter and the merged model: 15.4 GiB")
+        assert said.startswith("The run's disk has room for 3 checkpoints, the adapter and the merged model: 15.5 GiB")
 
     def test_what_an_earlier_run_left_is_replaced(self, runs_folder, free, monkeypatch):
         """A run that goes on needs no more than what is missing."""

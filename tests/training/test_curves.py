@@ -53,6 +53,14 @@ class TestVerdict:
         assert verdict.kind == "overfitting"
         assert "lowest at step 8 (1.700) and ended at 1.950" in verdict.text
 
+    def test_an_early_end_and_the_step_that_is_kept_are_told(self):
+        """After the verdict on the curve."""
+        metrics = {**curve(-0.05, [2.0, 1.7, 1.8, 1.95]), "stopped_at": 24, "kept_step": 8}
+        assert judge_curve(metrics).text.endswith(
+            "early_stopping ended it after step 24. "
+            "The adapter of step 8 is kept, whose held-out loss was lowest (1.700)."
+        )
+
     def test_a_held_out_loss_that_does_not_follow_is_overfitting(self):
         """The training loss falls by half and the held-out loss stays."""
         assert judge_curve(curve(-0.05, [2.0, 2.0, 2.0, 2.0])).kind == "overfitting"

@@ -170,6 +170,9 @@ class TestScript:
         assert "print(1)" not in script
         assert read_script(run) == script
         assert 'lr_scheduler_type="linear"' in write_script(run, namespace)
+        assert "`early_stopping`" not in script
+        stopping = {**namespace, "config": build_config("alpaca", preset="smoke", early_stopping=2)}
+        assert "`keep` and `early_stopping` are not in it: it trains to the end" in write_script(run, stopping)
 
     def test_a_run_without_one_is_refused(self, tmp_path):
         """The remedy is to run the notebook again."""

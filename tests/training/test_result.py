@@ -59,3 +59,15 @@ def test_prompts_are_numbered_by_what_is_asked():
 def test_scores_are_compared_row_by_row():
     """The mean of the differences of the rows' means."""
     assert compare_scores(scores([2.0, 3.0]), scores([1.0, 2.5])).mean == pytest.approx(-0.75)
+
+
+def test_the_loss_after_is_that_of_the_adapter_that_is_kept():
+    """With keep = "best" it is the lowest; which step that was, and where training ended early, is in the metrics."""
+    found = result(CHANGES)
+    found.eval_loss = [(0, 2.0), (4, 1.5), (8, 1.4), (12, 1.6)]
+    assert (found.metrics()["eval_loss_after"], found.metrics()["kept_step"]) == (1.6, None)
+    found.kept_step, found.stopped_at = found.best_step(), 12
+    metrics = found.metrics()
+    assert (metrics["eval_loss_after"], metrics["kept_step"], metrics["stopped_at"]) == (1.4, 8, 12)
+    assert describe_change(found).startswith("Held-out loss 2.000 before, 1.400 after.")
+    assert TrainResult.from_state(found.state()) == found

@@ -54,6 +54,16 @@ def undisturbed(train, folder):
     return {**outcome, "touched": touched}
 
 
+TURNING = {"learning_rate": 0.3, "eval_steps": 1, "keep": "best", "early_stopping": 3}
+"""Steps so large that the held-out loss rises after the second."""
+
+
+@pytest.fixture(scope="module")
+def best(train):
+    """An undisturbed run that keeps its best adapter."""
+    return train("best", **TURNING)
+
+
 @pytest.fixture
 def interrupted(nursery, folder, tiny_mistral):
     """A function that kills a run and returns its directory."""
@@ -238,6 +248,37 @@ class TestTrouble:
         outcome = train("flat", learning_rate=1e-9)
         assert outcome["error"] is None
         assert [line for line in outcome["lines"] if "it did not move. Raise learning_rate" in line]
+
+
+class TestBest:
+    """keep = "best" and early_stopping."""
+
+    def test_training_ends_and_the_adapter_of_the_lowest_loss_is_kept(self, best, folder):
+        """Three measurements after the lowest it stops, with a checkpoint; what is saved is the lowest's adapter."""
+        assert best["error"] is None
+        metrics, losses = best["metrics"], dict(best["metrics"]["eval_loss"])
+        lowest = min(losses, key=losses.get)
+        assert (
+            (metrics["kept_step"], metrics["stopped_at"], max(losses)) == (lowest, lowest + 3, lowest + 3) == (2, 5, 5)
+        )
+        assert metrics["eval_loss_after"] == losses[lowest]
+        assert last_complete(RunDirectory(folder / "best")).found.step == 5
+        told = "early_stopping ended it after step 5. The adapter of step 2 is kept"
+        assert [line for line in best["lines"] if told in line]
+
+    def test_they_survive_a_kill(self, nursery, train, best, folder, tiny_mistral):
+        """The best adapter so far is in each checkpoint: a run that goes on from step 3 keeps that of step 2."""
+        fault = {"do": "kill_at_step", "step": 5, "seconds": 0.01}
+        options = {"runs": str(folder), "model": str(tiny_mistral), "name": "killed", **TURNING}
+        assert nursery.start("whole_run", fault=fault, **options).wait() == -signal.SIGKILL
+        assert last_complete(RunDirectory(folder / "killed")).found.step == 3
+        check_equal(train("killed", **TURNING), best)
+
+    def test_a_run_that_was_ended_stays_ended(self, train, best):
+        """Nothing is trained when it is run again, and the best adapter is put back."""
+        again = train("best", **TURNING)
+        assert "step 5/8  already trained; restored from step-000005" in again["lines"]
+        check_equal(again, best)
 
 
 class TestPersist:
