@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from helpers.core.text import format_bytes
 
 __all__ = [
     "disk_error",
+    "empty_and_remove",
     "file_sha256",
     "folder_bytes",
     "move_into_place",
@@ -53,6 +54,10 @@ _WRAPPED = {
     "ios_base::clear": "a file was cut short",  # on macOS
 }
 """Texts of errors that hide the system's own -> what it was."""
+
+
+def _remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None:
@@ -196,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def replaced_folder(folder: Path, what: str) -> Iterator[Path]:
+def replaced_folder(folder: Path, what: str, *, remove: Callable[[Path], object] = _remove_tree) -> Iterator[Path]:
     """Fill a new folder beside one, whose place it then takes; after an error the old one is still there.
 
     What a killed process left beside it is removed, or moved back if it was the only whole one.
@@ -204,6 +209,7 @@ def replaced_folder(folder: Path, what: str) -> Iterator[Path]:
     Args:
         folder: What is replaced; it need not be there yet.
         what: What is written, such as "the adapter".
+        remove: How what stood there goes: `empty_and_remove` on Google Drive.
 
     Yields:
         An empty folder.
@@ -220,16 +226,17 @@ def replaced_folder(folder: Path, what: str) -> Iterator[Path]:
         beside.mkdir()
         try:
             yield beside
-            move_into_place(beside, folder)
+            move_into_place(beside, folder, remove=remove)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def move_into_place(written: Path, folder: Path) -> None:
+def move_into_place(written: Path, folder: Path, *, remove: Callable[[Path], object] = _remove_tree) -> None:
     """Force a folder to disk, readable to all, and rename it; what stood in its place is removed last.
 
     Args:
         written: On the same file system as its place.
+        remove: As for `replaced_folder`.
     """
     for path in sorted(written.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
@@ -246,7 +253,19 @@ def move_into_place(written: Path, folder: Path) -> None:
         os.rename(folder, old)
     os.rename(written, folder)
     _sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def empty_and_remove(folder: Path) -> None:
+    """Remove a folder whose files are emptied first: Google Drive keeps what is deleted, and counts it.
+
+    A deleted file lies in Drive's trash for 30 days (transformers issue 14922). Emptied before, it takes no room there.
+    """
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                os.truncate(path, 0)
+    _remove_tree(folder)
 
 
 def remove_folder(folder: Path) -> None:

@@ -8,13 +8,21 @@ import threading
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.files import replaced_folder, write_text
+from helpers.core.files import empty_and_remove, replaced_folder, write_text
 from helpers.core.paths import user_folder
 from helpers.core.runs import CONFIG, MANIFEST, METRICS, RunDirectory
 from helpers.memory.disk import KEPT
 from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step_folders
 
-__all__ = ["Persister", "connect_drive", "keep_result", "persist_folder", "prepare_persist", "restore"]
+__all__ = [
+    "Persister",
+    "connect_drive",
+    "disconnect_drive",
+    "keep_result",
+    "persist_folder",
+    "prepare_persist",
+    "restore",
+]
 
 _DRIVE = Path("/content/drive")
 """Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""
@@ -31,11 +39,35 @@ def persist_folder(persist_dir: str, name: str) -> RunDirectory:
 
 def connect_drive(folder: str, parameter: str = "persist_dir") -> None:
     """Mount Google Drive on Colab, if that is where a folder lies and it is not mounted yet."""
-    path = user_folder(parameter, folder)
-    if "google.colab" in sys.modules and path.is_relative_to(_DRIVE) and not (_DRIVE / "MyDrive").is_dir():
+    if _on_drive(user_folder(parameter, folder)) and not (_DRIVE / "MyDrive").is_dir():
         from google.colab import drive
 
         drive.mount(str(_DRIVE))
+
+
+def disconnect_drive(folder: str, runs: Path) -> str:
+    """Make Google Drive take all that was written, and unmount it; say what was done.
+
+    What Colab has not sent when its machine goes is lost (colabtools issue 287).
+
+    Args:
+        folder: `persist_dir`.
+        runs: The folder of the runs; where that is on Drive too, it stays mounted.
+
+    Returns:
+        A sentence, or "" if the folder is not on a mounted Drive.
+    """
+    if not _on_drive(user_folder("persist_dir", folder)) or _on_drive(runs.resolve()):
+        return ""
+    from google.colab import drive
+
+    drive.flush_and_unmount()
+    return "Google Drive has taken all files, and is no longer mounted here."
+
+
+def _on_drive(path: Path) -> bool:
+    """Say whether a folder lies on Google Drive, as Colab mounts it."""
+    return "google.colab" in sys.modules and path.is_relative_to(_DRIVE)
 
 
 def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list[str]:
@@ -65,8 +97,7 @@ def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: s
     _check_place(run, there, persist_dir)
     if resume == "never":
         for folder in (there.checkpoints, there.adapter):
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            empty_and_remove(folder)
         for name in (CONFIG, METRICS, MANIFEST):
             (there.path / name).unlink(missing_ok=True)
         return []
@@ -101,14 +132,14 @@ def restore(run: RunDirectory, there: RunDirectory) -> list[str]:
 
 
 def keep_result(run: RunDirectory, persist_dir: str) -> str:
-    """Copy a finished run's adapter and what is known of it to the second place; a failure is told and stops nothing.
+    """Copy a run's adapter and what is known of it to the second place; a failure is told and stops nothing.
 
     Returns:
         A sentence on what was done. `adapter_dir` of a comparison takes the folder that it names.
     """
     there = persist_folder(persist_dir, run.path.name)
     try:
-        with replaced_folder(there.adapter, "the adapter") as beside:
+        with replaced_folder(there.adapter, "the adapter", remove=empty_and_remove) as beside:
             shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile, dirs_exist_ok=True)
         for name in (CONFIG, METRICS, MANIFEST):
             if (run.path / name).is_file():
@@ -183,13 +214,13 @@ class Persister:
         write_text(self.there.path / MANIFEST, (self.run.path / MANIFEST).read_text(encoding="utf-8"))
         _copy(checkpoint, self.there.checkpoints)
         for path in step_folders(self.there.checkpoints)[KEPT:]:
-            shutil.rmtree(path)
+            empty_and_remove(path)
 
 
 def _copy(checkpoint: Checkpoint, target: Path) -> None:
     """Copy a checkpoint's listed files, the marker last."""
     what = f"the checkpoint of step {checkpoint.step}"
-    with replaced_folder(target / checkpoint.path.name, what) as beside:
+    with replaced_folder(target / checkpoint.path.name, what, remove=empty_and_remove) as beside:
         for name in (*checkpoint.files, MARKER):
             shutil.copyfile(checkpoint.path / name, beside / name)
 

@@ -22,7 +22,7 @@ from helpers.memory.plan import check_layers, preflight_memory
 from helpers.runtime.hardware import describe_hardware, find_gpu, require_gpu, suitable_preset
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.checkpoints import step_folders
-from helpers.training.persist import connect_drive, keep_result, prepare_persist
+from helpers.training.persist import connect_drive, disconnect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _record_data(
 
 
 def finish_run(run: RunDirectory) -> None:
-    """Write into the manifest that everything asked for was done; copy the adapter to `persist_dir`, if that is set.
+    """Write into the manifest that everything asked for was done; bring `persist_dir` up to date, if that is set.
 
     Args:
         run: The run, with its adapter saved.
@@ -211,6 +211,8 @@ def _finish(run: RunDirectory) -> None:
     persist_dir = read_json(path).get("persist_dir") if path.is_file() else None
     if persist_dir:
         print(keep_result(run, persist_dir))
+        if said := disconnect_drive(persist_dir, run.path):
+            print(said)
 
 
 def watch_cells(run: RunDirectory) -> None:

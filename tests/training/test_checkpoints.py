@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers.core import files
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.runs import open_run
 from helpers.evaluation.adapter import find_adapter
 from helpers.training import persist
 from helpers.training.checkpoints import REQUIRED, complete, last_complete, prune, step_folders, sweep
-from helpers.training.persist import Persister, connect_drive, persist_folder, prepare_persist
+from helpers.training.persist import Persister, connect_drive, disconnect_drive, persist_folder, prepare_persist
 from helpers.training.session import finish_run
 
 PARAMETERS = {"learning_rate": 2e-4, "save_steps": 20, "persist_dir": None}
@@ -272,6 +273,24 @@ class TestPersist:
         there = persist_folder(str(drive), "run")
         assert [path.name for path in step_folders(there.checkpoints)] == ["step-000060", "step-000040"]
 
+    def test_what_is_deleted_there_takes_no_room_in_drives_trash(self, run, drive, monkeypatch):
+        """Files are emptied before they are deleted, because Drive keeps what is deleted for 30 days."""
+        left = []
+        remove = files.shutil.rmtree
+
+        def watched(folder, **named):
+            if Path(folder).is_relative_to(drive):
+                left.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
+            remove(folder, **named)
+
+        monkeypatch.setattr(files.shutil, "rmtree", watched)
+        for step in (20, 40, 60):
+            self.persist(run, drive, step)
+        prepare_persist(run, str(drive), resume="never")
+        assert len(left) > 3
+        assert set(left) == {0}
+        assert not (drive / "run" / "checkpoints").exists()
+
     def test_a_half_copied_checkpoint_is_not_restored(self, run, drive):
         """A damaged copy is rejected with its reason, and the one before is used."""
         for step in (20, 40):
@@ -314,6 +333,17 @@ class TestPersist:
         """On Colab that is a Drive that was not mounted; a local folder in its place would be lost."""
         with pytest.raises(RunError, match=r"persist_dir: expected a folder that exists.*drive\.mount"):
             prepare_persist(run, str(tmp_path / "content" / "drive" / "MyDrive"), resume="auto")
+
+    def test_drive_is_flushed_at_the_end(self, run, monkeypatch):
+        """On Colab, Google Drive takes all files and is unmounted; where the runs lie there, too, it stays mounted."""
+        flushed = []
+        drive_module = types.SimpleNamespace(flush_and_unmount=lambda: flushed.append(True))
+        monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive_module))
+        assert disconnect_drive("/content/drive/MyDrive/runs", Path("/content/drive/MyDrive/work")) == ""
+        assert disconnect_drive(str(run.path.parent / "elsewhere"), run.path) == ""
+        assert flushed == []
+        assert "has taken all files" in disconnect_drive("/content/drive/MyDrive/runs", run.path)
+        assert flushed == [True]
 
     def test_a_strangers_folder_is_refused(self, run, drive):
         """Files that no run wrote are left alone."""
