@@ -64,6 +64,9 @@ max_steps = None  # type: int  end after this many optimizer steps [steps]
 persist_dir = None  # type: str  second folder for checkpoints and adapter, such as one on Google Drive
 max_new_tokens = None  # type: int  longest answer [tokens]
 merge_16bit = None  # type: bool  also save the model with the adapter merged in, in 16 bit
+gguf_quantization = None  # type: str  also save a GGUF file of this type, such as q8_0 or f16
+push_to = None  # type: str  hub repository to upload to, as owner/name
+push_private = None  # type: bool  create that repository as private
 
 # For specialists: what the presets know already.
 columns = None  # type: str  which column is what, where the names do not say
@@ -86,8 +89,11 @@ cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the 
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
+keep = None  # type: str  which adapter is kept: last, or best by held-out loss
+early_stopping = None  # type: int  end after so many held-out measurements without a new lowest [measurements]
 report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
+score_16bit_base = None  # type: bool  also try the adapter on the base in 16 bit, a large download
 
 # %% [markdown]
 # On Colab the next cell fetches this project's own small package; elsewhere it is there already.
@@ -479,8 +485,7 @@ show_table({**cost, "peak memory, GiB": record.result.peak_memory_bytes / 2**30}
 # %% [markdown]
 # ## 8. Save, merge, and load back
 #
-# `save_pretrained` writes the adapter's matrices, and the tokenizer with its template. The folder appears whole or not at
-# all.
+# `save_pretrained` writes the adapter's matrices, and the tokenizer with its template.
 
 # %% tags=["core", "main"]
 from helpers.export import hub_name, saving_adapter
@@ -490,30 +495,34 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
     tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# Many tools want one model instead of a model and an adapter. *Merging* adds $\frac{\alpha}{r} BA$ to each $W$ and writes
-# the sum in 16 bit, as large as the whole model. `reference` keeps answers of the tuned model and its base, to compare.
+# A fresh process loads it with transformers and PEFT alone. To pass, it must be close to the tuned model *and* far from its
+# base. It also scores the held-out rows: how much of the gain is kept?
 
 # %% tags=["notebook"]
-from helpers.export import measure_reference, merge_16bit
+from helpers.export import HeldOut, measure_reference, sixteen_bit_name, verify_adapter
+from helpers.training.persist import keep_result
 
-folders = {"adapter": run.adapter, "merged": run.path / "merged"}
-reference = measure_reference(model, tokenizer)
+folders, scored = {"adapter": run.adapter, "merged": run.path / "merged"}, record.result
+heldout = HeldOut(heldout_dataset, scored.heldout_before, scored.heldout_after, scored.heldout_sources)
+reference, other = measure_reference(model, tokenizer), sixteen_bit_name(base) if cfg.score_16bit_base else None
+proof = verify_adapter(model, tokenizer, run.adapter, reference=reference, heldout=heldout, base_16bit=other)
+proofs = {"adapter": proof.require()}
+print(proof.lines())
+if cfg.persist_dir:
+    print(keep_result(run, cfg.persist_dir))
+
+# %% [markdown]
+# Many tools want one model. *Merging* adds $\frac{\alpha}{r} BA$ to each $W$ and writes the sum in 16 bit.
+
+# %% tags=["notebook"]
+from helpers.export import merge_16bit, verify_merged
+
 if cfg.merge_16bit:
     merged = merge_16bit(model, tokenizer, folders["merged"])
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
-
-# %% [markdown]
-# Adapter and merged model are each loaded by a fresh process that has only transformers and PEFT. To pass, each must be
-# close to the tuned model *and* far from its base.
-
-# %% tags=["notebook"]
-from helpers.export import verify_adapter, verify_merged
-
-proofs = {"adapter": verify_adapter(model, tokenizer, run.adapter, reference=reference).require()}
-if cfg.merge_16bit:
-    proofs["merged"] = verify_merged(model, tokenizer, folders["merged"], reference=reference).require()
-for name, proof in proofs.items():
-    print(name, proof.lines(), sep="\n")
+    proof = verify_merged(model, tokenizer, folders["merged"], reference=reference, heldout=heldout)
+    proofs["merged"] = proof.require()
+    print(proof.lines())
 
 # %% [markdown]
 # Each gets a *model card*, `README.md`: what it was made from, how it measured, what was proven, what it is for.
@@ -526,7 +535,7 @@ for name, proof in proofs.items():
     print(write_card(folders[name], run, config, verification=proof).relative_to(run.path))
 
 # %% [markdown]
-# Now as on another day: the base model is loaded afresh, and `PeftModel` puts the saved adapter on it.
+# Now as on another day: the base model afresh, and the saved adapter on it.
 
 # %%
 from helpers.model.load import free_memory
@@ -546,8 +555,7 @@ model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
 
 # %% [markdown]
-# It must find the held-out answers as likely as the trained model did, but for rounding, or the cell fails. CANNOT TELL
-# means: too few steps, rounding moved the losses as much as training did.
+# It must find the held-out answers as likely as the trained model did, but for rounding.
 
 # %%
 from helpers.training.reload import prove_adapter
@@ -602,11 +610,6 @@ write_json(run.path / "answers.json", {"answers": kept})
 #
 # The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it too.
 
-# %%
-from helpers.training.session import finish_run
-
-finish_run(run)
-
 # %% tags=["notebook"]
 print(script)
 
@@ -626,6 +629,49 @@ print(script)
 # | any other, with `columns = "instruction=Frage, output=Antwort"` | `{"Frage": "Add. 2 and 3", "Antwort": "5"}` |
 #
 # `python -m helpers data FILE` looks at a file before any training: rows, columns, lengths, what is left out and why.
+
+# %% [markdown]
+# ## 12. Take it with you
+#
+# `gguf_quantization = "q8_0"` makes a GGUF file with a `Modelfile`, and prints three lines that start a chat in Ollama.
+
+# %% tags=["notebook"]
+from helpers.export import export_gguf, serving_lines
+
+if cfg.gguf_quantization:
+    folders["gguf"] = run.path / "gguf"
+    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
+    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
+    proofs["gguf"] = file.verification()
+    write_card(folders["gguf"], run, config, verification=proofs["gguf"])
+    run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
+    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
+
+# %% [markdown]
+# `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in Colab's
+# secrets, never from a parameter.
+
+# %% tags=["notebook"]
+from helpers.export import publish
+
+if cfg.push_to:
+    name = "merged" if cfg.merge_16bit else "adapter"
+    write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
+    pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
+    print(pushed.url, f"{pushed.files} files compared")
+
+# %% [markdown]
+# A zip holds adapter, card, script and figures: on Colab, in the list of files.
+
+# %% tags=["notebook"]
+from helpers.export import zip_run
+
+print(zip_run(run))
+
+# %%
+from helpers.training.session import finish_run
+
+finish_run(run)
 
 # %% [markdown]
 # ## Summary

@@ -90,8 +90,11 @@ cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the 
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]
+keep = None  # type: str  which adapter is kept: last, or best by held-out loss
+early_stopping = None  # type: int  end after so many held-out measurements without a new lowest [measurements]
 report_to = None  # type: str  also show the losses in trackio, tensorboard or wandb; none for this notebook only
 seed = None  # type: int  seed of row selection, adapter weights and data order
+score_16bit_base = None  # type: bool  also try the adapter on the base in 16 bit, a large download
 
 # %% [markdown]
 # On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
@@ -492,14 +495,21 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
 # %% [markdown]
 # The tuned model and its base answer a few fixed questions. Their *logits*, one number for each token that could come next,
 # are the yardstick for every export. Then a fresh process loads the saved adapter with nothing but transformers and PEFT,
-# as a stranger would. To pass, it must be close to the tuned model *and* far from the base.
+# as a stranger would. To pass, it must be close to the tuned model *and* far from the base. It also scores the held-out
+# rows: how much of the gain is kept?
 
 # %% tags=["notebook"]
-from helpers.export import measure_reference, verify_adapter
+from helpers.export import HeldOut, measure_reference, sixteen_bit_name, verify_adapter
+from helpers.training.persist import keep_result
 
-reference = measure_reference(model, tokenizer)
-proofs = {"adapter": verify_adapter(model, tokenizer, run.adapter, reference=reference).require()}
-print(proofs["adapter"].lines())
+scored = record.result
+heldout = HeldOut(heldout_dataset, scored.heldout_before, scored.heldout_after, scored.heldout_sources)
+reference, other = measure_reference(model, tokenizer), sixteen_bit_name(base) if cfg.score_16bit_base else None
+proof = verify_adapter(model, tokenizer, run.adapter, reference=reference, heldout=heldout, base_16bit=other)
+proofs = {"adapter": proof.require()}
+print(proof.lines())
+if cfg.persist_dir:
+    print(keep_result(run, cfg.persist_dir))
 
 # %% [markdown]
 # ## 6. Merge, and prove that too
@@ -524,8 +534,9 @@ if config.export.merge_16bit:
 from helpers.export import verify_merged
 
 if config.export.merge_16bit:
-    proofs["merged"] = verify_merged(model, tokenizer, folders["merged"], reference=reference).require()
-    print(proofs["merged"].lines())
+    proof = verify_merged(model, tokenizer, folders["merged"], reference=reference, heldout=heldout)
+    proofs["merged"] = proof.require()
+    print(proof.lines())
 
 # %% [markdown]
 # What was proven goes into `manifest.json`, and into a *model card* beside each export: what it was made from, how it
@@ -537,26 +548,6 @@ from helpers.export import write_card
 run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
 for name, proof in proofs.items():
     print(write_card(folders[name], run, config, verification=proof).relative_to(run.path))
-
-# %% [markdown]
-# Optional: a GGUF file, the format of llama.cpp (`gguf_quantization`), which is read back and compared. Beside it lies a
-# `Modelfile`: in that folder, `ollama create mine -f Modelfile` and `ollama run mine` start a chat. Also optional: an
-# upload to the Hugging Face hub (`push_to`). Its token comes from the environment variable `HF_TOKEN` or from Colab's
-# secrets, never from a parameter, which the executed notebook would keep.
-
-# %% tags=["notebook"]
-from helpers.export import export_gguf, publish
-
-if config.export.gguf_quantization:
-    wanted, prompt = config.export.gguf_quantization, cfg.system_prompt
-    where = {"system": prompt, "max_seq_length": cfg.max_seq_length}
-    file = export_gguf(folders["merged"], run.path / "gguf", quantization=wanted, **where)
-    write_card(run.path / "gguf", run, config, verification=file.verification())
-    print(f"{file.file}: {file.tensors} tensors compared, worst error {file.worst_error:.2g}")
-if config.export.push_to:
-    name = "merged" if config.export.merge_16bit else "adapter"
-    pushed = publish(folders[name], config.export.push_to, private=config.export.push_private)
-    print(pushed.url, f"{pushed.files} files compared")
 
 # %% [markdown]
 # ## 7. Load it back, and ask it about business
@@ -623,15 +614,53 @@ write_json(run.path / "answers.json", {"answers": kept})
 # ## 8. All that ran
 #
 # The training without the checks, as a script that needs only the libraries; `python -m helpers eject RUN` prints it
-# too. The run is marked as complete.
+# too.
+
+# %% tags=["notebook"]
+print(script)
+
+# %% [markdown]
+# ## 9. Take it with you
+#
+# `gguf_quantization = "q8_0"` makes a GGUF file with a `Modelfile`, and prints three lines that start a chat in Ollama.
+
+# %% tags=["notebook"]
+from helpers.export import export_gguf, serving_lines
+
+if cfg.gguf_quantization:
+    folders["gguf"] = run.path / "gguf"
+    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
+    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
+    proofs["gguf"] = file.verification()
+    write_card(folders["gguf"], run, config, verification=proofs["gguf"])
+    run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
+    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
+
+# %% [markdown]
+# `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in Colab's
+# secrets, never from a parameter.
+
+# %% tags=["notebook"]
+from helpers.export import publish
+
+if cfg.push_to:
+    name = "merged" if cfg.merge_16bit else "adapter"
+    write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
+    pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
+    print(pushed.url, f"{pushed.files} files compared")
+
+# %% [markdown]
+# A zip holds adapter, card, script and figures: on Colab, in the list of files.
+
+# %% tags=["notebook"]
+from helpers.export import zip_run
+
+print(zip_run(run))
 
 # %%
 from helpers.training.session import finish_run
 
 finish_run(run)
-
-# %% tags=["notebook"]
-print(script)
 
 # %% [markdown]
 # ## Summary

@@ -48,17 +48,14 @@ def main() -> int:
 def _export(model: Any, tokenizer: Any, out: Path, options: argparse.Namespace, report: dict[str, Any]) -> list[Any]:
     """Save, merge, verify; returns both verdicts."""
     from helpers.export import (
-        describe_needs,
         export_gguf,
         measure_reference,
         merge_16bit,
-        preflight,
         save_adapter,
         verify_adapter,
         verify_merged,
     )
 
-    print(describe_needs(preflight(model, out, merged=True, gguf=options.gguf), out), file=sys.stderr)
     with _measured(report, "reference"):
         reference = measure_reference(model, tokenizer)
     with _measured(report, "save_adapter"):

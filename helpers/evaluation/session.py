@@ -29,7 +29,15 @@ from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.session import resolve_preset, watch_cells
 
-__all__ = ["compare", "configure_evaluation", "finish_evaluation", "open_evaluation", "run_parameters", "write_files"]
+__all__ = [
+    "compare",
+    "configure_evaluation",
+    "finish_evaluation",
+    "gains_of_exports",
+    "open_evaluation",
+    "run_parameters",
+    "write_files",
+]
 
 _TASK = "side_by_side"
 """What the notebook's metadata and its runs' manifests call it."""
@@ -120,12 +128,28 @@ def compare(
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
         created=now(),
-        details={"Decoding": drawn, "Prompt style": training.data.prompt_style, "Rows": "\n".join(material.notes)},
+        details={
+            "Decoding": drawn,
+            "Prompt style": training.data.prompt_style,
+            "Rows": "\n".join(material.notes),
+            **gains_of_exports(source),
+        },
         held_out=material.train_known,
         other_task=material.other_task if other_task else "",
     )
     prompts = tuple(each.prompt for each in (*material.prompts, *material.references))
     return Comparison(info, prompts, tuple(arms), tuple(answers), tuple(references), tuple(other_task))
+
+
+def gains_of_exports(source: AdapterSource) -> dict[str, str]:
+    """Return how much of the held-out gain each export of the adapter's run keeps, under a title; {} if unknown."""
+    exports = source.run.manifest().get("exports") if source.run else None
+    lines = []
+    for name, proof in exports.items() if isinstance(exports, dict) else ():
+        numbers = proof.get("numbers", {}) if isinstance(proof, dict) else {}
+        measured = (numbers.get(each) for each in ("gain_kept", "gain_kept_16bit"))
+        lines += [f"{name}: {each['text']}" for each in measured if isinstance(each, dict) and "text" in each]
+    return {"Exports": "\n".join(lines)} if lines else {}
 
 
 def write_files(

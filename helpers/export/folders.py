@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ExportError
-from helpers.core.files import replaced_folder, write_json
+from helpers.core.files import replaced_folder, write_json, writing
+from helpers.core.runs import RunDirectory
 
 __all__ = [
     "RECORD",
@@ -20,6 +23,7 @@ __all__ = [
     "refuse_foreign",
     "staged_folder",
     "tensor_files",
+    "zip_run",
 ]
 
 RECORD = "export.json"
@@ -178,3 +182,30 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("files", {}), dict) else {}
+
+
+def zip_run(run: RunDirectory) -> Path:
+    """Put a run's adapter with its card, its script and its figures into one zip in its folder, and read it back.
+
+    Merged model and GGUF file are left out: they are as large as the base.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    target = run.path / f"{run.path.name}.zip"
+    files = [path for path in run.path.iterdir() if path.suffix != ".zip"] + list(run.adapter.rglob("*"))
+    beside = target.with_name(f".{target.name}")
+    try:
+        with writing(target.name, run.path):
+            with zipfile.ZipFile(beside, "w") as archive:
+                for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
+                    archive.write(path, f"{run.path.name}/{path.relative_to(run.path).as_posix()}")
+            with beside.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            with zipfile.ZipFile(beside) as archive:
+                if damaged := archive.testzip():
+                    raise ExportError("zip", "an archive that reads back", damaged, "Free disk space, and try again.")
+            os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target

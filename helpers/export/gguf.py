@@ -15,9 +15,11 @@ from typing import Any
 from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.core.files import require_space, write_text
 from helpers.export.folders import read_settings, record_export, staged_folder
+from helpers.export.gain import GainKept, HeldOut
 from helpers.export.gguf_format import check_gguf, gguf_tensors, read_tensor, read_vocabulary
 from helpers.export.serve import modelfile
 from helpers.export.verdict import Verification
+from helpers.export.verify import measure_gain
 from helpers.memory.disk import GGUF_BITS, find_llama_quantize, gguf_bytes
 from helpers.model.distance import Check
 
@@ -31,6 +33,7 @@ class GgufResult:
     Args:
         quantization: Its type, such as "q8_0".
         worst_error: Largest relative error of a tensor (root mean square) against the merged model.
+        gain: How much of the held-out gain it keeps, if that was asked.
     """
 
     file: str
@@ -39,12 +42,16 @@ class GgufResult:
     worst_error: float
     limit: float
     bytes: int
+    gain: GainKept | None = None
 
     def verification(self) -> Verification:
         """Return what was compared, for a model card."""
         values = f"{self.tensors} tensors compared; worst relative error {self.worst_error:.2g} (limit {self.limit:g})."
         same = "Tokens, their types, special ids and chat template are the merged model's."
-        return Verification("gguf", (Check("weights in the file", True, values), Check("tokenizer", True, same)))
+        numbers = {"gain_kept": self.gain.as_dict()} if self.gain else {}
+        return Verification(
+            "gguf", (Check("weights in the file", True, values), Check("tokenizer", True, same)), numbers
+        )
 
 
 def export_gguf(
@@ -55,6 +62,7 @@ def export_gguf(
     name: str | None = None,
     system: str | None = None,
     max_seq_length: int = 2048,
+    heldout: HeldOut | None = None,
 ) -> GgufResult:
     """Write a merged Mistral or Llama model as one GGUF file, with Ollama's Modelfile beside it, and compare the two.
 
@@ -65,6 +73,7 @@ def export_gguf(
         name: The model's name in the file.
         system: The system prompt of the training, for the Modelfile.
         max_seq_length: Longest conversation, in tokens, for the Modelfile.
+        heldout: Held-out rows with their losses, to say how much of the gain the file keeps.
 
     Raises:
         ConfigError: The type is unknown.
@@ -99,7 +108,8 @@ def export_gguf(
         write_text(staged / "Modelfile", ask)
         size = file.stat().st_size
         record_export(staged, kind="gguf", quantization=quantization)
-    return GgufResult(str(folder / file.name), quantization, tensors, worst, limit, size)
+    gain = measure_gain(folder, heldout, merged=merged) if heldout else None
+    return GgufResult(str(folder / file.name), quantization, tensors, worst, limit, size, gain)
 
 
 def _read_config(merged: Path) -> dict[str, Any]:

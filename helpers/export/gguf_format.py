@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ExportError, StackError
-from helpers.export.folders import open_weights, tensor_files
+from helpers.core.files import write_json
+from helpers.export.folders import open_weights, read_settings, tensor_files
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["GgufTensor", "GgufVocabulary", "check_gguf", "gguf_tensors", "read_tensor", "read_vocabulary"]
+__all__ = [
+    "GgufTensor",
+    "GgufVocabulary",
+    "check_gguf",
+    "gguf_tensors",
+    "read_tensor",
+    "read_vocabulary",
+    "unpack_gguf",
+]
 
 _ERROR_LIMITS = {"f16": 5e-4, "bf16": 4e-3, "q8_0": 0.01, "q6_k": 0.04, "q5_k_m": 0.07, "q4_k_m": 0.13}
 """Largest relative error of a tensor (root mean square). f16 and bf16: half a step of their mantissa (2^-11, 2^-8); the
@@ -146,11 +156,47 @@ def read_tensor(merged: Path, source: str, config: dict[str, Any]) -> np.ndarray
     """
     with open_weights(merged / tensor_files(merged)[source]) as file:
         values = file.get_tensor(source).float().numpy()
-    heads = {"q_proj.weight": config["num_attention_heads"], "k_proj.weight": config["num_key_value_heads"]}
-    count = next((n for suffix, n in heads.items() if source.endswith(suffix)), None)
-    if count is None:
+    if (heads := _rotated_heads(source, config)) is None:
         return values
-    return values.reshape(count, 2, values.shape[0] // count // 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+    return values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+
+
+def _rotated_heads(source: str, config: dict[str, Any]) -> int | None:
+    """Return the number of heads of a query or key matrix, None for others."""
+    heads = {"q_proj.weight": config["num_attention_heads"], "k_proj.weight": config["num_key_value_heads"]}
+    return next((count for suffix, count in heads.items() if source.endswith(suffix)), None)
+
+
+def unpack_gguf(file: Path, merged: Path, folder: Path) -> None:
+    """Write a GGUF file's weights in fp16, with the merged model's names, order of rows and configuration.
+
+    Args:
+        file: The GGUF file.
+        merged: The merged model that it was made from.
+        folder: Where to; it is made.
+    """
+    import torch
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+    from safetensors.torch import save_file
+
+    config = read_settings(merged, "config.json")
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    names = {tensor.source: stored[tensor.name] for tensor in gguf_tensors(merged, config, "f16")}
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        if (merged / name).is_file():
+            shutil.copyfile(merged / name, folder / name)
+    write_json(folder / "config.json", {**config, "dtype": "float16", "torch_dtype": "float16"})
+    index = tensor_files(merged)
+    for shard in sorted(set(index.values())):
+        content = {}
+        for source in (name for name, where in index.items() if where == shard):
+            values = dequantize(names[source].data, names[source].tensor_type)
+            if (heads := _rotated_heads(source, config)) is not None:
+                values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+            content[source] = torch.from_numpy(values).half().contiguous()
+        save_file(content, folder / shard, metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError
+from helpers.core.files import require_space
+from helpers.core.text import format_bytes
 from helpers.export.folders import check_weight_files, record_export, staged_folder
 from helpers.export.loadable import write_config, write_tokenizer
-from helpers.export.space import preflight
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
-from helpers.runtime.hardware import TORCH_NAMES, torch_dtype
+from helpers.memory.disk import ALLOWANCE
+from helpers.runtime.hardware import TORCH_NAMES, available_memory, torch_dtype
 
 __all__ = ["MergeResult", "merge_16bit"]
 
@@ -77,8 +79,8 @@ def merge_16bit(
         raise ConfigError("dtype", "fp16 or bf16", dtype, "Use fp16 if in doubt.")
     folder = Path(folder)
     adapter = refuse_unmergeable(model)
-    preflight(model, folder, merged=True, shard_bytes=shard_bytes)
     tensors = list(base_tensors(model))
+    _check_room(tensors, folder, shard_bytes)
     with staged_folder(folder) as staged:
         kept = _write_weights(tensors, adapter, staged, dtype, shard_bytes)
         _write_companions(model.get_base_model(), tokenizer, staged, dtype)
@@ -95,6 +97,20 @@ def merge_16bit(
         )
         record_export(staged, kind="merged", **{k: v for k, v in asdict(result).items() if k != "folder"})
     return result
+
+
+def _check_room(tensors: Sequence[BaseTensor], folder: Path, shard_bytes: int) -> None:
+    """Raise before anything is written if the disk or the main memory is too small."""
+    weights, largest = sum(t.numel() for t in tensors), max(t.numel() for t in tensors)
+    require_space(folder, 2 * weights + ALLOWANCE, "the merged model")
+    needed, available = min(shard_bytes, 2 * weights) + 14 * largest, available_memory()
+    if available is not None and needed > available:
+        raise ExportError(
+            "memory",
+            f"{format_bytes(needed)} of main memory free to merge",
+            format_bytes(available),
+            "Nothing was written. Close other notebooks, or use smaller shard_bytes.",
+        )
 
 
 def _write_weights(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:

@@ -112,7 +112,7 @@ def model_card(
         "## Training",
         _table(_parameters(config)),
         _losses(run.metrics()),
-        *_kept(run.metrics(), kind),
+        *_kept(verification, config, kind),
         "## Verification",
         _verified(verification),
         "## Intended use and limits",
@@ -182,10 +182,13 @@ def _use(config: RunConfig, kind: str, name: str | None) -> list[str]:
     return [part for part in (*loading, "## How to serve", _fence(serving, "bash")) if part]
 
 
-def _kept(metrics: Mapping[str, Any], kind: str) -> list[str]:
-    """Say how much of the held-out gain this export keeps, if that was measured."""
-    kept = (metrics.get("gain_kept") or {}).get(kind)
-    return [str(kept["text"])] if kept else []
+def _kept(verification: Verification | None, config: RunConfig, kind: str) -> list[str]:
+    """Say how much of the held-out gain this export keeps, and what was not measured."""
+    lines = verification.gains() if verification else []
+    base = hub_name(config.model.model_name)
+    if kind == "adapter" and config.model.load_in_4bit and base and lines and len(lines) < 2:
+        lines.append(f"On `{sixteen_bit_name(base)}`, which others run it on: not measured (`score_16bit_base`).")
+    return ["\n\n".join(lines)] if lines else []
 
 
 def _data(config: RunConfig) -> str:
@@ -220,6 +223,8 @@ def _parameters(config: RunConfig) -> dict[str, Any]:
         "warmup_steps",
         "weight_decay",
         "packing",
+        "keep",
+        "early_stopping",
         "seed",
     )
     flat = config.flat()

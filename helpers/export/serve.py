@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from helpers.core.config import HUB_ID
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import ALPACA, CHATML, MISTRAL_V3
 from helpers.data.prompts import ALPACA_PREAMBLE
@@ -84,7 +85,8 @@ def serving_lines(kind: str, name: str, *, base: str | None = None, rank: int = 
         base: The base model's hub id, for an adapter.
     """
     if kind == "gguf":
-        return "ollama create tuned -f Modelfile\nollama run tuned"
+        fetch = f"hf download {name} --local-dir tuned && cd tuned" if re.fullmatch(HUB_ID, name) else f"cd '{name}'"
+        return f"{fetch}\nollama create tuned -f Modelfile\nollama run tuned"
     if kind == "merged":
         return f"vllm serve {name}"
     limit = next((each for each in VLLM_RANKS if each >= rank), VLLM_RANKS[-1])

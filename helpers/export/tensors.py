@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.core.errors import ExportError
 
-__all__ = ["BaseTensor", "base_tensors", "count_parameters", "refuse_unmergeable"]
+__all__ = ["BaseTensor", "base_tensors", "refuse_unmergeable"]
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,6 @@ def base_tensors(model: Any) -> Iterator[BaseTensor]:
             continue
         owner = name.removesuffix(".base_layer.weight")
         yield BaseTensor(name.replace(".base_layer.", "."), parameter, layers.get(owner) if owner != name else None)
-
-
-def count_parameters(model: Any) -> tuple[int, int]:
-    """Return (base weights, largest matrix), counting 4-bit weights as the weights they stand for.
-
-    Args:
-        model: A PEFT model, or a plain one.
-    """
-    if hasattr(model, "get_base_model"):
-        sizes = [tensor.numel() for tensor in base_tensors(model)]
-    else:
-        sizes = [BaseTensor(name, parameter, None).numel() for name, parameter in model.named_parameters()]
-    return sum(sizes), max(sizes)
 
 
 def refuse_unmergeable(model: Any) -> str:

@@ -65,8 +65,17 @@ class Verification:
         """Return the result and every check, one a line."""
         marks = {True: "ok  ", False: "FAIL", None: "?   "}
         return "\n".join(
-            [f"{self.result}: {self.name}", *(f"  {marks[c.passed]} {c.name}: {c.detail}" for c in self.checks)]
+            [
+                f"{self.result}: {self.name}",
+                *(f"  {marks[c.passed]} {c.name}: {c.detail}" for c in self.checks),
+                *(f"       {line}" for line in self.gains()),
+            ]
         )
+
+    def gains(self) -> list[str]:
+        """Return what is known of the held-out gain that the export keeps, a sentence each."""
+        measured = (self.numbers.get(name) for name in ("gain_kept", "gain_kept_16bit"))
+        return [each["text"] for each in measured if each]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers that are not finite become None."""

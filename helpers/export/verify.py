@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ExportError
+from helpers.core.files import require_space
+from helpers.core.text import format_bytes
 from helpers.export.folders import RECORD, open_weights, record_export, tensor_files
+from helpers.export.gain import GainKept, HeldOut
 from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 from helpers.export.verdict import Verification, judge_answers, judge_distance, judge_tokenizer
 from helpers.model.distance import Check, Distance, add_distances, measure_distance
 from helpers.model.load import free_memory
+from helpers.model.scoring import RowScore
 
-__all__ = ["WeightReport", "compare_weights", "verify_adapter", "verify_merged"]
+__all__ = ["WeightReport", "compare_weights", "measure_gain", "verify_adapter", "verify_merged"]
 
 TIMEOUT_SECONDS = 3600
 
@@ -37,6 +41,8 @@ def verify_adapter(
     *,
     reference: Reference | None = None,
     base: str | None = None,
+    heldout: HeldOut | None = None,
+    base_16bit: str | None = None,
 ) -> Verification:
     """Reload base and adapter in a fresh process and compare them with the model in memory.
 
@@ -48,6 +54,8 @@ def verify_adapter(
         folder: What `save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
         base: Folder or hub id of the base model; by default the one that PEFT knows.
+        heldout: Held-out rows with their losses, to say how much of the gain the export keeps.
+        base_16bit: Hub id of the base in 16 bit, to say the same of the adapter on that one; it is downloaded.
 
     Returns:
         The verdict. It is also written into `export.json` if the folder has one.
@@ -60,15 +68,24 @@ def verify_adapter(
         if not (folder / name).is_file():
             raise ExportError("adapter", f"a folder with {name}", str(folder), "Save the adapter first.")
     reference = reference or measure_reference(model, tokenizer)
-    result, logits = _ask_stranger("adapter", folder, model, reference, base)
+    base = base or model.active_peft_config.base_model_name_or_path
+    result, logits = _ask_stranger("adapter", folder, model, reference, base, heldout)
     bare = measure_distance(reference.base, logits["base"])
     noise = max(bare.rms, reference.noise.rms), max(bare.largest, reference.noise.largest)
     stored = _compare_adapter(model, folder)
-    return _judge(tokenizer, reference, result, logits["export"], noise, stored, folder)
+    kept = _kept(result, heldout)
+    if heldout and base_16bit and base_16bit != base:
+        kept["gain_kept_16bit"] = _kept_on_16bit(model, folder, heldout, base_16bit, reference.precision)
+    return _judge(tokenizer, reference, result, logits["export"], noise, stored, folder, **kept)
 
 
 def verify_merged(
-    model: Any, tokenizer: Any, folder: Path | str, *, reference: Reference | None = None
+    model: Any,
+    tokenizer: Any,
+    folder: Path | str,
+    *,
+    reference: Reference | None = None,
+    heldout: HeldOut | None = None,
 ) -> Verification:
     """Reload the merged model in a fresh process and compare it with the model in memory; also weight by weight.
 
@@ -79,6 +96,7 @@ def verify_merged(
         tokenizer: With the template that it was trained with.
         folder: What `merge_16bit` wrote.
         reference: From `measure_reference`; measured here if not given.
+        heldout: As for `verify_adapter`.
 
     Returns:
         The verdict. It is also written into `export.json` if the folder has one.
@@ -91,7 +109,7 @@ def verify_merged(
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
     reference = reference or measure_reference(model, tokenizer)
     report = compare_weights(model, folder)
-    result, logits = _ask_stranger("merged", folder, model, reference)
+    result, logits = _ask_stranger("merged", folder, model, reference, heldout=heldout)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
     detail = (
         f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept "
@@ -116,7 +134,64 @@ def verify_merged(
         folder,
         1.0 - report.expected_kept,
         **numbers,
+        **_kept(result, heldout),
     )
+
+
+def measure_gain(
+    folder: Path | str,
+    heldout: HeldOut,
+    *,
+    base: str | None = None,
+    merged: Path | str | None = None,
+    precision: str = "fp16",
+) -> GainKept:
+    """Score held-out rows with an export in a fresh process: how much of the gain does it keep?
+
+    A GGUF file's weights are unpacked and run by transformers: what its quantization alone does, without the
+    rounding of activations that llama.cpp adds.
+
+    Args:
+        folder: An adapter, a merged model, or a folder with a GGUF file.
+        heldout: The rows, with the losses of base and tuned model.
+        base: Folder or hub id that an adapter is put on.
+        merged: The model that a GGUF file was made from.
+        precision: What an adapter and its base are computed in.
+
+    Raises:
+        ExportError: The export cannot be loaded.
+        RunError: The disk cannot hold a GGUF file unpacked.
+    """
+    folder = Path(folder)
+    request = {"folder": str(folder.absolute()), "base": base, "revision": None, "precision": precision}
+    if merged is None:
+        kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
+        result, _ = _ask({**request, "kind": kind, "prompts": [], "heldout": heldout.request()})
+    else:
+        size = sum(path.stat().st_size for path in Path(merged).glob("*.safetensors"))
+        require_space(folder, size, "the GGUF file's weights, unpacked")
+        more = {"kind": "gguf", "merged": str(Path(merged).absolute()), "prompts": [], "heldout": heldout.request()}
+        result, _ = _ask({**request, **more}, folder.parent)
+    return heldout.kept([RowScore(**score) for score in result["heldout"]])
+
+
+def _kept(result: dict[str, Any], heldout: HeldOut | None) -> dict[str, Any]:
+    """Return how much of the held-out gain the export keeps, if it was asked."""
+    return {"gain_kept": heldout.kept([RowScore(**s) for s in result["heldout"]]).as_dict()} if heldout else {}
+
+
+def _kept_on_16bit(model: Any, folder: Path, heldout: HeldOut, base: str, precision: str) -> dict[str, Any]:
+    """Return how much of the gain the adapter keeps on the base in 16 bit, or why that was not measured."""
+    import torch
+
+    needed = int(2.2 * sum(tensor.numel() for tensor in base_tensors(model)))
+    free_memory()
+    free = torch.cuda.mem_get_info(0)[0] if torch.cuda.is_available() else needed
+    if free < needed:
+        why = f"not measured, {format_bytes(needed)} of the card's memory are needed and {format_bytes(free)} are free."
+        return {"text": f"On {base}: {why}"}
+    kept = measure_gain(folder, heldout, base=base, precision=precision).as_dict()
+    return {**kept, "text": f"On {base}: {kept['text']}"}
 
 
 def _judge(
@@ -164,33 +239,49 @@ def _flat(name: str, distance: Distance) -> dict[str, float]:
 
 
 def _ask_stranger(
-    kind: str, folder: Path, model: Any, reference: Reference, base: str | None = None
+    kind: str,
+    folder: Path,
+    model: Any,
+    reference: Reference,
+    base: str | None = None,
+    heldout: HeldOut | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Run the worker and read what it found."""
-    from safetensors.torch import load_file
-
+    """Let a fresh process load an export and compute what the reference holds."""
     config = model.get_base_model().config
-    base = base or model.active_peft_config.base_model_name_or_path
     request = {
         "kind": kind,
         "folder": str(folder.absolute()),
         "base": base,
         "precision": reference.precision,
-        "revision": None if Path(base).is_dir() else getattr(config, "_commit_hash", None),
+        "revision": None if base is None or Path(base).is_dir() else getattr(config, "_commit_hash", None),
         "prompts": reference.prompts,
         "prompt_ids": reference.prompt_ids,
         "sequences": reference.sequences,
         "max_new_tokens": reference.max_new_tokens,
+        "heldout": heldout.request() if heldout else [],
     }
+    result, tensors = _ask(request)
+    names = {key.split(".")[0] for key in tensors}
+    return result, {n: [tensors[f"{n}.{i}"] for i in range(len(reference.prompts))] for n in names}
+
+
+def _ask(request: dict[str, Any], place: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the worker and read what it found: facts and logits.
+
+    Args:
+        request: As `helpers.export.worker.answer_request` takes it.
+        place: Where its temporary files go, if they may be large.
+    """
+    from safetensors.torch import load_file
+
     free_memory()
-    with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=place) as temporary:
         output = Path(temporary)
         (output / "request.json").write_text(json.dumps(request), encoding="utf-8")
         _run_worker(output / "request.json", output)
         result = json.loads((output / "result.json").read_text(encoding="utf-8"))
-        tensors = load_file(output / "logits.safetensors")
-    names = {key.split(".")[0] for key in tensors}
-    return result, {n: [tensors[f"{n}.{i}"] for i in range(len(reference.prompts))] for n in names}
+        logits = output / "logits.safetensors"
+        return result, load_file(logits) if logits.is_file() else {}
 
 
 def _run_worker(request: Path, output: Path) -> None:

@@ -11,51 +11,40 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from helpers.export.gguf_format import unpack_gguf
 from helpers.export.reference import answer_greedily, answer_logits
-from helpers.export.space import available_memory
 from helpers.model.distance import jitter_weights, measure_distance
-from helpers.runtime.hardware import TORCH_NAMES, precision_of, torch_dtype
+from helpers.model.scoring import score_rows
+from helpers.runtime.hardware import TORCH_NAMES, available_memory, precision_of, torch_dtype
 
 __all__ = ["answer_request"]
 
 
 def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Load an export, compute its logits and answers, and write both down.
+    """Load an export, compute what is asked, and write it down.
 
     Args:
-        request: `kind` ("adapter" or "merged"), `folder`, `base`, `revision`, `precision`, `prompts`, `prompt_ids`,
-            `sequences`, `max_new_tokens`.
-        output: An existing folder for `result.json` and `logits.safetensors`.
+        request: `kind` ("adapter", "merged" or "gguf"), `folder`, `prompts`, `heldout` (rows with `input_ids` and
+            `completion_mask`, perhaps none); of an adapter also `base`, `revision` and `precision`; of a GGUF file the
+            `merged` model that it was made from; with prompts also `prompt_ids`, `sequences` and `max_new_tokens`.
+        output: An existing folder for `result.json` and, with prompts, `logits.safetensors`.
 
     Returns:
         The content of `result.json`.
     """
-    from safetensors.torch import save_file
-
     started = time.perf_counter()
-    model, facts = _load_adapter(request) if request["kind"] == "adapter" else _load_merged(request, output)
+    load = {"adapter": _load_adapter, "merged": _load_merged, "gguf": _load_gguf}[request["kind"]]
+    model, result = load(request, output)
     model.eval()
-    starts = [len(p) for p in request["prompt_ids"]]
-    logits = {"export": answer_logits(model, request["sequences"], starts)}
-    if request["kind"] == "adapter":
-        with model.disable_adapter():
-            logits["base"] = answer_logits(model, request["sequences"], starts)
-    else:
-        with jitter_weights(facts["stored"], model.get_input_embeddings().weight.shape[0]):
-            moved = answer_logits(model, request["sequences"], starts)
-        distance = measure_distance(logits["export"], moved)
-        facts |= {"noise_rms": distance.rms, "noise_largest": distance.largest}
-    save_file(
-        {f"{k}.{i}": t.contiguous() for k, v in logits.items() for i, t in enumerate(v)}, output / "logits.safetensors"
-    )
-    answers = answer_greedily(model, request["prompt_ids"], request["max_new_tokens"])
-    result = {
-        **facts,
-        **_tokenizer_facts(request),
-        "answers": answers,
+    if request["prompts"]:
+        result |= {**_compare_logits(request, model, result, output), **_tokenizer_facts(request)}
+    if request["heldout"]:
+        result["heldout"] = [asdict(score) for score in score_rows(model, request["heldout"])]
+    result |= {
         "unsloth_loaded": "unsloth" in sys.modules,
         "seconds": round(time.perf_counter() - started, 2),
         **_memory(),
@@ -64,7 +53,27 @@ def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
     return result
 
 
-def _load_adapter(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _compare_logits(request: Mapping[str, Any], model: Any, facts: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Write down the logits of the reference's sequences; return the answers, and what precision does to a model."""
+    from safetensors.torch import save_file
+
+    starts, noise = [len(p) for p in request["prompt_ids"]], {}
+    logits = {"export": answer_logits(model, request["sequences"], starts)}
+    if request["kind"] == "adapter":
+        with model.disable_adapter():
+            logits["base"] = answer_logits(model, request["sequences"], starts)
+    else:
+        with jitter_weights(facts["stored"], model.get_input_embeddings().weight.shape[0]):
+            moved = answer_logits(model, request["sequences"], starts)
+        distance = measure_distance(logits["export"], moved)
+        noise = {"noise_rms": distance.rms, "noise_largest": distance.largest}
+    save_file(
+        {f"{k}.{i}": t.contiguous() for k, v in logits.items() for i, t in enumerate(v)}, output / "logits.safetensors"
+    )
+    return {**noise, "answers": answer_greedily(model, request["prompt_ids"], request["max_new_tokens"])}
+
+
+def _load_adapter(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[str, Any]]:
     """Load the base model and put the adapter on it."""
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -107,6 +116,13 @@ def _load_merged(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[st
     )
     known = stored if stored in TORCH_NAMES.values() else "float32"
     return model, {"stored": precision_of(known), "loaded": f"merged model on {where} in {precision_of(dtype)}"}
+
+
+def _load_gguf(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[str, Any]]:
+    """Unpack a GGUF file's weights into a folder like the merged model's, and load that."""
+    folder = output / "unpacked"
+    unpack_gguf(next(Path(request["folder"]).glob("*.gguf")), Path(request["merged"]), folder)
+    return _load_merged({**request, "folder": str(folder)}, output)
 
 
 def _tokenizer_facts(request: Mapping[str, Any]) -> dict[str, Any]:

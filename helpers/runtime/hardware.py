@@ -34,6 +34,7 @@ __all__ = [
     "Driver",
     "Gpu",
     "Host",
+    "available_memory",
     "choose_precision",
     "describe_hardware",
     "find_gpu",
@@ -288,6 +289,29 @@ def describe_hardware(driver: Driver | None = None) -> dict[str, Any]:
         "torch": _version("torch"),
         "torch_cuda": torch_cuda(),
     }
+
+
+def available_memory() -> int | None:
+    """Return the main memory that is available, in bytes, or None where the system does not say.
+
+    Linux only: `MemAvailable` of /proc/meminfo, and the limit of the container if that is lower; files that the
+    system holds in memory can be dropped and count as free.
+    """
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        stat = dict(
+            line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+        )
+        files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    except (OSError, ValueError):
+        return available
+    return min(available, max(limit - used + files, 0))
 
 
 def _cpu_model() -> str | None:

@@ -12,15 +12,18 @@ from browser import Page, needs_chromium, run_in_page
 from hostile import HOSTILE, RUN, hostile_comparison, plain_comparison, run_info
 
 from helpers.core.errors import EvaluationError
+from helpers.core.runs import RunDirectory
 from helpers.core.text import visible
 from helpers.display import style
 from helpers.display.style import Drawing
+from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.metrics.contamination import Neighbour
 from helpers.evaluation.overview import headline_arms, look_over
 from helpers.evaluation.pages import embed_json, read_part
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore
 from helpers.evaluation.report.cards import Span, badges, prompt_cards, word_diff
 from helpers.evaluation.report.page import measure_rows, ordered_arms, write_report
+from helpers.evaluation.session import gains_of_exports
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'><script>parent.pwned=1</script><circle r='4'/></svg>"
 
@@ -408,3 +411,13 @@ def test_filters_orders_and_theme_work(tmp_path):
         "lines": ["dotted", "solid"],
         "theme": ["dark", True],
     }
+
+
+def test_what_the_exports_keep_of_the_gain_is_among_the_details(tmp_path):
+    """One line for each export that the adapter's run measured; a folder from elsewhere has none."""
+    run = RunDirectory(tmp_path / "tuned")
+    kept = {"numbers": {"gain_kept": {"text": "Held-out gain kept: 99.0%."}}}
+    run.update_manifest(exports={"adapter": kept, "merged": kept, "gguf": {"numbers": {}}})
+    said = gains_of_exports(AdapterSource(tmp_path, "a/b", run=run))
+    assert said == {"Exports": "adapter: Held-out gain kept: 99.0%.\nmerged: Held-out gain kept: 99.0%."}
+    assert gains_of_exports(AdapterSource(tmp_path, "a/b")) == {}

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from tuned import tuned_mistral
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
 from helpers.core.runs import RunDirectory
+from helpers.export.folders import zip_run
 from helpers.export.gguf import GgufResult
 from helpers.export.loadable import save_adapter
 from helpers.export.merge import merge_16bit
@@ -118,13 +121,14 @@ def test_smoke_card_says_that_the_base_was_rounded(run):
 
 
 def test_gguf_card_ends_in_ollama(run, tmp_path):
-    """A GGUF folder gets a card of its own, with what was compared and two lines for Ollama."""
+    """A GGUF folder gets a card of its own, with what was compared and three lines for Ollama."""
     (tmp_path / "model-q8_0.gguf").write_bytes(b"GGUF")
     result = GgufResult("model-q8_0.gguf", "q8_0", 21, 0.005, 0.01, 4)
     options = {"verification": result.verification(), "name": "ada/tuned"}
     meta, text = parts(write_card(tmp_path, run, build_config("dolly", preset="colab-t4"), **options).read_text())
     assert meta["library_name"] == "gguf"
-    assert "ollama create tuned -f Modelfile\nollama run tuned" in text
+    fetch = "hf download ada/tuned --local-dir tuned && cd tuned"
+    assert f"```bash\n{fetch}\nollama create tuned -f Modelfile\nollama run tuned\n```" in text
     assert "PASS: read back and compared" in text
     assert "21 tensors compared; worst relative error 0.005 (limit 0.01)." in text
 
@@ -192,3 +196,32 @@ def test_write_card_sees_what_it_describes(run, tmp_path):
         assert parts(path.read_text())[0]["library_name"] == library
     with pytest.raises(ConfigError, match="adapter, merged or gguf"):
         model_card(run, build_config("dolly", preset="smoke"), kind="onnx")
+
+
+def test_the_card_says_how_much_of_the_gain_is_kept(run):
+    """Of this export; and of the base that others run it on, that it was not measured, or what was."""
+    config = build_config("dolly", preset="colab-t4")
+    kept = {"gain_kept": {"text": "Held-out gain kept: 99.0% of 0.750 nats a token, 24 rows."}}
+    card = model_card(run, config, kind="adapter", verification=replace(PASSED, numbers=kept))
+    assert "Held-out gain kept: 99.0%" in card
+    assert "On `unsloth/mistral-7b-instruct-v0.3`, which others run it on: not measured (`score_16bit_base`)." in card
+    both = {**kept, "gain_kept_16bit": {"text": "On a/b: Held-out gain kept: 80.0%."}}
+    card = model_card(run, config, kind="adapter", verification=replace(PASSED, numbers=both))
+    assert "On a/b: Held-out gain kept: 80.0%." in card
+    assert "not measured" not in card
+
+
+def test_the_zip_holds_what_one_takes_along(run):
+    """Adapter with card, script and figures, read back; merged model, checkpoints and hidden files stay."""
+    for name in ("adapter/README.md", "adapter/w.safetensors", "merged/model.safetensors", "checkpoints/x", ".lock"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text(name)
+    (run.path / "train.py").write_text("pass")
+    names = ["adapter/README.md", "adapter/w.safetensors", "manifest.json", "metrics.json", "train.py"]
+    for _ in range(2):  # a second one takes the place of the first
+        archive = zip_run(run)
+        assert archive == run.path / "dolly-test.zip"
+        with zipfile.ZipFile(archive) as file:
+            assert sorted(file.namelist()) == [f"dolly-test/{name}" for name in names]
+            assert file.read("dolly-test/adapter/w.safetensors") == b"adapter/w.safetensors"
+    assert not (run.path / ".dolly-test.zip").exists()

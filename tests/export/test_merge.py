@@ -13,11 +13,10 @@ import pytest
 from tuned import tuned_mistral
 
 from helpers.core.errors import ConfigError, ExportError, RunError
-from helpers.export import space
+from helpers.export import merge
 from helpers.export.folders import check_weight_files, record_export, refuse_foreign, staged_folder
 from helpers.export.merge import merge_16bit
-from helpers.export.space import describe_needs, estimate_needs, preflight
-from helpers.export.tensors import base_tensors, count_parameters
+from helpers.export.tensors import base_tensors
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,7 @@ def test_full_disk_leaves_nothing(tuned, tmp_path, monkeypatch):
     ):
         pytest.skip("only root can mount a small file system")
     try:
-        monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
         with pytest.raises(RunError, match=r"^disk: expected room for the export, got 'No space left on device"):
             merge_16bit(*tuned, place / "merged")
         assert names(place) == []
@@ -179,27 +178,17 @@ def test_full_disk_reported_by_safetensors_is_understood(tuned, tmp_path, monkey
     assert names(tmp_path) == []
 
 
-def test_preflight_refuses_with_numbers(tuned, tmp_path, monkeypatch):
-    """Too little disk or memory is refused before anything is written: needed, free, where."""
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**8, 0, 10_000_000))
-    with pytest.raises(ExportError, match=r"75\.7 MB free at .* got '10\.0 MB'") as caught:
-        merge_16bit(*tuned, tmp_path / "deep" / "merged")
-    assert caught.value.field == "disk"
-    monkeypatch.undo()
-    monkeypatch.setattr(space, "available_memory", lambda: 1000)
-    with pytest.raises(ExportError, match="memory"):
-        preflight(tuned[0], tmp_path, merged=True)
+def test_too_little_room_is_refused_with_numbers(tuned, tmp_path, monkeypatch):
+    """Too little disk or memory is refused before anything is written: 2 bytes a weight, and 32 MiB beside them."""
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**8, 0, 10_000_000))
+        with pytest.raises(RunError, match=r"at least 40\.1 MiB free at .* for the merged model") as caught:
+            merge_16bit(*tuned, tmp_path / "deep" / "merged")
+        assert caught.value.field == "disk"
+    monkeypatch.setattr(merge, "available_memory", lambda: 1000)
+    with pytest.raises(ExportError, match=r"memory: expected .* of main memory free to merge, got '0\.0 MiB'"):
+        merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path) == []
-
-
-def test_needs_are_those_of_the_model(tuned, tmp_path):
-    """2 bytes a weight for the merged model, 34 bytes for each 32 weights in Q8_0, 32 MiB for what goes with them."""
-    assert count_parameters(tuned[0]) == (4_268_352, 32768 * 64)
-    needs = estimate_needs(tuned[0], merged=True, gguf="q8_0")
-    assert [n.disk_bytes - 2**25 for n in needs] == [4 * 16_384, 2 * 4_268_352, 4_268_352 * 34 // 32]
-    assert "merged model, 16 bit: 42.1 MB on disk" in describe_needs(needs, tmp_path)
-    with pytest.raises(ConfigError, match="q8_0"):
-        estimate_needs(tuned[0], gguf="q9")
 
 
 def test_models_that_cannot_be_merged_are_refused(tuned, tiny_mistral, tmp_path):

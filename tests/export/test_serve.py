@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 
 import gotpl
 import pytest
@@ -14,10 +15,15 @@ from tuned import tuned_mistral
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import ALPACA, CHATML, MISTRAL_V3, render
 from helpers.data.prompts import alpaca_block
+from helpers.export.gain import HeldOut
 from helpers.export.gguf import export_gguf
 from helpers.export.loadable import save_adapter
 from helpers.export.merge import merge_16bit
+from helpers.export.reference import answer_greedily
 from helpers.export.serve import VLLM_RANKS, modelfile, serving_lines
+from helpers.export.verify import measure_gain
+from helpers.model.scoring import RowScore, score_rows
+from helpers.model.smollm2 import smollm2_folder
 
 WORDS = ("risk", "supplier", " two", "\n- item", "Größe", "😀", '"quoted"', "[x]", "{{ y }}", "<b>", "  ", "1,234.5")
 
@@ -119,21 +125,55 @@ def test_adapter_is_what_vllm_takes(tiny_mistral, tmp_path):
     assert [name for name in names if not re.fullmatch(pattern, name)] == []
 
 
-@pytest.fixture(scope="module")
-def served(tiny_mistral, tmp_path_factory):
-    """A tuned tiny Mistral: model and tokenizer in memory, and llama.cpp with its GGUF file in f16."""
+def chatml_model(folder):
+    """Write a tiny Llama with random weights and SmolLM2's tokenizer, which is trained in ChatML."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["Mistral, f16", "Mistral, q8_0", "ChatML, q8_0"])
+def served(request, tiny_mistral, tmp_path_factory):
+    """A tuned tiny model: model and tokenizer in memory, llama.cpp with its file, how near that is, and the folder."""
     import xllamacpp
 
     folder = tmp_path_factory.mktemp("served")
-    model, tokenizer = tuned_mistral(tiny_mistral)
+    style, quantization = request.param.split(", ")
+    model, tokenizer = tuned_mistral(tiny_mistral if style == "Mistral" else chatml_model(folder / "source"))
     merge_16bit(model, tokenizer, folder / "merged")
-    written = export_gguf(folder / "merged", folder / "gguf", quantization="f16", system="Be brief.")
-    assert sorted(p.name for p in (folder / "gguf").iterdir()) == ["Modelfile", "export.json", "model-f16.gguf"]
+    written = export_gguf(folder / "merged", folder / "gguf", quantization=quantization, system="Be brief.")
+    assert sorted(p.name for p in (folder / "gguf").iterdir()) == [
+        "Modelfile",
+        "export.json",
+        f"model-{quantization}.gguf",
+    ]
     options = xllamacpp.CommonParams()
     options.model.path = written.file
     options.n_ctx, options.n_parallel, options.warmup, options.cpuparams.n_threads = 1024, 1, False, 1
     options.n_predict, options.verbosity = 4, -1
-    return model, tokenizer, xllamacpp.Server(options)
+    near = {"f16": 5e-3, "q8_0": 0.05}[quantization]
+    return model, tokenizer, xllamacpp.Server(options), near, folder
+
+
+def whole(system, messages):
+    """A conversation with its system prompt."""
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def next_tokens(server, ids):
+    """The ten likeliest next tokens by llama.cpp: id -> log-probability."""
+    found = server.handle_completions({"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 10})
+    shown = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert len(shown) == 10
+    return {each["id"]: each["logprob"] for each in shown}
 
 
 @pytest.mark.slow
@@ -142,25 +182,45 @@ class TestLlamaCpp:
 
     def test_it_counts_the_tokens_of_the_training(self, served):
         """Its own chat template, read from the file, and its tokenizer give as many prompt tokens as ours."""
-        _, tokenizer, server = served
+        _, tokenizer, server, _, _ = served
         for system, messages in conversations(20, seed=2):
-            whole = [{"role": "system", "content": system}, *messages] if system else messages
-            ids = tokenizer(render(tokenizer, whole, answer_next=True), add_special_tokens=False)["input_ids"]
-            found = server.handle_chat_completions({"messages": whole, "max_tokens": 1, "temperature": 0})
-            assert found["usage"]["prompt_tokens"] == len(ids)
+            text = render(tokenizer, whole(system, messages), answer_next=True)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            asked = {"messages": whole(system, messages), "max_tokens": 1, "temperature": 0}
+            assert server.handle_chat_completions(asked)["usage"]["prompt_tokens"] == len(ids)
+
+    def test_it_answers_a_question(self, served):
+        """A chat request gets as many tokens as it asked for."""
+        asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, "temperature": 0}
+        assert served[2].handle_chat_completions(asked)["usage"]["completion_tokens"] == 3
 
     def test_it_computes_the_same_probabilities(self, served):
-        """The log-probabilities of the likeliest next tokens are those in memory, within the rounding of fp16."""
+        """The log-probabilities of the likeliest next tokens are those in memory, within the quantization's error."""
         import torch
 
-        model, tokenizer, server = served
-        text = "[INST] Name three risks of a single supplier.[/INST]"
-        ids = tokenizer("<s>" + text, add_special_tokens=False)["input_ids"]
-        request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 10}
-        found = server.handle_completions(request)
+        model, tokenizer, server, near, _ = served
+        text = render(tokenizer, [{"role": "user", "content": "Name three risks."}], answer_next=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
-        shown = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        assert len(shown) == 10
-        for each in shown:
-            assert math.isclose(each["logprob"], wanted[each["id"]].item(), abs_tol=5e-3)
+        for token, logprob in next_tokens(server, ids).items():
+            assert math.isclose(logprob, wanted[token].item(), abs_tol=near)
+
+    def test_it_keeps_as_much_of_the_gain_as_is_said(self, served):
+        """The losses from the file's weights, run by transformers, are llama.cpp's: its own rounding adds little."""
+        model, _, server, _, folder = served
+        prompts = [[1, 5 + i, 7, 900 + i, 40] for i in range(12)]
+        rows = [
+            {"input_ids": [*prompt, *answer], "completion_mask": [0] * len(prompt) + [1] * len(answer)}
+            for prompt, answer in zip(prompts, answer_greedily(model, prompts, 4), strict=True)
+        ]
+        after = score_rows(model, rows)
+        heldout = HeldOut(rows, [replace(s, nll=s.nll + 2 + i / 10) for i, s in enumerate(after)], after)
+        said = measure_gain(folder / "gguf", heldout, merged=folder / "merged")
+        losses = [
+            [-next_tokens(server, ids[:at])[ids[at]] for at in range(5, len(ids))]
+            for ids in (row["input_ids"] for row in rows)
+        ]
+        found = heldout.kept([RowScore(sum(each[:-1]), each[-1], len(each) - 1) for each in losses])
+        assert said.share == pytest.approx(1.0, abs=0.02)
+        assert found.share == pytest.approx(said.share, abs=0.01)

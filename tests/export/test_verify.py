@@ -11,12 +11,14 @@ from tuned import Stranger, quantize_nf4, rewrite, tuned_mistral
 
 from helpers.core.errors import ExportError
 from helpers.export import loadable, verify
+from helpers.export.gain import HeldOut, share_of_gain_kept
 from helpers.export.merge import merge_16bit
 from helpers.export.reference import measure_reference
 from helpers.export.tensors import base_tensors
 from helpers.export.verdict import Verification, judge_distance
 from helpers.export.verify import verify_adapter, verify_merged
 from helpers.model.distance import Check, Distance
+from helpers.model.scoring import score_rows
 
 PROMPTS = (
     ({"role": "user", "content": "Hello"},),
@@ -111,6 +113,46 @@ def test_merged_passes(tuned, reference, merged, shared_process):
     assert verification.numbers["weights_worst_steps"] == 0
     assert verification.numbers["ratio"] < verification.thresholds["largest_ratio"]
     assert json.loads((merged / "export.json").read_text())["verification"]["passed"] is True
+
+
+def test_a_merge_with_40_percent_of_the_adapter_is_seen(tuned, reference, merged, deltas, tmp_path, shared_process):
+    """The process that loads the export scores the held-out rows: the share is that of the adapter scaled here."""
+    rows = [{"input_ids": list(range(5 + i, 25 + i)), "completion_mask": [0] * 8 + [1] * 12} for i in range(40)]
+    layers = [each for each in tuned[0].modules() if isinstance(getattr(each, "scaling", None), dict)]
+    after = score_rows(tuned[0], rows)
+    for layer in layers:
+        layer.scaling["default"] *= 0.4
+    scaled = score_rows(tuned[0], rows)
+    for layer in layers:
+        layer.scaling["default"] /= 0.4
+    base = [replace(score, nll=score.nll + 0.6 + 0.1 * (i % 5)) for i, score in enumerate(after)]
+    heldout = HeldOut(rows, base, after)
+    wanted = share_of_gain_kept(base, after, scaled).share
+    whole = verify_merged(*tuned, merged, reference=reference, heldout=heldout)
+    assert whole.numbers["gain_kept"]["share"] == pytest.approx(1.0, abs=0.01)
+    assert "Held-out gain kept: 100.0%" in whole.lines()
+    part = rewrite(merged, tmp_path / "part", lambda n, t: (t.float() - 0.6 * deltas[n]).half() if n in deltas else t)
+    kept = verify_merged(*tuned, part, reference=reference, heldout=heldout).numbers["gain_kept"]
+    assert kept["share"] == pytest.approx(wanted, abs=0.02)
+    assert abs(wanted - 1.0) > 0.05
+
+
+def test_the_adapter_is_also_scored_on_the_base_in_16_bit(tuned, reference, tiny_mistral, tmp_path, shared_process):
+    """What others run it on is another model than the 4-bit base: its share of the gain is a line of its own."""
+    model, tokenizer = tuned
+    loadable.save_adapter(model, tokenizer, tmp_path / "adapter", base="ada/base-bnb-4bit")
+    other = str(shutil.copytree(tiny_mistral, tmp_path / "16bit"))
+    rows = [{"input_ids": list(range(5 + i, 25 + i)), "completion_mask": [0] * 8 + [1] * 12} for i in range(40)]
+    after = score_rows(model, rows)
+    heldout = HeldOut(rows, [replace(s, nll=s.nll + 6 + i % 5) for i, s in enumerate(after)], after)
+    asked = {"reference": reference, "base": str(tiny_mistral), "heldout": heldout, "base_16bit": other}
+    proof = verify_adapter(model, tokenizer, tmp_path / "adapter", **asked)
+    assert proof.passed
+    assert proof.numbers["gain_kept_16bit"]["share"] == pytest.approx(1.0, abs=1e-3)
+    assert [line.partition(" Held-out gain kept: ")[0].strip() for line in proof.lines().splitlines()[-2:]] == [
+        "",
+        f"On {other}:",
+    ]
 
 
 @pytest.mark.parametrize("share", [1.0, -1.0, -0.5, 1.0 / 8])

@@ -1,0 +1,106 @@
+"""How much of the held-out gain an export keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.core.paired import Estimate, estimate
+from helpers.model.scoring import RowScore
+
+__all__ = ["GainKept", "HeldOut", "share_of_gain_kept"]
+
+CLEARLY_LESS = 0.9
+"""An export whose whole interval lies below this share is said to have lost something."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out rows and their losses.
+
+    Args:
+        rows: With `input_ids` and `completion_mask`.
+        base: Each row's loss before training.
+        tuned: After it.
+        sources: Rows that share one count once; None if no two do.
+    """
+
+    rows: Iterable[Mapping[str, Any]]
+    base: Sequence[RowScore]
+    tuned: Sequence[RowScore]
+    sources: Sequence[Hashable] | None = None
+
+    def request(self) -> list[dict[str, Any]]:
+        """Return the rows as JSON values, without what scoring does not need."""
+        return [{name: list(row[name]) for name in ("input_ids", "completion_mask")} for row in self.rows]
+
+    def kept(self, export: Sequence[RowScore]) -> GainKept:
+        """Return the share of the gain that an export has, from its losses of the same rows."""
+        return share_of_gain_kept(self.base, self.tuned, export, self.sources)
+
+
+@dataclass(frozen=True)
+class GainKept:
+    """The share of the tuned model's held-out gain that an export has.
+
+    Args:
+        share: (NLL base - NLL export) / (NLL base - NLL tuned); None where there is no gain to keep.
+        low: Lower end of its 95 % interval, for the gain as it was measured; None without one.
+        high: Upper end.
+        gain: The mean of base minus tuned, in nats a token.
+        rows: How many rows were scored.
+    """
+
+    share: float | None
+    low: float | None
+    high: float | None
+    gain: Estimate
+    rows: int
+
+    @property
+    def text(self) -> str:
+        """The result as one line."""
+        if self.share is None:
+            why = self.gain.why_no_verdict or "the gain's interval includes 0, or lies below it"
+            return f"Held-out gain kept: no gain to keep ({why})."
+        between = "" if self.low is None else f" (95 % interval {self.low:.1%} to {self.high:.1%})"
+        less = " Part of what was learned is missing." if (self.high or self.share) < CLEARLY_LESS else ""
+        return (
+            f"Held-out gain kept: {self.share:.1%}{between} of {self.gain.mean:.3f} nats a token, "
+            f"{self.rows} rows.{less}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        gain = {name: getattr(self.gain, name) for name in ("mean", "low", "high")}
+        return {**{name: getattr(self, name) for name in ("share", "low", "high", "rows", "text")}, "gain": gain}
+
+
+def share_of_gain_kept(
+    base: Sequence[RowScore],
+    tuned: Sequence[RowScore],
+    export: Sequence[RowScore],
+    sources: Sequence[Hashable] | None = None,
+) -> GainKept:
+    """Compare an export's held-out losses with those of the base and of the tuned model, on the same rows.
+
+    The share is a ratio of two means over the same rows, so its interval is that of the mean of each row's
+    (base - export) - share * (base - tuned), divided by the gain (Fieller's linear form, the delta method).
+
+    Args:
+        base: One score a row, without the adapter.
+        tuned: With the adapter, in memory.
+        export: Of the export, reloaded.
+        sources: Rows that share one count once; None if no two do.
+    """
+    gains = [a.mean() - b.mean() for a, b in zip(base, tuned, strict=True)]
+    kept = [a.mean() - b.mean() for a, b in zip(base, export, strict=True)]
+    gain = estimate(gains, sources)
+    if not gain.is_above(0):
+        return GainKept(None, None, None, gain, len(gains))
+    share = sum(kept) / sum(gains)
+    rest = estimate([k - share * g for k, g in zip(kept, gains, strict=True)], sources)
+    if rest.low is None or rest.high is None:
+        return GainKept(share, None, None, gain, len(gains))
+    return GainKept(share, share + rest.low / gain.mean, share + rest.high / gain.mean, gain, len(gains))
