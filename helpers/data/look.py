@@ -93,7 +93,7 @@ class Look:
         """Say why there are few rows, if that is because they repeat each other; otherwise ""."""
         most = max(self._asked.values(), default=0)
         repeated = self._asked.total() - len(self._asked)
-        if 2 * most > total:
+        if most > 1 and 2 * most > total:
             return f"{most} of {total} rows ask the same question. "
         return f"{repeated} of {total} rows repeat another row's question. " if repeated else ""
 

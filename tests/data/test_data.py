@@ -459,3 +459,10 @@ def test_an_answer_with_weight_0_begins_a_new_row(tmp_path):
         "with a system prompt each answer of a conversation is a row, and after an answer that is not learned a new "
         "row begins: 4 training conversations make 8 rows, 4 held-out ones 8"
     )
+
+
+def test_one_row_does_not_repeat_itself(tmp_path):
+    """A single row is too few, and that is the whole reason."""
+    path = write_json(tmp_path / "rows.json", [{"question": "Q", "answer": "A"}])
+    error = error_of(load_rows, DataConfig(dataset_name=str(path)), "alpaca", 1, given=())
+    assert (error.got, error.remedy) == ("1 usable rows", "Use a larger data set.")
