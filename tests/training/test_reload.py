@@ -43,7 +43,7 @@ class TestFloat32:
         assert (check.name, check.result) == ("reloaded adapter", "CANNOT TELL")
         assert check.detail == (
             "3 held-out rows, 0 nats a token from the trained model (limit 0.0001; training moved them by 0.0001). "
-            "Training moved too little to see the adapter beside rounding: it is not proven. Train longer."
+            "Not proven: the effect of training is too small to tell from rounding. Train longer."
         )
 
     @pytest.mark.parametrize(
