@@ -1,7 +1,6 @@
-"""The notebook as a program: its code cells, one after the other, in a plain Python process.
+"""The Alpaca notebook as a program (`helpers.training.program`), up to the cell that a benchmark needs.
 
-What is measured as "ours" is what `notebooks/alpaca_instruction.py` does, cell by cell; the order of its steps stands
-nowhere else.
+What is measured as "ours" is what its cells do, one after the other; the order of its steps stands nowhere else.
 """
 
 from __future__ import annotations
@@ -10,51 +9,14 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import ROOT
 from official import LENGTH, SEED
 
-NOTEBOOK = "alpaca_instruction"
 HELDOUT = 8
 """Rows that the notebook keeps apart where no held-out loss is asked for."""
-
-
-def run_program(
-    values: Mapping[str, Any],
-    *,
-    until: Callable[[dict[str, Any]], bool] = lambda found: False,
-    between: Callable[[str], None] = lambda section: None,
-) -> dict[str, Any]:
-    """Run the notebook's cells, and return their variables.
-
-    Args:
-        values: Of parameters.
-        until: Looks at the variables after each cell; true ends the program.
-        between: Is called before each cell with the title of its section, in lower case.
-    """
-    found: dict[str, Any] = {"__name__": "__main__"}
-    notebook = ROOT / "notebooks" / f"{NOTEBOOK}.ipynb"
-    section = "setup"
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code":
-            titles = [line.lstrip("# 0123456789.") for line in source.splitlines() if line.startswith("## ")]
-            section = titles[-1].lower() if titles else section
-            continue
-        if "notebook" in cell["metadata"].get("tags", []):  # as `python -m helpers train` leaves them out
-            continue
-        between(section)
-        exec(compile(source, f"{NOTEBOOK}: {section}", "exec"), found)  # noqa: S102 - the project's own notebook
-        if "parameters" in cell["metadata"].get("tags", []):
-            if unknown := values.keys() - found.keys():
-                raise KeyError(f"the notebook has no parameter {', '.join(sorted(unknown))}")
-            found |= values
-        if until(found):
-            break
-    return found
 
 
 def values_of(model: str, data: str, rows: int, options: Mapping[str, Any], steps: int) -> dict[str, Any]:
@@ -93,10 +55,20 @@ def values_of(model: str, data: str, rows: int, options: Mapping[str, Any], step
     }
 
 
+def run_until(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the notebook's cells until one has bound a name, and return their variables."""
+    from helpers.training.program import TRAINING, find_program, run_cells
+
+    for _, found in run_cells(find_program(TRAINING["alpaca"]), values):
+        if name in found:
+            return found
+    raise KeyError(name)
+
+
 def ready_trainer(values: Mapping[str, Any]) -> Any:
     """Return the notebook's trainer, checked and ready to train; it will measure no held-out rows, and save nothing."""
     os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
-    found = run_program(values, until=lambda found: "steps" in found)
+    found = run_until("steps", values)
     trainer = found["trainer"]
     trainer.args.save_strategy = "no"
     trainer.remove_callback(found["record"])
@@ -114,7 +86,7 @@ def drawn_rows(values: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _draw(values: dict[str, Any]) -> list[dict[str, str]]:
     os.environ["HELPERS_RUNS_DIR"] = tempfile.mkdtemp()
-    rows = run_program(values, until=lambda found: "rows" in found)["rows"]["train"]
+    rows = run_until("rows", values)["rows"]["train"]
     return [{name: row.get(name) or "" for name in ("instruction", "input", "output")} for row in rows]
 
 

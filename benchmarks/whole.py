@@ -30,7 +30,6 @@ from typing import Any
 
 from bench import add_options, measure_all, say
 from official import load_official, peer_trainer
-from program import run_program
 from stopwatch import Stages
 
 HELDOUT = 48
@@ -89,15 +88,14 @@ def ours(data: str, rows: int, options: argparse.Namespace, stages: Stages) -> d
     if options.model:
         values |= {"preset": options.preset, "model_name": options.model, "prompt_style": "alpaca"}
 
-    def between(section: str) -> None:
-        stages.turn(section)
-        if section == "train":
+    from helpers.training.program import TRAINING, find_program, run_cells
+
+    for cell, _ in run_cells(find_program(TRAINING["alpaca"]), values):
+        if any(runs.glob("*/adapter/adapter_model.safetensors")):
+            break
+        stages.turn(cell.section or "setup")
+        if cell.section == "train":
             count_training(stages, options)
-
-    def saved(found: dict[str, Any]) -> bool:
-        return any(runs.glob("*/adapter/adapter_model.safetensors"))
-
-    run_program(values, until=saved, between=between)
     (metrics,) = (json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("*/metrics.json"))
     return {"steps": metrics.get("steps"), "metrics": metrics}
 

@@ -20,7 +20,7 @@ from helpers.core.distributed import ElsewhereError, on_main
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.settings import nearest
 
-__all__ = ["TRAINING", "Cell", "find_program", "read_cells", "run_program"]
+__all__ = ["TRAINING", "Cell", "find_program", "read_cells", "run_cells", "run_program"]
 
 TRAINING = {"alpaca": "alpaca_instruction", "dolly": "dolly_business"}
 """The notebook of each training task."""
@@ -34,11 +34,13 @@ class Cell:
 
     Args:
         line: Of the file, from 1, at which its text begins.
+        section: The last "## " title above it, without its number, in lower case.
     """
 
     line: int
     tags: tuple[str, ...]
     text: str
+    section: str = ""
 
 
 def find_program(name: str) -> Path:
@@ -59,31 +61,47 @@ def read_cells(path: Path) -> list[Cell]:
     """Return the code cells of a percent script, in order."""
     lines = path.read_text(encoding="utf-8").split("\n")
     starts = [number for number, line in enumerate(lines) if line.startswith("# %%")]
-    cells = []
+    cells, section = [], ""
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        text = "\n".join(lines[start + 1 : end]).strip("\n")
         if "[markdown]" not in lines[start]:
             tags = re.search(r"tags=(\[.*?\])", lines[start])
-            text = "\n".join(lines[start + 1 : end]).strip("\n")
-            cells.append(Cell(start + 2, tuple(json.loads(tags[1])) if tags else (), text))
+            cells.append(Cell(start + 2, tuple(json.loads(tags[1])) if tags else (), text, section))
+        elif titles := re.findall(r"(?m)^# ## (?:\d+\. )?(.+)$", text):
+            section = titles[-1].lower()
     return cells
 
 
 def run_program(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a notebook's cells in this process, but for those of notebooks only.
+    """Run all of a notebook's cells as `run_cells` does, and return their variables."""
+    found: dict[str, Any] = {}
+    for _, found in run_cells(path, parameters):  # noqa: B007 - the last cell's are returned
+        pass
+    return found
+
+
+def run_cells(path: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Run a notebook's cells in this process, but for those of notebooks only, one at a time.
 
     An error is written into the manifest of the run that the cells opened, as `run`.
 
     Args:
         parameters: Take the place of the values in the cell tagged "parameters".
 
+    Yields:
+        Each cell before it is run, with the variables of those before it.
+
     Raises:
         ConfigError: The notebook has no parameter of such a name.
     """
     namespace: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
-    try:
-        for cell in _cells_to_run(path):
-            # Padded, so that a traceback names the line of the notebook's own source.
-            code = compile("\n" * (cell.line - 1) + cell.text, str(path), "exec")
+    for cell in read_cells(path):
+        if "notebook" in cell.tags:
+            continue
+        yield cell, namespace
+        # Padded, so that a traceback names the line of the notebook's own source.
+        code = compile("\n" * (cell.line - 1) + cell.text, str(path), "exec")
+        try:
             if "main" in cell.tags:
                 on_main(partial(exec, code, namespace))
             else:
@@ -91,15 +109,10 @@ def run_program(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
             if "parameters" in cell.tags:
                 _check_names(path, parameters, namespace)
                 namespace |= parameters
-    except BaseException as error:
-        if "run" in namespace and not isinstance(error, ElsewhereError):  # where it came from, it is written down
-            namespace["run"].mark_failed(error)
-        raise
-    return namespace
-
-
-def _cells_to_run(path: Path) -> Iterator[Cell]:
-    return (cell for cell in read_cells(path) if "notebook" not in cell.tags)
+        except BaseException as error:
+            if "run" in namespace and not isinstance(error, ElsewhereError):  # where it came from, it is written down
+                namespace["run"].mark_failed(error)
+            raise
 
 
 def _check_names(path: Path, parameters: Mapping[str, Any], namespace: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a user waits for: the stopwatch of stages, and the notebook as a program."""
+"""What a user waits for: the stopwatch of stages, and the rows that all sides read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import program
 import stopwatch
 import whole
 
@@ -69,37 +68,6 @@ class TestStages:
 
         del sys.modules["slow_to_import"]
         assert 0.2 <= stages.result()["stages"]["imports"] < 10
-
-
-class TestProgram:
-    """The notebook's cells in one process."""
-
-    @pytest.fixture
-    def notebook(self, tmp_path, monkeypatch):
-        """A notebook with parameters and two sections."""
-        cells = [
-            ("markdown", [], "# Title\n"),
-            ("code", ["parameters"], "rows = 3  # type: int\n"),
-            ("markdown", [], "## 1. Read rows\n\nText.\n"),
-            ("code", [], "twice = 2 * rows\n"),
-            ("code", [], "never = 1 / 0\n"),
-        ]
-        parts = [{"cell_type": kind, "metadata": {"tags": tags}, "source": [text]} for kind, tags, text in cells]
-        (tmp_path / "notebooks").mkdir()
-        (tmp_path / "notebooks" / f"{program.NOTEBOOK}.ipynb").write_text(json.dumps({"cells": parts}))
-        monkeypatch.setattr(program, "ROOT", tmp_path)
-
-    def test_cells_run_until_told_to_end(self, notebook):
-        """Parameters get the given values, sections are named, and no cell runs after the one that ends it."""
-        sections = []
-        found = program.run_program({"rows": 5}, until=lambda found: "twice" in found, between=sections.append)
-        assert found["twice"] == 10
-        assert sections == ["setup", "read rows"]
-
-    def test_an_unknown_parameter_is_refused(self, notebook):
-        """A value for a parameter that the notebook does not have is an error."""
-        with pytest.raises(KeyError, match="no parameter columns"):
-            program.run_program({"columns": 2})
 
 
 class TestRows:

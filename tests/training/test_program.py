@@ -19,7 +19,7 @@ from helpers.core.errors import ConfigError, RunError
 from helpers.core.runs import RunDirectory
 from helpers.data.rows import SeededRows
 from helpers.training.machine import Machine, StepLayout
-from helpers.training.program import TRAINING, find_program, read_cells, run_program
+from helpers.training.program import TRAINING, find_program, read_cells, run_cells, run_program
 from helpers.training.script import copy_inputs, make_script, read_script, write_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +66,16 @@ class TestProgram:
         """The last cell reads the given value; `get_ipython`, which is not there, is never called."""
         program.write_text(PROGRAM.replace("run = Run()\n", ""))
         assert run_program(program, {"number": 21})["double"] == 42
+
+    def test_whoever_runs_it_may_stop_between_cells(self, program):
+        """Each cell comes before it is run, with its section and the variables of those before it."""
+        program.write_text(PROGRAM.replace("# # Title", "# # Title\n#\n# ## 1. Small steps").replace("Run()", "1 / 0"))
+        seen = []
+        for cell, found in run_cells(program, {"number": 3}):
+            seen.append((cell.section, found.get("shown")))
+            if "shown" in found:
+                break
+        assert seen == [("small steps", None), ("small steps", None), ("small steps", 3)]
 
     def test_an_unknown_parameter_is_refused(self, program):
         """By its name."""
