@@ -47,3 +47,39 @@ def test_rows_that_the_trainer_changed_are_an_error(monkeypatch):
     learned = Dataset.from_list([{**row, "completion_mask": [0, 1, 1, 1]} for row in ROWS])
     with pytest.raises(ContractError, match="6 supervised tokens, got 9"):
         check(monkeypatch, asked=False, done=False, on_gpu=True, rows=learned)
+
+
+class TestGraphedLayers:
+    """What recorded passes are told of a training."""
+
+    @pytest.fixture
+    def trainer(self):
+        """A trainer of two layers, after 3 of 10 steps of 4 passes of 2 rows."""
+        layers = [SimpleNamespace(forward=len), SimpleNamespace(forward=len)]
+        args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=4, packing=False)
+        return SimpleNamespace(
+            args=args,
+            model=SimpleNamespace(model=SimpleNamespace(layers=layers)),
+            state=SimpleNamespace(max_steps=10, global_step=3),
+        )
+
+    def test_they_are_the_models_layers_with_the_longest_row(self, trainer):
+        """The largest pass is of the two longest rows; packed, it is of two whole sequences."""
+        config = build_config("alpaca", preset="colab-t4", max_seq_length=2048)
+        graphs = speed._graphed_layers(trainer, config, [30, 400, 10, 300])
+        assert (graphs.layers, graphs.longest, graphs.largest) == (trainer.model.model.layers, 400, 700)
+        trainer.args.packing = True
+        assert speed._graphed_layers(trainer, config, [30, 400, 10, 300]).largest == 4096
+
+    def test_the_passes_that_are_left_go_down_with_the_steps(self, trainer):
+        """Seven steps of four passes; one step later six."""
+        graphs = speed._graphed_layers(trainer, build_config("alpaca", preset="colab-t4"), [30, 400])
+        assert graphs.left() == 28
+        trainer.state.global_step += 1
+        assert graphs.left() == 24
+
+    def test_without_a_card_none_are_recorded(self, trainer):
+        """The mode says so, and why."""
+        trainer.args.padding_free, trainer.args.optim = True, "adamw_torch"
+        mode = speed.training_mode(trainer, build_config("alpaca", preset="colab-t4"), [30, 400])
+        assert (mode["graphs"], mode["graphs_reason"]) == (False, "there is no GPU")
