@@ -334,18 +334,6 @@ show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
 plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
-# A fingerprint of the rows and of the template goes into the run's record.
-
-# %%
-from helpers.training.session import record_data
-
-record_data(
-    run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
-    tokenizer=tokenizer, template=template.name, base=base,
-    base_commit=getattr(model.config, "_commit_hash", None),
-)
-
-# %% [markdown]
 # ## 5. What LoRA adds
 #
 # Most weights are in *linear layers*, which multiply what comes in, $x$, by a matrix $W$. Beside each LoRA puts two thin
@@ -390,11 +378,17 @@ model.print_trainable_parameters()
 # *learning rate*, how far a step goes, rises during the first few steps (*warm-up*) and then falls to nearly zero.
 #
 # `record` measures the held-out loss before, during and after training; `checkpoints` saves all that is needed to go
-# on as if the training had never stopped.
+# on as if the training had never stopped. A fingerprint of rows and template goes into the run's folder.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
+from helpers.training.session import record_data
 
+record_data(
+    run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
+    tokenizer=tokenizer, template=template.name, base=base,
+    base_commit=getattr(model.config, "_commit_hash", None),
+)
 record = TrainingRecord(run, config, train_dataset, heldout_dataset)
 checkpoints = Checkpoints(record)
 
@@ -600,10 +594,9 @@ columns = [
     {"question": f"{task}\n{text}".strip(), "base": before.text, "tuned": after.text}
     for (task, text), before, after in zip(questions, answers["base"], answers["tuned"])
 ]
-show_table(columns)
-
 kept = [{"instruction": c["question"], "base": c["base"], "answer": c["tuned"]} for c in columns]
 write_json(run.path / "answers.json", {"answers": kept})
+show_table(columns)
 
 # %% [markdown]
 # ## 10. All that ran

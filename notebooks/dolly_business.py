@@ -353,18 +353,6 @@ from helpers.display.tables import show_mask
 show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
 
 # %% [markdown]
-# The run's record gets a fingerprint of the rows and of the template.
-
-# %%
-from helpers.training.session import record_data
-
-record_data(
-    run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
-    tokenizer=tokenizer, template=template.name, base=base,
-    base_commit=getattr(model.config, "_commit_hash", None),
-)
-
-# %% [markdown]
 # ## 4. Train for one epoch
 #
 # One *epoch* shows the model each row once. For a thousand rows that is usually enough: the model has the knowledge
@@ -395,13 +383,19 @@ model = FastLanguageModel.get_peft_model(
 model.print_trainable_parameters()
 
 # %% [markdown]
-# Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training; `checkpoints`
+# A fingerprint of rows and template goes into the run's folder. Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training; `checkpoints`
 # saves all that is needed to go on. The *learning rate*, how far a step goes, rises over the first few steps and then
 # falls to nearly zero.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
+from helpers.training.session import record_data
 
+record_data(
+    run, rows, task=config.task, source=drawn.rows.source, left_out=drawn.rows.left_out,
+    tokenizer=tokenizer, template=template.name, base=base,
+    base_commit=getattr(model.config, "_commit_hash", None),
+)
 record = TrainingRecord(run, config, train_dataset, heldout_dataset)
 checkpoints = Checkpoints(record)
 
@@ -462,23 +456,19 @@ with fast_training(trainer, checkpoints):
 
 # %% [markdown]
 # A healthy curve falls quickly, then slowly, and the held-out loss (blue) falls with it. If the grey line falls and the
-# blue one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high.
+# blue one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high. The same curve is
+# also judged by fixed rules, with an interval, because a lower number may be luck. Whether these are the answers that you
+# want is another question, which section 7 asks.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_losses
-
-run.update_metrics(**record.result.metrics())
-plot_losses(run.metrics(), run.path / "loss.png")
-
-# %% [markdown]
-# The same curve, judged by fixed rules; and an interval, because a lower number may be luck. Whether these are the answers that you want is another question, which section 7 asks.
-
-# %% tags=["main"]
 from helpers.training.curves import judge_curve
 from helpers.training.result import describe_change
 
+run.update_metrics(**record.result.metrics())
 print(judge_curve(run.metrics()).text)
 print(describe_change(record.result))
+plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
 # ## 5. Save the adapter, and prove it
@@ -516,24 +506,17 @@ if cfg.persist_dir:
 #
 # Merging adds the adapter's product $\frac{\alpha}{r} BA$ into each weight matrix $W$ and writes the sum in 16 bit.
 # The result needs no adapter and no PEFT, and it is as large as the whole model. Where the base was held in 4 bit, its
-# weights are expanded first: these are the weights that the adapter was trained with.
+# weights are expanded first: these are the weights that the adapter was trained with. Then the same test; besides, every
+# matrix in the file is compared with base plus adapter. It is not exactly the tuned model: the lines say how far it is
+# off, and how much of it rounding explains.
 
 # %% tags=["notebook"]
-from helpers.export import merge_16bit
+from helpers.export import merge_16bit, verify_merged
 
 folders = {"adapter": run.adapter, "merged": run.path / "merged"}
 if config.export.merge_16bit:
     merged = merge_16bit(model, tokenizer, folders["merged"])
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
-
-# %% [markdown]
-# The same test for the merged model; besides, every matrix in the file is compared with base plus adapter. It is not
-# exactly the tuned model: the lines say how far it is off, and how much of it rounding explains.
-
-# %% tags=["notebook"]
-from helpers.export import verify_merged
-
-if config.export.merge_16bit:
     proof = verify_merged(model, tokenizer, folders["merged"], reference=reference, heldout=heldout)
     proofs["merged"] = proof.require()
     print(proof.lines())
@@ -589,6 +572,10 @@ answer(question)
 # %% [markdown]
 # More prompts as a colleague might write them; preset `smoke` takes the first eight. None of them is in the training
 # rows. The tuned model and its base answer all in one go, with the system prompt of the training.
+#
+# Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
+# useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` asks the same of
+# people who do not know whose answer is which.
 
 # %% tags=["notebook"]
 from helpers.core.files import write_json
@@ -597,18 +584,11 @@ from helpers.model.decoding import fast_generate
 business_prompts = [each["prompt"] for each in read_prompts()[: 8 if config.preset == "smoke" else None]]
 asked = [to_messages({"instruction": each, "response": ""})["prompt"] for each in business_prompts]
 answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens)
-
-# %% [markdown]
-# Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
-# useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` asks the same of
-# people who do not know whose answer is which.
-
-# %% tags=["notebook"]
 pairs = zip(business_prompts, answers["base"], answers["tuned"])
 columns = [{"prompt": asked, "base": before.text, "tuned": after.text} for asked, before, after in pairs]
-show_table(columns)
 kept = [{"instruction": each["prompt"], "base": each["base"], "answer": each["tuned"]} for each in columns]
 write_json(run.path / "answers.json", {"answers": kept})
+show_table(columns)
 
 # %% [markdown]
 # ## 8. All that ran

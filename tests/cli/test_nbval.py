@@ -6,7 +6,7 @@ seconds late, which no option changes (`IPyNbCell.output_timeout`; its issues 13
 a model are not for it. The runner executes those. What is left for nbval is repetition: the cells that need no model,
 which choose and show the configuration, the rows, the messages, the drawings and the examples by hand, are executed
 once by the runner, and nbval must find every output again. A row that is drawn by chance, or a set printed in another
-order, would fail here.
+order, would fail here. A cell needs a model if it uses a library's name, or one that such a cell binds.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ import pytest
 from small_notebooks import write_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-CHEAP = {"side_by_side_eval": 7}
-"""How many cells of a notebook are cheap, at least. In the training notebooks nearly every cell calls a library."""
+CHEAP = {"alpaca_instruction": 12, "dolly_business": 11, "side_by_side_eval": 7}
+"""How many cells of a notebook are cheap, at least."""
 
-COSTLY = ("helpers.model.load", "helpers.training.machine", "helpers.export", "helpers.evaluation.adapter")
-"""What loads, trains or saves a model, or asks for an adapter that was trained."""
+LIBRARIES = ("unsloth", "peft", "transformers", "trl")
+"""What a cheap cell needs none of: their imports are left out, and what is made with them."""
+
+COSTLY = ("helpers.export", "helpers.evaluation.adapter", "helpers.training.script")
+"""What saves and loads a model, asks for an adapter that was trained, or for a trainer that was built."""
 
 ELSEWHERE = ("helpers.runtime.setup", "import importlib.util")
 """Cells that install or look at the machine are not about the course."""
@@ -38,6 +41,8 @@ def cheap_part(name, target):
     for cell in notebook.cells:
         if cell.cell_type != "code" or any(each in cell.source for each in ELSEWHERE):
             continue
+        cell.source, unknown = without_libraries(cell.source)
+        lost |= unknown
         used, changed = names(cell.source)
         if any(each in cell.source for each in COSTLY) or used & lost:
             lost |= changed
@@ -48,6 +53,16 @@ def cheap_part(name, target):
     notebook.cells = kept
     nbformat.write(notebook, target)
     return len(kept)
+
+
+def without_libraries(source):
+    """Return a cell without the imports of the libraries, and the names that it does not bind then."""
+    lines, lost = source.splitlines(), set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
+            lines[node.lineno - 1] = ""
+            lost |= {alias.asname or alias.name for alias in node.names}
+    return "\n".join(lines).strip("\n"), lost
 
 
 def names(source):
