@@ -230,7 +230,7 @@ def test_invisible_adapter_cannot_be_told(tiny_mistral, tmp_path, shared_process
     reference = measure_reference(*loaded, PROMPTS, max_new_tokens=4)
     verification = verify_adapter(*loaded, save_adapter(*loaded, tmp_path / "adapter"), reference=reference)
     assert (verification.result, verification.passed, failed(verification)) == ("CANNOT TELL", None, set())
-    assert "cannot be told from its base" in verification.explanation
+    assert "adapter and base cannot be told apart" in verification.explanation
     assert verification.require() is verification
     assert verification.as_dict()["passed"] is False
 
