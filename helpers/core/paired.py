@@ -5,7 +5,8 @@ arXiv 2411.00640), with the small-sample factor G / (G - 1). It holds what it pr
 too lopsided. Cochran ("Sampling Techniques", 1977, section 2.15) asks for n > 25 * skewness^2; together with a minimum
 of independent rows, and n > 50 * skewness^2, simulated experiments without any effect are called an effect in at most 6
 of 100, and the interval misses the true mean in at most 8 of 100 (tests/core/test_paired.py has the distributions).
-Rows that fall short get their interval and no verdict.
+Rows that fall short get their interval and no verdict on the mean; if they are only too lopsided, the sign test says on
+which side most of them lie.
 """
 
 from __future__ import annotations
@@ -65,6 +66,19 @@ class Estimate:
     def is_below(self, limit: float) -> bool:
         """Whether the rows bear a verdict and the whole interval lies below a limit."""
         return not self.why_no_verdict and self.high is not None and self.high < limit
+
+    def majority(self) -> str:
+        """Return "above" or "below", where most rows lie by the sign test (two-sided, 5 %), or "".
+
+        It speaks where the rows are too lopsided for a verdict on their mean, and each has a source of its own.
+        """
+        from scipy import stats
+
+        enough = self.sources == self.rows >= _FEWEST_ROWS and self.low is not None
+        decided = self.above + self.below
+        if not (self.why_no_verdict and enough) or stats.binomtest(self.below, decided).pvalue >= 0.05:
+            return ""
+        return "below" if self.below > self.above else "above"
 
 
 def estimate(differences: Sequence[float], sources: Sequence[Hashable] | None = None) -> Estimate:

@@ -123,12 +123,17 @@ def compare_scores(
 def describe_change(result: TrainResult) -> str:
     """Say in words whether the held-out loss fell, with its interval."""
     change = result.change()
+    side = change.majority()
+    count = change.below if side == "below" else change.above
     before, after = result.eval_loss[0][1], result.kept_loss()
     verdict = (
         "Held-out answers became more likely."
         if change.is_below(0)
         else "Held-out answers became less likely."
         if change.is_above(0)
+        else f"Most held-out answers, {count} of {change.rows}, became {'more' if side == 'below' else 'less'} likely; "
+        f"the mean is not judged: {change.why_no_verdict}."
+        if side
         else f"Cannot tell whether training helped: {change.why_no_verdict or 'the interval contains zero'}."
     )
     mean = format_number(change.mean, sign=True)

@@ -129,6 +129,42 @@ class TestWhatRowsCanBear:
         )
 
 
+class TestMajority:
+    """Where most rows lie, if their mean cannot be judged."""
+
+    @pytest.mark.parametrize(
+        ("values", "side"),
+        [
+            ([-0.1] * 20 + [-9.0] * 2, "below"),
+            ([0.1] * 20 + [9.0] * 2, "above"),
+            ([-0.1] * 16 + [0.1] * 8 + [-9.0], ""),
+            ([-0.1] * 18 + [0.1] * 6 + [-9.0], "below"),
+            ([-0.1, -0.2] * 12, ""),
+            ([-0.1] * 9 + [-9.0] * 2, ""),
+        ],
+        ids=["all-below", "all-above", "17-of-25", "19-of-25", "judged-by-the-mean", "too-few"],
+    )
+    def test_the_sign_test_speaks_for_lopsided_rows_alone(self, values, side):
+        """Of 25 rows 18 are needed; where the mean is judged, or rows are fewer than 12, it says nothing."""
+        assert estimate(values).majority() == side
+
+    def test_rows_that_share_a_source_are_not_counted(self):
+        """The sign test takes rows to be independent."""
+        values = [-0.1] * 40 + [-9.0] * 4
+        assert estimate(values, [place // 2 for place in range(44)]).majority() == ""
+
+    @pytest.mark.parametrize("rows", [12, 24, 50])
+    @pytest.mark.parametrize("draw", ["exponential", "lognormal"])
+    def test_where_half_of_all_rows_fall_it_seldom_says_that_most_do(self, draw, rows):
+        """In at most 5 of 100 experiments whose median difference is zero."""
+        random, shape = np.random.default_rng(rows), (EXPERIMENTS, rows)
+        draws = (
+            random.exponential(1, shape) - math.log(2) if draw == "exponential" else random.lognormal(0, 1, shape) - 1
+        )
+        called = sum(bool(estimate(values).majority()) for values in draws) / EXPERIMENTS
+        assert called <= 0.05 + 0.012
+
+
 def normal(random, shape):
     """Draw differences without a tail."""
     return random.normal(0, 1, shape)

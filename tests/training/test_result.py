@@ -33,9 +33,16 @@ CHANGES = [-0.2, -0.1, -0.3, -0.2] * 4
         ([-each for each in CHANGES], "Held-out answers became less likely."),
         ([-0.2, 0.2] * 8, "Cannot tell whether training helped: the interval contains zero."),
         (CHANGES[:8], "Cannot tell whether training helped: 8 independent rows are too few, 12 are needed."),
+        (
+            [-0.1] * 14 + [-9.0] * 2,
+            (
+                "Most held-out answers, 16 of 16, became more likely; the mean is not judged: a few rows carry the "
+                "difference (skewness 2.3), which takes more than 16 rows."
+            ),
+        ),
         ([-0.2], "Cannot tell whether training helped: one row does not show how much rows differ."),
     ],
-    ids=["fell", "rose", "unclear", "few", "one"],
+    ids=["fell", "rose", "unclear", "few", "lopsided", "one"],
 )
 def test_the_change_is_said_as_far_as_the_rows_tell(changes, words):
     """By the interval of the paired differences, where the rows suffice."""

@@ -26,7 +26,16 @@ __all__ = ["FEWEST_FOR_INTERVAL", "measure_rows", "ordered_arms", "write_report"
 FEWEST_FOR_INTERVAL = 6
 """Rows below which no interval is shown: it would be too wide to mean anything."""
 
-_MARKS = {"better": "▲", "preferred": "▲", "not worse": "▲", "worse": "▼", "not preferred": "▼", "cannot tell": "○"}
+_MARKS = {
+    "better": "▲",
+    "mostly better": "▲",
+    "mostly worse": "▼",
+    "preferred": "▲",
+    "not worse": "▲",
+    "worse": "▼",
+    "not preferred": "▼",
+    "cannot tell": "○",
+}
 _STEPS = {"bare": 0, "template": 1, "few_shot": 2}
 
 

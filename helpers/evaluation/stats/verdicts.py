@@ -27,7 +27,8 @@ class Verdict:
 
     Args:
         question: As a reader asks it.
-        outcome: "better", "worse", "not worse", "preferred", "not preferred" or "cannot tell".
+        outcome: "better", "worse", "mostly better", "mostly worse", "not worse", "preferred", "not preferred" or
+            "cannot tell".
         sentence: The answer in a sentence.
         basis: The figures that it rests on, or why they do not suffice.
     """
@@ -75,6 +76,11 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
     for decided, outcome, word in ((found.is_below(0), "better", "more"), (found.is_above(0), "worse", "less")):
         if decided:
             return Verdict(question, outcome, f"{_upper(what)} became {word} likely.", basis)
+    if side := found.majority():
+        outcome, word, count = ("better", "more", found.below) if side == "below" else ("worse", "less", found.above)
+        rows = what.removeprefix("the ")
+        counted = f"{count} of {found.rows} {rows}. The mean is not judged: {found.why_no_verdict}"
+        return Verdict(question, f"mostly {outcome}", f"Most {rows} became {word} likely.", f"{counted}. {basis}")
     why = _upper(found.why_no_verdict or "the interval contains zero")
     return Verdict(question, _CANNOT_TELL, f"Cannot tell whether {what} became more likely.", f"{why}. {basis}")
 
