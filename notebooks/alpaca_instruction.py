@@ -25,10 +25,10 @@
 # notebook *fine-tunes* Mistral-7B-Instruct: it trains the model a little more, on small tasks with good answers. Rows
 # that were held out tell whether that helped.
 #
-# Seven billion numbers, the model's *weights*, cannot be trained on a free GPU. QLoRA *quantizes* them, rounded to 4 bit
-# and never changed, and trains a small *adapter* beside them, called LoRA.
+# Seven billion numbers, the model's *weights*, cannot be trained on a free GPU. QLoRA *quantizes* them: it rounds them to
+# 4 bit, freezes them, and trains a small *adapter*, LoRA, beside them.
 #
-# The libraries' calls stand in the cells; `helpers`, this project's own package, only checks, watches and proves.
+# The libraries' calls stand in the cells; `helpers`, this project's own package, prepares, watches, merges and proves.
 #
 # **You will learn**
 #
@@ -45,7 +45,7 @@
 # ## 1. Parameters
 #
 # `preset = "auto"` looks at the GPU and chooses `colab-t4` or `large-gpu`; `smoke` runs anywhere. A value that you write
-# here wins over the preset's. The second block may stay as it is; `docs/` explains it.
+# here wins over the preset's. The second block may stay as it is.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -96,7 +96,7 @@ seed = None  # type: int  seed of row selection, adapter weights and data order
 score_16bit_base = None  # type: bool  also try the adapter on the base in 16 bit, a large download
 
 # %% [markdown]
-# On Colab the next cell fetches this project's own small package; elsewhere it is there already.
+# The next cell fetches this project's own small package, unless it is there already.
 
 # %% tags=["notebook"]
 import importlib.util
@@ -136,7 +136,8 @@ report = setup_notebook(smoke=config.preset == "smoke")
 # %% [markdown]
 # Everything that this run makes goes into one folder. Colab deletes its disk when a session ends. With
 # `persist_dir = "/content/drive/MyDrive/runs"` the training's *checkpoints* and the adapter are also copied to your Google
-# Drive. Run the notebook again with the same parameters, and it goes on from the newest checkpoint.
+# Drive. Run the notebook again with the same parameters, and it goes on from the newest checkpoint; others need a new
+# `run_name`.
 
 # %%
 from helpers.model.load import prepare_unsloth
@@ -152,7 +153,7 @@ print("this run:", run.shown())
 
 # %% tags=["core"]
 from unsloth import FastLanguageModel  # isort: skip
-import random
+import random  # draws the rows where this runs as a script
 
 import torch
 from datasets import DatasetDict, load_dataset
@@ -181,7 +182,7 @@ print(drawn.describe())
 data = load_dataset(**drawn.source)
 rows = DatasetDict(
     train=data["train"].select(drawn.train),
-    heldout=data[drawn.part].select(drawn.heldout),
+    heldout=data[drawn.part].select(drawn.heldout),  # as a rule of the same table
 )
 print(rows["train"][0])
 
@@ -214,7 +215,7 @@ print(chats["train"][0])
 # ## 3. The model
 #
 # 4 bit can tell 16 values apart. Most weights are near zero, so *NF4* puts its levels close together there. Each weight is
-# divided by the largest of its block of 64, and stored as the number of the nearest level.
+# divided by the largest size among 64 neighbours, and stored as the number of the nearest level.
 
 # %% tags=["main"]
 from helpers.display.diagrams import show_drawing
@@ -233,8 +234,8 @@ print(machine)
 
 # %% [markdown]
 # `FastLanguageModel.from_pretrained` loads the *base model*, as it is before our training, and its *tokenizer*, which cuts
-# text into tokens. Many notebooks set `trust_remote_code` for Mistral, which lets a model's files run Python code of their
-# own. No Mistral needs it: transformers has the code.
+# text into tokens. No Mistral needs `trust_remote_code`, which lets a model's files run code of their own: transformers has
+# the code.
 
 # %% tags=["core"]
 model, tokenizer = FastLanguageModel.from_pretrained(
@@ -251,9 +252,10 @@ model.generation_config.max_length = None  # beside max_new_tokens it only cause
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
 #
-# A *chat template* turns messages into one text. In Mistral's, `<s>` begins the text (*BOS*), `[INST]` and `[/INST]`
-# enclose what the user said, and `</s>` ends the answer (*EOS*). The template on the hub drops the system prompt from rows
-# that end with an answer. This one does not; the cell checks that it gives the tokens of Mistral's own library.
+# A *chat template* turns messages into one text. Mistral's adds *control tokens*: `<s>` begins the text (*BOS*), `[INST]`
+# and `[/INST]` enclose what the user said, `</s>` ends the answer (*EOS*). The template on the hub drops the *system
+# prompt*, which tells the assistant who it is, from rows with an answer. This one does not; it is compared with
+# Mistral's own library.
 
 # %%
 from helpers.data.chat_templates import find_template
@@ -264,12 +266,11 @@ print("template:", template.name)
 # %% tags=["core"]
 tokenizer.chat_template = template.text
 tokenizer.pad_token = template.pad_token  # fills rows up; if it were EOS, answers would never end
-tokenizer.padding_side = "right"
+tokenizer.padding_side = "right"  # in training, rows are filled up after the answer
 
 # %% [markdown]
 # Before any training, the base model answers a question. `generate` takes the likeliest token again and again (*greedy*
-# decoding), until EOS or `max_new_tokens`; `TextStreamer` prints the words as they come. The same question comes again at
-# the end.
+# decoding), until EOS or `max_new_tokens`; `TextStreamer` prints the words as they come.
 
 # %% tags=["notebook"]
 def answer(question):
@@ -308,7 +309,7 @@ tokens = chats.map(tokenize, batched=True, remove_columns=["prompt", "completion
 print(tokens)
 
 # %% [markdown]
-# Most fine-tuning that goes wrong goes wrong here, silently. So every row is checked: the answer ends with EOS (or the
+# Fine-tuning mostly goes wrong here, silently. So every row is checked: the answer ends with EOS (or the
 # model would never learn to stop), there is one BOS, and the *system prompt* if there is one. Rows that are too long, or
 # that spell out a control token, are left out and counted.
 
@@ -337,15 +338,15 @@ plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
 # ## 5. What LoRA adds
 #
 # Most weights are in *linear layers*, which multiply what comes in, $x$, by a matrix $W$. Beside each LoRA puts two thin
-# matrices, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$. The *rank* $r$ says how thin. $B$ starts at
-# zero: before training the model is exactly the base model.
+# matrices, $A$ and $B$, and adds their product: $Wx + \frac{\alpha}{r} BAx$. The *rank* $r$ says how thin, $\alpha$ how
+# strong. $B$ starts at zero: untrained, the adapter changes nothing.
 
 # %% tags=["main"]
 show_drawing("lora")
 
 # %% [markdown]
-# How many rows fit into one pass depends on the card. Where memory is short, *gradient checkpointing* drops intermediate
-# results and computes them again. The rows of an optimizer step stay as many as you asked for.
+# How many rows fit into one pass, a *batch*, depends on the card. Where memory is short, *gradient checkpointing* drops
+# intermediate results and computes them again. `batch_size` times `gradient_accumulation` stays as in the table above.
 
 # %%
 from helpers.training.machine import fit_layout
@@ -354,7 +355,8 @@ layout = fit_layout(config, checked["train"].lengths, run)
 config = layout.config
 
 # %% [markdown]
-# `get_peft_model` attaches the adapter to all seven linear layers of each block; the last line says how much is trained.
+# The model repeats one *block* with seven linear layers; `get_peft_model` adapts them all. The last line: how much is
+# trained.
 
 # %% tags=["core"]
 model = FastLanguageModel.get_peft_model(
@@ -378,7 +380,7 @@ model.print_trainable_parameters()
 # *learning rate*, how far a step goes, rises during the first few steps (*warm-up*) and then falls to nearly zero.
 #
 # `record` measures the held-out loss before, during and after training; `checkpoints` saves all that is needed to go
-# on as if the training had never stopped. A fingerprint of rows and template goes into the run's folder.
+# on as if the training had never stopped. Rows and template get a hash: going on with others fails.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
@@ -400,7 +402,7 @@ trainer = SFTTrainer(
     args=SFTConfig(
         output_dir=checkpoints.folder,
         max_length=cfg.max_seq_length,
-        completion_only_loss=True,
+        completion_only_loss=True,  # the loss counts the mask's ones alone
         packing=cfg.packing,
         per_device_train_batch_size=layout.batch_size,
         gradient_accumulation_steps=layout.gradient_accumulation,
@@ -415,14 +417,15 @@ trainer = SFTTrainer(
         logging_steps=1,
         save_strategy="steps",
         save_steps=cfg.save_steps,
-        eval_strategy="no",
+        eval_strategy="no",  # the held-out rows are measured apart
         **machine.sft,
     ),
     callbacks=[record, checkpoints],
 )
 
 # %% [markdown]
-# The trainer's own tokens and labels are compared with those that were checked; the table says how it will train.
+# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last four lines
+# concern speed.
 
 # %%
 from helpers.training.speed import check_trainer, count_steps, fast_training
@@ -442,7 +445,7 @@ script = write_script(run, globals())
 # %% [markdown]
 # The loss is the mean of $-\log p$ over the answer's tokens, where $p$ is the probability that the model gave to the right
 # token: 0 is certainty, 0.69 the toss of a coin. A short training warms up for at most half of its steps. `fast_training`
-# computes the same numbers in less time.
+# computes the same, but for rounding, faster.
 
 # %% tags=["core"]
 trainer.args.warmup_steps = min(cfg.warmup_steps, steps // 2)
@@ -463,8 +466,8 @@ run.update_metrics(**record.result.metrics())
 plot_losses(run.metrics(), run.path / "loss.png")
 
 # %% [markdown]
-# The same curve, judged by fixed rules; and an interval, because a lower number may be luck. If it lies below zero, the
-# model has become better at rows like these. Then what the training cost.
+# The same curve, judged by fixed rules; and the rows' mean change with an interval, because it may be luck. If that lies
+# below zero, and the rows suffice, answers like these became more likely. Then the cost.
 
 # %% tags=["main"]
 from helpers.training.curves import judge_curve
@@ -489,8 +492,8 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
     tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# A fresh process loads it with transformers and PEFT alone. To pass, it must be close to the tuned model *and* far from its
-# base. It also scores the held-out rows: how much of the gain is kept?
+# A fresh process loads it with transformers and PEFT alone. To pass, its *logits*, scores of every next token, must be
+# close to the tuned model's *and* far from its base's (`reference`). How much of the held-out gain is kept?
 
 # %% tags=["notebook"]
 from helpers.export import HeldOut, measure_reference, sixteen_bit_name, verify_adapter
@@ -549,7 +552,8 @@ model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
 
 # %% [markdown]
-# It must find the held-out answers as likely as the trained model did, but for rounding.
+# It must find the held-out answers as likely as the trained model did, but for rounding. CANNOT TELL: training moved
+# them less than four times as far.
 
 # %%
 from helpers.training.reload import prove_adapter
@@ -626,7 +630,7 @@ print(script)
 # %% [markdown]
 # ## 12. Take it with you
 #
-# `gguf_quantization = "q8_0"` makes a GGUF file with a `Modelfile`, and prints three lines that start a chat in Ollama.
+# `gguf_quantization = "q8_0"` makes a GGUF file, for llama.cpp and Ollama, and prints three lines that start a chat there.
 
 # %% tags=["notebook"]
 from helpers.export import export_gguf, serving_lines
@@ -648,13 +652,13 @@ if cfg.gguf_quantization:
 from helpers.export import publish
 
 if cfg.push_to:
-    name = "merged" if cfg.merge_16bit else "adapter"
+    name = "merged" if cfg.merge_16bit else "adapter"  # one of the two is uploaded
     write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
     pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
     print(pushed.url, f"{pushed.files} files compared")
 
 # %% [markdown]
-# A zip holds adapter, card, script and figures: on Colab, in the list of files.
+# A zip holds adapter, card, script, figures, rows and answers: on Colab, in the list of files.
 
 # %% tags=["notebook"]
 from helpers.export import zip_run
@@ -675,6 +679,6 @@ finish_run(run)
 #
 # ## Your turn
 #
-# 1. Set `learning_rate` ten times higher. What does the grey line do, and what the blue one?
+# 1. Set `learning_rate` ten times higher, under a new `run_name`. What do grey and blue line do?
 # 2. Train with `prompt_style = "alpaca"`. Why are the held-out losses not quite comparable? (Which tokens are given?)
-# 3. Put five rows of your own into a `.jsonl` file and give its path as `dataset_name`. Which check complains first?
+# 3. Put five rows of your own, one without `output`, into a `.jsonl` file for `dataset_name`. Which check complains?

@@ -26,7 +26,7 @@
 # 1,000 rows of Dolly-15k, which employees of Databricks wrote by hand in 2023.
 #
 # Most tools want a *merged* model, with the adapter's weights added into the model's own, and merging often goes wrong
-# without a word. So each export is loaded again in a fresh process and compared before this notebook says "saved".
+# without a word. So adapter and merged model are each loaded in a fresh process, and compared with the tuned model.
 #
 # **You will learn**
 #
@@ -97,7 +97,7 @@ seed = None  # type: int  seed of row selection, adapter weights and data order
 score_16bit_base = None  # type: bool  also try the adapter on the base in 16 bit, a large download
 
 # %% [markdown]
-# On Colab the next cell fetches this project's own small package. Where it is installed already, nothing happens.
+# The next cell fetches this project's own small package, unless it is there already.
 
 # %% tags=["notebook"]
 import importlib.util
@@ -135,8 +135,9 @@ report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
 # The folder that everything goes into. If the machine disconnects, run the notebook again with the same parameters:
-# training goes on from its newest complete checkpoint. On Colab the disk is gone when a session ends: set
-# `persist_dir = "/content/drive/MyDrive/runs"` before you begin, and the checkpoints are also kept on your Google Drive.
+# training goes on from its newest complete checkpoint; others need a new `run_name`. On Colab the disk is gone when a
+# session ends: set `persist_dir = "/content/drive/MyDrive/runs"` before you begin, and the checkpoints are also kept on
+# your Google Drive.
 
 # %%
 from helpers.model.load import prepare_unsloth
@@ -152,7 +153,7 @@ print("this run:", run.shown())
 
 # %% tags=["core"]
 from unsloth import FastLanguageModel  # isort: skip
-import random
+import random  # draws the rows where this runs as a script
 
 import torch
 from datasets import DatasetDict, load_dataset
@@ -165,7 +166,7 @@ from trl import SFTConfig, SFTTrainer
 #
 # A row of Dolly has an `instruction`, a `context` (a text that the instruction is about, often empty), a `response`
 # and one of eight categories. The subset is drawn at random with a fixed seed, so that everyone gets the same rows;
-# some are held out. (Preset `smoke` takes 128 rows of the same form that come with this project.)
+# some are held out. (Preset `smoke` takes 128 bundled rows of the same form.)
 
 # %%
 from helpers.data.rows import draw_rows
@@ -180,7 +181,7 @@ print(drawn.describe())
 data = load_dataset(**drawn.source)
 rows = DatasetDict(
     train=data["train"].select(drawn.train),
-    heldout=data[drawn.part].select(drawn.heldout),
+    heldout=data[drawn.part].select(drawn.heldout),  # as a rule of the same table
 )
 print(rows)
 
@@ -195,8 +196,8 @@ from helpers.display.tables import plot_categories
 plot_categories(list(rows["train"]), run.path / "categories.png")
 
 # %% [markdown]
-# Dolly's contexts come from an encyclopaedia, and many still carry its reference marks, such as "[1]". A model would
-# learn to write them. They are removed from Dolly's rows; other data stays as it is.
+# Dolly's contexts come from an encyclopaedia, and many still carry its reference marks, such as "[1]". Some answers copy
+# them, and a model would too. They are removed from Dolly's rows; other data stays as it is.
 
 # %% tags=["core"]
 from helpers.data.prompts import clean_references
@@ -276,7 +277,7 @@ print("template:", template.name)
 # %% tags=["core"]
 tokenizer.chat_template = template.text
 tokenizer.pad_token = template.pad_token  # fills rows up; if it were EOS, answers would never end
-tokenizer.padding_side = "right"
+tokenizer.padding_side = "right"  # in training, rows are filled up after the answer
 
 # %% [markdown]
 # The same row as the text that the model reads. Look for the system prompt.
@@ -287,8 +288,8 @@ print(tokenizer.apply_chat_template(first["prompt"] + first["completion"], token
 
 # %% [markdown]
 # The first question, put to the model as it is. `generate` takes the likeliest token again and again (*greedy*
-# decoding) until the token that ends an answer, *EOS*; `TextStreamer` prints the words as they come. The tuned model
-# will answer the same question.
+# decoding) until the token that ends an answer, *EOS*; `TextStreamer` prints prompt and answer as they come. The tuned
+# model will answer the same question.
 
 # %% tags=["notebook"]
 from helpers.data.rows import read_prompts
@@ -365,7 +366,7 @@ layout = fit_layout(config, checked["train"].lengths, run)
 config = layout.config
 
 # %% [markdown]
-# A fresh adapter on all linear layers is what will learn; everything else stays frozen. Its *rank* says how much it can
+# A fresh adapter on `target_modules` is what will learn; everything else stays frozen. Its *rank* says how much it can
 # hold, *alpha* how much it counts. The last line says how few numbers are trained.
 
 # %% tags=["core"]
@@ -383,9 +384,9 @@ model = FastLanguageModel.get_peft_model(
 model.print_trainable_parameters()
 
 # %% [markdown]
-# A fingerprint of rows and template goes into the run's folder. Two callbacks watch. `record` measures the loss on the held-out rows before, during and after training; `checkpoints`
-# saves all that is needed to go on. The *learning rate*, how far a step goes, rises over the first few steps and then
-# falls to nearly zero.
+# Rows and template get a hash: going on with others fails. Two callbacks watch. `record` measures the loss on the
+# held-out rows before, during and after training; `checkpoints` saves all that is needed to go on. The *learning rate*,
+# how far a step goes, rises over the first few steps and then falls to nearly zero.
 
 # %%
 from helpers.training.callbacks import Checkpoints, TrainingRecord
@@ -407,7 +408,7 @@ trainer = SFTTrainer(
     args=SFTConfig(
         output_dir=checkpoints.folder,
         max_length=cfg.max_seq_length,
-        completion_only_loss=True,
+        completion_only_loss=True,  # the loss counts the mask's ones alone
         packing=cfg.packing,
         per_device_train_batch_size=layout.batch_size,
         gradient_accumulation_steps=layout.gradient_accumulation,
@@ -422,14 +423,15 @@ trainer = SFTTrainer(
         logging_steps=1,
         save_strategy="steps",
         save_steps=cfg.save_steps,
-        eval_strategy="no",
+        eval_strategy="no",  # the held-out rows are measured apart
         **machine.sft,
     ),
     callbacks=[record, checkpoints],
 )
 
 # %% [markdown]
-# The trainer's own tokens and labels are compared with the ones that were checked; the table says how it will train.
+# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last four lines
+# concern speed.
 
 # %%
 from helpers.training.speed import check_trainer, count_steps, fast_training
@@ -439,7 +441,7 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# The cells that are the training itself are also written into the run's folder, as a plain script with these values.
+# The training cells are also written into the run's folder, as a plain script with these values.
 
 # %% tags=["main"]
 from helpers.training.script import write_script
@@ -447,7 +449,7 @@ from helpers.training.script import write_script
 script = write_script(run, globals())
 
 # %% [markdown]
-# `fast_training` computes the same numbers in less time. A short training warms up for at most half of its steps.
+# `fast_training` computes the same, but for rounding, faster. A short training warms up for at most half of its steps.
 
 # %% tags=["core"]
 trainer.args.warmup_steps = min(cfg.warmup_steps, steps // 2)
@@ -455,10 +457,10 @@ with fast_training(trainer, checkpoints):
     trainer.train(resume_from_checkpoint=checkpoints.latest(trainer))
 
 # %% [markdown]
-# A healthy curve falls quickly, then slowly, and the held-out loss (blue) falls with it. If the grey line falls and the
-# blue one rises, the model learns its rows by heart. If both rise or jump, the learning rate is too high. The same curve is
-# also judged by fixed rules, with an interval, because a lower number may be luck. Whether these are the answers that you
-# want is another question, which section 7 asks.
+# The held-out loss (blue) should fall, quickly, then slowly. The training loss (grey) jumps, as each step sees other
+# rows. If it falls and blue rises, the model learns its rows by heart. If both rise, the learning rate is too high. Fixed
+# rules judge the curve; the rows' mean change has an interval, because it may be luck. Whether these are the answers that
+# you want, section 7 asks.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_losses
@@ -483,10 +485,10 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
     tokenizer.save_pretrained(adapter)
 
 # %% [markdown]
-# The tuned model and its base answer a few fixed questions. Their *logits*, one number for each token that could come next,
-# are the yardstick for every export. Then a fresh process loads the saved adapter with nothing but transformers and PEFT,
-# as a stranger would. To pass, it must be close to the tuned model *and* far from the base. It also scores the held-out
-# rows: how much of the gain is kept?
+# The tuned model and its base answer a few fixed questions. Their *logits*, one number for each token that could come
+# next, are the yardstick for both exports. Then a fresh process loads the saved adapter with nothing but transformers
+# and PEFT, as a stranger would. To pass, it must be close to the tuned model *and* far from the base. It also scores
+# the held-out rows: how much of the gain is kept?
 
 # %% tags=["notebook"]
 from helpers.export import HeldOut, measure_reference, sixteen_bit_name, verify_adapter
@@ -504,11 +506,11 @@ if cfg.persist_dir:
 # %% [markdown]
 # ## 6. Merge, and prove that too
 #
-# Merging adds the adapter's product $\frac{\alpha}{r} BA$ into each weight matrix $W$ and writes the sum in 16 bit.
-# The result needs no adapter and no PEFT, and it is as large as the whole model. Where the base was held in 4 bit, its
-# weights are expanded first: these are the weights that the adapter was trained with. Then the same test; besides, every
-# matrix in the file is compared with base plus adapter. It is not exactly the tuned model: the lines say how far it is
-# off, and how much of it rounding explains.
+# An adapter has two thin matrices, $A$ and $B$, for each weight matrix $W$. Merging adds $\frac{\alpha}{r} BA$ ($r$ is
+# the rank) to $W$, in 16 bit. The result needs no PEFT, and is as large as the whole model. Where the base was in 4
+# bit, its weights are expanded first: these are the weights that the adapter was trained with. Then the same test;
+# besides, every matrix in the file is compared with base plus adapter. It is not exactly the tuned model: the lines say
+# how far it is off, and how much of it rounding explains.
 
 # %% tags=["notebook"]
 from helpers.export import merge_16bit, verify_merged
@@ -555,7 +557,8 @@ model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
 
 # %% [markdown]
-# It must find the held-out answers as likely as the trained model did, but for rounding.
+# It must find the held-out answers as likely as the trained model did, but for rounding. CANNOT TELL: training moved
+# them less than four times as far.
 
 # %%
 from helpers.training.reload import prove_adapter
@@ -570,8 +573,8 @@ FastLanguageModel.for_inference(model)
 answer(question)
 
 # %% [markdown]
-# More prompts as a colleague might write them; preset `smoke` takes the first eight. None of them is in the training
-# rows. The tuned model and its base answer all in one go, with the system prompt of the training.
+# Prompts as a colleague might write them, the first one again; preset `smoke` takes eight. They were written for this
+# project, not taken from Dolly. The tuned model and its base answer all, with the system prompt of the training.
 #
 # Read them as an editor would. Are the suggestions concrete and plausible? Do they stay on the topic? Is the form
 # useful: as many items as were asked for, a beginning and an end? The notebook `side_by_side_eval` asks the same of
@@ -602,7 +605,8 @@ print(script)
 # %% [markdown]
 # ## 9. Take it with you
 #
-# `gguf_quantization = "q8_0"` makes a GGUF file with a `Modelfile`, and prints three lines that start a chat in Ollama.
+# `gguf_quantization = "q8_0"` makes a GGUF file, for llama.cpp and Ollama, and prints three lines that start a chat
+# there.
 
 # %% tags=["notebook"]
 from helpers.export import export_gguf, serving_lines
@@ -617,20 +621,20 @@ if cfg.gguf_quantization:
     print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
 
 # %% [markdown]
-# `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in Colab's
-# secrets, never from a parameter.
+# `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in
+# Colab's secrets, never from a parameter.
 
 # %% tags=["notebook"]
 from helpers.export import publish
 
 if cfg.push_to:
-    name = "merged" if cfg.merge_16bit else "adapter"
+    name = "merged" if cfg.merge_16bit else "adapter"  # one of the two is uploaded
     write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
     pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
     print(pushed.url, f"{pushed.files} files compared")
 
 # %% [markdown]
-# A zip holds adapter, card, script and figures: on Colab, in the list of files.
+# A zip holds adapter, card, script, figures, rows and answers: on Colab, in the list of files.
 
 # %% tags=["notebook"]
 from helpers.export import zip_run
@@ -645,7 +649,7 @@ finish_run(run)
 # %% [markdown]
 # ## Summary
 #
-# - A seeded draw, a plot of its categories and a count of what was cleaned say exactly what the assistant learned from.
+# - A seeded draw and a plot of its categories say what the assistant learned from.
 # - The system prompt is in the training text and in every question, token for token.
 # - Adapter and merged model were each loaded again by a process that knows nothing of the training, and gave the
 #   tuned model's answers, not the base model's.
@@ -653,9 +657,8 @@ finish_run(run)
 #
 # ## Your turn
 #
-# 1. Train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to the answers? (With
-#    preset `smoke` set `heldout_rows = 5` and `num_epochs = 4` too: of this category it has 16 rows to train on and
-#    5 held out.)
+# 1. Under a new `run_name`, train on `category = "brainstorming"` alone. What happens to the held-out loss, and what to
+#    the answers? (Preset `smoke` has 16 such rows, and 5 held out: set `num_epochs = 4` too, for enough steps.)
 # 2. Write your own `system_prompt`, for your company. Does the assistant keep to it when a question leads away from it?
-# 3. Set `merge_16bit = False` and compare the size of the run's folder. What does one give up without a merged model?
+# 3. Compare the sizes of `adapter` and `merged` in the run's folder. What does one give up with `merge_16bit = False`?
 # 4. Run `side_by_side_eval` on this adapter, and let a colleague vote without knowing which answer is whose.

@@ -94,8 +94,7 @@ config = configure_evaluation(globals())
 show_table(config.flat())
 
 # %% [markdown]
-# Where the table says `None`, the parameter's line above says what is taken. Now the packages: exact versions, the same
-# for everyone.
+# Where the table says `None`, the parameter's line above says what is taken. Now the packages.
 
 # %% tags=["notebook"]
 from helpers.runtime.setup import setup_notebook
@@ -162,7 +161,7 @@ show_table([{"arm": arm.label, "adapter": "on" if arm.adapter else "off", "asked
 # ## 3. One model, adapter on and off
 #
 # The base model is loaded once, as in training. First its name and size are compared with the adapter's own file: on
-# another base the adapter would load and produce nonsense.
+# another base of that size it would produce nonsense.
 
 # %%
 from helpers.evaluation.adapter import check_adapter
@@ -171,7 +170,7 @@ from helpers.training.machine import base_model, fit_machine
 
 prepare_unsloth()
 base, revision = base_model(training)
-machine = fit_machine(training, run)
+machine = fit_machine(training, run)  # arguments that depend on the hardware
 
 # %%
 from unsloth import FastLanguageModel  # isort: skip
@@ -281,8 +280,8 @@ print("left out:", left_out or "none")
 show_table(reference_table(references, arms))
 
 # %% [markdown]
-# Lower is better in every column but the count. If these are the held-out rows of the training run, its last held-out
-# loss must come out again: proof that this is the right adapter on the right model.
+# Lower is better in every column but the count. If these are all held-out rows of the training run, its last held-out
+# loss must come out again, within 0.02: the right adapter on the right model.
 
 # %%
 from helpers.evaluation.adapter import recorded_loss
@@ -309,9 +308,9 @@ base_losses, tuned_losses = [1.0, 2.0, 4.0, 3.0], [0.9, 1.8, 3.8, 2.9]
 print(f"base {mean(base_losses):.2f} ± {stdev(base_losses):.2f}, tuned {mean(tuned_losses):.2f} ± {stdev(tuned_losses):.2f}")
 
 # %% [markdown]
-# The ± hides the difference: questions differ in difficulty eight times as much as the models do. Subtract question by question and the
-# difficulty drops out. The *95 % interval* of these *paired* differences is built to hold the true mean in 95 of 100
-# such experiments.
+# The ±, how far questions spread, hides the difference: it is nearly nine times as large. Subtract question by question
+# and the difficulty drops out. The *95 % interval* of these *paired* differences is built to hold the true mean in 95 of
+# 100 such experiments.
 
 # %% tags=["notebook"]
 from helpers.core.paired import estimate
@@ -338,8 +337,8 @@ with model.disable_adapter():
 print(tokenizer.decode(said[0, start:], skip_special_tokens=True))
 
 # %% [markdown]
-# Now all arms answer all prompts and some of the references, in batches of similar length. Every answer is kept on disk
-# at once: if you are cut off, run the notebook again and it goes on from there.
+# Now all arms answer all prompts and some of the references. Answers are kept on disk batch by batch, on a large GPU arm
+# by arm: if you are cut off, run the notebook again and it goes on from there.
 
 # %%
 from helpers.evaluation.cache import AnswerCache
@@ -376,7 +375,7 @@ show_pairs(comparison, overview, pick_ids(comparison, 4))
 from helpers.evaluation.metrics.reference import chrf_signature
 from helpers.evaluation.show import measure_table
 
-print("chrF++:", chrf_signature())
+print("chrF++:", chrf_signature())  # which variant, for whoever computes it elsewhere
 show_table(measure_table(overview, arms))
 
 # %% [markdown]
@@ -391,7 +390,7 @@ import textwrap
 print(textwrap.fill("Verdict: " + overview.headline(), 100))
 
 # %% [markdown]
-# *Cannot tell* does not mean "equal": the rows are too few or too unlike, or nobody has compared the answers yet.
+# *Cannot tell* is not "equal": rows are too few or unlike, or votes missing. On the other task, +0.05 still counts as kept.
 
 # %% tags=["main"]
 from helpers.evaluation.overview import verdict_rows
@@ -399,7 +398,8 @@ from helpers.evaluation.overview import verdict_rows
 show_table(verdict_rows(overview) or {"verdict": "none: both arms are the base model"}, limit=900)
 
 # %% [markdown]
-# The likelihood as a picture: every row, and below them the mean with its interval. Do a few rows carry the mean?
+# The likelihood as a picture: every row, and below the rows' mean (the table had the tokens') with its interval. Do few
+# rows carry it?
 
 # %% tags=["main"]
 from helpers.evaluation.report.figures import draw_all
@@ -409,7 +409,7 @@ pictures = draw_all(comparison, overview)
 show_picture(pictures, "differences", run.path)
 
 # %% [markdown]
-# By category; a category with fewer than six rows gets counts, since an interval from so little would mislead.
+# By category; with fewer than six rows it gets counts and no interval.
 
 # %% tags=["main"]
 show_picture(pictures, "categories", run.path)
@@ -508,13 +508,13 @@ show_table(wins_table())
 # %% tags=["main"]
 from helpers.evaluation.teaching import rows_needed
 
-measured = next(iter(overview.estimates.values()))
+measured = next(iter(overview.estimates.values()))  # as a rule NLL with EOS, in nats a token
 for effect in (0.1, 0.05, 0.02):
     print(f"a mean difference of {effect}: {rows_needed(measured, effect)} rows")
 
 # %% [markdown]
-# **Where did tuning hurt?** A mean hides its losers. Here are the rows that lost most in likelihood; read their answers
-# in the report. What do they have in common?
+# **Where did tuning hurt?** Here are the rows that lost most in likelihood. What do they have in common? (Of the
+# references, only `answered_rows` have answers in the report.)
 
 # %% tags=["main"]
 from helpers.evaluation.teaching import worst_rows
@@ -536,7 +536,7 @@ show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": f"{n
 
 # %% [markdown]
 # **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*), answers
-# drawn at random. Every "gain" it then shows is noise. Run it once before you believe a small difference.
+# drawn at random. Every "gain" is noise. Run it before you believe a small difference of answers; likelihood has none.
 #
 # ## 10. Files
 #
@@ -565,7 +565,7 @@ show_table(ask(bench, my_prompt, arms[:2]))
 # %% [markdown]
 # ## Summary
 #
-# - One base model played all arms; tests proved that only the adapter differed.
+# - One base model played all arms; base and tuned differed by the adapter alone.
 # - Three questions were judged, fixed beforehand, and only as far as the rows allow.
 # - Length, truncation, prompting and leakage were looked at before anything was believed.
 # - People vote blind, on a page that does not say whose answer is whose.
@@ -573,6 +573,6 @@ show_table(ask(bench, my_prompt, arms[:2]))
 # ## Your turn
 #
 # 1. Set `mode = "aa"` under another `run_name`. How large a difference does noise alone make?
-# 2. Give ten prompts from your own work as `prompts_file`. Do the answers still please you?
+# 2. Give ten prompts from your own work as `prompts_file`, under another `run_name`. Do the answers still please you?
 # 3. Let three people vote on `vote.html`. Do they agree with each other, and with ROUGE-L?
-# 4. Train with `max_steps = 4` and compare again. Which measure notices the shorter training first?
+# 4. Train with `max_steps = 4` and compare again, both under new names. Which measure notices this first?

@@ -185,9 +185,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def zip_run(run: RunDirectory) -> Path:
-    """Put a run's adapter with its card, its script and its figures into one zip in its folder, and read it back.
+    """Put a run's adapter with its card, its script, figures, answers and rows into one zip in its folder.
 
-    Merged model and GGUF file are left out: they are as large as the base.
+    The zip is read back. Merged model and GGUF file are left out: they are as large as the base.
 
     Raises:
         RunError: The disk refuses.

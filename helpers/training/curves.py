@@ -81,6 +81,7 @@ def _chosen(metrics: Mapping[str, Any]) -> list[str]:
     if kept is not None:
         loss = next(loss for step, loss in metrics["eval_loss"] if step == kept)
         lines.append(f"The adapter of step {kept} is kept, whose held-out loss was lowest ({loss:.3f}).")
+        lines.append("It was chosen by the rows that also judge it, so the change shown is a little too good.")
     return lines
 
 

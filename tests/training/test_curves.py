@@ -58,7 +58,8 @@ class TestVerdict:
         metrics = {**curve(-0.05, [2.0, 1.7, 1.8, 1.95]), "stopped_at": 24, "kept_step": 8}
         assert judge_curve(metrics).text.endswith(
             "early_stopping ended it after step 24. "
-            "The adapter of step 8 is kept, whose held-out loss was lowest (1.700)."
+            "The adapter of step 8 is kept, whose held-out loss was lowest (1.700). "
+            "It was chosen by the rows that also judge it, so the change shown is a little too good."
         )
 
     def test_a_held_out_loss_that_does_not_follow_is_overfitting(self):
