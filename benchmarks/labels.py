@@ -63,7 +63,7 @@ def measure(folder: Path, tokenizer_folder: str) -> None:
     from helpers.data.contract import check_tokens
     from helpers.data.rows import draw_rows
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     began = last = time.perf_counter()
 
     def say(step: str) -> None:

@@ -24,7 +24,6 @@ CONFIG = ("transformers/configuration_utils.py PreTrainedConfig._get_config_dict
 IMPORTED = {
     "bitsandbytes.functional.dequantize_4bit": ("bitsandbytes/functional.py dequantize_4bit",),
     "datasets.Dataset": ("datasets/arrow_dataset.py Dataset",),
-    "datasets.Dataset.from_dict": ("datasets/arrow_dataset.py Dataset.from_dict",),
     "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
     "datasets.DatasetDict": ("datasets/dataset_dict.py DatasetDict",),
     "datasets.load_dataset": ("datasets/load.py load_dataset",),

@@ -123,7 +123,7 @@ class TestCode:
     @pytest.mark.parametrize("path", CODE)
     def test_nothing_is_unpickled_and_no_text_is_run(self, path):
         """No call loads a pickle, or runs a text as code but where the project's notebooks are run or written out."""
-        allowed = {"program.py": {"exec"}, "script.py": {"eval"}}.get(Path(path).name, set())
+        allowed = {"program.py": {"exec"}, "labels.py": {"exec"}, "script.py": {"eval"}}.get(Path(path).name, set())
         assert [call for call in calls(CODE[path]) if call[0] in UNPICKLES - allowed] == []
 
     @pytest.mark.parametrize("path", CODE)
@@ -137,12 +137,13 @@ class TestCode:
 
     @pytest.mark.parametrize("path", CODE)
     def test_no_archive_is_unpacked(self, path):
-        """No module for archives is imported, so no member of one can leave its folder."""
+        """No module for archives is imported but to write one, so no member of one can leave its folder."""
         tree = ast.parse(CODE[path])
         names = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
         names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert names.isdisjoint(ARCHIVES)
-        assert [call for call in calls(CODE[path]) if call[0].endswith("unpack_archive")] == []
+        assert names & ARCHIVES <= ({"zipfile"} if path == "helpers/export/folders.py" else set())
+        unpacking = ("unpack_archive", ".extract", ".extractall")
+        assert [call for call in calls(CODE[path]) if call[0].endswith(unpacking)] == []
 
     def test_pip_installs_in_the_setup_cell_alone(self):
         """In the package only the function behind the setup cell runs pip; in notebooks only a cell that begins so."""

@@ -395,6 +395,10 @@ def check_skip_layers(skip: int, layers: int) -> None:
 
 
 def changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the parameters whose values differ and that decide what a run computes, as name -> (old, new)."""
+    """Return the parameters whose values differ and that decide what a run computes, as name -> (old, new).
+
+    What `old` lacks, because its version of the package did not have it, counts as left at its default.
+    """
+    old = {f.name: f.default for kind in _PARTS.values() for f in dataclasses.fields(kind) if f.name in new} | dict(old)
     names = sorted((set(old) | set(new)) - FREE_TO_CHANGE)
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}

@@ -234,3 +234,10 @@ class TestChanges:
         """Only what differs is listed, in the order of names; a missing value is None."""
         changes = changed_parameters({"b": 1, "a": 2, "c": 3}, {"b": 1, "a": 5, "d": 4})
         assert list(changes.items()) == [("a", (2, 5)), ("c", (3, None)), ("d", (None, 4))]
+
+    def test_a_parameter_that_an_earlier_version_lacked_was_at_its_default(self):
+        """So that its runs can be gone on with."""
+        now = build_config("alpaca", preset="smoke").flat()
+        earlier = {name: value for name, value in now.items() if name not in ("keep", "columns", "merge_16bit")}
+        assert changed_parameters(earlier, now) == {}
+        assert changed_parameters(earlier, now | {"keep": "best"}) == {"keep": ("last", "best")}

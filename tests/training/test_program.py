@@ -221,7 +221,7 @@ def test_an_installed_package_trains_and_ejects(tmp_path):
         shutil.copy(file, tmp_path / "site" / "helpers" / "data" / "samples")
     run = RunDirectory(tmp_path / "runs" / "mine")
     run.path.mkdir(parents=True)
-    config = build_config("alpaca", preset="smoke", run_name="mine", max_steps=4)
+    config = build_config("alpaca", preset="smoke", run_name="mine", max_steps=4, learning_rate=0.0005)
     write_config(run, config)
     values = json.loads((run.path / "config.json").read_text()) | {"folder": str(tmp_path)}
     (tmp_path / "config.json").write_text(json.dumps(values))

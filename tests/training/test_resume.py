@@ -207,7 +207,7 @@ class TestTrouble:
         outcome = train("nan", fault={"do": "break_loss", "step": 5})
         assert outcome["error"] == (
             "training loss: expected a number, got nan. It broke at step 5. The checkpoint of step 3 is from before "
-            "and is kept. A learning rate that is too high is the usual cause: it is 0.005, try 0.001 under a new "
+            "that and is kept. A learning rate that is too high is the usual cause: it is 0.005, try 0.001 under a new "
             "run_name."
         )
         run = RunDirectory(folder / "nan")
