@@ -121,12 +121,12 @@ def read_answer(asked: Any, answer: Any, system: list[Message]) -> dict[str, Any
 
 
 def _from_first_learned(messages: Sequence[Message]) -> dict[str, Any]:
-    """Return messages, divided before the first answer that is learned, without what comes after the last."""
-    learned = [i for i, m in enumerate(messages) if m["role"] == "assistant" and "given" not in m]
-    if not learned:
+    """Return messages, divided before the first answer that is learned."""
+    learned = (i for i, m in enumerate(messages) if m["role"] == "assistant" and "given" not in m)
+    first = next(learned, None)
+    if first is None:
         raise RowError("no answer that is learned (weight 0)", damaged=False)
-    first, last = learned[0], learned[-1]
-    return {"prompt": list(messages[:first]), "completion": list(messages[first : last + 1])}
+    return {"prompt": list(messages[:first]), "completion": list(messages[first:])}
 
 
 def _unmarked(message: Message) -> Message:
@@ -145,7 +145,7 @@ def learned_rows(
 
     Args:
         prompt: The messages that are given.
-        completion: The rest, from the first answer that is learned to the last.
+        completion: The rest, from the first answer that is learned on.
         single: Whether each answer becomes a row.
 
     Returns:

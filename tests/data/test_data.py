@@ -451,10 +451,12 @@ def test_an_answer_with_weight_0_begins_a_new_row(tmp_path):
         {"messages": [{"role": roles[n % 2], "content": f"{n}{i}"} | {"weight": int(n != 3)} for n in range(6)]}
         for i in range(8)
     ]
+    for row in rows:
+        row["messages"] += [{"role": "user", "content": "Thanks."}, {"role": "assistant", "content": "!", "weight": 0}]
     loaded = load(write_json(tmp_path / "rows.json", rows), train_rows=4, heldout_rows=4)
     assert [[len(row["prompt"]), len(row["completion"])] for row in loaded.train] == [[1, 1], [5, 1]] * 4
     assert all(set(message) == {"role", "content"} for row in loaded.train for message in row["prompt"])
-    assert loaded.notes[1] == "8 answers are given, not learned: weight, train or training says so"
+    assert loaded.notes[1] == "16 answers are given, not learned: weight, train or training says so"
     assert loaded.notes[-1] == (
         "with a system prompt each answer of a conversation is a row, and after an answer that is not learned a new "
         "row begins: 4 training conversations make 8 rows, 4 held-out ones 8"

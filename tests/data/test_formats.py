@@ -347,11 +347,14 @@ class TestTurns:
         ]  # fmt: skip
 
     def test_marks_at_the_ends(self):
-        """What comes before the first answer that is learned is given; what comes after the last is dropped."""
+        """What comes before the first answer that is learned is given; after the last nothing is learned."""
         talk = said("Q", "A", "R", "B", "S", "C")
         talk[1]["weight"] = talk[5]["weight"] = 0
         row = recognise([{"messages": talk}], "a").convert({"messages": talk})
-        assert row == {"prompt": [talk[0], said("Q", "A")[1] | {"given": True}, talk[2]], "completion": talk[3:4]}
+        assert row == {
+            "prompt": [talk[0], said("Q", "A")[1] | {"given": True}, talk[2]],
+            "completion": [talk[3], talk[4], said("S", "C")[1] | {"given": True}],
+        }
         assert learned_rows(row["prompt"], row["completion"], single=False) == [(said("Q", "A", "R"), talk[3:4])]
 
     def test_a_weight_of_1_and_marks_of_users_change_nothing(self):
