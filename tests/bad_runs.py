@@ -189,7 +189,7 @@ RUNS = [
     ("manifest with parameters a list", reopen(manifest_json={"parameters": ["seed"]}), "an object of parameters"),
     ("manifest with parameters a text", reopen(manifest_json={"parameters": "seed"}), "an object of parameters"),
     ("other parameters", reopen(manifest_json={"parameters": {"seed": 2}}), "seed: 2 -> 1"),
-    ("fewer parameters", reopen(manifest_json={"parameters": {"rank": 2}}), "rank: 2 -> None; seed: None -> 1"),
+    ("fewer parameters", reopen(manifest_json={"parameters": {"rank": 2}}), "rank: 2 -> None; seed: 3407 -> 1"),
     ("a stranger's folder", reopen(notes_json={}), "^run_name: .*no manifest.json, so it is left alone"),
     ("a stranger's folder, cleared", reopen(notes_json={}, resume="never"), "^run_name: .*it is left alone"),
     ("a run that is a file", lambda f: (put(runs_root() / "run", "x"), open_run("run", {})), "A link or a file"),
