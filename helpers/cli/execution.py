@@ -41,6 +41,12 @@ from helpers.core.text import visible
 
 __all__ = ["execute", "executed_text"]
 
+_KERNEL = (
+    "import logging, runpy; logging.getLogger('tornado').setLevel('CRITICAL'); "
+    "runpy.run_module('ipykernel_launcher', run_name='__main__')"
+)
+"""What starts a kernel. One that is shut down while it answers logs a traceback through tornado, which is no error."""
+
 
 _ENGINE = "mistral-qlora"
 _KEPT_METADATA = ("start_time", "end_time", "duration", "exception", "parameters")
@@ -66,7 +72,7 @@ class _OwnKernelManager(AsyncKernelManager):
         checkout = str(Path(__file__).resolve().parents[2])
         paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"],
+            argv=[sys.executable, "-c", _KERNEL, "--log-level=CRITICAL", "-f", "{connection_file}"],
             display_name="Python 3",
             language="python",
             metadata=get_kernel_dict().get("metadata", {}),  # says whether this ipykernel can encrypt
