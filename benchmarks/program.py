@@ -107,7 +107,7 @@ def mode(trainer: Any) -> dict[str, Any]:
 
     for each in trainer.callback_handler.callbacks:
         if isinstance(each, Checkpoints):
-            return training_mode(trainer, each.config, each.record.lengths)
+            return training_mode(trainer, each.config)
     args = trainer.args
     found = {"packing": bool(args.packing), "optimizer": str(getattr(args.optim, "value", args.optim))}
     found["padding_free"] = bool(getattr(trainer, "padding_free", False) or args.padding_free)

@@ -156,7 +156,7 @@ def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str,
         before = allocated(reset=True)
         trainer.train()
         peak = allocated()
-        mode = training_mode(trainer, config, [length])
+        mode = training_mode(trainer, config)
     predicted = predict(shape_of(model), configuration, mode["attention"], gpu_capability())
     total = predicted.total()
     return {

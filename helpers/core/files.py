@@ -21,6 +21,7 @@ from helpers.core.text import format_bytes
 __all__ = [
     "disk_error",
     "empty_and_remove",
+    "error_chain",
     "file_sha256",
     "folder_bytes",
     "move_into_place",
@@ -60,6 +61,15 @@ def _remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None:
     """Return the error to show if the disk refused a write: it is full, read-only, or its quota is used up.
 
@@ -70,17 +80,13 @@ def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None
     Returns:
         None if the error is about something else.
     """
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    for current in error_chain(error):
         if isinstance(current, OSError) and current.errno in _REFUSALS:
             blocked = current.errno in (errno.ENOTDIR, errno.EEXIST)
             return _refused(what, folder, "a file stands in the way" if blocked else os.strerror(current.errno))
         for text, reason in _WRAPPED.items():
             if text in str(current):
                 return _refused(what, folder, reason)
-        current = current.__cause__ or current.__context__
     return None
 
 

@@ -38,8 +38,8 @@ def summarize(run: RunDirectory) -> str:
         RunError: A file of the run is damaged.
     """
     metrics = run.metrics()
-    shown = [_shown(*each) for each in _answers(run)]
-    chosen = shown[:: max(1, -(-len(shown) // _ANSWERS))]
+    asked = _answers(run)
+    chosen = [_shown(*each) for each in asked[:: max(1, -(-len(asked) // _ANSWERS))]]
     sections = [_verdict(metrics), _numbers(metrics), *chosen, _paths(run)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 

@@ -25,8 +25,19 @@ from helpers.data.messages import (
     read_history,
     text_of,
 )
+from helpers.data.prompts import user_text
 
-__all__ = ["ANSWERS", "INSTRUCTIONS", "MESSAGES", "Format", "named_columns", "plain_name", "question_key", "recognise"]
+__all__ = [
+    "ANSWERS",
+    "INSTRUCTIONS",
+    "MESSAGES",
+    "Format",
+    "is_chat",
+    "named_columns",
+    "plain_name",
+    "question_key",
+    "recognise",
+]
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 INSTRUCTIONS = (
@@ -126,7 +137,7 @@ class Format:
                 raise RowError(f"empty {self.used[part].strip()}")
         if not self.chat:
             return {part: texts[part] for part in _TEXTS if part in texts}
-        prompt = f"{texts['instruction'].strip()}\n\n{texts['input'].strip()}".strip()
+        prompt = user_text(texts["instruction"], texts["input"])
         earlier = read_history(row.get(self.used.get("history", ""), ""))
         asked = [*_system(row, self.used), *earlier, {"role": "user", "content": prompt}]
         return read_answer(asked, texts["output"], [])
@@ -299,10 +310,14 @@ def _holds(row: Any, column: str) -> bool:
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {}) and value == value
 
 
+def is_chat(value: Any) -> bool:
+    """Say whether a value is a list, or the text of one in JSON."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")))
+
+
 def _is_chat(rows: Sequence[Any], column: str) -> bool:
     """Say whether the first value in a column is a list, or the text of one in JSON."""
-    value = next((row[column] for row in rows if _holds(row, column)), "")
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")))
+    return is_chat(next((row[column] for row in rows if _holds(row, column)), ""))
 
 
 def _is_messages(value: Any) -> bool:

@@ -11,6 +11,7 @@ from helpers.data.readers import plain_value
 
 __all__ = [
     "MESSAGE_KEYS",
+    "UNUSABLE",
     "Message",
     "RowError",
     "learned_rows",
@@ -39,7 +40,7 @@ _NOT_LEARNED = {"weight": ("0", "0.0"), "train": ("false",), "training": ("false
 MESSAGE_KEYS = (*_ROLE_KEYS, *_CONTENT_KEYS, *_NOT_LEARNED, "tool_calls", "function_call")
 """What is read of a message."""
 
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """A null byte, the mark of a file in another encoding than it says; and half of a character, which JSON can spell as an
 escape and nothing can tokenize."""
 
@@ -197,7 +198,7 @@ def text_of(value: Any, name: str) -> str:
     value = plain_value(value)
     if not isinstance(value, str):
         raise RowError(f"{name.strip()} is not text")
-    if found := _UNUSABLE.search(value):
+    if found := UNUSABLE.search(value):
         raise RowError(
             f"{name.strip()} holds a null byte" if found[0] == "\0" else f"{name.strip()} is not valid Unicode"
         )

@@ -65,7 +65,7 @@ class Rows:
         total: How many rows the source has.
         left_out: How many rows were unusable, by reason.
         notes: What else to know of them: the format, the columns that are not used, and warnings.
-        drawn: Numbers of the rows looked at, in the order of the draw, and of those of them that were left out; empty
+        drawn: Numbers of the rows taken, in the order of the draw, and of those that were looked at and left out; empty
             for the bundled rows, and for conversations, of which one makes several rows.
     """
 
@@ -165,8 +165,10 @@ def draw_rows(
     Raises:
         DataError: The data set cannot be read, or has too few good rows.
     """
-    rows, name = load_rows(config, task, seed, given=given), config.dataset_name
-    plain = None if name == "sample" or "prompt" in rows.train[0] else _plain_source(config, task, rows)
+    name = config.dataset_name
+    source = None if name == "sample" else open_source(name, config.dataset_revision, config.columns)
+    rows = load_rows(config, task, seed, given=given) if source is None else _draw(config, task, source, seed, given)
+    plain = None if source is None or "prompt" in rows.train[0] else _plain_source(config, task, source, rows)
     if plain is None:
         files = {}
         for part, kept in (("train", rows.train), ("test", rows.heldout)):
@@ -175,8 +177,7 @@ def draw_rows(
             write_bytes(Path(files[part]), "".join(lines).encode())
         train, heldout = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
         return DrawnRows({"path": "json", "data_files": files}, "test", train, heldout, rows)
-    seen, skipped = rows.drawn
-    order = [index for index in seen if index not in skipped]
+    order, skipped = rows.drawn
     lines = [f"order = random.Random({seed}).sample(range({rows.total}), {rows.total})", *_ordering(config)]
     if skipped:
         lines.append(f"order = [i for i in order if i not in {set(skipped)}]")
@@ -185,27 +186,24 @@ def draw_rows(
     return DrawnRows(plain, "train", train, SeededRows(order[:held], lines, f"order[:{held}]"), rows)
 
 
-def _plain_source(config: DataConfig, task: str, rows: Rows) -> dict[str, Any] | None:
+def _plain_source(config: DataConfig, task: str, source: Source, rows: Rows) -> dict[str, Any] | None:
     """Return where `load_dataset` finds a data set whose rows need no conversion; None for any other."""
     name = config.dataset_name
     if not rows.drawn[0]:
         return None
     if not (file_kind(name) or is_there(name)):
         revision = config.dataset_revision or DATASETS.get(name)
-        table = _load_hub(name, revision)
-        source: dict[str, Any] = {"path": name, **({"revision": revision} if revision else {})}
-        row_at: Callable[[int], Any] = table.__getitem__
+        found: dict[str, Any] = {"path": name, **({"revision": revision} if revision else {})}
     else:
         kind = _LOADERS.get(Path(name).suffix.lower())
-        table = read_file(name)
-        text = all(isinstance(row, Mapping) and all(isinstance(v, str) for v in row.values()) for row in table.rows)
-        if kind is None or not text or not table.as_text or len({frozenset(row) for row in table.rows}) > 1:
+        whole = [source.row_at(index) for index in range(source.total)]
+        text = all(isinstance(row, Mapping) and all(isinstance(v, str) for v in row.values()) for row in whole)
+        if kind is None or not text or not source.as_text or len({frozenset(row) for row in whole}) > 1:
             return None
-        source, row_at = {"path": kind, "data_files": {"train": name}}, table.rows.__getitem__
-    seen, skipped = rows.drawn
-    taken = zip((i for i in seen if i not in skipped), [*rows.heldout, *rows.train], strict=False)
-    same = all("prompt" not in row and _used(row_at(index), task) == _used(row, task) for index, row in taken)
-    return source if same else None
+        found = {"path": kind, "data_files": {"train": name}}
+    taken = zip(rows.drawn[0], [*rows.heldout, *rows.train], strict=False)
+    same = all("prompt" not in row and _used(source.row_at(index), task) == _used(row, task) for index, row in taken)
+    return found if same else None
 
 
 _LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -244,6 +242,7 @@ class Source:
 
     Args:
         read_as: How a file was read; "" for a data set of the hub.
+        as_text: Whether a file has text everywhere, or null: no numbers that became text.
     """
 
     name: str
@@ -251,6 +250,7 @@ class Source:
     row_at: Callable[[int], Any]
     format: Format
     read_as: str = ""
+    as_text: bool = True
 
 
 def open_source(name: str, revision: str | None = None, columns: str | None = None) -> Source:
@@ -272,7 +272,7 @@ def open_source(name: str, revision: str | None = None, columns: str | None = No
         table = read_file(name)
         found = recognise(table.rows, name, columns=columns)
         shown = f"{Path(name).name} ({len(table.rows)} rows)"
-        return Source(shown, len(table.rows), table.rows.__getitem__, found, table.read_as)
+        return Source(shown, len(table.rows), table.rows.__getitem__, found, table.read_as, table.as_text)
     revision = revision or DATASETS.get(name)
     hub = _load_hub(name, revision)
     beginning = [hub[i] for i in range(min(len(hub), 200))]
@@ -368,7 +368,7 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
         why = "with a system prompt each answer of a conversation is a row"
         why += ", and after an answer that is not learned a new row begins" if marked else ""
         notes.append(f"{why}: {counts}")
-    drawn = ((), frozenset[int]()) if several else (tuple(seen), frozenset(seen) - frozenset(look.places))
+    drawn = ((), frozenset[int]()) if several else (tuple(look.places), frozenset(seen) - frozenset(look.places))
     return Rows(trained, kept, source.name, total, look.left_out(), tuple(notes), drawn)
 
 

@@ -75,9 +75,9 @@ def clean_rows(rows: Any) -> tuple[Any, int]:
     """
     removed = 0
 
-    def clean(row: dict[str, str]) -> dict[str, str]:
+    def clean(row: dict[str, Any]) -> dict[str, Any]:
         nonlocal removed
-        cleaned = {name: clean_references(text) for name, text in row.items()}
+        cleaned = {name: clean_references(text) if isinstance(text, str) else (text, 0) for name, text in row.items()}
         removed += sum(count for _, count in cleaned.values())
         return {name: text for name, (text, _) in cleaned.items()}
 

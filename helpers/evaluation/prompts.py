@@ -6,18 +6,19 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.config import RunConfig
 from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
-from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, named_columns, plain_name, recognise
-from helpers.data.messages import RowError, list_of, read_messages
-from helpers.data.prompts import COLUMNS, clean_references, user_text
+from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, is_chat, named_columns, plain_name, recognise
+from helpers.data.messages import UNUSABLE, RowError, list_of, read_messages
+from helpers.data.prompts import COLUMNS, user_text
 from helpers.data.readers import read_file
 from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_prompts, read_sample, rename_columns
+from helpers.data.selection import clean_rows
 from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.records import Prompt
@@ -128,7 +129,7 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
             value = str(value)
         if value is not None and not isinstance(value, str):
             raise EvaluationError(f"{where}, {name}", "text", value, "Put it in quotation marks, or leave it out.")
-        if value is not None and re.search("[\0\ud800-\udfff]", value):
+        if value is not None and UNUSABLE.search(value):
             remedy = "It contains a null byte or an incomplete character: save the file as UTF-8 again."
             raise EvaluationError(f"{where}, {name}", "valid Unicode", value, remedy)
         if value and value.strip():
@@ -256,9 +257,8 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
         task_of = config.task or training.task
         heldout, left_out = _file_rows(config.reference_data, task_of, config.seed, config.columns)
         notes += [f"references: rows of {config.reference_data}", *left_out]
-    kept, dropped = _unseen(
-        heldout, task_of, {each.prompt.text for each in prompts}, {_asks(row, task) for row in train}
-    )
+    trained = {_asks(row, task) for row in train}
+    kept, dropped = _unseen(heldout, task_of, {each.prompt.text for each in prompts}, trained)
     notes += dropped
     kept = kept[: config.reference_rows]
     if len(kept) < 2:
@@ -266,7 +266,7 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
         got = "; ".join([str(len(kept)), *(note for note in notes if "left out" in note)])
         raise EvaluationError("reference_data", expected, got, "Use other rows, or a larger file.")
     other_task = "dolly" if task == "alpaca" else "alpaca"
-    other = _unseen(read_sample(other_task, "heldout"), other_task, set(), {_asks(row, task) for row in train})[0]
+    other = _unseen(read_sample(other_task, "heldout"), other_task, set(), trained)[0]
     return Material(
         prompts,
         reference_questions(kept, task_of),
@@ -292,22 +292,13 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
             raise
         return None, [f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"]
     recorded = source.run.manifest().get("data_fingerprint")
-    for version in (rows, _without_marks(rows)):
+    for version in (rows, clean_rows(rows)[0]):
         if recorded in (None, data_fingerprint(version.train, version.heldout, training.task)):
             return version, []
     remedy = "The data set changed since. Give a file of other rows as reference_data."
     if needed:
         raise EvaluationError("reference_data", f"the rows that {source.shown()} recorded", "other rows", remedy)
     return None, ["the training rows have changed since the run; the bundled sample's stand in for them"]
-
-
-def _without_marks(rows: Rows) -> Rows:
-    """Remove reference marks, as dolly_business does before it trains."""
-
-    def clean(row: Row) -> Row:
-        return {name: clean_references(value)[0] if isinstance(value, str) else value for name, value in row.items()}
-
-    return replace(rows, train=[clean(row) for row in rows.train], heldout=[clean(row) for row in rows.heldout])
 
 
 def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> tuple[list[Row], list[str]]:
@@ -355,7 +346,7 @@ def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
     names = {"instruction": "prompt", "input": "context", "output": "reference"}
     plain = {plain_name(str(name)): value for name, value in row.items()}
     plain |= {names.get(part, part): row.get(column) for part, column in named.items()}
-    turns = next((plain[name] for name in (*MESSAGES, "prompt") if _is_list(plain.get(name))), None)
+    turns = next((plain[name] for name in (*MESSAGES, "prompt") if is_chat(plain.get(name))), None)
     try:
         said = read_messages(list_of(turns)) if turns else []
         answers = plain.get("completion")
@@ -365,11 +356,6 @@ def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
     found = {message["role"]: message["content"] for message in reversed(said)}
     asked = {"prompt": found.get("user", ""), "completion": None} if turns else {}
     return plain | asked | ({"reference": found["assistant"]} if "assistant" in found else {})
-
-
-def _is_list(value: Any) -> bool:
-    """Say whether a value is a list of messages, or the text of one in JSON."""
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")))
 
 
 def _first_exchange(row: Row) -> Row:

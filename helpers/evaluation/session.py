@@ -25,6 +25,7 @@ from helpers.evaluation.report.page import write_report
 from helpers.evaluation.show import reference_table
 from helpers.evaluation.votes.tally import Reveal
 from helpers.evaluation.votes.vote import check_votes, describe_votes
+from helpers.export.gain import gain_lines
 from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.session import resolve_preset, watch_cells
@@ -147,8 +148,7 @@ def gains_of_exports(source: AdapterSource) -> dict[str, str]:
     lines = []
     for name, proof in exports.items() if isinstance(exports, dict) else ():
         numbers = proof.get("numbers", {}) if isinstance(proof, dict) else {}
-        measured = (numbers.get(each) for each in ("gain_kept", "gain_kept_16bit"))
-        lines += [f"{name}: {each['text']}" for each in measured if isinstance(each, dict) and "text" in each]
+        lines += [f"{name}: {text}" for text in gain_lines(numbers)]
     return {"Exports": "\n".join(lines)} if lines else {}
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "refuse_foreign",
     "staged_folder",
     "tensor_files",
+    "weight_bytes",
     "zip_run",
 ]
 
@@ -182,6 +183,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("files", {}), dict) else {}
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a model's weight files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def zip_run(run: RunDirectory) -> Path:

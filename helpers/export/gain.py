@@ -9,7 +9,7 @@ from typing import Any
 from helpers.core.paired import Estimate, estimate
 from helpers.model.scoring import RowScore
 
-__all__ = ["GainKept", "HeldOut", "share_of_gain_kept"]
+__all__ = ["GainKept", "HeldOut", "gain_lines", "share_of_gain_kept"]
 
 CLEARLY_LESS = 0.9
 """An export whose whole interval lies below this share is said to have lost something."""
@@ -104,3 +104,9 @@ def share_of_gain_kept(
     if rest.low is None or rest.high is None:
         return GainKept(share, None, None, gain, len(gains))
     return GainKept(share, share + rest.low / gain.mean, share + rest.high / gain.mean, gain, len(gains))
+
+
+def gain_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """Return what a verification's numbers say of the held-out gain that an export keeps, a sentence each."""
+    measured = (numbers.get(name) for name in ("gain_kept", "gain_kept_16bit"))
+    return [each["text"] for each in measured if isinstance(each, dict) and "text" in each]

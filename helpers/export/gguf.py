@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.core.files import require_space, write_text
-from helpers.export.folders import read_settings, record_export, staged_folder
+from helpers.export.folders import read_settings, record_export, staged_folder, weight_bytes
 from helpers.export.gain import GainKept, HeldOut
 from helpers.export.gguf_format import check_gguf, gguf_tensors, read_tensor, read_vocabulary
 from helpers.export.serve import modelfile
@@ -86,7 +86,7 @@ def export_gguf(
         raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization, remedy)
     tool = find_llama_quantize(quantization)
     config = _read_config(merged)
-    weights = sum(path.stat().st_size for path in merged.glob("*.safetensors")) // 2
+    weights = weight_bytes(merged) // 2
     require_space(folder, gguf_bytes(weights, quantization), f"GGUF, {quantization}")
     with staged_folder(folder) as staged:
         file = staged / f"model-{quantization}.gguf"

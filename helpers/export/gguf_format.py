@@ -184,7 +184,7 @@ def unpack_gguf(file: Path, merged: Path, folder: Path) -> None:
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     names = {tensor.source: stored[tensor.name] for tensor in gguf_tensors(merged, config, "f16")}
     folder.mkdir()
-    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+    for name in ("generation_config.json", "model.safetensors.index.json"):
         if (merged / name).is_file():
             shutil.copyfile(merged / name, folder / name)
     write_json(folder / "config.json", {**config, "dtype": "float16", "torch_dtype": "float16"})

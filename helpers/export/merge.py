@@ -34,7 +34,7 @@ class MergeResult:
 
     Args:
         dtype: "fp16" or "bf16".
-        merged: Of these, matrices that the adapter was added to.
+        merged: Matrices that the adapter was added to.
         kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all.
     """
 

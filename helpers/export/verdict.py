@@ -10,6 +10,7 @@ from typing import Any
 
 from helpers.core.errors import ExportError
 from helpers.core.runs import finite
+from helpers.export.gain import gain_lines
 from helpers.export.reference import Reference
 from helpers.model.distance import Check, Distance, word
 
@@ -74,8 +75,7 @@ class Verification:
 
     def gains(self) -> list[str]:
         """Return what is known of the held-out gain that the export keeps, a sentence each."""
-        measured = (self.numbers.get(name) for name in ("gain_kept", "gain_kept_16bit"))
-        return [each["text"] for each in measured if each]
+        return gain_lines(self.numbers)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers that are not finite become None."""

@@ -16,7 +16,7 @@ from typing import Any
 from helpers.core.errors import ExportError
 from helpers.core.files import require_space
 from helpers.core.text import format_bytes
-from helpers.export.folders import RECORD, open_weights, record_export, tensor_files
+from helpers.export.folders import RECORD, open_weights, record_export, tensor_files, weight_bytes
 from helpers.export.gain import GainKept, HeldOut
 from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
@@ -26,7 +26,7 @@ from helpers.model.distance import Check, Distance, add_distances, measure_dista
 from helpers.model.load import free_memory
 from helpers.model.scoring import RowScore
 
-__all__ = ["WeightReport", "compare_weights", "measure_gain", "verify_adapter", "verify_merged"]
+__all__ = ["measure_gain", "verify_adapter", "verify_merged"]
 
 TIMEOUT_SECONDS = 3600
 
@@ -108,7 +108,7 @@ def verify_merged(
     if not (folder / "config.json").is_file():
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
     reference = reference or measure_reference(model, tokenizer)
-    report = compare_weights(model, folder)
+    report = _compare_weights(model, folder)
     result, logits = _ask_stranger("merged", folder, model, reference, heldout=heldout)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
     detail = (
@@ -152,7 +152,7 @@ def measure_gain(
     rounding of activations that llama.cpp adds.
 
     Args:
-        folder: An adapter, a merged model, or a folder with a GGUF file.
+        folder: An adapter, or a folder with a GGUF file.
         heldout: The rows, with the losses of base and tuned model.
         base: Folder or hub id that an adapter is put on.
         merged: The model that a GGUF file was made from.
@@ -162,22 +162,30 @@ def measure_gain(
         ExportError: The export cannot be loaded.
         RunError: The disk cannot hold a GGUF file unpacked.
     """
-    folder = Path(folder)
-    request = {"folder": str(folder.absolute()), "base": base, "revision": None, "precision": precision}
-    if merged is None:
-        kind = "adapter" if (folder / "adapter_config.json").is_file() else "merged"
-        result, _ = _ask({**request, "kind": kind, "prompts": [], "heldout": heldout.request()})
-    else:
-        size = sum(path.stat().st_size for path in Path(merged).glob("*.safetensors"))
-        require_space(folder, size, "the GGUF file's weights, unpacked")
-        more = {"kind": "gguf", "merged": str(Path(merged).absolute()), "prompts": [], "heldout": heldout.request()}
-        result, _ = _ask({**request, **more}, folder.parent)
+    folder, place = Path(folder), None
+    request = {
+        "kind": "adapter" if merged is None else "gguf",
+        "folder": str(folder.absolute()),
+        "base": base,
+        "revision": None,
+        "precision": precision,
+        "prompts": [],
+        "heldout": heldout.request(),
+    }
+    if merged is not None:
+        require_space(folder, weight_bytes(Path(merged)), "the GGUF file's weights, unpacked")
+        request["merged"], place = str(Path(merged).absolute()), folder.parent
+    return _gain(_ask(request, place)[0], heldout)
+
+
+def _gain(result: dict[str, Any], heldout: HeldOut) -> GainKept:
+    """Return how much of the held-out gain an export keeps, from a fresh process's answer."""
     return heldout.kept([RowScore(**score) for score in result["heldout"]])
 
 
 def _kept(result: dict[str, Any], heldout: HeldOut | None) -> dict[str, Any]:
     """Return how much of the held-out gain the export keeps, if it was asked."""
-    return {"gain_kept": heldout.kept([RowScore(**s) for s in result["heldout"]]).as_dict()} if heldout else {}
+    return {"gain_kept": _gain(result, heldout).as_dict()} if heldout else {}
 
 
 def _kept_on_16bit(model: Any, folder: Path, heldout: HeldOut, base: str, precision: str) -> dict[str, Any]:
@@ -330,11 +338,10 @@ def _compare_adapter(model: Any, folder: Path) -> Check:
 
 
 @dataclass(frozen=True)
-class WeightReport:
+class _WeightReport:
     """What the comparison found.
 
     Args:
-        matrices: Of these, matrices with an adapter.
         worst_steps: Largest deviation of a weight from its expected value, in steps of the stored type.
         kept: Share of the adapter's change found in the file, by projection, over all matrices; rounding lowers it.
         expected_kept: The same of a correct merge.
@@ -342,7 +349,6 @@ class WeightReport:
     """
 
     tensors: int
-    matrices: int
     worst_steps: float
     kept: float
     expected_kept: float
@@ -360,7 +366,7 @@ class _Compared:
     whole: float
 
 
-def compare_weights(model: Any, folder: Path | str) -> WeightReport:
+def _compare_weights(model: Any, folder: Path | str) -> _WeightReport:
     """Compare each tensor of a merged model with base + adapter as they are in memory.
 
     The scale is taken from the adapter's configuration (`alpha / r`), not from the layer that the merge reads.
@@ -380,9 +386,8 @@ def compare_weights(model: Any, folder: Path | str) -> WeightReport:
     ]
     wrong = sorted((c for c in compared if c.steps > TOLERANCE_STEPS), key=lambda c: -c.steps)
     whole = sum(c.whole for c in compared) or 1.0
-    return WeightReport(
+    return _WeightReport(
         len(compared),
-        sum(c.whole > 0 for c in compared),
         max((c.steps for c in compared), default=math.inf),
         sum(c.found for c in compared) / whole,
         sum(c.expected for c in compared) / whole,

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from helpers.export.folders import weight_bytes
 from helpers.export.gguf_format import unpack_gguf
 from helpers.export.reference import answer_greedily, answer_logits
 from helpers.model.distance import jitter_weights, measure_distance
@@ -105,7 +106,7 @@ def _load_merged(request: Mapping[str, Any], output: Path) -> tuple[Any, dict[st
     options: dict[str, Any] = {"device_map": {"": _first_device()}}
     where, dtype = _first_device(), torch.float32
     if torch.cuda.is_available():
-        dtype, size = getattr(torch, stored), sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+        dtype, size = getattr(torch, stored), weight_bytes(folder)
         free = torch.cuda.mem_get_info(0)[0]
         if size > 0.85 * free:
             room = {0: int(0.7 * free), "cpu": int(0.7 * (available_memory() or 0))}

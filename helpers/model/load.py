@@ -21,6 +21,7 @@ from typing import Any
 
 from helpers.core.config import MODELS, ModelConfig
 from helpers.core.errors import ExportError, HelpersError, StackError
+from helpers.core.files import error_chain
 from helpers.core.time_limit import time_limit
 from helpers.model.patches.imports import long_lived, sft_alone
 
@@ -121,11 +122,7 @@ def _remedy(error: BaseException) -> str:
     """Return what the loader's error says, and what to do about it."""
     import huggingface_hub.errors as hub
 
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = list(error_chain(error))
     advice = (
         (hub.GatedRepoError, "Accept its terms on huggingface.co, and set the environment variable HF_TOKEN."),
         (hub.RevisionNotFoundError, "Correct model_revision."),

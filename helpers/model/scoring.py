@@ -52,7 +52,7 @@ def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: i
 
     Args:
         model: A causal language model. It is put into evaluation mode and back.
-        rows: Token ids, and labels or a `completion_mask` (0 or 1 a token); the last learned token of each is its EOS.
+        rows: Token ids, and a `completion_mask` (0 or 1 a token); the last learned token of each is its EOS.
         batch_tokens: Tokens in one pass, padding included, at most; one row always fits. By default `_PACKED_TOKENS`
             where Unsloth computes the pass, `_PADDED_TOKENS` elsewhere.
 

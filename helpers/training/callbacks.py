@@ -90,8 +90,9 @@ class TrainingRecord(TrainerCallback):
     ) -> None:
         self.run, self.config, self.report = run, config, report
         self.heldout: list[dict[str, Any]] = heldout_dataset.to_list()
-        self.lengths = [len(ids) for ids in train_dataset["input_ids"]]
-        self.fingerprint = _fingerprint(train_dataset.to_list(), self.heldout)
+        rows = train_dataset.to_list()
+        self.lengths = [len(row["input_ids"]) for row in rows]
+        self.fingerprint = _fingerprint(rows, self.heldout)
         self.result = TrainResult()
         self.counter = TokenCounter()
         self.graphs: GraphedLayers | None = None
@@ -260,7 +261,7 @@ class Checkpoints(TrainerCallback):
             RunError: They are not, the disk has no room for a checkpoint, or the run's `resume` is "must" and there is
                 no checkpoint.
         """
-        mode = training_mode(trainer, self.config, self.record.lengths)
+        mode = training_mode(trainer, self.config)
         steps = count_steps(trainer)
         kept = ("packing", "padding_free", "optimizer", "precision")
         self._inputs = {"tokens": self.record.fingerprint, "steps": steps, **{name: mode[name] for name in kept}}
@@ -299,8 +300,7 @@ class Checkpoints(TrainerCallback):
     def _find(self, trainer: Any) -> Checkpoint | None:
         """Make the run's directory ready, and find the checkpoint to go on from."""
         self.run.update_manifest(state="running", failure=None)
-        optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-        preflight_disk(self.run, trainer.model, optimizer, best=self.config.train.keep == "best")
+        preflight_disk(self.run, trainer.model, self._inputs["optimizer"], best=self.config.train.keep == "best")
         sweep(self.run)
         search = last_complete(self.run)
         for line in search.describe():
@@ -327,7 +327,7 @@ class Checkpoints(TrainerCallback):
         return search.found
 
     def _keep(self, written: Path, step: int) -> None:
-        """Seal one, offer it to the second place, and remove those before the newest few."""
+        """Complete one, offer it to the second place, and remove those before the newest few."""
         state = {"inputs": self._inputs, "result": self.record.result.state()}
         if self.record.best:
             from safetensors.torch import save_file

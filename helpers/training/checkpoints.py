@@ -97,18 +97,17 @@ class Search:
         return [f"checkpoint {name} is not used: {why}" for name, why in self.rejected]
 
 
-def last_complete(run: RunDirectory, folder: Path | None = None) -> Search:
+def last_complete(run: RunDirectory) -> Search:
     """Find the newest complete checkpoint of a run.
 
     Args:
         run: The run; a checkpoint must carry its id and the fingerprint of its configuration.
-        folder: Where to look; by default the run's own checkpoints.
 
     Returns:
         What was found, and which newer ones were rejected and why.
     """
     rejected: list[tuple[str, str]] = []
-    for path in step_folders(folder or run.checkpoints):
+    for path in step_folders(run.checkpoints):
         try:
             return Search(_read_checkpoint(path, run), tuple(rejected))
         except _UnusableError as reason:
@@ -126,7 +125,7 @@ def _read_checkpoint(path: Path, run: RunDirectory) -> Checkpoint:
         RunError: It is damaged, incomplete, or another run's; the message is the reason alone.
     """
     marker = _read_marker(path)
-    step = int(path.name.rpartition("-")[2])
+    step = _step(path)
     if marker["run_id"] != run.run_id():
         raise _UnusableError(f"its marker is of another run ({marker['run_id'] or 'unnamed'})")
     if marker["fingerprint"] != run.fingerprint():

@@ -30,7 +30,7 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
     try:
         yield
     except BaseException as error:
-        said = _explanation(error, run, config, last_step())
+        said = _explanation(error, run, config, last_step)
         if not isinstance(error, ElsewhereError):  # the process that it came from writes it down
             run.mark_failed(said or error)
         if said is None:
@@ -38,7 +38,7 @@ def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int 
         raise said from error
 
 
-def preflight_disk(run: RunDirectory, model: Any, optimizer: str, *, best: bool = False) -> int:
+def preflight_disk(run: RunDirectory, model: Any, optimizer: str, *, best: bool = False) -> None:
     """Stop before training if the run's disk cannot hold its checkpoints and its adapter.
 
     At most `KEPT` checkpoints and the one being written are there at a time, and the adapter three times: twice while
@@ -48,9 +48,6 @@ def preflight_disk(run: RunDirectory, model: Any, optimizer: str, *, best: bool 
         model: With its adapter; the trainable parameters are what is saved.
         optimizer: Its name for transformers: AdamW keeps two numbers a parameter, of 1 byte each in 8 bit.
         best: Whether each checkpoint holds a second adapter, the best so far.
-
-    Returns:
-        The bytes of one checkpoint, at most.
 
     Raises:
         RunError: Too little is free.
@@ -64,7 +61,6 @@ def preflight_disk(run: RunDirectory, model: Any, optimizer: str, *, best: bool 
     adapters = 3 * (weights + SMALL_FILES)
     what = f"{KEPT + 1} checkpoints of at most {one / 2**20:.0f} MiB and the adapter"
     require_space(run.path, (KEPT + 1) * one + adapters - present, what)
-    return one
 
 
 def weights_are_finite(model: Any) -> bool:
@@ -102,7 +98,9 @@ def nan_error(what: str, value: float, config: RunConfig, precision: str, step: 
 _NEW_NAME = "Choose a new run_name: another configuration cannot go on from this run's checkpoints."
 
 
-def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, step: int | None) -> RunError | None:
+def _explanation(
+    error: BaseException, run: RunDirectory, config: RunConfig, last_step: Callable[[], int | None]
+) -> RunError | None:
     """Return what an error means for a run, or None where it says so itself."""
     import pickle
 
@@ -118,9 +116,10 @@ def _explanation(error: BaseException, run: RunDirectory, config: RunConfig, ste
             "checkpoint",
             "numbers and containers only",
             type(error).__name__,
-            f'Step {step} holds something else and was not loaded. Delete it, or start over with resume="never".',
+            f"Step {last_step()} holds something else and was not loaded. "
+            'Delete it, or start over with resume="never".',
         )
-    return explain_peer_exit(error, step)
+    return explain_peer_exit(error, last_step()) if place().count > 1 else None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

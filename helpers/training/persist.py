@@ -52,7 +52,7 @@ def disconnect_drive(folder: str, runs: Path) -> str:
 
     Args:
         folder: `persist_dir`.
-        runs: The folder of the runs; where that is on Drive too, it stays mounted.
+        runs: The run's folder; where that is on Drive too, it stays mounted.
 
     Returns:
         A sentence, or "" if the folder is not on a mounted Drive.

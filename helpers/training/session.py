@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers.core.config import RunConfig, build_config, parameters
 from helpers.core.config_file import write_config
@@ -24,9 +24,6 @@ from helpers.runtime.lockfile import shown_versions
 from helpers.training.checkpoints import step_folders
 from helpers.training.persist import connect_drive, disconnect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "configure",
@@ -156,44 +153,34 @@ def record_data(
     Raises:
         RunError: The run has checkpoints of other rows, another template or another commit of the base model.
     """
-    on_main(lambda: _record_data(run, data, task, source, left_out, tokenizer, template, base, base_commit))
 
-
-def _record_data(
-    run: RunDirectory,
-    data: Mapping[str, Any],
-    task: str,
-    source: str,
-    left_out: Mapping[str, int],
-    tokenizer: Any,
-    template: str,
-    base: str,
-    base_commit: str | None,
-) -> None:
-    commit = re.search(r" at ([0-9a-f]{40})$", source)
-    prints = {
-        "data_fingerprint": data_fingerprint(data["train"], data["heldout"], task),
-        "template_sha256": template_sha256(tokenizer),
-        **({"base_commit": base_commit} if base_commit else {}),
-        **({"data_commit": commit.group(1)} if commit else {}),
-    }
-    earlier = run.manifest()
-    changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
-    if changed and step_folders(run.checkpoints):
-        raise RunError(
-            "run_name",
-            "the rows, the template and the base model of the earlier run, which left checkpoints",
-            "; ".join(f"{k}: {str(old)[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
-            'What a name stands for has changed. Choose another run_name, or resume="never" to start over.',
+    def write() -> None:
+        commit = re.search(r" at ([0-9a-f]{40})$", source)
+        prints = {
+            "data_fingerprint": data_fingerprint(data["train"], data["heldout"], task),
+            "template_sha256": template_sha256(tokenizer),
+            **({"base_commit": base_commit} if base_commit else {}),
+            **({"data_commit": commit.group(1)} if commit else {}),
+        }
+        earlier = run.manifest()
+        changed = {k: (earlier[k], v) for k, v in prints.items() if earlier.get(k) not in (None, v)}
+        if changed and step_folders(run.checkpoints):
+            raise RunError(
+                "run_name",
+                "the rows, the template and the base model of the earlier run, which left checkpoints",
+                "; ".join(f"{k}: {str(old)[:12]!r} -> {new[:12]!r}" for k, (old, new) in changed.items()),
+                'What a name stands for has changed. Choose another run_name, or resume="never" to start over.',
+            )
+        run.update_manifest(
+            base_model=base,
+            data_source=source,
+            rows={"train": len(data["train"]), "heldout": len(data["heldout"]), "left_out": dict(left_out)},
+            template=template,
+            **prints,
         )
-    run.update_manifest(
-        base_model=base,
-        data_source=source,
-        rows={"train": len(data["train"]), "heldout": len(data["heldout"]), "left_out": dict(left_out)},
-        template=template,
-        **prints,
-    )
-    print("data fingerprint:", prints["data_fingerprint"][:16], "…")
+        print("data fingerprint:", prints["data_fingerprint"][:16], "…")
+
+    on_main(write)
 
 
 def finish_run(run: RunDirectory) -> None:

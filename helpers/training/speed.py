@@ -53,7 +53,7 @@ def check_trainer(trainer: Any, config: RunConfig, checked: Dataset) -> dict[str
     """
     from transformers import PrinterCallback
 
-    mode = training_mode(trainer, config, [len(ids) for ids in checked["input_ids"]])
+    mode = training_mode(trainer, config)
     same_everywhere("kind of training", {name: mode[name] for name in ("optimizer", "precision", "attention")})
     if find_gpu() is not None and config.train.packing and not mode["packing"]:
         raise StackError(
@@ -76,12 +76,8 @@ def count_steps(trainer: Any) -> int:
     return args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
 
 
-def training_mode(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> dict[str, Any]:
-    """Return what the trainer really does, for the record: by name, in places with the reason.
-
-    Args:
-        lengths: Of the training rows [tokens].
-    """
+def training_mode(trainer: Any, config: RunConfig) -> dict[str, Any]:
+    """Return what the trainer really does, for the record: by name, in places with the reason."""
     gpu = find_gpu()
     packing = bool(trainer.args.packing)
     padding_free = bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free)
@@ -131,7 +127,7 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
             spread_batches(trainer, share_out(config.train, place().count))
             _seed_dropout(config.train.seed)
         stack.enter_context(quick_steps(trainer))
-        if training_mode(trainer, config, record.lengths)["graphs"]:
+        if training_mode(trainer, config)["graphs"]:
             record.graphs = _graphed_layers(trainer, config, record.lengths)
             stack.enter_context(record.graphs.installed())
         yield

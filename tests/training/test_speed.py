@@ -81,5 +81,5 @@ class TestGraphedLayers:
     def test_without_a_card_none_are_recorded(self, trainer):
         """The mode says so, and why."""
         trainer.args.padding_free, trainer.args.optim = True, "adamw_torch"
-        mode = speed.training_mode(trainer, build_config("alpaca", preset="colab-t4"), [30, 400])
+        mode = speed.training_mode(trainer, build_config("alpaca", preset="colab-t4"))
         assert (mode["graphs"], mode["graphs_reason"]) == (False, "there is no GPU")

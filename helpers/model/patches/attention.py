@@ -130,7 +130,7 @@ def installed_attention(
 def enable_varlen(*, wanted: bool = True) -> Choice:
     """Give Unsloth the kernel of torch 2.11 if this machine is one that gains by it.
 
-    Call it after unsloth is imported and before the trainer is built. Calling it again changes nothing.
+    Call it after unsloth is imported and before training. Calling it again changes nothing.
 
     Args:
         wanted: False leaves everything as it is, and undoes an earlier call.
