@@ -62,6 +62,7 @@ def measure(folder: Path, tokenizer_folder: str) -> None:
     from helpers.data.chat_templates import find_template
     from helpers.data.contract import check_tokens
     from helpers.data.rows import draw_rows
+    from helpers.training.program import TRAINING, find_program, read_cells
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     began = last = time.perf_counter()
@@ -76,7 +77,7 @@ def measure(folder: Path, tokenizer_folder: str) -> None:
     config = DataConfig(dataset_name=str(folder / "rows.jsonl"), train_rows=0)
     drawn = draw_rows(config, "alpaca", 1, folder, given=())
     say("rows drawn")
-    cells = (ROOT / "notebooks" / "alpaca_instruction.py").read_text(encoding="utf-8").split("# %%")
+    cells = [cell.text for cell in read_cells(find_program(TRAINING["alpaca"])) if "core" in cell.tags]
     names = {"DatasetDict": DatasetDict, "load_dataset": load_dataset, "drawn": drawn, "tokenizer": tokenizer}
     names["cfg"] = SimpleNamespace(prompt_style="chat", system_prompt="", max_seq_length=2048)
     template = names["template"] = find_template(tokenizer, "chat")
@@ -86,8 +87,7 @@ def measure(folder: Path, tokenizer_folder: str) -> None:
         ("messages", "def to_messages("),
         ("tokenized", "def tokenize("),
     ):
-        cell = next(cell for cell in cells if beginning in cell and 'tags=["core"]' in cell.partition("\n")[0])
-        exec(cell.partition("\n")[2], names)  # noqa: S102 - a cell of the notebook beside this file
+        exec(next(cell for cell in cells if beginning in cell), names)  # noqa: S102 - a cell of the notebook beside this file
         say(step)
     for part, tokens in names["tokens"].items():
         checked = check_tokens(tokens, names["chats"][part], tokenizer, max_seq_length=2048)

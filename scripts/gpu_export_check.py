@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.data.chat_templates import install_template
 from helpers.model.load import TARGET_MODULES, import_unsloth
-from helpers.runtime.hardware import choose_precision, find_gpu
+from helpers.runtime.hardware import choose_precision, find_gpu, torch_dtype
 
 
 def main() -> int:
@@ -155,11 +155,8 @@ def _load_plain(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def _dtype() -> Any:
     """Return the type that the card computes in natively; float32 without one."""
-    import torch
-
     gpu = find_gpu()
-    precision = choose_precision(gpu.capability if gpu else None)
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch_dtype(choose_precision(gpu.capability if gpu else None))
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def whole_run(*, runs, model, name="run", resume="auto", fault=None, environment
             "error": None, "seconds": result.train_seconds}  # fmt: skip
 
 
-def warm(*, model):
+def warm():
     """In the nursery itself: do once what is the same in every run, so that children need not."""
     from helpers.model.load import prepare_unsloth
     from helpers.training import session

@@ -85,9 +85,9 @@ class Nursery:
             raise RuntimeError((self.folder / "nursery.txt").read_text()[-3000:])
         return json.loads(line)
 
-    def warm(self, model, task="warm"):
-        """Do what is the same in every run before forking: a function of `faults`, or of another module."""
-        self.ask({"warm": {"model": str(model)}, "task": task})
+    def warm(self):
+        """Do what is the same in every run before forking."""
+        self.ask({"warm": True})
 
     def start(self, task, **arguments):
         """Fork a child that runs a function of `faults` with these arguments."""
@@ -135,7 +135,7 @@ def serve():
     for line in sys.stdin:
         request = json.loads(line)
         if "warm" in request:
-            find(request["task"])(**request["warm"])
+            faults.warm()
             answer = {}
         elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)

@@ -3,7 +3,7 @@
 The error says so, and the older file is whole.
 
 Checkpoints, manifests and metrics are in test_checkpoints, the trainer's own writes in test_resume, merged models in
-test_export_merge.
+export/test_merge.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from characters import character_tokenizer
+from chats import chats_of, tokens_of
 
 from helpers.data.prompts import build_example
-from helpers.data.tokens import tokenize_chats
 from helpers.display.tables import (
     Picture,
     plot_categories,
@@ -28,9 +28,7 @@ def example(text="Hi", answer="Yo"):
 
 def row(tokenizer, text="Hi", answer="Yo"):
     """Return its tokens and their mask."""
-    made = example(text, answer)
-    found = tokenize_chats({"prompt": [made.prompt], "completion": [made.completion]}, tokenizer)
-    return {name: rows[0] for name, rows in found.items()}
+    return tokens_of(chats_of([example(text, answer)]), tokenizer)[0]
 
 
 class TestTables:

@@ -27,10 +27,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def launched(folder, tiny_mistral):
+def launched(folder):
     """A nursery that imported the stack as a process of a launch does."""
     nursery = Nursery(folder / "nursery", together.LAUNCHED)
-    nursery.warm(tiny_mistral)
+    nursery.warm()
     yield nursery
     nursery.close()
 
