@@ -31,6 +31,7 @@ __all__ = [
     "Rows",
     "SeededRows",
     "Source",
+    "as_messages",
     "data_commit",
     "data_fingerprint",
     "draw_rows",
@@ -170,10 +171,10 @@ def draw_rows(
     rows = load_rows(config, task, seed, given=given) if source is None else _draw(config, task, source, seed, given)
     plain = None if source is None or "prompt" in rows.train[0] else _plain_source(config, task, source, rows)
     if plain is None:
-        files = {}
-        for part, kept in (("train", rows.train), ("test", rows.heldout)):
+        files, told = {}, as_messages(rows, config)
+        for part, kept in (("train", told.train), ("test", told.heldout)):
             files[part] = str(folder / f"rows_{part}.jsonl")
-            lines = [json.dumps(_as_messages(row, config) if "prompt" in row else row) + "\n" for row in kept]
+            lines = [json.dumps(row) + "\n" for row in kept]
             write_bytes(Path(files[part]), "".join(lines).encode())
         train, heldout = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
         return DrawnRows({"path": "json", "data_files": files}, "test", train, heldout, rows)
@@ -221,10 +222,18 @@ def _ordering(config: DataConfig) -> list[str]:
     return lines
 
 
-def _as_messages(row: Row, config: DataConfig) -> dict[str, Any]:
-    """Return a conversation with the system prompt, and in the style, that the run asks for."""
-    example = build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
-    return {"prompt": list(example.prompt), "completion": list(example.completion)}
+def as_messages(rows: Rows, config: DataConfig) -> Rows:
+    """Give conversations the system prompt, and the style, that the run asks for; other rows stay as they are."""
+
+    def told(row: Row) -> Row:
+        if "prompt" not in row:
+            return row
+        example = build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
+        return {"prompt": list(example.prompt), "completion": list(example.completion)}
+
+    return dataclasses.replace(
+        rows, train=[told(row) for row in rows.train], heldout=[told(row) for row in rows.heldout]
+    )
 
 
 def _used(row: Any, task: str) -> Row:

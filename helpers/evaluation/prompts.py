@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from helpers.core.config import RunConfig
@@ -17,7 +19,16 @@ from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, is_chat, named
 from helpers.data.messages import UNUSABLE, RowError, list_of, read_messages
 from helpers.data.prompts import COLUMNS, user_text
 from helpers.data.readers import read_file
-from helpers.data.rows import Row, Rows, data_fingerprint, load_rows, read_prompts, read_sample, rename_columns
+from helpers.data.rows import (
+    Row,
+    Rows,
+    as_messages,
+    data_fingerprint,
+    load_rows,
+    read_prompts,
+    read_sample,
+    rename_columns,
+)
 from helpers.data.selection import clean_rows
 from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
@@ -281,7 +292,10 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
 
 
 def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tuple[Rows | None, list[str]]:
-    """Draw the adapter's own rows again, and prove that they are the ones its run recorded."""
+    """Draw the adapter's own rows again, and prove that they are the ones its run recorded.
+
+    Of a conversation the first question and its answer are taken.
+    """
     if source.run is None:
         return None, ["the adapter's own training rows are not known; the bundled sample's stand in for them"]
     try:
@@ -293,8 +307,11 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
         return None, [f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"]
     recorded = source.run.manifest().get("data_fingerprint")
     for version in (rows, clean_rows(rows)[0]):
-        if recorded in (None, data_fingerprint(version.train, version.heldout, training.task)):
-            return version, []
+        told = as_messages(version, training.data)
+        if recorded in (None, data_fingerprint(told.train, told.heldout, training.task)):
+            train, shown = _exchanges(version.train, training.task, "training rows")
+            heldout, asked = _exchanges(version.heldout, training.task, "held-out rows")
+            return dataclasses.replace(version, train=train, heldout=heldout), [*shown, *asked]
     remedy = "The data set changed since. Give a file of other rows as reference_data."
     if needed:
         raise EvaluationError("reference_data", f"the rows that {source.shown()} recorded", "other rows", remedy)
@@ -314,24 +331,18 @@ def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> t
         found = recognise(table.rows, path, columns=columns)
     except DataError as error:
         raise EvaluationError("reference_data", error.expected, error.got, error.remedy) from error
-    rows, left_out, told = [], Counter[str](), 0
+    rows, left_out = [], Counter[str]()
     for place, row in enumerate(table.rows):
         try:
-            converted = found.convert(row)
-            told += "prompt" in converted and converted["prompt"][0]["role"] == "system"
-            rows.append(_first_exchange(converted))
+            rows.append(found.convert(row))
         except RowError as error:
             if error.damaged:
                 expected = f"a row of the format {found.name}"
                 raise EvaluationError(f"reference_data, row {place}", expected, error.reason, "Fix the row.") from None
             left_out[error.reason] += 1
-    notes = [f"{count} rows left out: {reason}" for reason, count in left_out.items()]
-    if told:
-        notes.append(
-            f"{told} rows have a system prompt of their own, which is not used: the comparison has one for all"
-        )
-    random.Random(seed).shuffle(rows)  # noqa: S311 - a shuffle, not a secret
-    return rename_columns(rows, task), notes
+    kept, notes = _exchanges(rows, task, "rows", left_out)
+    random.Random(seed).shuffle(kept)  # noqa: S311 - a shuffle, not a secret
+    return kept, notes
 
 
 def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
@@ -356,6 +367,33 @@ def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
     found = {message["role"]: message["content"] for message in reversed(said)}
     asked = {"prompt": found.get("user", ""), "completion": None} if turns else {}
     return plain | asked | ({"reference": found["assistant"]} if "assistant" in found else {})
+
+
+def _exchanges(
+    rows: Sequence[Row], task: str, what: str, left_out: Mapping[str, int] = MappingProxyType({})
+) -> tuple[list[Row], list[str]]:
+    """Return the first exchange of each conversation as a row of instructions; other rows as they are.
+
+    Args:
+        what: What notes call the rows.
+        left_out: How many were left out before, by reason.
+
+    Returns:
+        The rows under the task's columns, and notes on what was left out.
+    """
+    kept, reasons, told = [], Counter(left_out), 0
+    for row in rows:
+        told += "prompt" in row and row["prompt"][0]["role"] == "system"
+        try:
+            kept.append(_first_exchange(row))
+        except RowError as error:
+            reasons[error.reason] += 1
+    notes = [f"{count} {what} left out: {reason}" for reason, count in reasons.items()]
+    if told:
+        notes.append(
+            f"{told} {what} have a system prompt of their own, which is not used: the comparison has one for all"
+        )
+    return rename_columns(kept, task), notes
 
 
 def _first_exchange(row: Row) -> Row:

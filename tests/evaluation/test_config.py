@@ -8,6 +8,8 @@ import pytest
 
 from helpers.cli.parameters import TASKS, find_task
 from helpers.core.errors import ConfigError, EvaluationError
+from helpers.data.readers import read_file
+from helpers.data.rows import data_fingerprint, draw_rows
 from helpers.evaluation.adapter import WEIGHTS, complete_runs, find_adapter, recorded_loss, training_config
 from helpers.evaluation.arms import choose_arms
 from helpers.evaluation.config import build_evaluation_config, evaluation_parameters
@@ -339,6 +341,33 @@ class TestReferences:
         material = gather(config, source, training_config(source, config))
         assert len(material.references) == 3
         assert set(material.notes[1:]) == {"1 rows left out: asked twice", "1 rows left out: trained on"}
+
+    @pytest.mark.parametrize("task", ["alpaca", "dolly"])
+    @pytest.mark.parametrize("system", ["", "Be brief."])
+    def test_a_run_on_conversations_finds_its_rows_again(self, runs_folder, tmp_path, task, system):
+        """They are compared with what the run recorded of the rows it loaded, its system prompt among them."""
+        talks = [
+            [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n}!"}] for n in range(12)
+        ]
+        talks[0] += [{"role": "user", "content": "Again."}, {"role": "assistant", "content": "0!"}]
+        (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+        settings = {"task": task, "dataset_name": str(tmp_path / "t.jsonl"), "system_prompt": system, "heldout_rows": 4}
+        run = make_run(runs_folder, "trained", given=["heldout_rows", "dataset_name", "system_prompt"], **settings)
+        source, config = find_adapter("trained"), build()
+        training = training_config(source, config)
+        drawn = draw_rows(training.data, task, training.train.seed, tmp_path, given=["heldout_rows"])
+        files = drawn.source["data_files"]
+        loaded = [read_file(files[part]).rows for part in ("train", "test")]
+        recorded = {"state": "complete", "data_fingerprint": data_fingerprint(*loaded, task)}
+        (run / "manifest.json").write_text(json.dumps(recorded))
+        material = gather(config, source, training)
+        assert material.train_known
+        assert {q.prompt.text for q in material.references} < {f"Say {n}." for n in range(12)}
+        assert {q.prompt.reference for q in material.references} < {f"{n}!" for n in range(12)}
+        left_out = sum(int(note.split()[0]) for note in material.notes if "a question after earlier turns" in note)
+        rows = 13 if system else 12  # a system prompt before later turns makes each turn a row
+        assert left_out == (1 if system else 0)
+        assert left_out + len(material.train) + len(material.references) == rows
 
     def test_changed_data_are_noticed(self, runs_folder):
         """If the rows are not those that the run recorded, held-out rows may have been trained on."""
