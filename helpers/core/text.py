@@ -41,8 +41,8 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(PLAIN, _in_ascii)
 
 # What a spreadsheet takes for a formula: at a cell's start and, where semicolons separate cells, after a semicolon or a
-# line break inside the cell.
-_FORMULA = re.compile(r"(^|[;\t\n])(?=\s*[=+\-@\t])")
+# line break inside the cell, where quotation marks may stand before it.
+_FORMULA = re.compile(r"(^|[;\t\n])(?=[\s\"]*[=+\-@\t])")
 _NEWLINES = re.compile("\r\n?|[\u2028\u2029\x85]")
 # Control characters and those that reorder the text around them, but neither tab nor newline.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

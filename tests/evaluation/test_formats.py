@@ -98,14 +98,27 @@ def test_scores_hold_no_formulas(tmp_path):
         assert [cell for cell in cells if cell.strip()[:1] in ("=", "+", "-", "@", "\t", "\r") and cell.strip()] == []
 
 
-@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\t="])
 @pytest.mark.parametrize(
-    "before", ["", " ", "a;", "a; ", "a\n", "a\t"], ids=["start", "space", "semicolon", "both", "line", "tab"]
+    ("sign", "kept"), [("=", "="), ("+", "+"), ("-", "-"), ("@", "@"), ("\t", "\t"), ("\t=", "\t'=")]
 )
-def test_what_starts_a_formula_gets_an_apostrophe(sign, before):
-    """At a cell's start, and after what may separate cells elsewhere."""
-    assert f"'{before[1:] if before == ' ' else ''}" in plain_cell(f"{before}{sign}1")
-    assert not any(part.lstrip(" ").startswith(tuple("=+-@\t")) for part in plain_cell(f"{before}{sign}1").split(";"))
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [("", "'"), (" ", "' "), ("a;", "a;'"), ("a; ", "a;' "), ("a\n", "a\n'"), ('a;"', "a;'\""), ('"', "'\"")],
+    ids=["start", "space", "semicolon", "both", "line", "quotation", "quotation at the start"],
+)
+def test_what_starts_a_formula_gets_an_apostrophe(sign, kept, before, shown):
+    """At a cell's start, and after what may separate cells elsewhere, with spaces or quotation marks before it."""
+    assert plain_cell(f"{before}{sign}1") == f"{shown}{kept}1"
+
+
+@pytest.mark.parametrize("text", ['x;"=1+1;y', 'x;"";=1+1', 'x\n"=1+1', '";""=1+1', "a\t=1+1"])
+def test_quotation_marks_hide_no_formula(tmp_path, text):
+    """Read with semicolons between cells, a quotation mark doubled in a file of commas opens and closes a cell."""
+    pd.DataFrame({"arm": ["tuned"], "value": [plain_cell(text)]}).to_csv(tmp_path / "s.csv", index=False)
+    for delimiter in ",;\t":
+        with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
+            cells = [cell for row in csv.reader(file, delimiter=delimiter) for cell in row]
+        assert [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@")] == []
 
 
 def test_a_carriage_return_is_a_line_break_in_a_cell():

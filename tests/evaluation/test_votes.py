@@ -322,7 +322,14 @@ def test_voters_of_one_name_are_told_apart_by_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("cell", "name"),
-    [("'=1+1", "=1+1"), ("'@sum", "@sum"), ("Ann;'-1", "Ann;-1"), ("'quoted'", "'quoted'"), ("O'Hara", "O'Hara")],
+    [
+        ("'=1+1", "=1+1"),
+        ("'@sum", "@sum"),
+        ("Ann;'-1", "Ann;-1"),
+        ("Ann;'-1", 'Ann;"-1'),
+        ("'quoted'", "'quoted'"),
+        ("O'Hara", "O'Hara"),
+    ],
 )
 def test_apostrophes_that_guard_a_name_are_taken_off(tmp_path, cell, name):
     """And no others."""

@@ -92,7 +92,7 @@
   /* A leading apostrophe keeps spreadsheets from reading a name as a formula; the notebook takes it off again. */
   function cell(value) {
     var text = String(value).replace(/[\r\n]+/g, " ");
-    text = text.replace(/(^|;)(?=\s*[=+\-@\t])/g, "$1'");
+    text = text.replace(/(^|;)(?=[\s"]*[=+\-@\t])/g, "$1'");
     return /[",;]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   }
 

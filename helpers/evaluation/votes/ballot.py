@@ -330,4 +330,4 @@ def _seconds(place: str, text: str) -> float | None:
 
 def _unguard(name: str) -> str:
     """Take off the apostrophes that keep a spreadsheet from reading a name as a formula."""
-    return re.sub(r"(^|;)'(?=\s*[=+\-@\t])", r"\1", name)
+    return re.sub(r"(^|;)'(?=[\s\"]*[=+\-@\t])", r"\1", name)
