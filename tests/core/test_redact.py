@@ -98,6 +98,13 @@ def test_base64_hides_no_token(monkeypatch, before):
             assert redact(f"Basic {encoded}!") == f"Basic [removed: {name}]!"
 
 
+@pytest.mark.parametrize("text", [f"{'ordinary words, nothing else' * 2}{'x' * n}" for n in range(6)])
+def test_ordinary_base64_stays(text):
+    """Of any length, with and without the signs that fill it up."""
+    encoded = base64.b64encode(text.encode()).decode()
+    assert redact(f"{encoded} {encoded.rstrip('=')}") == f"{encoded} {encoded.rstrip('=')}"
+
+
 def test_every_written_text_is_redacted(tmp_path):
     """Whatever writes a run's files writes no token."""
     write_json(tmp_path / "manifest.json", {"data": f"https://me:{TOKEN}@host/rows.json"})

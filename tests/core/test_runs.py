@@ -14,7 +14,7 @@ from helpers.core import runs
 from helpers.core.config import build_config
 from helpers.core.config_file import write_config
 from helpers.core.errors import ConfigError, HelpersError, RunError
-from helpers.core.files import read_json, write_json, write_text
+from helpers.core.files import read_json, write_json
 from helpers.core.runs import (
     RunDirectory,
     check_run,
@@ -34,78 +34,9 @@ def error_of(call, *arguments, **named) -> RunError:
     return caught.value
 
 
-class TestWriting:
-    """Files that are whole or the old ones."""
-
-    def test_json_is_readable_text(self, tmp_path):
-        """Two spaces of indent, letters as they are, a line break at the end."""
-        write_json(tmp_path / "a.json", {"a": "ü", "b": [1, None]})
-        assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "a": "ü",\n  "b": [\n    1,\n    null\n  ]\n}\n'
-        assert read_json(tmp_path / "a.json") == {"a": "ü", "b": [1, None]}
-
-    def test_folders_are_made(self, tmp_path):
-        """The folder of a file need not exist."""
-        write_text(tmp_path / "x" / "y" / "a.txt", "a")
-        assert (tmp_path / "x" / "y" / "a.txt").read_text() == "a"
-
-    def test_others_may_read_it(self, tmp_path):
-        """A file is readable by all, as if it had been written directly."""
-        write_text(tmp_path / "a.txt", "a")
-        assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
-
-    @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
-    @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-    def test_a_failure_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, step, failure):
-        """When the disk is full or the user interrupts before the rename, the old file stays and no other is left."""
-        path = tmp_path / "a.json"
-        write_json(path, {"old": 1})
-
-        def fail(*_):
-            raise failure
-
-        monkeypatch.setattr(os, step, fail)
-        with pytest.raises((RunError, KeyboardInterrupt)):
-            write_json(path, {"new": 2})
-        assert read_json(path) == {"old": 1}
-        assert os.listdir(tmp_path) == ["a.json"]
-
-    def test_half_a_character_is_written_as_an_escape(self, tmp_path):
-        """UTF-8 cannot hold it; JSON reads the escape back, so that a strange answer stops no run."""
-        write_json(tmp_path / "a.json", {"said": "a \ud800"})
-        assert (tmp_path / "a.json").read_bytes() == b'{\n  "said": "a \\ud800"\n}\n'
-        assert read_json(tmp_path / "a.json") == {"said": "a \ud800"}
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1, {"a": float("-inf")}]])
-    def test_nan_and_infinity_are_refused(self, tmp_path, value):
-        """JSON has neither, and nothing is written in their place."""
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_json(tmp_path / "a.json", {"loss": value})
-        assert os.listdir(tmp_path) == []
-
-    def test_finite_makes_them_none(self):
-        """A number stays, NaN and infinity become None."""
-        assert [finite(x) for x in (1.5, 0, None, float("nan"), float("inf"))] == [1.5, 0, None, None, None]
-
-
-class TestReading:
-    """Files that something happened to."""
-
-    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{", b"[" * 100_000, b"9" * 5000])
-    def test_a_damaged_file_is_an_error(self, tmp_path, content):
-        """The error names the file and says what to do."""
-        (tmp_path / "a.json").write_bytes(content)
-        error = error_of(read_json, tmp_path / "a.json")
-        assert (error.field, error.expected) == (str(tmp_path / "a.json"), "a readable JSON file")
-
-    def test_a_missing_file_is_an_error(self, tmp_path):
-        """So does the error about a file that is not there."""
-        error = error_of(read_json, tmp_path / "a.json")
-        assert (error.field, error.expected) == (str(tmp_path / "a.json"), "a file that exists")
-
-    def test_what_is_no_object_is_an_error(self, tmp_path):
-        """A list is no manifest."""
-        (tmp_path / "a.json").write_text("[]")
-        assert (error_of(read_json, tmp_path / "a.json").expected) == "a JSON object"
+def test_finite_numbers_stay():
+    """NaN and infinity, which JSON cannot hold, become None."""
+    assert [finite(x) for x in (1.5, 0, None, float("nan"), float("inf"))] == [1.5, 0, None, None, None]
 
 
 class TestRoot:
@@ -255,6 +186,10 @@ class TestOpening:
         assert check_run("x", parameters, resume="never") is False
         assert check_run("y", parameters) is False
         assert error_of(check_run, "x", {**parameters, "max_steps": 8}).got == "max_steps: 4 -> 8"
+        (tmp_path / "drive" / "x" / "manifest.json").write_text("{")
+        assert check_run("x", parameters, resume="never") is False
+        with pytest.raises(ConfigError, match=r"^persist_dir: "):
+            check_run("x", {**PARAMETERS, "persist_dir": "~nobody-of-this-name/runs"})
 
     def test_a_run_has_an_id_of_its_own(self, runs_folder):
         """The id stays when a run is continued, and changes when it is started over."""

@@ -8,6 +8,7 @@ from chats import chats_of, tokens_of
 from datasets import Dataset
 
 from helpers.core.errors import ContractError
+from helpers.data import contract
 from helpers.data.chat_templates import ALPACA, MISTRAL_V3, masked_template
 from helpers.data.contract import check_tokens, check_trainer_dataset
 from helpers.data.prompts import Example, build_example
@@ -109,16 +110,19 @@ class TestRows:
 
     def test_the_figures(self):
         """Rows, tokens, learned tokens and lengths are counted."""
-        checked = check([row("Hi", "Yo"), row("Hello", "Yo"), row("Hi", "Yours")])
+        long = [row("Hi", "Y" * 200), row("</s>")]
+        checked = check([row("Hello", "Yours"), row("Hi", "Yo"), row("Hi", "You")] + [row("Hi", "Yo")] * 15 + long)
         assert checked.summary() == {
-            "rows": 3,
-            "tokens": 36,
-            "supervised tokens": 15,
-            "median row, tokens": 13,
-            "longest row, tokens": 13,
-            "left out": 0,
+            "rows": 18,
+            "tokens": 187,
+            "supervised tokens": 76,
+            "median row, tokens": 10,
+            "longest row, tokens": 16,
+            "left out": "1 (contains </s>), 1 (longer than 100 tokens)",
         }
-        assert (checked.lengths, checked.supervised_tokens) == ([10, 13, 13], 15)
+        assert (checked.lengths[:4], checked.supervised_tokens) == ([16, 10, 11, 10], 76)
+        few = check([row("Hi", "Your own"), row("Hi", "Yo"), row("Hi", "You")])
+        assert (few.summary()["median row, tokens"], few.summary()["left out"]) == (11, 0)
 
     def test_the_numbers_of_the_rows_that_pass_are_kept(self):
         """Of twenty rows the fourth is too long."""
@@ -160,14 +164,25 @@ class TestLeftOut:
     def test_more_than_a_tenth_is_an_error(self):
         """Two rows of ten are too many; the error counts them by reason."""
         error = error_of(check, [row()] * 8 + [row("Hi", "Y" * 200), row("</s>")])
-        assert error.expected == "at most 10% of 10 rows left out"
-        assert error.got == {"longer than 100 tokens": 1, "contains </s>": 1}
-        assert error.remedy == "Raise max_seq_length, or use other rows."
+        assert error.args == (
+            "dataset_name",
+            "at most 10% of 10 rows left out",
+            {"longer than 100 tokens": 1, "contains </s>": 1},
+            "Raise max_seq_length, or use other rows.",
+        )
 
     def test_answers_that_end_in_eos_have_a_remedy_of_their_own(self):
         """Whoever wrote the file wrote the end of the answer into it."""
         error = error_of(check, [row("Hi", "Yo</s>")] * 3)
         assert error.remedy == "Remove the trailing </s> from the answers: the template writes it."
+        error = error_of(check, [row("Hi", "Yo<|im_end|>")] * 3, chatml_tokenizer())
+        assert error.remedy == "Remove the trailing <|im_end|> from the answers: the template writes it."
+
+    def test_half_of_them_are_not_enough_for_that_remedy(self):
+        """Where most rows are left out for something else, that is what to see to."""
+        mixed = [row("Hi", "Yo</s>"), row("Hi", "Y" * 200)]
+        assert error_of(check, mixed).remedy == "Raise max_seq_length, or use other rows."
+        assert error_of(check, [*mixed, mixed[0]]).remedy.startswith("Remove the trailing </s>")
 
     def test_no_rows_at_all_is_an_error(self):
         """There is no contract about nothing."""
@@ -183,13 +198,31 @@ class TestFaults:
         """A template that forgets the system prompt, in training and inference alike, is found."""
         template = MISTRAL_V3.replace("'[INST] ' + prefix + ", "'[INST] ' + ")
         error = error_of(check, [row(system_prompt="Be brief.")], character_tokenizer(template))
-        assert (error.field, error.got) == ("row 0", "Be brief.")
+        dropped = "The chat template dropped it."
+        assert error.args == ("row 0", "the system prompt in the training text", "Be brief.", dropped)
+
+    def test_a_system_prompt_dropped_from_a_later_row(self):
+        """Each row is looked at, also after rows without a system prompt and rows that were left out."""
+        template = MISTRAL_V3.replace("'[INST] ' + prefix + ", "'[INST] ' + ('' if 'Be' in prefix else prefix) + ")
+        long = row("Hi", "Y" * 200, "Be.")
+        rows = [*[row()] * 9, long, row(system_prompt="Ah."), row(system_prompt="Be.")]
+        assert error_of(check, rows, character_tokenizer(template)).field == "row 11"
+
+    def test_a_system_prompt_only_in_the_answer(self):
+        """What is learned is no place for it, however often it stands there."""
+        template = MISTRAL_V3.replace("'[INST] ' + prefix + ", "'[INST] ' + ")
+        error = error_of(check, [row("Hi", "Be brief. Be brief.", "Be brief.")], character_tokenizer(template))
         assert error.remedy == "The chat template dropped it."
 
     def test_a_missing_eos(self):
         """A template without EOS never teaches the model to stop."""
         error = error_of(check_with, MISTRAL_V3.replace("+ eos_token", ""))
-        assert (error.expected, error.got) == ("the EOS token </s> as its last label", ord("o"))
+        assert error.args == (
+            "row 0",
+            "the EOS token </s> as its last label",
+            ord("o"),
+            "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
+        )
 
     def test_text_after_the_eos(self):
         """A line break after EOS would be learned in its place."""
@@ -199,12 +232,24 @@ class TestFaults:
     def test_two_bos(self):
         """A template that writes BOS twice is found."""
         error = error_of(check, [row()], character_tokenizer("<s>" + MISTRAL_V3))
-        assert (error.expected, error.got) == ("exactly one BOS, at its start", 2)
+        remedy = "Tokenize with add_special_tokens=False: the template writes BOS."
+        assert error.args == ("row 0", "exactly one BOS, at its start", 2, remedy)
 
     def test_no_bos(self):
         """A template without BOS is found for a model that has one."""
         error = error_of(check, [row()], character_tokenizer(MISTRAL_V3.replace("{{- bos_token }}", "")))
         assert (error.expected, error.got) == ("exactly one BOS, at its start", 0)
+
+    def test_bos_elsewhere(self):
+        """One that stands after the first token is no better than none."""
+        error = error_of(check, [row()], character_tokenizer("x" + MISTRAL_V3))
+        assert (error.expected, error.got) == ("exactly one BOS, at its start", 1)
+
+    def test_a_later_row_without_bos(self):
+        """The first token of each row is looked at, not that of the table."""
+        template = MISTRAL_V3.replace("{{- bos_token }}", "{{- 'x' if 'No' in messages[0]['content'] else '' }}<s>")
+        error = error_of(check, [row(), row("No"), row()], character_tokenizer(template))
+        assert (error.field, error.got) == ("row 1", 1)
 
     @pytest.mark.parametrize("pad", ["</s>", None])
     def test_pad_that_is_eos_or_missing(self, pad):
@@ -212,19 +257,25 @@ class TestFaults:
         tokenizer = character_tokenizer()
         tokenizer.pad_token = pad
         error = error_of(check, [row()], tokenizer)
-        assert (error.expected, error.got) == ("a PAD token other than EOS", pad)
+        remedy = "Otherwise the EOS of each row is masked as padding and answers never end."
+        assert error.args == ("tokenizer", "a PAD token other than EOS", pad, remedy)
 
     def test_no_eos(self):
         """A tokenizer that has no EOS is refused."""
         tokenizer, (tokens, chats) = character_tokenizer(), tables(character_tokenizer())
         tokenizer.eos_token = None
-        assert error_of(check_tokens, tokens, chats, tokenizer, max_seq_length=100).expected == "an EOS token"
+        error = error_of(check_tokens, tokens, chats, tokenizer, max_seq_length=100)
+        assert error.args == ("tokenizer", "an EOS token", None, "Load the tokenizer of an instruct model.")
 
     def test_an_empty_answer(self):
         """An answer of no token is named by its row."""
         error = error_of(check, [row(), row("Hi", "")])
-        assert (error.field, error.got) == ("row 1", 1)
-        assert error.expected == "an answer of at least one token and its EOS"
+        expected = "an answer of at least one token and its EOS"
+        assert error.args == ("row 1", expected, 1, "Give the row an answer, or leave it out.")
+
+    def test_an_answer_of_one_token(self):
+        """With its EOS it is enough."""
+        assert check([row("Hi", "Y")], chatml_tokenizer()).supervised_tokens == 2
 
 
 class TestTrainerRows:
@@ -253,13 +304,21 @@ class TestTrainerRows:
 
     def refused(self, rows, checked):
         """Return what the error says was found."""
-        return error_of(check_trainer_dataset, self.trained(rows), checked).got
+        error = error_of(check_trainer_dataset, self.trained(rows), checked)
+        labels = "The trainer labels other tokens than the answers."
+        assert (error.field, error.expected, error.remedy) == {
+            "other ids": (
+                *("trainer", "the token ids that the contract checked"),
+                "The trainer tokenizes with another template.",
+            ),
+            "other labels": ("trainer", "the labels that the contract checked", labels),
+        }.get(error.got, ("trainer", "11 supervised tokens", labels))
+        return error.got
 
     def test_everything_masked(self, checked):
         """Labels that are all ignored are found."""
         rows = [{**each, "completion_mask": [0] * len(each["input_ids"])} for each in checked]
-        error = error_of(check_trainer_dataset, self.trained(rows), checked)
-        assert (error.expected, error.got) == ("11 supervised tokens", 0)
+        assert self.refused(rows, checked) == 0
 
     def test_a_learned_prompt(self, checked):
         """Labels on the prompt are found."""
@@ -356,4 +415,39 @@ class TestConversations:
         """An EOS that is not learned, an answer or a question that is, or is not."""
         tokens, chats = tables(character_tokenizer(), change)
         error = error_of(check_tokens, tokens, chats, character_tokenizer(), max_seq_length=100)
+        mask = "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them."
+        given = "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer."
+        assert error.field == "row 0"
         assert words in str(error)
+        assert error.remedy == (given if "prompt's" in words else mask)
+
+
+class TestPrompts:
+    """What is given before an answer."""
+
+    @staticmethod
+    def check(faulty, rows):
+        """Check rows of which some do not learn the first token of their answer."""
+        tokenizer, chats = character_tokenizer(), chats_of(rows)
+        tokens = list(tokens_of(chats, tokenizer))
+        for index in faulty:
+            tokens[index]["completion_mask"][tokens[index]["completion_mask"].index(1)] = 0
+        return check_tokens(Dataset.from_list(tokens), chats, tokenizer, max_seq_length=100)
+
+    def test_it_is_the_prompt_alone(self):
+        """An answer's first token among it is shown with its neighbours."""
+        error = error_of(self.check, [1], [row(), row("Hi", "You")])
+        assert error.args == (
+            "row 1",
+            "exactly the prompt's tokens before the learned ones",
+            ["i", "[/INST]", " ", "Y", "o", "u"],
+            "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
+        )
+
+    def test_a_sample_over_the_whole_table_is_looked_at(self, monkeypatch):
+        """Of 16 rows, the first too long, with room for four in the sample: every third of those that are kept."""
+        monkeypatch.setattr(contract, "RETOKENIZED", 4)
+        rows = [row("Hi", "Y" * 200), *[row()] * 15]
+        for faulty in (1, 4, 7, 10, 13):
+            assert error_of(self.check, [faulty], rows).field == f"row {faulty}"
+        assert len(self.check([2, 3, 5, 6, 8, 9, 11, 12, 14, 15], rows).kept) == 15
