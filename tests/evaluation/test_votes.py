@@ -326,7 +326,7 @@ def test_voters_of_one_name_are_told_apart_by_file(tmp_path):
         ("'=1+1", "=1+1"),
         ("'@sum", "@sum"),
         ("Ann;'-1", "Ann;-1"),
-        ("Ann;'-1", 'Ann;"-1'),
+        ('Ann;\'""-1', 'Ann;"-1'),
         ("'quoted'", "'quoted'"),
         ("O'Hara", "O'Hara"),
     ],
