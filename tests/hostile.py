@@ -5,6 +5,9 @@ A payload that runs sets `window.pwned` or `document.title` to "pwned".
 
 from __future__ import annotations
 
+from functools import cache
+
+from helpers.evaluation.overview import Overview, look_over
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore, RunInfo
 
 RUN = "window.pwned=1;document.title='pwned'"
@@ -58,6 +61,7 @@ def run_info(title: str = "SmolLM2-135M-Instruct against its adapter") -> RunInf
     )
 
 
+@cache
 def hostile_comparison() -> Comparison:
     """Make a comparison in which every text is hostile: prompts, categories, ids, references and answers."""
     texts = list(HOSTILE.items())
@@ -71,6 +75,12 @@ def hostile_comparison() -> Comparison:
             references.append(ReferenceScore(prompt.id, arm.name, 10.0 + place * arm.adapter, 0.1, 5, 20))
     info = run_info(f"</title><script>{RUN}</script>")
     return Comparison(info, tuple(prompts), ARMS, tuple(answers), tuple(references))
+
+
+@cache
+def hostile_overview() -> Overview:
+    """Look the hostile comparison over; its scores take two seconds."""
+    return look_over(hostile_comparison())
 
 
 def plain_comparison(prompts: int = 4) -> Comparison:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,16 @@ for load in (
 """Loads a folder whose configuration names code, in every way that this project loads models and tokenizers."""
 
 
-def calls(text):
+@cache
+def nodes(path):
+    """Return all nodes of a source's syntax tree."""
+    return list(ast.walk(ast.parse(CODE[path])))
+
+
+@cache
+def calls(path):
     """Return (name as written, line) of each call in a source."""
-    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
-    return [(ast.unparse(node.func), node.lineno) for node in nodes]
+    return [(ast.unparse(node.func), node.lineno) for node in nodes(path) if isinstance(node, ast.Call)]
 
 
 class TestCode:
@@ -120,30 +127,41 @@ class TestCode:
         assert len(CODE) > 100
         assert {"helpers/model/load.py", "notebooks/dolly_business.py", "scripts/gpu_ci"} <= set(CODE)
 
-    @pytest.mark.parametrize("path", CODE)
-    def test_nothing_is_unpickled_and_no_text_is_run(self, path):
+    def test_nothing_is_unpickled_and_no_text_is_run(self):
         """No call loads a pickle, or runs a text as code but where the project's notebooks are run or written out."""
-        allowed = {"program.py": {"exec"}, "labels.py": {"exec"}, "script.py": {"eval"}}.get(Path(path).name, set())
-        assert [call for call in calls(CODE[path]) if call[0] in UNPICKLES - allowed] == []
+        allowed = {("program.py", "exec"), ("labels.py", "exec"), ("script.py", "eval")}
+        found = [(path, name, line) for path in CODE for name, line in calls(path) if name in UNPICKLES]
+        assert [each for each in found if (Path(each[0]).name, each[1]) not in allowed] == []
 
-    @pytest.mark.parametrize("path", CODE)
-    def test_code_of_a_model_s_repository_is_never_trusted(self, path):
+    def test_code_of_a_model_s_repository_is_never_trusted(self):
         """All that load a model, a tokenizer or a configuration pass False: left out, transformers asks."""
-        assert set(re.findall(r"trust_remote_code[\"']?\s*[=:]\s*(\w+)", CODE[path])) <= {"False"}
-        nodes = [node for node in ast.walk(ast.parse(CODE[path])) if isinstance(node, ast.Call)]
-        loaders = [node for node in nodes if re.search(r"(?<!PeftModel)\.from_pretrained$", ast.unparse(node.func))]
-        silent = [node for node in loaders if "trust_remote_code" not in [each.arg for each in node.keywords]]
-        assert [text for text in map(ast.unparse, silent) if "(smollm2_folder()" not in text] == []
+        said = {
+            (path, word) for path in CODE for word in re.findall(r"trust_remote_code[\"']?\s*[=:]\s*(\w+)", CODE[path])
+        }
+        assert {word for _, word in said} == {"False"}, said
+        loaders = [
+            (path, node)
+            for path in CODE
+            for node in nodes(path)
+            if isinstance(node, ast.Call) and re.search(r"(?<!PeftModel)\.from_pretrained$", ast.unparse(node.func))
+        ]
+        silent = [(path, node) for path, node in loaders if "trust_remote_code" not in [k.arg for k in node.keywords]]
+        found = [(path, ast.unparse(node)) for path, node in silent]
+        assert [(path, text) for path, text in found if "(smollm2_folder()" not in text] == []
 
-    @pytest.mark.parametrize("path", CODE)
-    def test_no_archive_is_unpacked(self, path):
+    def test_no_archive_is_unpacked(self):
         """No module for archives is imported but to write one, so no member of one can leave its folder."""
-        tree = ast.parse(CODE[path])
-        names = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-        names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert names & ARCHIVES <= ({"zipfile"} if path == "helpers/export/folders.py" else set())
+        names = {
+            (path, name.split(".")[0])
+            for path in CODE
+            for node in nodes(path)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        }
+        found = {(path, name) for path, name in names if name in ARCHIVES}
+        assert found == {("helpers/export/folders.py", "zipfile")}
         unpacking = ("unpack_archive", ".extract", ".extractall")
-        assert [call for call in calls(CODE[path]) if call[0].endswith(unpacking)] == []
+        assert [(path, call) for path in CODE for call in calls(path) if call[0].endswith(unpacking)] == []
 
     def test_pip_installs_in_the_setup_cell_alone(self):
         """In the package only the function behind the setup cell runs pip; in notebooks only a cell that begins so."""

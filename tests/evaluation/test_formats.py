@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from hostile import HOSTILE, hostile_comparison, plain_comparison
+from hostile import HOSTILE, hostile_comparison, hostile_overview, plain_comparison
 
 from helpers.core.errors import EvaluationError
 from helpers.core.text import plain_cell
@@ -91,7 +91,7 @@ def test_scores_are_long(tmp_path):
 
 def test_scores_hold_no_formulas(tmp_path):
     """No cell of a hostile comparison begins with a sign that starts a formula, whatever separates cells."""
-    write_scores(tmp_path / "s.csv", score_table(hostile_comparison()))
+    write_scores(tmp_path / "s.csv", hostile_overview().table)
     for delimiter in ",;":
         with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
             cells = [cell for row in csv.reader(file, delimiter=delimiter) for cell in row]
@@ -132,16 +132,15 @@ def test_cells_of_other_texts_stay_as_they_are():
     assert plain_cell("a\u202eb\x00\x1b") == "a[U+202E]b[U+0000][U+001B]"
 
 
-def llm_comparator(folder, comparison, votes=None):
+def llm_comparator(folder, comparison, votes=None, overview=None):
     """Write the file and read it."""
-    write_llm_comparator(folder / "c.json", comparison, look_over(comparison), votes)
+    write_llm_comparator(folder / "c.json", comparison, overview or look_over(comparison), votes)
     return json.loads((folder / "c.json").read_text(encoding="utf-8"))
 
 
 def test_llm_comparator_has_every_required_field(tmp_path):
     """README "JSON Data Format": all fields are required; the loader reads each without asking whether it is there."""
-    comparison = hostile_comparison()
-    data = llm_comparator(tmp_path, comparison)
+    data = llm_comparator(tmp_path, hostile_comparison(), overview=hostile_overview())
     assert set(data) == {"metadata", "models", "examples"}
     assert set(data["metadata"]) == {"source_path", "custom_fields_schema"}
     assert [set(model) for model in data["models"]] == [{"name"}, {"name"}]
@@ -224,7 +223,7 @@ def test_alpaca_eval_reads_hostile_outputs(tmp_path):
     """Pandas gives hostile outputs back as they were, the empty answer as an empty text and not as missing."""
     comparison = hostile_comparison()
     keep = [prompt for prompt in comparison.prompts if "surrogate" not in prompt.id]
-    write_alpaca_eval(tmp_path, replace(comparison, prompts=tuple(keep)), look_over(comparison))
+    write_alpaca_eval(tmp_path, replace(comparison, prompts=tuple(keep)), hostile_overview())
     frame = pd.read_json(tmp_path / "reference_outputs.json")
     assert frame["output"].tolist() == [text for name, text in HOSTILE.items() if name != "lone-surrogate"]
 

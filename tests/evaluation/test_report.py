@@ -42,12 +42,13 @@ def report(path, comparison=None, **more):
     return write_report(path / "r.html", comparison, look_over(comparison), **more).read_text(encoding="utf-8")
 
 
-def hostile_page(tmp_path):
-    """Write a report in which every text that can be hostile is."""
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory):
+    """The text of a report in which every text that can be hostile is."""
     comparison, text = hostile_comparison(), HOSTILE["closed-script"] + HOSTILE["handlers"]
     comparison = replace(comparison, info=replace(comparison.info, other_task=text))
     return report(
-        tmp_path,
+        tmp_path_factory.mktemp("hostile"),
         comparison,
         figures=[Picture("x", text, HOSTILE["unbroken"], None)],
         neighbours=[Neighbour(prompt.id, 0, text, 0.5) for prompt in comparison.prompts],
@@ -68,17 +69,17 @@ def example(**changes):
     return replace(comparison, answers=tuple(answers.values()), references=tuple(references), **changes)
 
 
-def test_hostile_texts_stay_text(tmp_path):
+def test_hostile_texts_stay_text(hostile_page):
     """Every hostile answer is in the page letter by letter, as text and nothing else."""
-    page = Page(hostile_page(tmp_path))
+    page = Page(hostile_page)
     for name, text in HOSTILE.items():
         if text.strip():
             assert visible(text) in page.said, name
 
 
-def test_hostile_texts_add_no_elements_or_attributes(tmp_path):
+def test_hostile_texts_add_no_elements_or_attributes(hostile_page):
     """A hostile comparison has the elements and attribute names of a harmless one, so no text became markup."""
-    hostile = Page(hostile_page(tmp_path))
+    hostile = Page(hostile_page)
     handlers = {name for _, attrs in hostile.elements for name in attrs if name.startswith("on")}
     assert handlers == set()
     assert {tag for tag, _ in hostile.elements}.isdisjoint({"iframe", "object", "embed", "base", "link", "plaintext"})
@@ -88,9 +89,9 @@ def test_hostile_texts_add_no_elements_or_attributes(tmp_path):
     assert len(hostile.tags("style")) == 1
 
 
-def test_policy_lets_in_the_one_script(tmp_path):
+def test_policy_lets_in_the_one_script(hostile_page):
     """The policy forbids everything but embedded pictures, inline styles and the script whose hash it names."""
-    text = hostile_page(tmp_path)
+    text = hostile_page
     policy = next(a["content"] for a in Page(text).tags("meta") if a.get("http-equiv") == "Content-Security-Policy")
     code = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
@@ -133,9 +134,9 @@ def test_report_of_answers_alone_has_no_other_sections(tmp_path):
     assert re.findall(r'<h2 id="(\w+)"', report(tmp_path)) == ["verdict", "measures", "prompts", "about"]
 
 
-def test_report_of_everything_has_all_sections(tmp_path):
+def test_report_of_everything_has_all_sections(hostile_page):
     """Each argument adds its section, in the order a reader needs them."""
-    ids = re.findall(r'<h2 id="(\w+)"', hostile_page(tmp_path))
+    ids = re.findall(r'<h2 id="(\w+)"', hostile_page)
     assert ids == ["verdict", "votes", "measures", "figures", "hurt", "prompts", "about"]
 
 
@@ -340,9 +341,9 @@ return {pwned: window.pwned || null, title: document.title, scroll: document.doc
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_runs_and_nothing_overflows(tmp_path, width):
+def test_nothing_runs_and_nothing_overflows(hostile_page, tmp_path, width):
     """In Chromium, even without the policy, no payload runs or loads, and no element is wider than the window."""
-    found = run_in_page(hostile_page(tmp_path), MEASURE, tmp_path, width=width)
+    found = run_in_page(hostile_page, MEASURE, tmp_path, width=width)
     assert found.pop("title") == visible(hostile_comparison().info.title)
     assert found == {"pwned": None, "scroll": width, "inner": width, "cards": len(HOSTILE), "loaded": 0, "wide": 0}
 
