@@ -20,7 +20,8 @@ from typing import Any
 
 from bench import RESULTS, ROOT
 
-from helpers.memory.predict import GIB, MISTRAL_7B, ModelShape
+from helpers.memory.predict import GIB
+from helpers.memory.shapes import MISTRAL_7B, ModelShape
 
 SCRIPT = ROOT / "scripts" / "measure_memory.py"
 H100 = RESULTS / "memory_h100.jsonl"

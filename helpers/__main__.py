@@ -17,8 +17,6 @@ from functools import partial
 from helpers.core.errors import HelpersError
 from helpers.core.text import PLAIN
 
-__all__ = ["main"]
-
 _CELL_TIMEOUT = 12 * 3600
 """Seconds, as long as a session on Colab; in Jupyter a cell may take as long as it likes."""
 
@@ -160,7 +158,8 @@ def _drop_output() -> None:
 
 def _help(options: argparse.Namespace) -> int:
     """Show how `run` is used, with the notebook's parameters if one is named."""
-    from helpers.cli.notebooks import find_notebook, read_parameters
+    from helpers.cli.notebooks import find_notebook
+    from helpers.cli.parameters import read_parameters
 
     options.parser.print_help()
     if options.notebook is None:

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.core.config import RunConfig, build_config
 from helpers.memory.plan import attention_kind
-from helpers.memory.predict import GIB, ModelShape, predict_peak, shape_of
+from helpers.memory.predict import GIB, predict_peak
+from helpers.memory.shapes import ModelShape, shape_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,8 +12,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import helpers
 from helpers.core import errors
 
@@ -23,6 +21,9 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 HEAVY = ("torch", "transformers", "unsloth", "trl", "datasets", "peft", "numpy", "matplotlib", "pyarrow", "scipy")
+
+BESIDE = ("notebooks", "workshop", "tools", "scripts", "benchmarks", "templates")
+"""Folders whose sources use the package."""
 
 SUBCLASSING = ("helpers.training.callbacks",)
 """Modules whose classes are made from those of a heavy package, so that importing them imports it."""
@@ -50,11 +51,43 @@ def tree(module):
 
 
 def exported(module):
-    """Return what a module's `__all__` spells, or None."""
+    """Return what a module's `__all__` spells; a module without one offers nothing to other rooms."""
     for node in tree(module).body:
         if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["__all__"]:
             return ast.literal_eval(node.value)
-    return None
+    return []
+
+
+@cache
+def defined(module):
+    """Return the names that a module defines or exports."""
+    names = set(exported(module)) | {node.name for node in tree(module).body if hasattr(node, "name")}
+    targets = [t for n in tree(module).body if isinstance(n, ast.Assign | ast.AnnAssign) for t in ast.walk(n)]
+    return names | {t.id for t in targets if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)}
+
+
+def outside():
+    """Return the syntax trees of the Python sources beside the package, tests apart, by their paths."""
+    paths = [path for folder in BESIDE for path in sorted((PACKAGE.parent / folder).rglob("*")) if path.is_file()]
+    sources = [path for path in paths if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env py")]
+    return {str(path): ast.parse(path.read_text(encoding="utf-8")) for path in sources}
+
+
+def uses(code):
+    """Yield (module of this package, name) for each name that a source imports, or reads as a module's attribute."""
+    modules = {}
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            for alias in node.names:
+                if (whole := f"{node.module}.{alias.name}") in MODULES:
+                    modules[alias.asname or alias.name] = whole
+                else:
+                    yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            modules |= {a.asname or a.name: a.name for a in node.names if a.name in MODULES}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute) and (module := modules.get(ast.unparse(node.value))):
+            yield module, node.attr
 
 
 def public_definitions(module):
@@ -148,48 +181,57 @@ class TestImport:
         assert helpers.HelpersError is errors.HelpersError
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
-class TestModule:
+class TestModules:
     """What each module promises."""
 
-    def test_its_exports_are_sorted(self, module):
+    def test_exports_are_what_others_use(self):
+        """`__all__` has what other rooms, notebooks, the workshop, tools, scripts and benchmarks use; 400 at most."""
+        used = {module: set() for module in MODULES}
+        used["helpers"] = {"HelpersError", "__version__"}  # for whoever embeds the package
+        for user, code in {**{m: tree(m) for m in MODULES}, **outside()}.items():
+            for source, name in uses(code):
+                if unit(source) != unit(user) and not name.startswith("__"):
+                    used[source].add(name)
+        listed = {module: set(exported(module)) for module in MODULES}
+        assert {m: (used[m] - names, names - used[m]) for m, names in listed.items() if names != used[m]} == {}
+        assert sum(len(names) for names in listed.values()) <= 400
+
+    def test_exports_are_sorted(self):
         """`__all__` has constants first, then classes, then functions, each in the order of the alphabet."""
-        names = [n for n in exported(module) or [] if n != "__version__"]
-        assert names == sorted(names, key=lambda n: (0 if n.isupper() else 1 if n[0].isupper() else 2, n))
+        names = {module: [n for n in exported(module) if n != "__version__"] for module in MODULES}
+        order = lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name)  # noqa: E731
+        assert [module for module, listed in names.items() if listed != sorted(listed, key=order)] == []
 
-    def test_its_exports_are_its_public_names(self, module):
-        """`__all__` has every public function and class of the module, and nothing that it does not define."""
-        names = set(exported(module) or [])
-        assert {node.name for node in public_definitions(module)} <= names
-        loaded = importlib.import_module(module)
-        assert [n for n in names if not hasattr(loaded, n)] == []
+    def test_modules_take_names_from_where_they_are_made(self):
+        """A name that a module imports is defined in its source, or stands in the `__all__` of a face; none begins with
+        an underscore.
+        """
+        found = [(m, source, name) for m in MODULES for source, name in imported_names(m) if name]
+        assert [each for each in found if each[2] not in defined(each[1]) or each[2].startswith("_")] == []
 
-    def test_other_modules_import_only_what_it_exports(self, module):
-        """A name that another module imports stands in `__all__` of the module that it comes from."""
-        found = [(source, name) for source, name in imported_names(module) if name]
-        assert [(s, n) for s, n in found if n not in (exported(s) or [])] == []
+    def test_public_names_are_described(self):
+        """Each module, public function, class and method has a docstring."""
+        assert [module for module in MODULES if not ast.get_docstring(tree(module))] == []
+        described = [(m, node) for m in MODULES for node in [*public_definitions(m), *public_functions(m)]]
+        assert [(module, node.name) for module, node in described if not ast.get_docstring(node)] == []
 
-    def test_its_public_names_are_described(self, module):
-        """The module, each public function, class and method has a docstring that begins with a sentence."""
-        assert ast.get_docstring(tree(module))
-        described = [*public_definitions(module), *public_functions(module)]
-        assert [node.name for node in described if not ast.get_docstring(node)] == []
-
-    def test_its_public_functions_are_annotated(self, module):
+    def test_public_functions_are_annotated(self):
         """Each argument and result of a public function has a type."""
         missing = []
-        for node in public_functions(module):
+        for module, node in [(m, node) for m in MODULES for node in public_functions(m)]:
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             arguments += [each for each in (node.args.vararg, node.args.kwarg) if each]
             bare = [each.arg for each in arguments if not each.annotation and each.arg not in ("self", "cls")]
             if bare or node.returns is None:
-                missing.append((node.name, bare))
+                missing.append((module, node.name, bare))
         assert missing == []
 
-    def test_its_examples_are_true(self, module):
-        """The examples in docstrings give what they show."""
-        results = doctest.testmod(importlib.import_module(module))
-        assert results.failed == 0
+    def test_examples_are_true(self):
+        """The examples in docstrings give what they show; there are more than twenty."""
+        modules = [importlib.import_module(module) for module in MODULES if not module.endswith("__main__")]
+        results = {module.__name__: doctest.testmod(module) for module in modules}
+        assert [name for name, result in results.items() if result.failed] == []
+        assert sum(result.attempted for result in results.values()) > 20
 
 
 class TestDependencies:
@@ -210,37 +252,24 @@ class TestDependencies:
         rooms = list(DIRECTIONS)
         assert [room for room, known in DIRECTIONS.items() if not known <= set(rooms[: rooms.index(room)])] == []
 
-    @pytest.mark.parametrize("room", DIRECTIONS)
-    def test_they_point_down(self, room):
+    def test_they_point_down(self):
         """The modules of a room import from their own room and from those that the table names."""
-        modules = [module for module in MODULES if unit(module) == room]
-        found = [(m, source) for m in modules for source, _ in imported_names(m) if unit(source) != "helpers"]
-        assert [(m, source) for m, source in found if unit(source) not in DIRECTIONS[room] | {room}] == []
-
-    def test_rooms_offer_few_names_to_others(self):
-        """At most 400 names are imported from another room, or by notebooks, the workshop, tools and benchmarks."""
-        found = {(source, name) for m in MODULES for source, name in imported_names(m) if unit(m) != unit(source)}
-        for folder in ("notebooks", "workshop", "tools", "benchmarks"):
-            for path in (PACKAGE.parent / folder).rglob("*.py"):
-                nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-                named = [(node.module or "", alias.name) for node in imports for alias in node.names]
-                found |= {pair for pair in named if pair[0].split(".")[0] == "helpers"}
-        assert 200 < len(found) <= 400
+        found = [(m, source) for m in MODULES if unit(m) in DIRECTIONS for source, _ in imported_names(m)]
+        found = [(m, source) for m, source in found if unit(source) not in {"helpers", unit(m), *DIRECTIONS[unit(m)]}]
+        assert found == []
 
     def test_the_face_of_the_package_knows_only_errors(self):
         """`helpers` itself imports nothing but its errors."""
         assert {source for source, _ in imported_names("helpers")} == {"helpers.core.errors"}
 
-    @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("helpers.training.", "helpers.cli."))])
-    def test_the_libraries_calls_stand_in_the_notebooks(self, module):
+    def test_the_libraries_calls_stand_in_the_notebooks(self):
         """Nothing in training or the command line loads a model, attaches an adapter, or builds a trainer."""
-        made = (node for node in ast.walk(tree(module)) if isinstance(node, ast.Call))
-        calls = {ast.unparse(node.func).split(".")[-1] for node in made}
         shown = {"from_pretrained", "get_peft_model", "SFTTrainer", "SFTConfig", "LoraConfig", "save_pretrained"}
+        modules = [module for module in MODULES if unit(module) in ("training", "cli")]
+        made = [(m, node) for m in modules for node in ast.walk(tree(m)) if isinstance(node, ast.Call)]
+        calls = {(module, ast.unparse(node.func).split(".")[-1]) for module, node in made}
         # the chat in a terminal has no cells that would show how its model is loaded
-        allowed = {"from_pretrained"} if module == "helpers.cli.chat" else set()
-        assert calls & shown == allowed
+        assert {call for call in calls if call[1] in shown} == {("helpers.cli.chat", "from_pretrained")}
 
     def test_unsloth_is_imported_in_few_places(self):
         """`helpers.model.load` imports unsloth and the chat loads with it; one switches its modes, three mend it."""

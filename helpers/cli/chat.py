@@ -12,7 +12,7 @@ from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError, HelpersError
 from helpers.core.runs import RunDirectory
 
-__all__ = ["add_command", "converse"]
+__all__ = ["add_command"]
 
 HELP = "/base, /tuned or /both choose who answers; /new forgets the conversation; /quit or Ctrl-D ends."
 

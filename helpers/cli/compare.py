@@ -15,7 +15,7 @@ from helpers.evaluation.config import EvaluationConfig, build_evaluation_config,
 from helpers.training.job import run_job
 from helpers.training.program import find_program, run_program
 
-__all__ = ["add_command", "compare_run", "read_evaluation", "run_compare"]
+__all__ = ["add_command"]
 
 
 def add_command(subparsers: Any) -> None:

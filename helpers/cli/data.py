@@ -8,7 +8,7 @@ from helpers.core.text import visible
 from helpers.data.look import Look
 from helpers.data.rows import open_source
 
-__all__ = ["add_command", "describe_data"]
+__all__ = ["add_command"]
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

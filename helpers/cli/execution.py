@@ -39,8 +39,6 @@ from helpers.core.files import write_text
 from helpers.core.secrets import redact
 from helpers.core.text import visible
 
-__all__ = ["execute", "executed_text"]
-
 _KERNEL = (
     "import logging, runpy; logging.getLogger('tornado').setLevel('CRITICAL'); "
     "runpy.run_module('ipykernel_launcher', run_name='__main__')"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import helpers.core.errors
-from helpers.cli.parameters import TYPES, Parameter, Plan, find_task, read_notebook, read_parameters
+from helpers.cli.parameters import TYPES, Plan, find_task, read_notebook, read_parameters
 from helpers.core.config import build_config
 from helpers.core.errors import CellError, ConfigError, RunError
 from helpers.core.lock import holding, refuse_held
@@ -25,17 +25,7 @@ from helpers.core.secrets import redact, removed_in, secrets_in
 from helpers.core.settings import coerce, nearest
 from helpers.runtime import hardware
 
-__all__ = [
-    "METADATA",
-    "CellError",
-    "Parameter",
-    "check_parameters",
-    "find_notebook",
-    "first_heading",
-    "list_notebooks",
-    "read_parameters",
-    "run_notebook",
-]
+__all__ = ["METADATA", "find_notebook", "first_heading", "list_notebooks", "run_notebook"]
 
 METADATA = "mistral_qlora"
 """The key of a notebook's metadata under which its task and its facts stand."""

@@ -21,17 +21,7 @@ from helpers.core.config import build_config, parameters
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.settings import nearest
 
-__all__ = [
-    "TASKS",
-    "TYPES",
-    "Parameter",
-    "Plan",
-    "Task",
-    "find_task",
-    "read_notebook",
-    "read_parameters",
-    "typed_values",
-]
+__all__ = ["TASKS", "find_task", "read_notebook", "read_parameters", "typed_values"]
 
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}

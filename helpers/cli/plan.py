@@ -23,7 +23,7 @@ from helpers.model.patches.attention import installed_attention
 from helpers.runtime.calibration import Calibration, calibrate_apart
 from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_preset
 
-__all__ = ["GPUS", "add_command", "parse_gpu"]
+__all__ = ["add_command"]
 
 GPUS = {
     "t4": round(14.7 * GIB),

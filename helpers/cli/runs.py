@@ -17,7 +17,7 @@ from helpers.core.text import format_bytes, format_number, format_table, visible
 from helpers.training.checkpoints import STATE, step_folders
 from helpers.training.curves import judge_curve
 
-__all__ = ["add_commands", "compare_runs", "list_runs", "read_run", "read_runs", "show_run"]
+__all__ = ["add_commands"]
 
 
 @dataclass(frozen=True)

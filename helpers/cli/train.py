@@ -17,7 +17,7 @@ from helpers.training.job import run_job
 from helpers.training.program import TRAINING, find_program, run_program
 from helpers.training.session import resolve_preset
 
-__all__ = ["add_command", "run_train", "train_run"]
+__all__ = ["add_command"]
 
 
 def add_command(subparsers: Any) -> None:

@@ -26,7 +26,6 @@ from helpers.core.errors import ConfigError, HelpersError, RunError, StackError
 
 __all__ = [
     "ElsewhereError",
-    "PeerExitError",
     "Place",
     "Share",
     "explain_peer_exit",

@@ -22,7 +22,7 @@ from helpers.core.files import read_json, write_json
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["HOLDER", "LOCK", "MARKER", "Holder", "find_holder", "hold_lock", "holding", "refuse_held", "release_lock"]
+__all__ = ["find_holder", "hold_lock", "holding", "refuse_held"]
 
 LOCK, MARKER, HOLDER = ".lock", ".lock.soft", ".lock.json"
 """In a run directory: what is locked, the marker where nothing can be, and who holds it."""

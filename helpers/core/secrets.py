@@ -8,7 +8,7 @@ import json
 import os
 import re
 
-__all__ = ["SECRET_NAMES", "redact", "removed_in", "secrets_in"]
+__all__ = ["redact", "removed_in", "secrets_in"]
 
 SECRET_NAMES = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "KAGGLE_KEY", "KAGGLE_API_TOKEN"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MAX_LOST_SHARE", "CheckedRows", "check_tokens", "check_trainer_dataset"]
+__all__ = ["check_tokens", "check_trainer_dataset"]
 
 MAX_LOST_SHARE = 0.1
 """Share of rows that may be left out for control tokens or length before the run is stopped."""

@@ -27,17 +27,7 @@ from helpers.data.messages import (
 )
 from helpers.data.prompts import user_text
 
-__all__ = [
-    "ANSWERS",
-    "INSTRUCTIONS",
-    "MESSAGES",
-    "Format",
-    "is_chat",
-    "named_columns",
-    "plain_name",
-    "question_key",
-    "recognise",
-]
+__all__ = ["ANSWERS", "INSTRUCTIONS", "MESSAGES", "is_chat", "named_columns", "plain_name", "recognise"]
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 INSTRUCTIONS = (

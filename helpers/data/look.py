@@ -10,7 +10,7 @@ from helpers.core.errors import DataError
 from helpers.data.formats import Format, question_key
 from helpers.data.messages import RowError
 
-__all__ = ["MARKS", "MAX_BAD_SHARE", "MAX_UNTRAINABLE_SHARE", "Look"]
+__all__ = ["Look"]
 
 MAX_BAD_SHARE = 0.01
 """Share of unusable rows above which a data set is refused rather than cleaned. Alpaca-cleaned has a few rows without

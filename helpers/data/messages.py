@@ -9,19 +9,7 @@ from typing import Any
 
 from helpers.data.readers import plain_value
 
-__all__ = [
-    "MESSAGE_KEYS",
-    "UNUSABLE",
-    "Message",
-    "RowError",
-    "learned_rows",
-    "list_of",
-    "read_answer",
-    "read_conversation",
-    "read_history",
-    "read_messages",
-    "text_of",
-]
+__all__ = ["UNUSABLE", "RowError", "list_of", "read_messages"]
 
 Message = dict[str, Any]
 """`role` ("system", "user" or "assistant") and `content`; and `given`, true, of an answer that is not learned."""

@@ -14,9 +14,7 @@ from helpers.core.errors import ConfigError
 
 __all__ = [
     "ALPACA_PREAMBLE",
-    "ALPACA_PREAMBLE_INPUT",
     "COLUMNS",
-    "Columns",
     "Example",
     "Message",
     "alpaca_block",

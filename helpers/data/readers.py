@@ -24,7 +24,7 @@ from helpers.core.config import ROW_FILES, file_kind
 from helpers.core.errors import DataError
 from helpers.core.paths import is_file
 
-__all__ = ["Table", "plain_value", "read_file"]
+__all__ = ["read_file"]
 
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SAVE_AS = "Open it in the spreadsheet program and save it as CSV in UTF-8 (Excel: Save As, CSV UTF-8)."

@@ -25,14 +25,9 @@ from helpers.data.readers import read_file
 from helpers.data.selection import choose_categories, in_proportion
 
 __all__ = [
-    "SAMPLES",
-    "DrawnRows",
     "Row",
     "Rows",
-    "SeededRows",
-    "Source",
     "as_messages",
-    "data_commit",
     "data_fingerprint",
     "draw_rows",
     "load_rows",

@@ -11,7 +11,7 @@ from helpers.core.errors import DataError
 from helpers.core.settings import nearest
 from helpers.data.prompts import clean_references
 
-__all__ = ["choose_categories", "clean_rows", "in_proportion"]
+__all__ = ["clean_rows"]
 
 
 def choose_categories(indices: Sequence[int], category_of: Callable[[int], Any], wanted: str | None) -> list[int]:

@@ -14,15 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import ChunkedArray
 
-__all__ = [
-    "IGNORED",
-    "MessageColumns",
-    "TokenColumns",
-    "message_columns",
-    "row_labels",
-    "tokenize_chats",
-    "trainer_columns",
-]
+__all__ = ["IGNORED", "row_labels", "tokenize_chats"]
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""

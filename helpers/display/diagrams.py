@@ -10,7 +10,7 @@ from html import escape
 from importlib import resources
 from xml.etree import ElementTree
 
-__all__ = ["Drawing", "show_drawing"]
+__all__ = ["show_drawing"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 

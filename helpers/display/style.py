@@ -17,7 +17,6 @@ __all__ = [
     "BASE",
     "BETTER",
     "INK",
-    "LEARNED",
     "NEITHER",
     "SHIFTED",
     "SOFT",

@@ -20,20 +20,11 @@ from helpers.evaluation.config import EvaluationConfig
 from helpers.training.persist import connect_drive
 
 __all__ = [
-    "FIRST_RUN",
-    "FIRST_STEPS",
-    "WEIGHTS",
-    "AdapterSource",
-    "adapter_shape",
     "check_adapter",
-    "check_base",
-    "complete_runs",
     "find_adapter",
-    "first_training",
     "known_adapter",
     "provide_adapter",
     "recorded_loss",
-    "same_base_name",
     "source_name",
     "training_config",
 ]

@@ -20,15 +20,7 @@ from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.prompts import Material, Question
 from helpers.evaluation.records import Arm
 
-__all__ = [
-    "Asking",
-    "Writer",
-    "choose_arms",
-    "choose_shots",
-    "cut_at_tokens",
-    "messages_for",
-    "plan_asking",
-]
+__all__ = ["choose_arms", "messages_for", "plan_asking"]
 
 _ARMS = {
     "base": Arm("base", "Base", adapter=False),

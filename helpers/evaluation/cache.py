@@ -18,7 +18,7 @@ from helpers.core.distributed import gather, place
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 
-__all__ = ["AnswerCache", "CachedAnswer", "do_each", "exchange", "own_batch"]
+__all__ = ["AnswerCache"]
 
 _FORMAT = 1
 

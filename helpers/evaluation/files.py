@@ -23,8 +23,6 @@ from helpers.evaluation.votes.tally import Ballot, Reveal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["write_alpaca_eval", "write_comparison", "write_llm_comparator", "write_scores"]
-
 _FORMAT = "side-by-side comparison 1"
 _FIELDS = {
     "words": "per_model_number",

@@ -29,7 +29,7 @@ from helpers.model.scoring import score_rows
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["Bench", "answer_all", "ask", "score_references", "take_readings", "token_shift", "token_shifts"]
+__all__ = ["Bench", "answer_all", "ask", "score_references", "take_readings", "token_shifts"]
 
 _BASE = Arm("base", "Base", adapter=False)
 

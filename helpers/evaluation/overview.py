@@ -15,7 +15,7 @@ from helpers.evaluation.votes.tally import Reveal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DESCRIBED", "JUDGED", "OTHER_TASK", "Overview", "headline_arms", "look_over", "verdict_rows"]
+__all__ = ["look_over", "verdict_rows"]
 
 JUDGED, OTHER_TASK = "nll_with_eos", "other_task_nll"
 """The measures of the first and the third verdict; the second is the votes'."""

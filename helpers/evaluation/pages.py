@@ -18,8 +18,6 @@ from helpers.core.errors import EvaluationError
 from helpers.core.files import write_text
 from helpers.core.text import visible
 
-__all__ = ["embed_json", "read_part", "render_page", "write_page"]
-
 
 def embed_json(data: object) -> str:
     """Write JSON that is safe inside a `script` element.

@@ -34,7 +34,7 @@ from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.records import Prompt
 
-__all__ = ["Material", "Question", "gather", "read_questions", "reference_questions"]
+__all__ = ["gather", "read_questions"]
 
 _TEXT = ("prompt", *INSTRUCTIONS, "text")
 _REFERENCE = ("reference", *ANSWERS)

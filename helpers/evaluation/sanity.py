@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from helpers.core.errors import EvaluationError
 from helpers.evaluation.records import ReferenceScore
 
-__all__ = ["Readings", "judge", "reproduces_training"]
+__all__ = ["judge", "reproduces_training"]
 
 _TOLERANCE = 0.02  # nats a token; between cards and precisions the last digits move
 

@@ -30,15 +30,7 @@ from helpers.runtime.hardware import describe_hardware
 from helpers.runtime.lockfile import shown_versions
 from helpers.training.session import resolve_preset, watch_cells
 
-__all__ = [
-    "compare",
-    "configure_evaluation",
-    "finish_evaluation",
-    "gains_of_exports",
-    "open_evaluation",
-    "run_parameters",
-    "write_files",
-]
+__all__ = ["compare", "configure_evaluation", "finish_evaluation", "open_evaluation", "write_files"]
 
 _TASK = "side_by_side"
 """What the notebook's metadata and its runs' manifests call it."""

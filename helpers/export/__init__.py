@@ -6,29 +6,21 @@ In this order: `save_adapter`, `measure_reference`, `verify_adapter`,
 
 from helpers.export.folders import zip_run
 from helpers.export.gain import HeldOut
-from helpers.export.gguf import GgufResult, export_gguf
-from helpers.export.hub import PublishResult, publish
+from helpers.export.gguf import export_gguf
+from helpers.export.hub import publish
 from helpers.export.loadable import save_adapter, saving_adapter
-from helpers.export.merge import MergeResult, merge_16bit
-from helpers.export.model_card import hub_name, model_card, write_card
-from helpers.export.reference import VERIFY_PROMPTS, Reference, measure_reference
+from helpers.export.merge import merge_16bit
+from helpers.export.model_card import hub_name, write_card
+from helpers.export.reference import measure_reference
 from helpers.export.serve import serving_lines, sixteen_bit_name
-from helpers.export.verdict import Verification
 from helpers.export.verify import verify_adapter, verify_merged
 
 __all__ = [
-    "VERIFY_PROMPTS",
-    "GgufResult",
     "HeldOut",
-    "MergeResult",
-    "PublishResult",
-    "Reference",
-    "Verification",
     "export_gguf",
     "hub_name",
     "measure_reference",
     "merge_16bit",
-    "model_card",
     "publish",
     "save_adapter",
     "saving_adapter",

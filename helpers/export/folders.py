@@ -14,19 +14,6 @@ from helpers.core.errors import ExportError
 from helpers.core.files import replaced_folder, write_json, writing
 from helpers.core.runs import RunDirectory
 
-__all__ = [
-    "RECORD",
-    "check_weight_files",
-    "open_weights",
-    "read_settings",
-    "record_export",
-    "refuse_foreign",
-    "staged_folder",
-    "tensor_files",
-    "weight_bytes",
-    "zip_run",
-]
-
 RECORD = "export.json"
 """Written into each folder that is exported here: what it is, how it was made, and its files with their sizes."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from helpers.core.paired import Estimate, estimate
 from helpers.model.scoring import RowScore
 
-__all__ = ["GainKept", "HeldOut", "gain_lines", "share_of_gain_kept"]
+__all__ = ["gain_lines"]
 
 CLEARLY_LESS = 0.9
 """An export whose whole interval lies below this share is said to have lost something."""

@@ -23,8 +23,6 @@ from helpers.export.verify import measure_gain
 from helpers.memory.disk import GGUF_BITS, find_llama_quantize, gguf_bytes
 from helpers.model.distance import Check
 
-__all__ = ["GgufResult", "export_gguf"]
-
 
 @dataclass(frozen=True)
 class GgufResult:

@@ -17,16 +17,6 @@ from helpers.export.folders import open_weights, read_settings, tensor_files
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = [
-    "GgufTensor",
-    "GgufVocabulary",
-    "check_gguf",
-    "gguf_tensors",
-    "read_tensor",
-    "read_vocabulary",
-    "unpack_gguf",
-]
-
 _ERROR_LIMITS = {"f16": 5e-4, "bf16": 4e-3, "q8_0": 0.01, "q6_k": 0.04, "q5_k_m": 0.07, "q4_k_m": 0.13}
 """Largest relative error of a tensor (root mean square). f16 and bf16: half a step of their mantissa (2^-11, 2^-8); the
 others: for normally distributed weights Q8_0 measures 0.005, and each bit less doubles it."""

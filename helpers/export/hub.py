@@ -13,8 +13,6 @@ from helpers.core.errors import ConfigError, ExportError
 from helpers.export.folders import read_settings
 from helpers.runtime.setup import read_secret
 
-__all__ = ["PublishResult", "compare_remote", "publish"]
-
 _BLOCK = 2**20
 
 _OURS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "adapter_config.json")

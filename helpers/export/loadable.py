@@ -18,7 +18,7 @@ from helpers.core.errors import ExportError
 from helpers.core.files import replaced_folder, write_json
 from helpers.export.folders import open_weights, read_settings, tensor_files
 
-__all__ = ["find_faults", "save_adapter", "saving_adapter", "write_config", "write_tokenizer"]
+__all__ = ["write_config", "write_tokenizer"]
 
 _ADAPTER_KEYS = (
     "base_model_name_or_path",

@@ -17,8 +17,6 @@ from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 from helpers.memory.disk import ALLOWANCE
 from helpers.runtime.hardware import TORCH_NAMES, available_memory, torch_dtype
 
-__all__ = ["MergeResult", "merge_16bit"]
-
 _SHARD_BYTES = 2 * 2**30
 """Largest weight file: 2 GiB, which also bounds the memory that merging takes."""
 

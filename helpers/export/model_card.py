@@ -15,8 +15,6 @@ from helpers.export.serve import loading_lines, serving_lines, sixteen_bit_name
 from helpers.export.verdict import Verification
 from helpers.runtime.lockfile import installed_versions
 
-__all__ = ["hub_name", "model_card", "write_card"]
-
 _DATA_LICENCES = {
     # data set: (SPDX name as the Hub writes it, what to mind)
     "yahma/alpaca-cleaned": (

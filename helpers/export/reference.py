@@ -14,8 +14,6 @@ from helpers.runtime.hardware import precision_of
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["VERIFY_PROMPTS", "Reference", "answer_greedily", "answer_logits", "measure_reference"]
-
 VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
     ({"role": "user", "content": text},)
     for text in (

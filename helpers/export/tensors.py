@@ -9,8 +9,6 @@ from typing import Any
 
 from helpers.core.errors import ExportError
 
-__all__ = ["BaseTensor", "base_tensors", "refuse_unmergeable"]
-
 
 @dataclass(frozen=True)
 class BaseTensor:

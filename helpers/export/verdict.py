@@ -14,8 +14,6 @@ from helpers.export.gain import gain_lines
 from helpers.export.reference import Reference
 from helpers.model.distance import Check, Distance, word
 
-__all__ = ["LIMITS", "Verification", "judge_answers", "judge_distance", "judge_tokenizer"]
-
 LIMITS = {
     "visible": 4.0,  # the adapter moves the logits at least this many times as far as precision does
     "close": 2.0,  # the export lies within this many times what precision does

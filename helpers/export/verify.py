@@ -26,8 +26,6 @@ from helpers.model.distance import Check, Distance, add_distances, measure_dista
 from helpers.model.load import free_memory
 from helpers.model.scoring import RowScore
 
-__all__ = ["measure_gain", "verify_adapter", "verify_merged"]
-
 TIMEOUT_SECONDS = 3600
 
 TOLERANCE_STEPS = 1.01

@@ -22,8 +22,6 @@ from helpers.model.distance import jitter_weights, measure_distance
 from helpers.model.scoring import score_rows
 from helpers.runtime.hardware import TORCH_NAMES, available_memory, precision_of, torch_dtype
 
-__all__ = ["answer_request"]
-
 
 def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Load an export, compute what is asked, and write it down.

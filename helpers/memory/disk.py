@@ -18,16 +18,7 @@ from helpers.core.text import format_bytes
 from helpers.memory.plan import shape_for
 from helpers.memory.shapes import ModelShape
 
-__all__ = [
-    "ALLOWANCE",
-    "GGUF_BITS",
-    "KEPT",
-    "SMALL_FILES",
-    "disk_needs",
-    "find_llama_quantize",
-    "gguf_bytes",
-    "preflight_room",
-]
+__all__ = ["ALLOWANCE", "GGUF_BITS", "KEPT", "SMALL_FILES", "find_llama_quantize", "gguf_bytes", "preflight_room"]
 
 KEPT = 2
 """How many complete checkpoints a run keeps."""

@@ -28,16 +28,7 @@ from helpers.memory.predict import NF4_BYTES
 from helpers.memory.shapes import ModelShape
 from helpers.runtime.calibration import Calibration
 
-__all__ = [
-    "Forecast",
-    "Pace",
-    "forecast_training",
-    "format_minutes",
-    "learned_efficiency",
-    "past_metrics",
-    "seconds_before",
-    "session_note",
-]
+__all__ = ["Forecast", "Pace", "forecast_training", "format_minutes", "past_metrics", "seconds_before", "session_note"]
 
 _EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.85}
 """Share of the calibrated pace that a training reaches where no run is known. bf16: packed batches on an H100, 16,384

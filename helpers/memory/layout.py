@@ -20,12 +20,12 @@ from helpers.memory.plan import (
     peak_settings,
     shape_for,
 )
-from helpers.memory.predict import CALIBRATION, GIB, ModelShape, loss_rows, predict_peak
-from helpers.memory.shapes import whole
+from helpers.memory.predict import CALIBRATION, GIB, loss_rows, predict_peak
+from helpers.memory.shapes import ModelShape, whole
 from helpers.model.patches.cuda_graphs import MOST_TOKENS, choose_graphs, recorded_size
 from helpers.runtime.hardware import Gpu
 
-__all__ = ["Layout", "choose_layout", "plan_layout"]
+__all__ = ["plan_layout"]
 
 _PASS_COST = 2000
 """What a pass through the model costs before its first token, in tokens: on an H100 a pass over 2 rows of 233 tokens

@@ -17,16 +17,8 @@ from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.paths import is_folder
 from helpers.core.text import format_bytes
-from helpers.memory.predict import (
-    GIB,
-    MISTRAL_7B,
-    OPTIMIZERS,
-    SMOLLM2_135M,
-    ModelShape,
-    Prediction,
-    predict_peak,
-    shape_of,
-)
+from helpers.memory.predict import GIB, OPTIMIZERS, Prediction, predict_peak
+from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of
 from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 
 __all__ = [
@@ -35,12 +27,9 @@ __all__ = [
     "attention_kind",
     "check_layers",
     "choose_optimizer",
-    "divisors",
     "largest_micro_batch",
-    "peak_settings",
     "predict_config",
     "preflight_memory",
-    "resolve_optimizer",
     "shape_for",
     "smallest_config",
 ]

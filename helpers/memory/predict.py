@@ -14,23 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helpers.core.errors import ConfigError
-from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of, whole
+from helpers.memory.shapes import ModelShape, whole
 
-__all__ = [
-    "ATTENTION",
-    "CALIBRATION",
-    "GIB",
-    "MISTRAL_7B",
-    "NF4_BYTES",
-    "OPTIMIZERS",
-    "SMOLLM2_135M",
-    "Calibration",
-    "ModelShape",
-    "Prediction",
-    "loss_rows",
-    "predict_peak",
-    "shape_of",
-]
+__all__ = ["ATTENTION", "GIB", "Prediction", "predict_peak"]
 
 GIB = 2**30
 
@@ -165,6 +151,7 @@ def predict_peak(
         ConfigError: A number is out of range, or two contradict each other.
 
     Example:
+        >>> from helpers.memory.shapes import MISTRAL_7B
         >>> peak = predict_peak(MISTRAL_7B, rank=16, batch_size=4, seq_length=2048, packing=True)
         >>> f"{peak.total() / 2**30:.1f} GiB"
         '6.1 GiB'
@@ -262,6 +249,7 @@ def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRA
         tokens: In the micro-batch.
 
     Example:
+        >>> from helpers.memory.shapes import MISTRAL_7B
         >>> loss_rows(MISTRAL_7B, 16_384)
         2048
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError
 
-__all__ = ["MISTRAL_7B", "SMOLLM2_135M", "ModelShape", "shape_of", "whole"]
+__all__ = ["MISTRAL_7B", "ModelShape", "shape_of"]
 
 
 def whole(name: str, value: Any, *, low: int = 1) -> int:

@@ -25,7 +25,7 @@ from helpers.runtime.lockfile import (
     read_waivers,
 )
 
-__all__ = ["SUPPORTED_PYTHON", "SUPPORTED_TORCH", "Finding", "Report", "doctor", "python_findings"]
+__all__ = ["doctor"]
 
 SUPPORTED_PYTHON = ("3.11", "3.12", "3.13")
 SUPPORTED_TORCH = ("2.11", "2.12", "2.13", "2.14")

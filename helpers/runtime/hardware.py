@@ -28,12 +28,11 @@ from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
 
 __all__ = [
+    "CPU_PRESETS",
     "LARGE_GPU_BYTES",
     "SPLIT",
     "TORCH_NAMES",
-    "Driver",
     "Gpu",
-    "Host",
     "available_memory",
     "choose_precision",
     "describe_hardware",
@@ -42,14 +41,10 @@ __all__ = [
     "loader_options",
     "own_cards",
     "precision_of",
-    "read_driver",
-    "read_host",
     "require_gpu",
     "split_share",
     "suitable_preset",
-    "torch_cuda",
     "torch_dtype",
-    "where",
     "xformers_torch",
 ]
 

@@ -21,24 +21,7 @@ from helpers.core.errors import StackError
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = [
-    "FROZEN",
-    "NEEDED",
-    "SMOKE",
-    "STACK",
-    "InstallPlan",
-    "Pin",
-    "Requires",
-    "Stack",
-    "Waiver",
-    "declared_requirements",
-    "install_plan",
-    "installed_version",
-    "installed_versions",
-    "read_lock",
-    "read_waivers",
-    "shown_versions",
-]
+__all__ = ["FROZEN", "installed_version", "installed_versions", "read_lock", "shown_versions"]
 
 _LOCK = Path(__file__).with_name("lock.txt")
 """The lock as the package carries it, so that an installed copy has it too; scripts/lock makes it."""

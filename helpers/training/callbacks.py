@@ -36,7 +36,7 @@ from helpers.training.speed import count_steps, peak_memory, reset_peak_memory, 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Checkpoints", "TokenCounter", "TrainingRecord"]
+__all__ = ["Checkpoints", "TrainingRecord"]
 
 
 class TokenCounter:

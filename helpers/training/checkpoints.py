@@ -27,20 +27,7 @@ from helpers.core.files import file_sha256, move_into_place, read_json, remove_f
 from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT
 
-__all__ = [
-    "BEST",
-    "MARKER",
-    "REQUIRED",
-    "STATE",
-    "WRITING",
-    "Checkpoint",
-    "Search",
-    "complete",
-    "last_complete",
-    "prune",
-    "step_folders",
-    "sweep",
-]
+__all__ = ["STATE", "last_complete", "step_folders"]
 
 MARKER, STATE, WRITING = "checkpoint.json", "run_state.json", ".writing"
 """Names in a checkpoint, and of the folder in which one is being written."""

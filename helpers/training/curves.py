@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CurveVerdict", "judge_curve"]
+__all__ = ["judge_curve"]
 
 _Kind = Literal["healthy", "flat", "diverging", "overfitting", "nan", "too short"]
 

@@ -14,8 +14,6 @@ from helpers.core.files import disk_error, folder_bytes, require_space
 from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT, SMALL_FILES
 
-__all__ = ["explained", "nan_error", "preflight_disk", "weights_are_finite"]
-
 
 @contextmanager
 def explained(run: RunDirectory, config: RunConfig, last_step: Callable[[], int | None]) -> Iterator[None]:

@@ -18,7 +18,7 @@ from helpers.model.patches.attention import loaded_attention
 from helpers.runtime.hardware import TORCH_NAMES, Gpu, choose_precision, find_gpu, held_bytes, loader_options
 from helpers.training.tracking import tracking_arguments
 
-__all__ = ["Machine", "StepLayout", "base_model", "fit_layout", "fit_machine", "run_precision"]
+__all__ = ["base_model", "fit_layout", "fit_machine"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,15 +14,7 @@ from helpers.core.runs import CONFIG, MANIFEST, METRICS, RunDirectory
 from helpers.memory.disk import KEPT
 from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step_folders
 
-__all__ = [
-    "Persister",
-    "connect_drive",
-    "disconnect_drive",
-    "keep_result",
-    "persist_folder",
-    "prepare_persist",
-    "restore",
-]
+__all__ = ["connect_drive", "keep_result"]
 
 _DRIVE = Path("/content/drive")
 """Where Colab mounts Google Drive (colab.research.google.com, notebook "External data: Drive")."""

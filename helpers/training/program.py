@@ -20,7 +20,7 @@ from helpers.core.distributed import ElsewhereError, on_main
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.settings import nearest
 
-__all__ = ["TRAINING", "Cell", "find_program", "read_cells", "run_cells", "run_program"]
+__all__ = ["TRAINING", "find_program", "read_cells", "run_cells", "run_program"]
 
 TRAINING = {"alpaca": "alpaca_instruction", "dolly": "dolly_business"}
 """The notebook of each training task."""

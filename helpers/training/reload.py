@@ -13,7 +13,7 @@ from helpers.model.scoring import RowScore, score_rows
 if TYPE_CHECKING:
     from helpers.training.callbacks import TrainingRecord
 
-__all__ = ["judge_reload", "largest_difference", "loss_distance", "prove_adapter"]
+__all__ = ["prove_adapter"]
 
 _TIMES_ROUNDING = 3.0
 """How many times the effect of rounding the reloaded model may be from the trained one, in 16 bit."""

@@ -10,7 +10,7 @@ from helpers.core.paired import Estimate, estimate
 from helpers.core.text import format_number
 from helpers.model.scoring import RowScore
 
-__all__ = ["TrainResult", "compare_scores", "describe_change"]
+__all__ = ["describe_change"]
 
 
 @dataclass

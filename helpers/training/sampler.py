@@ -16,8 +16,6 @@ from typing import Any, cast
 from helpers.core.distributed import Place, Share, place
 from helpers.data.tokens import IGNORED
 
-__all__ = ["StepBatches", "deal", "epoch_order", "spread_batches"]
-
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     """Return the order in which a single process sees an epoch's rows.

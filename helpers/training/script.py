@@ -28,7 +28,7 @@ from helpers.core.runs import RunDirectory
 from helpers.model.smollm2 import smollm2_folder
 from helpers.training.program import TRAINING, find_program, read_cells
 
-__all__ = ["copy_inputs", "make_script", "read_script", "write_script"]
+__all__ = ["copy_inputs", "read_script", "write_script"]
 
 _SCRIPT = "train.py"
 """The script's name in a run directory."""

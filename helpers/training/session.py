@@ -25,15 +25,7 @@ from helpers.training.checkpoints import step_folders
 from helpers.training.persist import connect_drive, disconnect_drive, keep_result, prepare_persist
 from helpers.training.tracking import require_tracker
 
-__all__ = [
-    "configure",
-    "configure_notebook",
-    "finish_run",
-    "record_data",
-    "resolve_preset",
-    "start_run",
-    "watch_cells",
-]
+__all__ = ["configure_notebook", "finish_run", "record_data", "resolve_preset", "start_run", "watch_cells"]
 
 
 def resolve_preset(preset: str) -> str:

@@ -29,15 +29,7 @@ if TYPE_CHECKING:
 
     from helpers.training.callbacks import Checkpoints, TrainingRecord
 
-__all__ = [
-    "check_trainer",
-    "count_steps",
-    "fast_training",
-    "peak_memory",
-    "reset_peak_memory",
-    "synchronize",
-    "training_mode",
-]
+__all__ = ["check_trainer", "count_steps", "fast_training", "training_mode"]
 
 
 def check_trainer(trainer: Any, config: RunConfig, checked: Dataset) -> dict[str, Any]:

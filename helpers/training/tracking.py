@@ -20,8 +20,6 @@ from helpers.core.runs import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PACKAGES", "require_tracker", "track_configuration", "tracking_arguments"]
-
 _PROJECT = "mistral-qlora-notebooks"
 """Under what name trackers group the runs; WANDB_PROJECT replaces it for wandb."""
 

@@ -17,7 +17,7 @@ from helpers.workshop.checks.memory import SIZES
 from helpers.workshop.checks.tokens import TOKENS
 from helpers.core.settings import nearest
 
-__all__ = ["CHECKS", "Verdict", "check"]
+__all__ = ["check"]
 
 CHECKS: dict[str, Check] = {**TOKENS, **SIZES, **LEARNING, **JUDGING}
 """Every check by its exercise's name, in the order of the workshop."""

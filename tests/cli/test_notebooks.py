@@ -15,14 +15,8 @@ from small_notebooks import PARAMETERS, write_notebook
 
 from helpers.cli import notebooks
 from helpers.cli.execution import _check_all_ran, executed_text
-from helpers.cli.notebooks import (
-    CellError,
-    _open_folder,
-    check_parameters,
-    find_notebook,
-    read_parameters,
-    run_notebook,
-)
+from helpers.cli.notebooks import CellError, _open_folder, check_parameters, find_notebook, run_notebook
+from helpers.cli.parameters import read_parameters
 from helpers.core.errors import ConfigError, RunError, StackError
 from helpers.core.files import write_json
 from helpers.core.lock import hold_lock, release_lock

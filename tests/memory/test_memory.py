@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.core.errors import ConfigError
 from helpers.core.text import format_bytes
-from helpers.memory.predict import (
-    CALIBRATION,
-    GIB,
-    MISTRAL_7B,
-    SMOLLM2_135M,
-    ModelShape,
-    loss_rows,
-    predict_peak,
-    shape_of,
-)
+from helpers.memory.predict import CALIBRATION, GIB, loss_rows, predict_peak
+from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of
 
 CONFIG = {
     "hidden_size": 4096,

@@ -31,7 +31,8 @@ from helpers.memory.plan import (
     preflight_memory,
     shape_for,
 )
-from helpers.memory.predict import GIB, MISTRAL_7B, SMOLLM2_135M, ModelShape, predict_peak
+from helpers.memory.predict import GIB, predict_peak
+from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape
 from helpers.model.patches import UNSLOTH_TESTED, attention
 from helpers.model.patches.attention import choose_attention
 from helpers.runtime.calibration import Calibration

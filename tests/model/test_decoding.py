@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from helpers.core.errors import StackError, TemplateError
-from helpers.model.decoding import DecodePlan, answers, fast_generate, plan_decoding
+from helpers.model.decoding import DecodePlan, answers, fast_generate
 from helpers.model.decoding.engine import DecoderSession, Schedule, row_length
 from helpers.model.decoding.forward import decoder_math
-from helpers.model.decoding.support import unsupported
+from helpers.model.decoding.support import plan_decoding, unsupported
 from helpers.model.decoding.weights import DecoderWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

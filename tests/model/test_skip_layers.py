@@ -14,7 +14,8 @@ from sources import definitions, module_tree
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError
 from helpers.core.runs import RunDirectory
-from helpers.memory.predict import LOSS_BYTES, MISTRAL_7B, SMOLLM2_135M, ModelShape, loss_rows
+from helpers.memory.predict import LOSS_BYTES, loss_rows
+from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape
 from helpers.model.load import TARGET_MODULES
 from helpers.runtime.hardware import Gpu
 from helpers.training.machine import fit_layout

@@ -13,7 +13,7 @@ from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import RunDirectory
 from helpers.memory import plan as planner
-from helpers.memory.predict import ModelShape
+from helpers.memory.shapes import ModelShape
 from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
 from helpers.runtime.hardware import SPLIT, Gpu, held_bytes, loader_options, own_cards, split_share

@@ -303,7 +303,8 @@ check("qlora-memory", answer)
 
 # %%
 from helpers.core.text import format_bytes
-from helpers.memory.predict import MISTRAL_7B, predict_peak
+from helpers.memory.predict import predict_peak
+from helpers.memory.shapes import MISTRAL_7B
 
 for length in (512, 1024, 2048, 4096):
     peak = predict_peak(MISTRAL_7B, rank=16, batch_size=2, seq_length=length)

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from helpers.evaluation.records import Prompt
 
-__all__ = ["Neighbour", "describe_leakage", "nearest_examples"]
+__all__ = ["describe_leakage", "nearest_examples"]
 
 _NEAR = 0.5
 """From this share on, a prompt counts as nearly the same as a training example."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import CHRF
 
-__all__ = ["chrf", "chrf_signature", "rouge_l"]
+__all__ = ["chrf_signature"]
 
 
 @functools.cache

@@ -31,16 +31,6 @@ from helpers.evaluation.records import Answer, Comparison, Prompt, ReferenceScor
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "METRICS",
-    "Metric",
-    "estimate_difference",
-    "means_by_arm",
-    "paired_differences",
-    "score_table",
-    "scores_by_answer",
-]
-
 _FINISH_REASONS = ("eos", "stop", "length")
 
 _Record = TypeVar("_Record", Answer, ReferenceScore)

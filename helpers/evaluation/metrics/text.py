@@ -9,18 +9,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = [
-    "ListItems",
-    "asked_items",
-    "count_words",
-    "echoes_prompt",
-    "is_empty",
-    "list_items",
-    "looks_like_refusal",
-    "repetition",
-    "template_leaks",
-]
-
 _BULLET = re.compile(r"(?P<indent>[ \t]*)[-*+\u2022\u2013] +(?P<rest>.*)")
 _NUMBERED = re.compile(r"(?P<indent>[ \t]*)(?:#{1,6} +)?(?:\*\*|__)?\(?\d{1,3}[.)](?:\*\*|__)? +(?P<rest>.*)")
 _LEAKS = re.compile(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ShiftedToken", "describe_shift", "shift_counts", "shift_of"]
+__all__ = ["describe_shift"]
 
 _SHIFTS = ("unshifted", "marginal", "shifted")
 """Rank 1, ranks 2 and 3, all others."""

@@ -17,8 +17,6 @@ from helpers.evaluation.metrics.table import scores_by_answer
 from helpers.evaluation.overview import Overview
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt
 
-__all__ = ["Span", "WordDiff", "badges", "prompt_cards", "word_diff"]
-
 _REPEATS = 0.2  # share of repeated 4-grams from which an answer is called repetitive
 _SIMILAR = 0.2  # largest difference in words, over the words of the longer answer, of a length-matched pair
 _MOST_PAIRS = 60_000  # equal words, one in each answer; difflib is slow on answers that repeat themselves

@@ -30,7 +30,7 @@ from helpers.evaluation.votes.tally import Reveal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_all", "draw_differences", "draw_ladder", "draw_lengths", "draw_shift", "lay_out"]
+__all__ = ["draw_all", "draw_shift"]
 
 _COLUMNS, _LINES = 40, 18  # characters in a line of the token picture, and lines, that a phone can show
 _VOTES = {"win": 1.0, "tie": 0.0, "loss": -1.0}

@@ -21,8 +21,6 @@ from helpers.evaluation.pages import render_page, write_page
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.report.cards import prompt_cards
 
-__all__ = ["FEWEST_FOR_INTERVAL", "measure_rows", "ordered_arms", "write_report"]
-
 FEWEST_FOR_INTERVAL = 6
 """Rows below which no interval is shown: it would be too wide to mean anything."""
 

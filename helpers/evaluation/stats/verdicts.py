@@ -13,8 +13,6 @@ from helpers.core.paired import Estimate
 from helpers.core.text import format_number
 from helpers.evaluation.stats.votes import wilson_interval, wins_needed
 
-__all__ = ["Verdict", "interval_text", "judge_likelihood", "judge_other_task", "judge_votes"]
-
 _LOSS_MARGIN = 0.05
 """Nats a token; what was not trained on counts as kept if its NLL rose by less than this."""
 

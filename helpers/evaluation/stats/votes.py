@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 from helpers.core.errors import EvaluationError
 
-__all__ = ["krippendorff_alpha", "same_vote_share", "wilson_interval", "wins_needed"]
-
 
 def wins_needed(votes: int) -> int | None:
     """Return the fewest wins that coin tosses give in fewer than 5 of 100 (two-sided exact sign test).

@@ -19,19 +19,6 @@ from helpers.core.text import visible
 from helpers.evaluation.pages import embed_json, render_page, write_page
 from helpers.evaluation.records import Comparison, Prompt
 
-__all__ = [
-    "CRITERIA",
-    "BlindItem",
-    "KeyItem",
-    "Vote",
-    "VoteKey",
-    "blind_items",
-    "read_key",
-    "read_votes",
-    "write_key",
-    "write_vote_page",
-]
-
 _CHOICES = ("a", "b", "tie", "both_bad")
 CRITERIA = {
     "concrete": "Which names concrete and plausible applications?",

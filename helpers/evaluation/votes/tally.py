@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from helpers.core.errors import EvaluationError
 from helpers.evaluation.votes.ballot import CRITERIA, Vote, VoteKey
 
-__all__ = ["Ballot", "Reveal", "Tally", "TickShare", "reveal"]
-
 _OUTCOMES = {1: "win", 0: "tie", -1: "loss"}
 
 

@@ -21,7 +21,7 @@ from helpers.evaluation.votes.ballot import (
 )
 from helpers.evaluation.votes.tally import Reveal, reveal
 
-__all__ = ["check_votes", "count_votes", "describe_votes", "prepare_vote", "warn_of_cut_pairs"]
+__all__ = ["count_votes", "describe_votes", "prepare_vote", "warn_of_cut_pairs"]
 
 _MOST_PAIRS = 24
 """Different pairs on the voting page, at most: half an hour's reading."""

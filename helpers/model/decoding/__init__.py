@@ -12,15 +12,6 @@ from helpers.model.decoding.answers import (
     generate,
     stream,
 )
-from helpers.model.decoding.support import DecodePlan, plan_decoding
+from helpers.model.decoding.support import DecodePlan
 
-__all__ = [
-    "DecodePlan",
-    "GeneratedAnswer",
-    "choose_plan",
-    "encode_prompts",
-    "fast_generate",
-    "generate",
-    "plan_decoding",
-    "stream",
-]
+__all__ = ["DecodePlan", "GeneratedAnswer", "choose_plan", "encode_prompts", "fast_generate", "generate", "stream"]

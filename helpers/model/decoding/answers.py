@@ -28,8 +28,6 @@ from helpers.model.load import free_memory
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["GeneratedAnswer", "choose_plan", "encode_prompts", "fast_generate", "generate", "stream"]
-
 
 @dataclass(frozen=True)
 class GeneratedAnswer:

@@ -14,7 +14,7 @@ from typing import Any
 from helpers.model.decoding.support import DecoderShape
 from helpers.model.decoding.weights import DecoderWeights, LayerWeights
 
-__all__ = ["decoder_math", "embed", "finish", "next_tokens", "project", "repeat_heads", "rope_tables"]
+__all__ = ["decoder_math"]
 
 
 @contextmanager

@@ -10,20 +10,6 @@ from helpers.core.choice import Choice
 from helpers.core.errors import StackError
 from helpers.core.text import format_bytes
 
-__all__ = [
-    "SIMPLE_BATCH",
-    "DecodePlan",
-    "DecoderShape",
-    "active_adapters",
-    "cache_bytes",
-    "causal_model",
-    "copied_parameters",
-    "has_adapter",
-    "plan_decoding",
-    "read_shape",
-    "unsupported",
-]
-
 _BATCH = 128
 """Prompts side by side, where memory allows: a step reads all weights once, for however many rows."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from helpers.core.errors import StackError
 from helpers.model.decoding.support import active_adapters, causal_model, has_adapter, read_shape, unsupported
 
-__all__ = ["DecoderWeights", "LayerWeights"]
+__all__ = ["DecoderWeights"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
 """Changes to the libraries' speed or quirks, each guarded by versions."""
 
-__all__ = ["UNSLOTH_TESTED"]
-
 UNSLOTH_TESTED = "2026.10.9"
 """The only version of unsloth that these changes are known to work with; with others each leaves things as they are."""

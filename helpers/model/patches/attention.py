@@ -20,13 +20,7 @@ from helpers.model.patches import UNSLOTH_TESTED
 from helpers.runtime.hardware import find_gpu, xformers_torch
 from helpers.runtime.lockfile import installed_versions
 
-__all__ = [
-    "choose_attention",
-    "enable_varlen",
-    "flash_varlen",
-    "installed_attention",
-    "loaded_attention",
-]
+__all__ = ["enable_varlen", "flash_varlen", "installed_attention", "loaded_attention"]
 
 DISPATCH = "unsloth.utils.attention_dispatch"
 """The module in which Unsloth chooses a kernel for each batch."""

@@ -27,15 +27,7 @@ from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recordi
 from helpers.runtime.hardware import Gpu, split_share
 from helpers.runtime.lockfile import installed_version
 
-__all__ = [
-    "MOST_TOKENS",
-    "GraphedLayers",
-    "card_peak",
-    "choose_graphs",
-    "decoder_layers",
-    "host_lengths",
-    "recorded_size",
-]
+__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "choose_graphs", "decoder_layers", "recorded_size"]
 
 
 _VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = ["Buffers", "GraphRecording", "Recording", "Weights", "activation_bytes"]
+__all__ = ["GraphRecording"]
 
 _LayerCall = Callable[[Any, dict[str, Any]], Any]
 """Runs all layers: (hidden states, named arguments of a layer) -> hidden states."""

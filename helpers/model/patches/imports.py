@@ -22,8 +22,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-__all__ = ["leave_alone", "long_lived", "sft_alone"]
-
 MODULE, EACH, ALL = "unsloth.models.rl", "_patch_trl_rl_trainers", "patch_trl_rl_trainers"
 
 _FEW = 2_000

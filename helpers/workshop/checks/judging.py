@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from helpers.workshop.checks.kinds import COUNTS, NUMBER, NUMBERS, WHOLE, Check, near, same
 
-__all__ = ["JUDGING"]
-
 _LEAKED = {1, 4, 6}
 """Held-out rows that also stand among the training rows, from 0."""
 

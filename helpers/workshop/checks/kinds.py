@@ -10,22 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "COUNTS",
-    "GROUPS",
-    "MATCHES",
-    "MATRIX",
-    "NUMBER",
-    "NUMBERS",
-    "TEXT",
-    "WHOLE",
-    "Check",
-    "Kind",
-    "matching",
-    "near",
-    "same",
-]
-
 _LARGEST = 1e300
 """Numbers from here on cannot be calculated with."""
 

@@ -11,7 +11,7 @@ from helpers.core.errors import ConfigError
 from helpers.workshop.checks.kinds import MATCHES, NUMBER, WHOLE, Check, matching, near
 from helpers.core.settings import nearest
 
-__all__ = ["LEARNING", "recorded_run"]
+__all__ = ["recorded_run"]
 
 
 def recorded_run(name: str) -> dict[str, Any]:

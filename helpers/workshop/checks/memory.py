@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from helpers.workshop.checks.kinds import MATRIX, NUMBER, NUMBERS, WHOLE, Check, near, same
 
-__all__ = ["SIZES"]
-
 SIZES: dict[str, Check] = {
     "lora-size": Check(
         WHOLE,

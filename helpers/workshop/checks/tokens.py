@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from helpers.workshop.checks.kinds import COUNTS, GROUPS, MATCHES, NUMBER, TEXT, Check, matching, near, same
 
-__all__ = ["TOKENS"]
-
 CONVERSATION = "<s>[INST] Be brief.\n\nAdd 2 and 3.[/INST] 5</s>"
 """A system prompt, a question and its answer in Mistral's format."""
 
