@@ -11,8 +11,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := torch==2.13.0
-# Two workers, a file at a time each; in the files' own order, so that the longest does not come last.
-TESTS := -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers, a file at a time each; in the files' own order, so that the longest does not come last; the
+# plugin nbval, which takes a second to load, is for one test, which starts it in a process of its own.
+TESTS := -n 2 --dist loadfile --no-loadscope-reorder -p no:nbval
 
 # uv installs the same versions in a third of the time; it takes its indexes from the variables that pip reads, too.
 UV := $(shell command -v uv 2>/dev/null)

@@ -129,18 +129,21 @@ class TestEnding:
             yield process
             process.kill()
 
+    @pytest.mark.slow
     def test_a_termination_is_quiet(self, start):
         """SIGTERM ends it with status 143, no traceback of its own or of the kernel's."""
         start.send_signal(signal.SIGTERM)
         assert start.wait(timeout=60) == 143
         assert start.stderr.read() == ""
 
+    @pytest.mark.slow
     def test_a_closed_pipe_is_noticed_at_once(self, start):
         """Though the cell would print nothing for hours."""
         start.stdout.close()
         assert start.wait(timeout=60) == 143
         assert start.stderr.read() == ""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "Zo? - 5 -> ?"), ("latin-1", "Zo\u00eb - 5 -> ?")])
     def test_a_terminal_without_unicode_ends_no_run(self, tmp_path, encoding, shown):
         """What it cannot show is written in ASCII, or as a question mark."""
@@ -152,7 +155,7 @@ class TestEnding:
         assert shown in done.stdout.decode(encoding).splitlines()
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
-    @pytest.mark.parametrize("command", ["list", "run"])
+    @pytest.mark.parametrize("command", ["list", pytest.param("run", marks=pytest.mark.slow)])
     def test_a_full_disk_under_what_is_printed_is_said(self, tmp_path, command):
         """`... > log` on a full disk: one line on standard error, no traceback, and no kernel is left behind."""
         path = write_notebook(tmp_path / "a.ipynb", "# T", "print('x')")

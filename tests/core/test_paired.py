@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -201,6 +202,7 @@ def clustered(random, shape):
     return 0.8 * shared + 0.5 * normal(random, shape)
 
 
+@cache
 def experiments(draw, rows):
     """Return the estimates of simulated experiments whose true mean difference is zero."""
     draws = draw(np.random.default_rng(rows), (EXPERIMENTS, rows))
