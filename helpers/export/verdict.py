@@ -19,6 +19,8 @@ LIMITS = {
     "close": 2.0,  # the export lies within this many times what precision does
     "most_ratio": 0.4,  # nothing farther than this share of the adapter's effect is ever close
     "smallest_ratio": 0.02,  # a distance below this share of the adapter's effect is always close
+    "same_base": 0.1,  # a base whose logits are farther off than this share of their spread over the vocabulary ...
+    "base_noise": 8.0,  # ... and than this many times what precision does is another model
     "near_tie": 4.0,  # greedy answers may part where two tokens are within this many times precision's largest change
 }
 """Why these: two independent roundings of the same model lie one noise apart (measured for each verification), so a
@@ -99,6 +101,20 @@ class Verification:
         if self.passed is False:
             raise ExportError(self.name, "an export that is the tuned model", "FAIL", self.explanation)
         return self
+
+
+def judge_base(bare: Distance, reference: Reference) -> Check:
+    """Judge whether the fresh process found the base model that the adapter was trained on.
+
+    Args:
+        bare: From the base in memory to the one in the fresh process.
+    """
+    import torch
+
+    spread = torch.cat([logits.float() for logits in reference.base]).std(-1).mean().item()
+    same = bare.rms <= max(LIMITS["same_base"] * spread, LIMITS["base_noise"] * reference.noise.rms)
+    detail = f"Without the adapter, its logits are {bare.rms:.2g} from those in memory, which spread by {spread:.2g}"
+    return Check("base model", same, f"{detail}{'.' if same else ': the adapter belongs to another base.'}")
 
 
 def judge_distance(

@@ -21,7 +21,7 @@ from helpers.export.gain import GainKept, HeldOut
 from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
-from helpers.export.verdict import Verification, judge_answers, judge_distance, judge_tokenizer
+from helpers.export.verdict import Verification, judge_answers, judge_base, judge_distance, judge_tokenizer
 from helpers.model.distance import Check, Distance, add_distances, measure_distance
 from helpers.model.load import free_memory
 from helpers.model.scoring import RowScore
@@ -69,12 +69,15 @@ def verify_adapter(
     base = base or model.active_peft_config.base_model_name_or_path
     result, logits = _ask_stranger("adapter", folder, model, reference, base, heldout)
     bare = measure_distance(reference.base, logits["base"])
-    noise = max(bare.rms, reference.noise.rms), max(bare.largest, reference.noise.largest)
+    found = judge_base(bare, reference)
+    noise = reference.noise.rms, reference.noise.largest
+    if found.passed:  # another base says nothing of precision
+        noise = max(bare.rms, noise[0]), max(bare.largest, noise[1])
     stored = _compare_adapter(model, folder)
-    kept = _kept(result, heldout)
+    numbers = {"base_to_base_rms": bare.rms, "reference_noise_rms": reference.noise.rms, **_kept(result, heldout)}
     if heldout and base_16bit and base_16bit != base:
-        kept["gain_kept_16bit"] = _kept_on_16bit(model, folder, heldout, base_16bit, reference.precision)
-    return _judge(tokenizer, reference, result, logits["export"], noise, stored, folder, **kept)
+        numbers["gain_kept_16bit"] = _kept_on_16bit(model, folder, heldout, base_16bit, reference.precision)
+    return _judge(tokenizer, reference, result, logits["export"], noise, (stored, found), folder, **numbers)
 
 
 def verify_merged(
@@ -128,7 +131,7 @@ def verify_merged(
         result,
         logits["export"],
         add_distances(reference.noise, moved),
-        stored,
+        (stored,),
         folder,
         1.0 - report.expected_kept,
         **numbers,
@@ -206,12 +209,12 @@ def _judge(
     result: dict[str, Any],
     logits: list[Any],
     noise: tuple[float, float],
-    stored: Check,
+    own: tuple[Check, ...],
     folder: Path,
     lost: float = 0.0,
     **numbers: Any,
 ) -> Verification:
-    """Put all checks together and keep the verdict beside the export."""
+    """Put all checks together, `own` of this kind of export, and keep the verdict beside it."""
     tuned, base = measure_distance(reference.tuned, logits), measure_distance(reference.tuned, reference.base)
     export_base = measure_distance(reference.base, logits)
     checks, thresholds = judge_distance(tuned, base, export_base, noise, lost)
@@ -233,7 +236,7 @@ def _judge(
     faults = find_faults(folder)
     said = "; ".join(faults[:3]) if faults else "They hold what transformers 4.46 and PEFT 0.14 and newer read"
     files = Check("files for other readers", not faults, f"{said}.")
-    verification = Verification(kind, (fresh, rendered, files, stored, *checks, answers), numbers, thresholds)
+    verification = Verification(kind, (fresh, rendered, files, *own, *checks, answers), numbers, thresholds)
     if (folder / RECORD).is_file():
         record_export(folder, verification=verification.as_dict())
     return verification

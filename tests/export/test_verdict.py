@@ -47,7 +47,15 @@ class TestDistance:
             Check("far from the base", True, "It is 0.9 from the base, farther than from the tuned model."),
         ]
         assert limits == {**LIMITS, "largest_ratio": 0.02}
-        assert LIMITS == {"visible": 4, "close": 2, "most_ratio": 0.4, "smallest_ratio": 0.02, "near_tie": 4}
+        assert LIMITS == {
+            "visible": 4,
+            "close": 2,
+            "most_ratio": 0.4,
+            "smallest_ratio": 0.02,
+            "same_base": 0.1,
+            "base_noise": 8,
+            "near_tie": 4,
+        }
 
     @pytest.mark.parametrize(
         ("noise", "lost", "limit"),

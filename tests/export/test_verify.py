@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from tiny import build_mistral
 from tuned import Stranger, quantize_nf4, rewrite, tuned_mistral
 
 from helpers.core.errors import ExportError
@@ -222,6 +223,34 @@ def test_adapter_with_wrong_alpha_fails(tuned, reference, tmp_path, shared_proce
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
     assert "close to the tuned model" in failed(verify_adapter(*tuned, folder, reference=reference))
+
+
+def test_an_adapter_of_another_training_fails(tuned, reference, tiny_mistral, tmp_path, shared_process):
+    """Another adapter's file in the folder, of the same shapes, is not the tuned model."""
+    import torch
+
+    other, tokenizer = tuned_mistral(tiny_mistral)
+    for name, parameter in other.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    verification = verify_adapter(*tuned, save_adapter(other, tokenizer, tmp_path / "adapter"), reference=reference)
+    assert failed(verification) >= {"weights in the files", "close to the tuned model"}
+
+
+def test_an_adapter_on_another_base_fails(tuned, reference, tmp_path, shared_process):
+    """The right file on a base with other weights is not the tuned model, and not merely hard to tell from it."""
+    other = build_mistral(tmp_path / "other", seed=1)
+    folder = save_adapter(*tuned, tmp_path / "adapter")
+    verification = verify_adapter(*tuned, folder, reference=reference, base=str(other))
+    assert failed(verification) >= {"base model", "close to the tuned model"}
+    assert "another base" in verification.explanation
+
+
+def test_an_adapter_on_a_smaller_base_fails(tuned, reference, tmp_path, shared_process):
+    """PEFT only warns of matrices for blocks that the base lacks; the verdict does not."""
+    other = build_mistral(tmp_path / "other", layers=1)
+    folder = save_adapter(*tuned, tmp_path / "adapter")
+    assert "base model" in failed(verify_adapter(*tuned, folder, reference=reference, base=str(other)))
 
 
 def test_invisible_adapter_cannot_be_told(tiny_mistral, tmp_path, shared_process):
