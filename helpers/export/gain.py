@@ -12,7 +12,7 @@ from helpers.model.scoring import RowScore
 __all__ = ["gain_lines"]
 
 CLEARLY_LESS = 0.9
-"""An export whose whole interval lies below this share is said to have lost something."""
+"""An export whose whole interval, or share without one, lies below this is said to have lost something."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class GainKept:
     """The share of the tuned model's held-out gain that an export has.
 
     Args:
-        share: (NLL base - NLL export) / (NLL base - NLL tuned); None where there is no gain to keep.
-        low: Lower end of its 95 % interval, for the gain as it was measured; None without one.
+        share: (NLL base - NLL export) / (NLL base - NLL tuned); None unless the gain's own interval lies above 0.
+        low: Lower end of its 95 % interval, for the gain as it was measured; None without one, or where the rows cannot
+            bear a verdict on the gain.
         high: Upper end.
         gain: The mean of base minus tuned, in nats a token.
         rows: How many rows were scored.
@@ -62,13 +63,15 @@ class GainKept:
     def text(self) -> str:
         """The result as one line."""
         if self.share is None:
-            why = self.gain.why_no_verdict or "the gain's interval includes 0, or lies below it"
-            return f"Held-out gain kept: no gain to keep ({why})."
+            why = self.gain.why_no_interval and f"not known, because {self.gain.why_no_interval}"
+            return f"Held-out gain kept: {why or 'no gain to keep (its interval includes 0, or lies below it)'}."
         between = "" if self.low is None else f" (95 % interval {self.low:.1%} to {self.high:.1%})"
-        less = " Part of what was learned is missing." if (self.high or self.share) < CLEARLY_LESS else ""
+        doubt = self.gain.why_no_verdict and f", without an interval: {self.gain.why_no_verdict}"
+        most = self.share if self.high is None else self.high
+        less = " Part of what was learned is missing." if most < CLEARLY_LESS else ""
         return (
             f"Held-out gain kept: {self.share:.1%}{between} of {self.gain.mean:.3f} nats a token, "
-            f"{self.rows} rows.{less}"
+            f"{self.rows} rows{doubt}.{less}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,11 +100,11 @@ def share_of_gain_kept(
     gains = [a.mean() - b.mean() for a, b in zip(base, tuned, strict=True)]
     kept = [a.mean() - b.mean() for a, b in zip(base, export, strict=True)]
     gain = estimate(gains, sources)
-    if not gain.is_above(0):
+    if gain.low is None or gain.low <= 0:
         return GainKept(None, None, None, gain, len(gains))
     share = sum(kept) / sum(gains)
     rest = estimate([k - share * g for k, g in zip(kept, gains, strict=True)], sources)
-    if rest.low is None or rest.high is None:
+    if gain.why_no_verdict or rest.low is None or rest.high is None:
         return GainKept(share, None, None, gain, len(gains))
     return GainKept(share, share + rest.low / gain.mean, share + rest.high / gain.mean, gain, len(gains))
 
