@@ -63,31 +63,28 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(command=lambda options: _say(compare_runs(*map(read_run, options.names))))
 
 
-def read_runs(root: Path | None = None) -> list[_RunSummary]:
-    """Read all runs.
-
-    Args:
-        root: The folder that holds them; by default `helpers.core.runs.runs_root`.
-
-    Returns:
-        One summary a folder with a manifest, by name; a damaged one says so.
-    """
-    root = root or runs_root()
-    folders = sorted(path for path in root.iterdir() if (path / MANIFEST).exists()) if root.is_dir() else []
-    return [_read(RunDirectory(path)) for path in folders]
+def read_runs() -> list[_RunSummary]:
+    """Return a summary of each folder with a manifest, by name; a damaged one says so."""
+    return [_read(RunDirectory(path)) for path in _folders()]
 
 
-def read_run(name: str, root: Path | None = None) -> _RunSummary:
+def read_run(name: str) -> _RunSummary:
     """Read one run.
 
     Raises:
         RunError: There is no run of this name.
     """
-    root = root or runs_root()
-    known = sorted(path.name for path in root.iterdir() if (path / MANIFEST).exists()) if root.is_dir() else []
-    if name not in known:
-        raise RunError("NAME", f"a run in {root}", name, nearest(name, known) if known else "There are none.")
-    return _read(RunDirectory(root / name))
+    folders = {path.name: path for path in _folders()}
+    if name not in folders:
+        remedy = nearest(name, folders) if folders else "There are none."
+        raise RunError("NAME", f"a run in {runs_root()}", name, remedy)
+    return _read(RunDirectory(folders[name]))
+
+
+def _folders() -> list[Path]:
+    """Return the folders that hold a run, by name."""
+    root = runs_root()
+    return sorted(path for path in root.iterdir() if (path / MANIFEST).exists()) if root.is_dir() else []
 
 
 def list_runs(runs: Sequence[_RunSummary]) -> str:

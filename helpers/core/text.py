@@ -84,21 +84,18 @@ def format_number(
     return text.replace("-", MINUS) + (" %" if share else "") + (f" {unit}" if unit else "")
 
 
-def format_table(rows: Sequence[Sequence[Any]], head: Sequence[str] = (), *, numbers: Sequence[int] = ()) -> str:
+def format_table(rows: Sequence[Sequence[Any]]) -> str:
     """Return rows as a table for a terminal, columns two spaces apart.
 
     Args:
-        rows: Cells, of which line breaks stay.
-        numbers: Columns that stand flush right.
+        rows: Cells, of which line breaks stay; at least one row.
     """
     import tabulate
 
-    width = len(rows[0]) if rows else len(head)
-    align = ["right" if column in numbers else "left" for column in range(width)]
-    how: dict[str, Any] = {"colalign": align if rows else None, "disable_numparse": True}
+    how: dict[str, Any] = {"colalign": ["left"] * len(rows[0]), "disable_numparse": True}
     if tabulate.__version__ != "0.9.0":  # Colab's, which a notebook's first table meets; it strips cells
         how["preserve_whitespace"] = True
-    return tabulate.tabulate(rows, head, "plain", **how)
+    return tabulate.tabulate(rows, tablefmt="plain", **how)
 
 
 def _places(value: float) -> int:

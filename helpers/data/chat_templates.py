@@ -175,22 +175,6 @@ def masked_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return next((_mark(text, answer) for answer in _ANSWERS if answer in text), _MASKED % text)
 
 
-def needs_single_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether the template writes what was said before in another way once more is said.
-
-    Mistral's v3 format moves the system prompt to the last user message. An answer in the middle of a conversation with
-    a system prompt would then be trained on what it never sees in use: each answer has to become a row of its own
-    (`helpers.data.messages.learned_rows`).
-    """
-    talk = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B")]
-    messages = _messages(talk)
-    try:
-        whole = render(tokenizer, messages, answer_next=False)
-        return not all(whole.startswith(render(tokenizer, messages[:n], answer_next=True)) for n in (2, 4))
-    except TemplateError:
-        return True
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """The template of a model's family, and a token to fill rows up with.

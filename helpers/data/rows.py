@@ -379,8 +379,8 @@ def _draw(config: DataConfig, task: str, source: Source, seed: int, given: Colle
 def _apart(rows: list[Row], system_prompt: str) -> list[Row]:
     """Return conversations as rows that learn each of their answers; with a system prompt, one row for each answer.
 
-    So that all models learn the same, this does not depend on the template, though only some need it
-    (`helpers.data.chat_templates.needs_single_answers`).
+    Mistral's v3 template moves the system prompt to the last user message, so an answer in the middle would be trained
+    on what it never sees in use. That all models learn the same, this does not depend on the template.
     """
     apart = []
     for row in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,20 +114,18 @@ def row_labels(row: Mapping[str, Sequence[int]]) -> list[int]:
     return [token if learned else IGNORED for token, learned in both]
 
 
-def trainer_columns(rows: Dataset | Iterable[Mapping[str, Any]]) -> TokenColumns:
+def trainer_columns(rows: Dataset) -> TokenColumns:
     """Return the rows that a trainer holds as columns.
 
     Args:
-        rows: Its data set, or rows, with `input_ids` and `labels` or `completion_mask`.
+        rows: Its data set, with `input_ids` and `labels` or `completion_mask`.
 
     Raises:
         ContractError: A row has neither, or not as many of them as tokens.
     """
     import numpy as np
-    from datasets import Dataset
 
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
-    table = dataset.with_format("arrow")[:]
+    table = rows.with_format("arrow")[:]
     whole = [name for name in table.column_names if not table.column(name).null_count]
     source = next((name for name in ("labels", "completion_mask") if name in whole), None)
     if "input_ids" not in whole or source is None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from helpers.data.prompts import Example
 
 __all__ = ["Shown", "plot_categories", "plot_lengths", "plot_losses", "show_mask", "show_table"]
 
@@ -91,19 +90,6 @@ def show_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, limit: 
     body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{escape(c)}</td>' for c in line) + "</tr>" for line in lines)
     html = f'<div style="{_SCROLL}"><table style="border-collapse:collapse"><tr>{html_head}</tr>{body}</table></div>'
     return Shown(html, _plain_table(head, lines))
-
-
-def show_conversation(example: Example) -> Shown:
-    """Show an example's messages, the one to be learned marked."""
-    blocks, lines = [], []
-    for message in example.messages():
-        learned = message["role"] == "assistant"
-        note = "learned" if learned else "given"
-        style = f"border-left:4px solid {LEARNED if learned else NEITHER};{_BLOCK}"
-        head = f"<b>{escape(message['role'])}</b> <small>({note})</small>"
-        blocks.append(f'<div style="{style}">{head}\n{escape(visible(message["content"]))}</div>')
-        lines.append(f"[{message['role']}, {note}]\n{visible(message['content'])}")
-    return Shown("".join(blocks), "\n\n".join(lines))
 
 
 def show_mask(row: Mapping[str, Any], tokenizer: Any) -> Shown:

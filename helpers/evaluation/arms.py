@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -188,21 +188,29 @@ class Writer:
         chats = {"prompt": [prompt], "completion": [[{"role": "assistant", "content": answer}]]}
         return {name: rows[0] for name, rows in tokenize_chats(chats, self.tokenizer_of(arm)).items()}
 
-    def scorable(self, questions: Sequence[Question], arms: Sequence[Arm]) -> tuple[list[Question], dict[str, int]]:
-        """Leave out questions that spell control tokens, or whose answers do not fit for some arm.
+    def scorable(
+        self, questions: Sequence[Question], arms: Sequence[Arm]
+    ) -> tuple[list[tuple[Question, list[dict[str, list[int]]]]], dict[str, int]]:
+        """Tokenize questions with their references, but for those that spell control tokens or do not fit for some arm.
 
         Returns:
-            The others, and how many were left out by reason.
+            Each question with its rows, one an arm; and how many questions were left out, by reason.
         """
         texts = [f"{each.prompt.text}\n{each.prompt.reference}" for each in questions]
         control = {place for place, _ in find_control_text(texts, self.tokenizer)}
         others = [question for place, question in enumerate(questions) if place not in control]
-        kept = [question for question in others if all(self._fits(question, arm) for arm in arms)]
+        rows = ((question, list(self._rows_that_fit(question, arms))) for question in others)
+        kept = [(question, found) for question, found in rows if len(found) == len(arms)]
         left_out = {"control tokens in the text": len(control), "too long": len(others) - len(kept)}
         return kept, {reason: count for reason, count in left_out.items() if count}
 
-    def _fits(self, question: Question, arm: Arm) -> bool:
-        return len(self.with_answer(question, arm, question.prompt.reference or "")["input_ids"]) <= self.room
+    def _rows_that_fit(self, question: Question, arms: Sequence[Arm]) -> Iterator[dict[str, list[int]]]:
+        """Yield a question with its reference as each arm reads it, up to the first that is too long."""
+        for arm in arms:
+            row = self.with_answer(question, arm, question.prompt.reference or "")
+            if len(row["input_ids"]) > self.room:
+                return
+            yield row
 
 
 def cut_at_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -269,11 +269,10 @@ def score_references(
     """
     kept, left_out = bench.writer.scorable([each for each in questions if each.prompt.reference is not None], arms)
     scores: list[ReferenceScore] = []
-    for arm in arms:
-        rows = [bench.writer.with_answer(question, arm, question.prompt.reference or "") for question in kept]
+    for number, arm in enumerate(arms):
         with bench.playing(arm):
-            found = score_rows(bench.model, rows)
-        for question, score in zip(kept, found, strict=True):
+            found = score_rows(bench.model, [rows[number] for _, rows in kept])
+        for (question, _), score in zip(kept, found, strict=True):
             size = len((question.prompt.reference or "").encode())
             scores.append(ReferenceScore(question.prompt.id, arm.name, score.nll, score.eos_nll, score.tokens, size))
         report(f"{arm.label}: {len(kept)} good answers scored")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from helpers.core.errors import EvaluationError
@@ -21,15 +20,15 @@ _POWER = 0.8
 _QUANTILES = (1.959964, 0.841621)  # of the normal distribution: 95 % confidence, 80 % power
 
 
-def wins_table(votes: Sequence[int] = (5, 6, 10, 20, 30, 50, 100)) -> list[dict[str, Any]]:
+def wins_table() -> list[dict[str, Any]]:
     """Show how many wins among decided votes coin tosses rarely give.
 
     Example:
-        >>> wins_table((5, 10))[1]
+        >>> wins_table()[2]
         {'decided votes': 10, 'wins needed': 9, 'that is': '90 %'}
     """
     rows = []
-    for count in votes:
+    for count in (5, 6, 10, 20, 30, 50, 100):
         needed = wins_needed(count)
         share = "not even all" if needed is None else format_number(needed / count, share=True)
         rows.append({"decided votes": count, "wins needed": "-" if needed is None else needed, "that is": share})

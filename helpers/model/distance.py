@@ -87,7 +87,7 @@ def add_distances(first: Distance, second: Distance) -> tuple[float, float]:
 
 
 @contextmanager
-def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
+def jitter_activations(model: Any) -> Iterator[None]:
     """Move one in twelve of the embedded tokens' numbers by one step of their type.
 
     Everything after it is then rounded anew, so that the change of the logits shows what the arithmetic's precision
@@ -99,7 +99,7 @@ def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
     import torch
 
     device = model.get_input_embeddings().weight.device
-    generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+    generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(0)
 
     def move(module: Any, inputs: Any, output: Any) -> Any:
         return _move_steps(output, generator, 0)
@@ -112,7 +112,7 @@ def jitter_activations(model: Any, *, seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[None]:
+def jitter_weights(stored: str, vocabulary: int) -> Iterator[None]:
     """Move one in twelve of all linear layers' weights by one step of the type they are stored in.
 
     Done while the layer computes, so that it also works for weights that wait on the disk or in main memory.
@@ -129,7 +129,7 @@ def jitter_weights(stored: str, vocabulary: int, *, seed: int = 0) -> Iterator[N
 
     def linear(x: Any, weight: Any, bias: Any = None) -> Any:
         if weight.device not in generators:
-            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
+            generators[weight.device] = torch.Generator(weight.device).manual_seed(0)
         skip = weight.shape[0] == vocabulary or not weight.is_floating_point()
         return original(
             x, weight if skip else _move_steps(weight, generators[weight.device], _MANTISSA_BITS[stored]), bias

@@ -311,7 +311,6 @@ class Stack:
 def install_plan(
     installed: Mapping[str, str],
     lock: Sequence[Pin],
-    frozen: Collection[str] = FROZEN,
     python: str | None = None,
     needed: Collection[str] = NEEDED,
     *,
@@ -331,7 +330,6 @@ def install_plan(
     imported already, and the runtime's other packages were tested with the version that it has.
 
     Args:
-        frozen: Patterns of names that are never touched.
         python: Version of the runtime's Python, such as "3.13"; None is the running one.
         needed: Names that the notebooks import. Those in `STACK` must be at their pin.
         waivers: Requirements that are not followed.
@@ -346,7 +344,7 @@ def install_plan(
         ('trl==1.15.0',)
     """
     pins = {pin.name: pin.version for pin in lock if pin.applies(python)}
-    stack = Stack(dict(installed), {w.name: w for w in waivers}, requires, python, frozen)
+    stack = Stack(dict(installed), {w.name: w for w in waivers}, requires, python, FROZEN)
 
     def take(name: str) -> bool:
         """Bring a package to its pin; False when that is not allowed or already so."""

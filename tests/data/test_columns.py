@@ -21,11 +21,11 @@ LABELLED = [{"input_ids": row["input_ids"], "labels": row_labels(row)} for row i
 
 
 class TestColumns:
-    """Values and lengths, from a data set and from single rows."""
+    """Values and lengths, from a data set."""
 
     def test_masks_and_labels_say_the_same(self):
-        """From a data set or from rows; a label is the token where it is learned, and -100 elsewhere."""
-        for given in (ROWS, list(ROWS), LABELLED, Dataset.from_list(LABELLED)):
+        """A label is the token where it is learned, and -100 elsewhere."""
+        for given in (ROWS, Dataset.from_list(LABELLED)):
             found = trainer_columns(given)
             assert found.input_ids.tolist() == [1, 5, 6, 2, 1, 70000, 2, 1, 5, 2]
             assert found.labels.tolist() == [-100, -100, 6, 2, -100, 70000, 2, -100, -100, 2]
@@ -63,12 +63,12 @@ class TestColumns:
     def test_labels_come_before_a_mask(self):
         """Where a row has both."""
         row = {"input_ids": [1, 5, 2], "labels": [IGNORED, IGNORED, 2], "completion_mask": [1, 1, 1]}
-        assert trainer_columns([row]).learned().tolist() == [2]
+        assert trainer_columns(Dataset.from_list([row])).learned().tolist() == [2]
 
     def test_rows_are_told_apart(self):
         """By their ids and by their labels."""
         other = {"input_ids": [1, 5, 6, 2], "completion_mask": [0, 1, 1, 1]}
-        found = trainer_columns([*ROWS, ROWS[0], other]).rows()
+        found = trainer_columns(Dataset.from_list([*ROWS, ROWS[0], other])).rows()
         assert found[0] == found[3] != found[4]
         assert found[0][0] == found[4][0]
         assert len(set(found)) == 4
@@ -76,15 +76,15 @@ class TestColumns:
     def test_other_numbers_of_labels_are_an_error(self):
         """A label for each token, or the rows cannot be compared."""
         with pytest.raises(ContractError, match="as many labels as tokens"):
-            trainer_columns([{"input_ids": [1, 5, 2], "labels": [IGNORED, 2]}])
+            trainer_columns(Dataset.from_list([{"input_ids": [1, 5, 2], "labels": [IGNORED, 2]}]))
 
     def test_labels_that_a_row_lacks_are_an_error(self):
         """One row without is enough; where a mask says the same, the mask counts."""
         rows = [{"input_ids": [1, 5, 2], "labels": [IGNORED, IGNORED, 2]}, {"input_ids": [1, 2], "labels": None}]
         with pytest.raises(ContractError, match="rows with labels or a completion mask"):
-            trainer_columns(rows)
+            trainer_columns(Dataset.from_list(rows))
         masked = [{**row, "completion_mask": [0] * (len(row["input_ids"]) - 1) + [1]} for row in rows]
-        assert trainer_columns(masked).labels.tolist() == [IGNORED, IGNORED, 2, IGNORED, 2]
+        assert trainer_columns(Dataset.from_list(masked)).labels.tolist() == [IGNORED, IGNORED, 2, IGNORED, 2]
 
     def test_no_rows_are_no_columns(self):
         """An empty table has columns without values."""

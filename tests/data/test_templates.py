@@ -19,7 +19,6 @@ from helpers.data.chat_templates import (
     find_control_text,
     install_template,
     masked_template,
-    needs_single_answers,
     refuse_control_text,
     render,
     template_sha256,
@@ -286,8 +285,10 @@ class TestMasks:
 
     def test_only_mistral_s_v3_needs_answers_apart(self, mistral_tokenizer):
         """With a system prompt, its earlier turns are written in another way once more is said."""
-        assert needs_single_answers(mistral_tokenizer)
-        assert not needs_single_answers(chatml_tokenizer())
+        said = messages_of([("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R")])
+        for tokenizer, stays in ((mistral_tokenizer, False), (chatml_tokenizer(), True)):
+            first, both = (render(tokenizer, said[:n], answer_next=True) for n in (2, 4))
+            assert both.startswith(first) is stays
 
 
 class TestOwnTemplates:

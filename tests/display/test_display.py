@@ -12,7 +12,6 @@ from helpers.display.tables import (
     plot_categories,
     plot_lengths,
     plot_losses,
-    show_conversation,
     show_mask,
     show_table,
 )
@@ -76,22 +75,6 @@ class TestTables:
     def test_nothing_is_said_to_be_empty(self, rows):
         """An empty table is no error."""
         assert repr(show_table(rows)) == "(empty)"
-
-
-class TestConversation:
-    """A training example's messages."""
-
-    def test_plain_text(self):
-        """Each message has its role, and whether it is learned."""
-        assert repr(show_conversation(example())) == (
-            "[system, given]\nBe.\n\n[user, given]\nHi\n\n[assistant, learned]\nYo"
-        )
-
-    def test_html_is_escaped(self):
-        """Messages that look like HTML are shown, not run."""
-        html = show_conversation(example(HOSTILE, HOSTILE))._repr_html_()
-        assert "<script" not in html
-        assert html.count("&lt;script&gt;") == 2
 
 
 class TestMask:

@@ -127,18 +127,18 @@ def list_items(text: str) -> ListItems:
     return ListItems(len(numbered) + len(bulleted), sum(indent < margin + 2 for indent in leading))
 
 
-def repetition(text: str, size: int = 4) -> float:
+def repetition(text: str) -> float:
     """rep-4: 1 - unique / total 4-grams of lower-cased words (Welleck et al., arXiv 1908.04319).
 
     Returns:
-        A share: 0 without any repetition (or with fewer words than `size`), near 1 for an answer that loops.
+        A share: 0 without any repetition (or with fewer than four words), near 1 for an answer that loops.
 
     Example:
         >>> repetition("a b c d a b c d")
         0.19999999999999996
     """
     words = text.lower().split()
-    grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+    grams = [tuple(words[start : start + 4]) for start in range(len(words) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 

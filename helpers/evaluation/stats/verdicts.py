@@ -48,7 +48,7 @@ def interval_text(found: Estimate, unit: str = "") -> str:
     rows = f"{found.rows} row" + "s" * (found.rows != 1)
     if found.sources != found.rows:
         rows += f" from {found.sources} sources"
-    text = " ".join(part for part in (format_number(found.mean, sign=True), unit) if part)
+    text = format_number(found.mean, sign=True, unit=unit)
     if found.low is None:
         return f"{text} ({rows}, no interval: {found.why_no_interval})"
     ends = f"{format_number(found.low, sign=True)} to {format_number(found.high, sign=True)}"

@@ -39,10 +39,9 @@ class DecoderSession:
     Args:
         weights: The model; its arm may be changed between answers.
         length: Slots of a row, in tokens, a multiple of `_BUCKET`: prompt and answer together.
-        graphs: Whether to capture steps as CUDA graphs; off on a CPU in any case.
     """
 
-    def __init__(self, weights: DecoderWeights, rows: int, length: int, *, graphs: bool = True) -> None:
+    def __init__(self, weights: DecoderWeights, rows: int, length: int) -> None:
         import torch
 
         shape, device, dtype = weights.shape, weights.embed.device, weights.embed.dtype
@@ -56,7 +55,7 @@ class DecoderSession:
         self.history = torch.zeros(_ROUND, rows, dtype=torch.long, device=device)
         self.slots = torch.arange(length, device=device)
         self.cos, self.sin = rope_tables(shape, self.slots, dtype)
-        self.graphs = graphs and device.type == "cuda"
+        self.graphs = device.type == "cuda"  # whether steps are captured
         self._captured: dict[int, Any] = {}
         self._stream: Any = torch.cuda.Stream() if self.graphs else None
         self._pool = torch.cuda.graph_pool_handle() if self.graphs else None

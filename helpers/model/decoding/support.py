@@ -58,7 +58,6 @@ def plan_decoding(
     free_bytes: int | None,
     prompts: int,
     max_new_tokens: int,
-    batch: int = _BATCH,
     *,
     row_bytes: int = 0,
     weight_bytes: int = 2,
@@ -68,7 +67,6 @@ def plan_decoding(
 
     Args:
         free_bytes: Free memory of the GPU, beside the loaded model; None without a GPU.
-        batch: Most prompts side by side.
         row_bytes: Cache of one prompt and its answer.
         weight_bytes: Bytes of a copied weight.
         arms: How often all prompts are answered.
@@ -87,7 +85,7 @@ def plan_decoding(
         reason = f"its {steps} steps are done sooner than the weights are unpacked and the steps captured"
         return DecodePlan("simple", f"the ordinary loop, because {reason}", SIMPLE_BATCH)
     room = free_bytes - parameters * weight_bytes - _RESERVE_BYTES
-    rows = max(1, min(batch, prompts))
+    rows = max(1, min(_BATCH, prompts))
     while rows > 1 and rows * row_bytes > room:
         rows //= 2
     weights, cache = parameters * weight_bytes, rows * row_bytes
