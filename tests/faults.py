@@ -12,6 +12,8 @@ import random
 import signal
 from pathlib import Path
 
+from refusing import refuse_writes
+
 SMALL = {
     "max_steps": 8, "num_epochs": 10.0, "train_rows": 14, "heldout_rows": 4, "batch_size": 2, "eval_steps": 4,
     "gradient_accumulation": 2, "save_steps": 3, "lora_rank": 4, "lora_dropout": 0.1, "max_seq_length": 256,
@@ -83,7 +85,7 @@ def strike(fault):
         yield
         return
     arguments = {k: v for k, v in fault.items() if k != "do"}
-    faults = (kill_at_file, kill_at_step, count_files, fill_at_file, break_loss, fail_step)
+    faults = (kill_at_file, kill_at_step, count_files, fill_at_file, refuse_at_file, break_loss, fail_step)
     with next(each for each in faults if each.__name__ == fault["do"])(**arguments):
         yield
 
@@ -109,6 +111,18 @@ def fill_at_file(*, name, filler):
     """Fill the disk once a file was written whose path ends so."""
     with _touching(lambda count, path: _fill(filler) if str(path).endswith(name) else None):
         yield
+
+
+@contextlib.contextmanager
+def refuse_at_file(*, name, number):
+    """Let the kernel refuse all writes with an error once a file was written whose path ends so."""
+    fillers = []
+    with _touching(lambda count, path: fillers.extend(refuse_writes(number)) if str(path).endswith(name) else None):
+        try:
+            yield
+        finally:
+            for each in fillers:  # what the process then writes of its end has a lower number
+                os.close(each)
 
 
 def _fill(filler):

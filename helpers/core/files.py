@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,6 +43,9 @@ _REFUSALS = {
 }
 """What a disk answers that is full, cannot be written, or has a file where a folder should be."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Those that no reading meets."""
+
 _WRAPPED = {
     "No space left on device": "No space left on device",  # safetensors and tokenizers keep only the system's words
     "os error 28": "No space left on device",
@@ -53,8 +57,9 @@ _WRAPPED = {
     "unexpected pos": "a file was cut short",  # the same, while it closes the file
     "basic_ios::clear": "a file was cut short",  # the same of a file so small that nothing was written before
     "ios_base::clear": "a file was cut short",  # on macOS
+    r"\d requested and \d+ written": "a file was cut short",  # numpy's tofile, which writes GGUF files
 }
-"""Texts of errors that hide the system's own -> what it was."""
+"""Patterns of errors that hide the system's own -> what it was."""
 
 
 def _remove_tree(folder: Path) -> None:
@@ -70,22 +75,23 @@ def error_chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def disk_error(what: str, folder: Path, error: BaseException) -> RunError | None:
+def disk_error(what: str, folder: Path, error: BaseException, *, reading: bool = False) -> RunError | None:
     """Return the error to show if the disk refused a write: it is full, read-only, or its quota is used up.
 
     Args:
         what: What was being written, such as "the checkpoint of step 40".
         error: As it was caught; the errors that it came from are looked at, too.
+        reading: Whether files were read as well, which may lack permissions of their own.
 
     Returns:
         None if the error is about something else.
     """
     for current in error_chain(error):
-        if isinstance(current, OSError) and current.errno in _REFUSALS:
+        if isinstance(current, OSError) and current.errno in (_FULL if reading else _REFUSALS):
             blocked = current.errno in (errno.ENOTDIR, errno.EEXIST)
             return _refused(what, folder, "a file stands in the way" if blocked else os.strerror(current.errno))
-        for text, reason in _WRAPPED.items():
-            if text in str(current):
+        for pattern, reason in _WRAPPED.items():
+            if re.search(pattern, str(current)):
                 return _refused(what, folder, reason)
     return None
 
@@ -185,7 +191,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary = ""
     finally:
         if temporary:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that has become read-only keeps it, and the error says so
+                Path(temporary).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
-from helpers.core.files import write_bytes
+from helpers.core.files import disk_error, write_bytes
 from helpers.core.paths import is_there
 from helpers.data.formats import Format, recognise
 from helpers.data.look import Look
@@ -331,11 +331,13 @@ def data_commit(table: Any) -> str | None:
 
 def _load_hub(name: str, revision: str | None) -> Any:
     """Load the train split of a hub data set, or say why not."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     try:
         return load_dataset(name, revision=revision, split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types
+        if full := disk_error(f"the rows of {name}", Path(config.HF_DATASETS_CACHE), error, reading=True):
+            raise full from error
         reason = "".join(str(error).splitlines()[:1])
         raise DataError(
             "dataset_name",

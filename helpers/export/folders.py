@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,5 +200,6 @@ def zip_run(run: RunDirectory) -> Path:
                     raise ExportError("zip", "an archive that reads back", damaged, "Free disk space, and try again.")
             os.replace(beside, target)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only, which the error says
+            beside.unlink(missing_ok=True)
     return target

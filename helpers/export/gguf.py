@@ -7,13 +7,14 @@ files that were verified. Types that only llama.cpp's `llama-quantize` can make 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError, StackError
-from helpers.core.files import require_space, write_text
+from helpers.core.files import disk_error, require_space, write_text
 from helpers.export.folders import read_settings, record_export, staged_folder, weight_bytes
 from helpers.export.gain import GainKept, HeldOut
 from helpers.export.gguf_format import check_gguf, gguf_tensors, read_tensor, read_vocabulary
@@ -144,12 +145,16 @@ def _write(merged: Path, config: dict[str, Any], file: Path, quantization: str, 
         writer.add_tensor_info(
             each.name, each.shape, np.dtype(np.float32), each.stored_bytes(), GGMLQuantizationType[each.kind]
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for each in plan:
-        writer.write_tensor_data(quantize(read_tensor(merged, each.source, config), GGMLQuantizationType[each.kind]))
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in plan:
+            tensor = read_tensor(merged, each.source, config)
+            writer.write_tensor_data(quantize(tensor, GGMLQuantizationType[each.kind]))
+    needed, size = sum(each.stored_bytes() for each in plan), file.stat().st_size
+    if size < needed:  # numpy's tofile does not say so of what fits into a buffer
+        raise OSError(f"{needed} requested and {size} written")
 
 
 def _write_settings(writer: Any, config: dict[str, Any], quantization: str, name: str) -> None:
@@ -185,10 +190,13 @@ def _quantize(tool: Path, source: Path, target: Path, quantization: str) -> None
     """Let llama.cpp quantize, and remove the 16-bit file."""
     done = subprocess.run([str(tool), str(source), str(target), quantization.upper()], capture_output=True, text=True)
     if done.returncode or not target.is_file():
+        said = (done.stderr or done.stdout).strip()[-200:]
+        if full := disk_error("the GGUF file", target.parent, RuntimeError(said)):
+            raise full
         raise ExportError(
             "gguf_quantization",
             "a file from llama-quantize",
-            (done.stderr or done.stdout).strip()[-200:],
+            said,
             "Nothing half-written was left.",
         )
     source.unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ExportError
-from helpers.core.files import require_space
+from helpers.core.files import disk_error, require_space, write_bytes
 from helpers.core.text import format_bytes
 from helpers.export.folders import RECORD, open_weights, record_export, tensor_files, weight_bytes
 from helpers.export.gain import GainKept, HeldOut
@@ -286,7 +286,7 @@ def _ask(request: dict[str, Any], place: Path | None = None) -> tuple[dict[str, 
     free_memory()
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=place) as temporary:
         output = Path(temporary)
-        (output / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        write_bytes(output / "request.json", json.dumps(request).encode())
         _run_worker(output / "request.json", output)
         result = json.loads((output / "result.json").read_text(encoding="utf-8"))
         logits = output / "logits.safetensors"
@@ -310,6 +310,8 @@ def _run_worker(request: Path, output: Path) -> None:
         ) from None
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
+        if full := disk_error("the logits of the verification", output, RuntimeError(last[0])):
+            raise full
         raise ExportError(
             "verification",
             "an export that plain transformers and PEFT can load",

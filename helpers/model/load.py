@@ -21,7 +21,7 @@ from typing import Any
 
 from helpers.core.config import MODELS, ModelConfig
 from helpers.core.errors import ExportError, HelpersError, StackError
-from helpers.core.files import error_chain
+from helpers.core.files import disk_error, error_chain
 from helpers.core.time_limit import time_limit
 from helpers.model.patches.imports import long_lived, sft_alone
 
@@ -113,9 +113,18 @@ def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
         except HelpersError:
             raise
         except (OSError, ValueError, RuntimeError, ImportError) as error:
+            if full := disk_error(f"the files of {model_name}", _hub_cache(), error, reading=True):
+                raise full from error
             raise StackError("model_name", "a model that can be loaded", model_name, _remedy(error)) from error
 
     return from_pretrained
+
+
+def _hub_cache() -> Path:
+    """Return the folder that models are downloaded into."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
 
 
 def _remedy(error: BaseException) -> str:

@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import inspect
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from helpers.core.distributed import place
 from helpers.core.errors import RunError
-from helpers.core.files import write_text
+from helpers.core.files import write_bytes, write_text
 from helpers.core.runs import RunDirectory
 from helpers.model.smollm2 import smollm2_folder
 from helpers.training.program import TRAINING, find_program, read_cells
@@ -89,7 +88,7 @@ def copy_inputs(run: RunDirectory, script: str, folder: Path) -> list[str]:
             if not target.exists():
                 target.symlink_to(smollm2_folder(), target_is_directory=True)
         elif target.resolve() != (run.path / name).resolve():
-            shutil.copyfile(run.path / name, target)
+            write_bytes(target, (run.path / name).read_bytes())
     return names
 
 

@@ -7,6 +7,7 @@ twenty times.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from refusing import can_refuse
 
 from helpers.core.files import file_sha256, read_json, write_json
 from helpers.core.runs import RunDirectory
@@ -330,6 +332,26 @@ class TestFullDisk:
         assert run.manifest()["parameters"]["max_steps"] == 8
         (disk / "filler").unlink()
         check_equal(train("run", runs=str(disk)), undisturbed)
+
+    @pytest.mark.parametrize(
+        ("before", "step", "said"),
+        [
+            ("checkpoint-6/adapter_model.safetensors", 3, "the next checkpoint, got 'Disk quota exceeded ("),
+            ("checkpoint-6/optimizer.pt", 3, "the next checkpoint, got 'a file was cut short ("),
+            ("checkpoint-8/rng_state.pth", 6, "the next checkpoint, got 'Disk quota exceeded ("),
+            (".adapter-writing/adapter_model.safetensors", 8, "the adapter, got 'Disk quota exceeded ("),
+        ],
+    )
+    def test_a_quota_that_is_used_up_is_no_different(self, train, undisturbed, tmp_path, before, step, said):
+        """Among the trainer's own files, at the seal, and in the adapter; with room again the run ends the same."""
+        if not can_refuse():
+            pytest.skip("the kernel's refusals are asked for as on Linux for x86-64 or ARM")
+        outcome = train(
+            "run", runs=str(tmp_path), fault={"do": "refuse_at_file", "name": before, "number": errno.EDQUOT}
+        )
+        assert outcome["error"].startswith(f"disk: expected room for {said}")
+        assert last_complete(RunDirectory(tmp_path / "run")).found.step == step
+        check_equal(train("run", runs=str(tmp_path)), undisturbed)
 
     def test_too_little_room_is_said_before_the_first_step(self, train, disk):
         """The disk is asked before the training and not after an hour."""
