@@ -119,7 +119,7 @@ assert found.submodule_search_locations, f"{found.origin} hides this project's p
 from types import SimpleNamespace
 
 from helpers.display.tables import show_table
-from helpers.training.session import configure_notebook
+from helpers.training.session import configure_notebook, start_run
 
 config = configure_notebook("alpaca", globals())
 cfg = SimpleNamespace(**config.flat())
@@ -141,7 +141,6 @@ report = setup_notebook(smoke=config.preset == "smoke")
 
 # %%
 from helpers.model.load import prepare_unsloth
-from helpers.training.session import start_run
 
 run = start_run(config, resume=resume)
 prepare_unsloth()
@@ -153,8 +152,6 @@ print("this run:", run.shown())
 
 # %% tags=["core"]
 from unsloth import FastLanguageModel  # isort: skip
-import random  # draws the rows where this runs as a script
-
 import torch
 from datasets import DatasetDict, load_dataset
 from peft import PeftModel
@@ -180,10 +177,7 @@ print(drawn.describe())
 
 # %% tags=["core"]
 data = load_dataset(**drawn.source)
-rows = DatasetDict(
-    train=data["train"].select(drawn.train),
-    heldout=data[drawn.part].select(drawn.heldout),  # as a rule of the same table
-)
+rows = DatasetDict(train=data["train"].select(drawn.train), heldout=data[drawn.part].select(drawn.heldout))
 print(rows["train"][0])
 
 # %% [markdown]
@@ -224,20 +218,16 @@ show_drawing("nf4")
 
 # %% [markdown]
 # `machine` holds arguments that depend on the hardware; printed, each says why it is passed.
-
-# %%
-from helpers.training.machine import base_model, fit_machine
-
-base, revision = base_model(config)
-machine = fit_machine(config, run)
-print(machine)
-
-# %% [markdown]
 # `FastLanguageModel.from_pretrained` loads the *base model*, as it is before our training, and its *tokenizer*, which cuts
 # text into tokens. No Mistral needs `trust_remote_code`, which lets a model's files run code of their own: transformers has
 # the code.
 
 # %% tags=["core"]
+from helpers.training.machine import base_model, fit_machine
+
+base, revision = base_model(config)
+machine = fit_machine(config, run)
+print(machine)
 model, tokenizer = FastLanguageModel.from_pretrained(
     model_name=base,
     revision=revision,
@@ -247,7 +237,6 @@ model, tokenizer = FastLanguageModel.from_pretrained(
     trust_remote_code=False,
     **machine.loading,
 )
-model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
 
 # %% [markdown]
 # ## 4. Tokens, and which of them are learned
@@ -277,6 +266,7 @@ def answer(question):
     prompt = to_messages({"instruction": question, "output": ""})["prompt"]
     inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
     model.generate(
         **inputs.to(model.device), max_new_tokens=cfg.max_new_tokens, do_sample=False, streamer=streamer,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -347,18 +337,15 @@ show_drawing("lora")
 # %% [markdown]
 # How many rows fit into one pass, a *batch*, depends on the card. Where memory is short, *gradient checkpointing* drops
 # intermediate results and computes them again. `batch_size` times `gradient_accumulation` stays as in the table above.
-
-# %%
-from helpers.training.machine import fit_layout
-
-layout = fit_layout(config, checked["train"].lengths, run)
-config = layout.config
-
-# %% [markdown]
+#
 # The model repeats one *block* with seven linear layers; `get_peft_model` adapts them all. The last line: how much is
 # trained.
 
 # %% tags=["core"]
+from helpers.training.machine import fit_layout
+
+layout = fit_layout(config, checked["train"].lengths, run)
+config = layout.config
 model = FastLanguageModel.get_peft_model(
     model,
     r=cfg.lora_rank,
@@ -410,14 +397,11 @@ trainer = SFTTrainer(
         max_steps=cfg.max_steps or -1,
         learning_rate=cfg.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=cfg.warmup_steps,
         weight_decay=cfg.weight_decay,
         seed=cfg.seed,
         data_seed=cfg.seed,
         logging_steps=1,
-        save_strategy="steps",
         save_steps=cfg.save_steps,
-        eval_strategy="no",  # the held-out rows are measured apart
         **machine.sft,
     ),
     callbacks=[record, checkpoints],
@@ -457,22 +441,16 @@ with fast_training(trainer, checkpoints):
 #
 # The grey line jumps, because each step sees other rows. The blue one is always measured on the same held-out rows: if it
 # falls, held-out answers became more likely. If it turns upwards while the grey one falls, the model learns its rows by
-# heart.
+# heart. Below the figure, fixed rules judge the same curve, and the rows' mean change has an interval, because it may be
+# luck. If that lies below zero, and the rows suffice, answers like these became more likely. Then the cost.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_losses
-
-run.update_metrics(**record.result.metrics())
-plot_losses(run.metrics(), run.path / "loss.png")
-
-# %% [markdown]
-# The same curve, judged by fixed rules; and the rows' mean change with an interval, because it may be luck. If that lies
-# below zero, and the rows suffice, answers like these became more likely. Then the cost.
-
-# %% tags=["main"]
 from helpers.training.curves import judge_curve
 from helpers.training.result import describe_change
 
+run.update_metrics(**record.result.metrics())
+plot_losses(run.metrics(), run.path / "loss.png")
 print(judge_curve(run.metrics()).text)
 print(describe_change(record.result))
 shown = ("train_seconds", "examples_per_second", "tokens_per_second", "supervised_tokens")
@@ -499,7 +477,8 @@ with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.mo
 from helpers.export import HeldOut, measure_reference, sixteen_bit_name, verify_adapter
 from helpers.training.persist import keep_result
 
-folders, scored = {"adapter": run.adapter, "merged": run.path / "merged"}, record.result
+folders = {"adapter": run.adapter, "merged": run.path / "merged", "gguf": run.path / "gguf"}
+scored = record.result
 heldout = HeldOut(heldout_dataset, scored.heldout_before, scored.heldout_after, scored.heldout_sources)
 reference, other = measure_reference(model, tokenizer), sixteen_bit_name(base) if cfg.score_16bit_base else None
 proof = verify_adapter(model, tokenizer, run.adapter, reference=reference, heldout=heldout, base_16bit=other)
@@ -510,9 +489,11 @@ if cfg.persist_dir:
 
 # %% [markdown]
 # Many tools want one model. *Merging* adds $\frac{\alpha}{r} BA$ to each $W$ and writes the sum in 16 bit.
+# `gguf_quantization = "q8_0"` makes a GGUF file of it, for llama.cpp and Ollama, and prints three lines that start a chat
+# there.
 
 # %% tags=["notebook"]
-from helpers.export import merge_16bit, verify_merged
+from helpers.export import export_gguf, merge_16bit, serving_lines, verify_merged
 
 if cfg.merge_16bit:
     merged = merge_16bit(model, tokenizer, folders["merged"])
@@ -520,9 +501,14 @@ if cfg.merge_16bit:
     proof = verify_merged(model, tokenizer, folders["merged"], reference=reference, heldout=heldout)
     proofs["merged"] = proof.require()
     print(proof.lines())
+if cfg.gguf_quantization:
+    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
+    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
+    proofs["gguf"] = file.verification()
+    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
 
 # %% [markdown]
-# Each gets a *model card*, `README.md`: what it was made from, how it measured, what was proven, what it is for.
+# Each export gets a *model card*, `README.md`: what it was made from, how it measured, what was proven, what it is for.
 
 # %% tags=["notebook"]
 from helpers.export import write_card
@@ -532,10 +518,12 @@ for name, proof in proofs.items():
     print(write_card(folders[name], run, config, verification=proof).relative_to(run.path))
 
 # %% [markdown]
-# Now as on another day: the base model afresh, and the saved adapter on it.
+# Now as on another day: the base model afresh, and the saved adapter on it. It must find the held-out answers as likely
+# as the trained model did, but for rounding. CANNOT TELL: training moved them less than four times as far.
 
 # %%
 from helpers.model.load import free_memory
+from helpers.training.reload import prove_adapter
 
 del trainer, model
 free_memory()
@@ -548,16 +536,7 @@ model, _ = FastLanguageModel.from_pretrained(
     trust_remote_code=False,
     **machine.loading,
 )
-model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
-
-# %% [markdown]
-# It must find the held-out answers as likely as the trained model did, but for rounding. CANNOT TELL: training moved
-# them less than four times as far.
-
-# %%
-from helpers.training.reload import prove_adapter
-
 print(prove_adapter(model, record))
 
 # %% [markdown]
@@ -630,39 +609,18 @@ print(script)
 # %% [markdown]
 # ## 12. Take it with you
 #
-# `gguf_quantization = "q8_0"` makes a GGUF file, for llama.cpp and Ollama, and prints three lines that start a chat there.
-
-# %% tags=["notebook"]
-from helpers.export import export_gguf, serving_lines
-
-if cfg.gguf_quantization:
-    folders["gguf"] = run.path / "gguf"
-    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
-    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
-    proofs["gguf"] = file.verification()
-    write_card(folders["gguf"], run, config, verification=proofs["gguf"])
-    run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
-    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
-
-# %% [markdown]
 # `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in Colab's
-# secrets, never from a parameter.
+# secrets, never from a parameter. The zip holds adapter, card, script, figures, rows and answers: on Colab, in the list of
+# files.
 
 # %% tags=["notebook"]
-from helpers.export import publish
+from helpers.export import publish, zip_run
 
 if cfg.push_to:
     name = "merged" if cfg.merge_16bit else "adapter"  # one of the two is uploaded
     write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
     pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
     print(pushed.url, f"{pushed.files} files compared")
-
-# %% [markdown]
-# A zip holds adapter, card, script, figures, rows and answers: on Colab, in the list of files.
-
-# %% tags=["notebook"]
-from helpers.export import zip_run
-
 print(zip_run(run))
 
 # %%

@@ -119,7 +119,7 @@ assert found.submodule_search_locations, f"{found.origin} hides this project's p
 from types import SimpleNamespace
 
 from helpers.display.tables import show_table
-from helpers.training.session import configure_notebook
+from helpers.training.session import configure_notebook, start_run
 
 config = configure_notebook("dolly", globals())
 cfg = SimpleNamespace(**config.flat())
@@ -141,7 +141,6 @@ report = setup_notebook(smoke=config.preset == "smoke")
 
 # %%
 from helpers.model.load import prepare_unsloth
-from helpers.training.session import start_run
 
 run = start_run(config, resume=resume)
 prepare_unsloth()
@@ -153,8 +152,6 @@ print("this run:", run.shown())
 
 # %% tags=["core"]
 from unsloth import FastLanguageModel  # isort: skip
-import random  # draws the rows where this runs as a script
-
 import torch
 from datasets import DatasetDict, load_dataset
 from peft import PeftModel
@@ -179,10 +176,7 @@ print(drawn.describe())
 
 # %% tags=["core"]
 data = load_dataset(**drawn.source)
-rows = DatasetDict(
-    train=data["train"].select(drawn.train),
-    heldout=data[drawn.part].select(drawn.heldout),  # as a rule of the same table
-)
+rows = DatasetDict(train=data["train"].select(drawn.train), heldout=data[drawn.part].select(drawn.heldout))
 print(rows)
 
 # %% [markdown]
@@ -202,13 +196,8 @@ plot_categories(list(rows["train"]), run.path / "categories.png")
 # %% tags=["core"]
 from helpers.data.prompts import clean_references
 
-
-def clean(row):
-    return {name: clean_references(text)[0] if isinstance(text, str) else text for name, text in row.items()}
-
-
 if cfg.dataset_name in ("databricks/databricks-dolly-15k", "sample"):
-    rows = rows.map(clean)
+    rows = rows.map(lambda row: {name: clean_references(text) for name, text in row.items()})
 
 # %% [markdown]
 # Each row becomes three messages. The *system prompt* tells the assistant who it is; it is the same in every row, and
@@ -239,19 +228,16 @@ print(chats["train"][0])
 # ## 3. The model, and from a row to tokens
 #
 # `machine` holds arguments for the libraries' calls that depend on the hardware; printed, each says why it is passed.
+#
+# The base model is loaded, in 4 bit on a GPU. No Mistral needs `trust_remote_code`, which would let the model's files
+# run code of their own: transformers has the code.
 
-# %%
+# %% tags=["core"]
 from helpers.training.machine import base_model, fit_machine
 
 base, revision = base_model(config)
 machine = fit_machine(config, run)
 print(machine)
-
-# %% [markdown]
-# The base model is loaded, in 4 bit on a GPU. No Mistral needs `trust_remote_code`, which would let the model's files
-# run code of their own: transformers has the code.
-
-# %% tags=["core"]
 model, tokenizer = FastLanguageModel.from_pretrained(
     model_name=base,
     revision=revision,
@@ -261,7 +247,6 @@ model, tokenizer = FastLanguageModel.from_pretrained(
     trust_remote_code=False,
     **machine.loading,
 )
-model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
 
 # %% [markdown]
 # The *chat template* turns messages into text. The one that Mistral's files on the hub carry leaves the system prompt
@@ -292,15 +277,14 @@ print(tokenizer.apply_chat_template(first["prompt"] + first["completion"], token
 # model will answer the same question.
 
 # %% tags=["notebook"]
-from helpers.data.rows import read_prompts
-
-question = read_prompts()[0]["prompt"]
+question = "You are an AI consultant in a large industrial company. Suggest three concrete ways to use machine learning in predictive maintenance for production lines."
 
 
 def answer(question):
     prompt = to_messages({"instruction": question, "response": ""})["prompt"]
     inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generation_config.max_length = None  # beside max_new_tokens it only causes warnings
     model.generate(
         **inputs.to(model.device), max_new_tokens=cfg.max_new_tokens, do_sample=False, streamer=streamer,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -358,18 +342,15 @@ show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
 #
 # One *epoch* shows the model each row once. For a thousand rows that is usually enough: the model has the knowledge
 # already, it learns a manner. First, how the rows of an optimizer step are laid out on this card, and why.
-
-# %%
-from helpers.training.machine import fit_layout
-
-layout = fit_layout(config, checked["train"].lengths, run)
-config = layout.config
-
-# %% [markdown]
+#
 # A fresh adapter on `target_modules` is what will learn; everything else stays frozen. Its *rank* says how much it can
 # hold, *alpha* how much it counts. The last line says how few numbers are trained.
 
 # %% tags=["core"]
+from helpers.training.machine import fit_layout
+
+layout = fit_layout(config, checked["train"].lengths, run)
+config = layout.config
 model = FastLanguageModel.get_peft_model(
     model,
     r=cfg.lora_rank,
@@ -416,14 +397,11 @@ trainer = SFTTrainer(
         max_steps=cfg.max_steps or -1,
         learning_rate=cfg.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=cfg.warmup_steps,
         weight_decay=cfg.weight_decay,
         seed=cfg.seed,
         data_seed=cfg.seed,
         logging_steps=1,
-        save_strategy="steps",
         save_steps=cfg.save_steps,
-        eval_strategy="no",  # the held-out rows are measured apart
         **machine.sft,
     ),
     callbacks=[record, checkpoints],
@@ -510,18 +488,24 @@ if cfg.persist_dir:
 # the rank) to $W$, in 16 bit. The result needs no PEFT, and is as large as the whole model. Where the base was in 4
 # bit, its weights are expanded first: these are the weights that the adapter was trained with. Then the same test;
 # besides, every matrix in the file is compared with base plus adapter. It is not exactly the tuned model: the lines say
-# how far it is off, and how much of it rounding explains.
+# how far it is off, and how much of it rounding explains. `gguf_quantization = "q8_0"` makes a GGUF file of it, for
+# llama.cpp and Ollama, and prints three lines that start a chat there.
 
 # %% tags=["notebook"]
-from helpers.export import merge_16bit, verify_merged
+from helpers.export import export_gguf, merge_16bit, serving_lines, verify_merged
 
-folders = {"adapter": run.adapter, "merged": run.path / "merged"}
-if config.export.merge_16bit:
+folders = {"adapter": run.adapter, "merged": run.path / "merged", "gguf": run.path / "gguf"}
+if cfg.merge_16bit:
     merged = merge_16bit(model, tokenizer, folders["merged"])
     print(f"{merged.merged} matrices merged, {merged.bytes / 2**30:.2f} GiB in {merged.dtype}")
     proof = verify_merged(model, tokenizer, folders["merged"], reference=reference, heldout=heldout)
     proofs["merged"] = proof.require()
     print(proof.lines())
+if cfg.gguf_quantization:
+    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
+    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
+    proofs["gguf"] = file.verification()
+    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
 
 # %% [markdown]
 # What was proven goes into `manifest.json`, and into a *model card* beside each export: what it was made from, how it
@@ -537,10 +521,13 @@ for name, proof in proofs.items():
 # %% [markdown]
 # ## 7. Load it back, and ask it about business
 #
-# As on another day: the base model afresh, and `PeftModel` puts the saved adapter on it.
+# As on another day: the base model afresh, and `PeftModel` puts the saved adapter on it. It must find the held-out
+# answers as likely as the trained model did, but for rounding. CANNOT TELL: training moved them less than four times as
+# far.
 
 # %%
 from helpers.model.load import free_memory
+from helpers.training.reload import prove_adapter
 
 del trainer, model
 free_memory()
@@ -553,16 +540,7 @@ model, _ = FastLanguageModel.from_pretrained(
     trust_remote_code=False,
     **machine.loading,
 )
-model.generation_config.max_length = None
 model = PeftModel.from_pretrained(model, str(run.adapter))
-
-# %% [markdown]
-# It must find the held-out answers as likely as the trained model did, but for rounding. CANNOT TELL: training moved
-# them less than four times as far.
-
-# %%
-from helpers.training.reload import prove_adapter
-
 print(prove_adapter(model, record))
 
 # %% [markdown]
@@ -582,6 +560,7 @@ answer(question)
 
 # %% tags=["notebook"]
 from helpers.core.files import write_json
+from helpers.data.rows import read_prompts
 from helpers.model.decoding import fast_generate
 
 business_prompts = [each["prompt"] for each in read_prompts()[: 8 if config.preset == "smoke" else None]]
@@ -605,40 +584,18 @@ print(script)
 # %% [markdown]
 # ## 9. Take it with you
 #
-# `gguf_quantization = "q8_0"` makes a GGUF file, for llama.cpp and Ollama, and prints three lines that start a chat
-# there.
-
-# %% tags=["notebook"]
-from helpers.export import export_gguf, serving_lines
-
-if cfg.gguf_quantization:
-    folders["gguf"] = run.path / "gguf"
-    asking = {"system": cfg.system_prompt, "max_seq_length": cfg.max_seq_length, "heldout": heldout}
-    file = export_gguf(folders["merged"], folders["gguf"], quantization=cfg.gguf_quantization, **asking)
-    proofs["gguf"] = file.verification()
-    write_card(folders["gguf"], run, config, verification=proofs["gguf"])
-    run.update_manifest(exports={name: proof.as_dict() for name, proof in proofs.items()})
-    print(proofs["gguf"].lines(), serving_lines("gguf", str(folders["gguf"])), sep="\n")
-
-# %% [markdown]
 # `push_to = "owner/name"` uploads to the Hugging Face hub. The token comes from `HF_TOKEN` in the environment or in
-# Colab's secrets, never from a parameter.
+# Colab's secrets, never from a parameter. The zip holds adapter, card, script, figures, rows and answers: on Colab, in the
+# list of files.
 
 # %% tags=["notebook"]
-from helpers.export import publish
+from helpers.export import publish, zip_run
 
 if cfg.push_to:
     name = "merged" if cfg.merge_16bit else "adapter"  # one of the two is uploaded
     write_card(folders[name], run, config, verification=proofs[name], name=cfg.push_to)
     pushed = publish(folders[name], cfg.push_to, private=cfg.push_private)
     print(pushed.url, f"{pushed.files} files compared")
-
-# %% [markdown]
-# A zip holds adapter, card, script, figures, rows and answers: on Colab, in the list of files.
-
-# %% tags=["notebook"]
-from helpers.export import zip_run
-
 print(zip_run(run))
 
 # %%

@@ -196,7 +196,7 @@ class TestTexts:
         asked = asked_items(text)
         assert asked is None or 2 <= asked <= 100
         assert list_items(text).main >= 0
-        assert clean_references(text)[1] >= 0
+        assert len(clean_references(text)) <= len(text)
         assert isinstance(redact(text), str)
         assert secrets_in(text) == []
         assert not any("\ud800" <= character <= "\udfff" for character in visible(text))

@@ -166,44 +166,24 @@ def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", sys
     return Example(prompt, ({"role": "assistant", "content": row[names.answer].strip()},))
 
 
-_REFERENCE_MARKS = re.compile(
-    r"""((?<=[\w.,;:!?)"'”’])|(?<=[.!?"”’])[ ])"""
-    r"(\[[1-9]\d{0,2}\])+(?!\()"
-)
-
-
-def clean_references(text: str) -> tuple[str, int]:
+def clean_references(text: str) -> str:
     """Remove the reference marks that encyclopaedia text leaves behind, such as the "[1]" after a sentence.
 
     Only a number from 1 in square brackets counts, directly after a word or its punctuation, or one space after the
     end of a sentence. List items such as "[1] Anna" at the start of a line, code such as `x = [1]` or `items[1]` in
     backticks, and links such as "[1](url)" stay.
 
-    Returns:
-        The text without the marks, and how many were removed.
-
     Example:
         >>> clean_references("Founded in 1901.[2]")
-        ('Founded in 1901.', 1)
+        'Founded in 1901.'
     """
-    kept: list[str] = []
-    removed = last = 0
-    for match in _REFERENCE_MARKS.finditer(text):
-        if _is_code(text, match.start(), match.end()):
-            continue
-        kept.append(text[last : match.start()])
-        last, removed = match.end(), removed + match.group().count("[")
-    return "".join(kept) + text[last:], removed
 
+    def cited(mark: re.Match[str]) -> str:
+        before, after = text[: mark.start()], text[mark.end() :]
+        word = re.search(r"[A-Za-z_]\w*$", before)
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        code = after[:2].lstrip()[:1] in tuple("=([+-*/") or re.search(r"[={}]|\(\)|;$", line)
+        index = before.count("`") % 2 or (word and ("_" in word[0] or code))  # as in items[1]
+        return mark[0] if index else ""
 
-def _is_code(text: str, start: int, end: int) -> bool:
-    """Say whether the brackets from `start` to `end` index a name, as in `items[1]`, rather than citing a source."""
-    before = text[:start]
-    if before.count("`") % 2:
-        return True
-    word = re.search(r"[A-Za-z_]\w*$", before)
-    line = before.rpartition("\n")[2] + text[end:].partition("\n")[0]
-    follows = text[end : end + 2].lstrip()[:1]
-    return word is not None and (
-        "_" in word.group() or follows in tuple("=([+-*/") or bool(re.search(r"[={}]|\(\)|;$", line))
-    )
+    return re.sub(r"""((?<=[\w.,;:!?)"'”’])|(?<=[.!?"”’])[ ])(\[[1-9]\d{0,2}\])+(?!\()""", cited, text)

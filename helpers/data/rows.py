@@ -111,7 +111,7 @@ class SeededRows(list[int]):
     """Row numbers, with the lines of Python that draw them again.
 
     Args:
-        lines: They bind `order`; their other names are `random` and `data`.
+        lines: They bind `order`; of other names they need `data` alone.
         source: An expression over `order` that gives the numbers.
     """
 
@@ -174,7 +174,8 @@ def draw_rows(
         train, heldout = (SeededRows(range(len(each))) for each in (rows.train, rows.heldout))
         return DrawnRows({"path": "json", "data_files": files}, "test", train, heldout, rows)
     order, skipped = rows.drawn
-    lines = [f"order = random.Random({seed}).sample(range({rows.total}), {rows.total})", *_ordering(config)]
+    draw = f"order = random.Random({seed}).sample(range({rows.total}), {rows.total})"
+    lines = ["import random", draw, *_ordering(config)]
     if skipped:
         lines.append(f"order = [i for i in order if i not in {set(skipped)}]")
     held, last = len(rows.heldout), len(rows.heldout) + len(rows.train)

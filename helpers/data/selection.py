@@ -64,22 +64,11 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
     return sorted(indices, key=place.__getitem__)
 
 
-def clean_rows(rows: Any) -> tuple[Any, int]:
-    """Remove reference marks such as "[1]" from every text of every row.
-
-    Args:
-        rows: A `helpers.data.rows.Rows`.
-
-    Returns:
-        The rows without the marks, and how many marks were removed.
-    """
-    removed = 0
+def clean_rows(rows: Any) -> Any:
+    """Return a `helpers.data.rows.Rows` without reference marks such as "[1]" in any text of any row."""
 
     def clean(row: dict[str, Any]) -> dict[str, Any]:
-        nonlocal removed
-        cleaned = {name: clean_references(text) if isinstance(text, str) else (text, 0) for name, text in row.items()}
-        removed += sum(count for _, count in cleaned.values())
-        return {name: text for name, (text, _) in cleaned.items()}
+        return {name: clean_references(text) if isinstance(text, str) else text for name, text in row.items()}
 
     parts = {"train": [clean(row) for row in rows.train], "heldout": [clean(row) for row in rows.heldout]}
-    return dataclasses.replace(rows, **parts), removed
+    return dataclasses.replace(rows, **parts)

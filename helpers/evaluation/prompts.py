@@ -306,7 +306,7 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
             raise
         return None, [f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"]
     recorded = source.run.manifest().get("data_fingerprint")
-    for version in (rows, clean_rows(rows)[0]):
+    for version in (rows, clean_rows(rows)):
         told = as_messages(version, training.data)
         if recorded in (None, data_fingerprint(told.train, told.heldout, training.task)):
             train, shown = _exchanges(version.train, training.task, "training rows")

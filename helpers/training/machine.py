@@ -75,14 +75,12 @@ def fit_machine(config: RunConfig, run: RunDirectory) -> Machine:
         "bf16": gpu is not None and precision == "bf16",
         "fp16": gpu is not None and precision == "fp16",
         "optim": choose_optimizer(config.train.optimizer, gpu).name,
-        "dataset_num_proc": 1 if gpu else None,
         "dataloader_pin_memory": gpu is not None,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         **tracking_arguments(config, run),
     }
-    if gpu is None:
-        sft["gradient_checkpointing"] = config.train.gradient_checkpointing
+    sft |= {"dataset_num_proc": 1} if gpu else {"gradient_checkpointing": config.train.gradient_checkpointing}
     if here.count > 1:
         loading["device_map"] = {"": f"cuda:{here.local}" if gpu else "cpu"}
         sft |= {"use_cpu": gpu is None, "ddp_find_unused_parameters": False}

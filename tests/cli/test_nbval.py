@@ -21,7 +21,7 @@ import pytest
 from small_notebooks import write_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-CHEAP = {"alpaca_instruction": 12, "dolly_business": 11, "side_by_side_eval": 7}
+CHEAP = {"alpaca_instruction": 11, "dolly_business": 10, "side_by_side_eval": 7}
 """How many cells of a notebook are cheap, at least."""
 
 LIBRARIES = ("unsloth", "peft", "transformers", "trl")

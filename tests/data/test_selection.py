@@ -96,15 +96,16 @@ class TestLoading:
 class TestCleanRows:
     """Reference marks."""
 
-    def test_marks_are_removed_everywhere_and_counted(self):
-        """Context and response lose their marks; the count is over all rows."""
+    def test_marks_are_removed_everywhere(self):
+        """Context and response lose their marks, in both parts."""
         row = {"instruction": "Who?", "context": "Founded in 1901.[2] Sold in 1950. [3]", "response": "Anna.[1]"}
-        cleaned, removed = clean_rows(Rows([row], [row], "test", 2))
-        assert removed == 6
+        cleaned = clean_rows(Rows([row], [row], "test", 2))
         assert cleaned.train[0]["context"] == "Founded in 1901. Sold in 1950."
         assert cleaned.heldout[0]["response"] == "Anna."
 
     def test_the_bundled_rows_have_some(self):
         """The bundled Dolly rows carry marks for the cleaning to find."""
         rows = load_rows(DataConfig(dataset_name="sample", train_rows=0, heldout_rows=40), "dolly", seed=1)
-        assert clean_rows(rows)[1] >= 12
+        cleaned = clean_rows(rows)
+        assert sum(a != b for a, b in zip(rows.train, cleaned.train, strict=True)) == 10
+        assert sum(a != b for a, b in zip(rows.heldout, cleaned.heldout, strict=True)) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import RunError
+from helpers.data.rows import read_prompts
 from tools.badges import notebook_badges, read_release
 from tools.build_notebooks import build_all, notebook_text
 from tools.notebook_lint import check_notebook, expected_parameters
@@ -201,3 +202,10 @@ def test_the_projects_notebooks_have_the_form(source):
     """Each notebook of the project is built, and follows all rules, badges included."""
     line = notebook_badges(f"notebooks/{source.stem}.ipynb", *read_release(ROOT / "pyproject.toml"))
     assert check_notebook(source.with_suffix(".ipynb"), badges=line) == []
+
+
+def test_the_business_notebook_asks_the_first_bundled_prompt():
+    """Its first question stands in a cell, word for word, and comes again among the prompts at the end."""
+    question = read_prompts("dolly")[0]["prompt"]
+    assert question.startswith("You are an AI consultant in a large industrial company.")
+    assert f'question = "{question}"' in (ROOT / "notebooks" / "dolly_business.py").read_text(encoding="utf-8")
