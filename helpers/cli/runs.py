@@ -76,7 +76,7 @@ def read_run(name: str) -> _RunSummary:
     """
     folders = {path.name: path for path in _folders()}
     if name not in folders:
-        remedy = nearest(name, folders) if folders else "There are none."
+        remedy = nearest(name, list(folders)) if folders else "There are none."
         raise RunError("NAME", f"a run in {runs_root()}", name, remedy)
     return _read(RunDirectory(folders[name]))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.core.config import RunConfig, check_skip_layers
-from helpers.core.errors import ConfigError, StackError
+from helpers.core.errors import StackError
 from helpers.core.text import format_bytes
 from helpers.memory.plan import (
     USABLE,
@@ -21,7 +21,7 @@ from helpers.memory.plan import (
     shape_for,
 )
 from helpers.memory.predict import CALIBRATION, GIB, loss_rows, predict_peak
-from helpers.memory.shapes import ModelShape, whole
+from helpers.memory.shapes import ModelShape
 from helpers.model.patches.cuda_graphs import MOST_TOKENS, choose_graphs, recorded_size
 from helpers.runtime.hardware import Gpu
 
@@ -106,77 +106,6 @@ class _Task:
         return self.rows / batch * (self.pass_cost + tokens) * (1 + _RECOMPUTE_COST * (1 - kept / self.shape.layers))
 
 
-def choose_layout(
-    shape: ModelShape,
-    gpu_bytes: int | None,
-    lengths: Sequence[int],
-    *,
-    rows_per_step: int,
-    max_seq_length: int,
-    packing: bool | None = None,
-    batch_size: int | None = None,
-    gradient_checkpointing: bool | None = None,
-    skip_layers: int | None = None,
-    pass_cost: int = _PASS_COST,
-    **settings: Any,
-) -> Layout:
-    """Choose the fastest layout that fits into 92 % of the free memory, or 85 % if only some layers are recomputed.
-
-    The rows of an optimizer step stay as asked for: batch_size x gradient_accumulation = rows_per_step, exactly. Larger
-    micro-batches and less recomputing are weighed by their time (`pass_cost`, `_RECOMPUTE_COST`).
-
-    Args:
-        gpu_bytes: Free memory of the card, in bytes; None without a GPU, which leaves everything as it is given.
-        lengths: Of the rows, in tokens; those over `max_seq_length` are left out, as in training.
-        rows_per_step: Rows, or packed sequences, in one optimizer step.
-        max_seq_length: Longest row, or length of a packed sequence, in tokens.
-        packing: Never turned on by itself, since a step then sees more rows; None means off.
-        batch_size: To keep, a divisor of `rows_per_step`; None leaves it open.
-        gradient_checkpointing: To keep; None leaves it open.
-        skip_layers: Layers that keep their activations in spite of checkpointing, to keep; more than 0 turns
-            checkpointing on. None leaves it open.
-        pass_cost: What a pass costs before its first token, in tokens.
-        **settings: `rank`, `four_bit`, `attention`, `dropout`, `dtype_bytes`, `optimizer`, `processes`: see
-            `predict_peak`.
-
-    Raises:
-        ConfigError: A number is out of range, `batch_size` does not divide `rows_per_step`, or the model has fewer
-            than `skip_layers` layers.
-        StackError: Nothing fits.
-    """
-    whole("rows_per_step", rows_per_step)
-    if batch_size is not None and rows_per_step % whole("batch_size", batch_size):
-        raise ConfigError(
-            "batch_size",
-            f"a divisor of the {rows_per_step} rows of a step",
-            batch_size,
-            "Choose another batch_size, or leave it out.",
-        )
-    check_skip_layers(skip_layers or 0, shape.layers)
-    if gpu_bytes is None:
-        size, recompute = batch_size or rows_per_step, bool(gradient_checkpointing)
-        why = ("No GPU: all as configured.",)
-        return Layout(size, rows_per_step // size, bool(packing), recompute, skip_layers or 0, why)
-    rows = _fitting_rows(lengths, max_seq_length)
-    task = _Task(shape, rows, rows_per_step, max_seq_length, bool(packing), pass_cost, {"rank": 16, **settings})
-    sizes = [batch_size] if batch_size else divisors(rows_per_step)
-    allowed = _allowed(shape.layers, gradient_checkpointing, skip_layers)
-    limit = round(gpu_bytes * USABLE)
-    found = list(_fitting(task, sizes, allowed, limit))
-    if not found:
-        least = min(task.peak(size, allowed[-1]) for size in sizes)
-        raise StackError(
-            "GPU memory",
-            f"{format_bytes(least)} for the smallest layout",
-            f"{format_bytes(limit)} usable",
-            "Shorten max_seq_length, lower lora_rank, or take a larger card.",
-        )
-    size, kept = min(found, key=lambda pair: (task.cost(*pair), -pair[0]))
-    reasons = tuple(_reasons(task, size, kept, sizes, allowed, limit))
-    skip = kept if kept < shape.layers else 0
-    return Layout(size, rows_per_step // size, bool(packing), kept < shape.layers, skip, reasons)
-
-
 def plan_layout(
     config: RunConfig,
     gpu: Gpu | None,
@@ -188,12 +117,15 @@ def plan_layout(
     processes: int = 1,
     pass_cost: int | None = None,
 ) -> Layout:
-    """Choose the layout of a run.
+    """Choose the fastest layout that fits into 92 % of the free memory, or 85 % if only some layers are recomputed.
+
+    Larger micro-batches and less recomputing are weighed by their time (`pass_cost`, `_RECOMPUTE_COST`). Packing is
+    never turned on, since a step then sees more rows.
 
     Args:
         config: The run; its batch_size x gradient_accumulation rows a step are kept.
         gpu: From `find_gpu`; None leaves everything as configured.
-        lengths: Of the rows, in tokens.
+        lengths: Of the rows, in tokens; those over max_seq_length are left out, as in training.
         keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
             to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
         chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is known.
@@ -209,42 +141,56 @@ def plan_layout(
         ConfigError: The model has fewer than `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
-    shape = shape_for(config)
+    shape, train, length = shape_for(config), config.train, config.model.max_seq_length
+    optimizer = choose_optimizer(train.optimizer, gpu).reason
     if gpu is None or shape is None:
-        layout = _as_configured(config, gpu)
-    else:
-        attention = attention or attention_kind(gpu.capability, chosen)
-        train, about_layers = config.train, {"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep)
-        layout = choose_layout(
-            shape,
-            gpu.free_bytes,
-            lengths,
-            rows_per_step=train.rows_per_step(),
-            max_seq_length=config.model.max_seq_length,
-            packing=train.packing,
-            batch_size=train.batch_size if "batch_size" in keep else None,
-            gradient_checkpointing=train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
-            skip_layers=train.checkpoint_skip_layers if about_layers else None,
-            pass_cost=pass_cost or (_PASS_COST if gpu.capability >= (8, 0) else _SLOW_PASS_COST),
-            attention=attention,
-            processes=processes,
-            **peak_settings(config, gpu.total_bytes),
-        )
-    reasons = [*layout.reasons, choose_optimizer(config.train.optimizer, gpu).reason]
-    if gpu is not None and shape is not None and attention:
-        length = config.model.max_seq_length
-        rows = _fitting_rows(lengths, length)
-        tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
-        reasons.append(_why_this_loss(shape, tokens))
-        train = dataclasses.replace(config.train, gradient_checkpointing=layout.gradient_checkpointing)
-        recorded = choose_graphs(dataclasses.replace(config, train=train), gpu, attention=chosen).name == "graphs"
-        if recorded and not (layout.packing and tokens > MOST_TOKENS):
-            more = _recorded_bytes(config, shape, tokens, attention)
-            reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.")
+        return _as_configured(config, gpu, optimizer)
+    attention = attention or attention_kind(gpu.capability, chosen)
+    pass_cost = pass_cost or (_PASS_COST if gpu.capability >= (8, 0) else _SLOW_PASS_COST)
+    settings = {"attention": attention, "processes": processes, **peak_settings(config, gpu.total_bytes)}
+    rows = _fitting_rows(lengths, length)
+    task = _Task(shape, rows, train.rows_per_step(), length, train.packing, pass_cost, settings)
+    about_layers = bool({"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep))
+    if about_layers:
+        check_skip_layers(train.checkpoint_skip_layers, shape.layers)
+    layout = _fastest(
+        task,
+        [train.batch_size] if "batch_size" in keep else divisors(task.rows),
+        _allowed(
+            shape.layers,
+            train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
+            train.checkpoint_skip_layers if about_layers else None,
+        ),
+        round(gpu.free_bytes * USABLE),
+    )
+    tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
+    reasons = [*layout.reasons, optimizer, _why_this_loss(shape, tokens)]
+    train = dataclasses.replace(train, gradient_checkpointing=layout.gradient_checkpointing)
+    recorded = choose_graphs(dataclasses.replace(config, train=train), gpu, attention=chosen).name == "graphs"
+    if recorded and not (layout.packing and tokens > MOST_TOKENS):
+        more = _recorded_bytes(config, shape, tokens, attention)
+        reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.")
     return dataclasses.replace(layout, reasons=tuple(reasons))
 
 
-def _as_configured(config: RunConfig, gpu: Gpu | None) -> Layout:
+def _fastest(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Layout:
+    """Return the layout whose steps take least time, among those whose peak is within `limit` bytes."""
+    found = list(_fitting(task, sizes, allowed, limit))
+    if not found:
+        least = min(task.peak(size, allowed[-1]) for size in sizes)
+        raise StackError(
+            "GPU memory",
+            f"{format_bytes(least)} for the smallest layout",
+            f"{format_bytes(limit)} usable",
+            "Shorten max_seq_length, lower lora_rank, or take a larger card.",
+        )
+    size, kept = min(found, key=lambda pair: (task.cost(*pair), -pair[0]))
+    recomputed = kept < task.shape.layers
+    reasons = tuple(_reasons(task, size, kept, sizes, allowed, limit))
+    return Layout(size, task.rows // size, task.packing, recomputed, kept if recomputed else 0, reasons)
+
+
+def _as_configured(config: RunConfig, gpu: Gpu | None, optimizer: str) -> Layout:
     """Return the layout that is configured, where no card or no shape is known."""
     train = config.train
     why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
@@ -257,7 +203,7 @@ def _as_configured(config: RunConfig, gpu: Gpu | None) -> Layout:
         train.packing,
         train.gradient_checkpointing,
         train.checkpoint_skip_layers,
-        tuple(reasons),
+        (*reasons, optimizer),
     )
 
 
