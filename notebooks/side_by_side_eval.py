@@ -502,8 +502,8 @@ show_table(wins_table())
 # %% [markdown]
 # With five questions not even five wins are enough; the more you ask, the smaller the majority you need.
 #
-# **How many rows would have been enough?** That many show a difference of a given size in 80 of 100 experiments. Halve
-# the difference and you need about four times the rows.
+# **How many rows would have been enough?** That many show a difference of a given size in 80 of 100 experiments, unless
+# they are too lopsided for a verdict. Halve the difference and you need about four times the rows.
 
 # %% tags=["main"]
 from helpers.evaluation.teaching import rows_needed
@@ -536,7 +536,8 @@ show_table([{"asked": n.prompt_id, "nearest training row": n.text, "alike": f"{n
 
 # %% [markdown]
 # **How large is noise?** With `mode = "aa"` this notebook compares the base model with itself (an *A/A test*), answers
-# drawn at random. Every "gain" is noise. Run it before you believe a small difference of answers; likelihood has none.
+# drawn at random. Every "gain" is noise. Run it before you believe a small difference of answers. Likelihood draws
+# nothing and has none of this noise; which rows were scored is chance there, too.
 #
 # ## 10. Files
 #

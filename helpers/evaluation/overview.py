@@ -122,7 +122,7 @@ def _verdicts(
         judge_votes(*told, pairs=count, cut=cut),
     ]
     if info.other_task:
-        found.append(judge_other_task(estimates.get(OTHER_TASK), info.other_task))
+        found.append(judge_other_task(estimates.get(OTHER_TASK), info.other_task, held_out=info.held_out))
     return tuple(found)
 
 

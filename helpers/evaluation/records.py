@@ -102,8 +102,8 @@ class RunInfo:
         seed: Seed of generation and blind shuffling.
         created: ISO 8601 time in UTC.
         details: Further name-value pairs worth showing (versions, hardware, decoding).
-        held_out: Whether the references are known not to be training rows.
-        other_task: The bundled rows that the adapter was not trained on, "alpaca" or "dolly"; "" if none were scored.
+        held_out: Whether the references, and the other task's rows, are known not to be training rows.
+        other_task: The task that was not trained, whose bundled rows were scored: "alpaca" or "dolly"; "" if none were.
     """
 
     title: str

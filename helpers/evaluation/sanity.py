@@ -88,4 +88,4 @@ def reproduces_training(scores: Sequence[ReferenceScore], recorded: float | None
         expected = f"the held-out loss that training ended with, {recorded:.3f} nats a token"
         remedy = "The base model, the adapter or the prompts are not those of the run."
         raise EvaluationError("self-test", expected, round(loss, 3), remedy)
-    return f"Held-out loss of the tuned model: {loss:.3f} here, {recorded:.3f} at the end of training: the same model."
+    return f"Held-out loss of the tuned model: {loss:.3f} here, {recorded:.3f} at the end of training, as it should be."

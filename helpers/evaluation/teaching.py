@@ -11,6 +11,7 @@ from helpers.core.text import format_number
 from helpers.evaluation.metrics.table import METRICS, estimate_difference
 from helpers.evaluation.overview import Overview
 from helpers.evaluation.records import Comparison
+from helpers.evaluation.report.page import FEWEST_FOR_INTERVAL
 from helpers.evaluation.stats.votes import wins_needed
 
 __all__ = ["robustness", "rows_needed", "wins_table", "worst_rows"]
@@ -108,4 +109,6 @@ def _view_row(view: str, label: str, found: Estimate | None) -> dict[str, Any]:
     if found is None:
         return row | {difference: "-", "95 % interval": "no pair is left"}
     ends = " to ".join(format_number(end, sign=True) for end in (found.low, found.high))
+    if found.rows < FEWEST_FOR_INTERVAL:
+        ends = "too few pairs"
     return row | {difference: format_number(found.mean, sign=True), "95 % interval": found.why_no_interval or ends}

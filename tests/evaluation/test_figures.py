@@ -115,7 +115,7 @@ class TestFigures:
         [
             (-0.1, "The adapter gives more than examples in the prompt (tuned minus examples \u22120.200, \u22120."),
             (-0.5, "Examples in the prompt give more than the adapter, and need no training"),
-            (-0.3, "These rows cannot tell which gives more"),
+            (-0.3, "which gives more, the adapter or examples in the prompt: the interval contains zero ("),
         ],
     )
     def test_the_ladder_compares_examples_with_the_adapter_in_pairs(self, few_shot, words):
@@ -127,8 +127,10 @@ class TestFigures:
 
     def test_few_rows_conclude_nothing_about_the_prompt(self):
         """However clear their means are."""
-        found = overview(VALUES, base_few_shot=[5.0 + value for value in VALUES])
-        assert "These rows cannot tell which gives more" in draw_ladder(found, look_over(found)).caption
+        found = overview(VALUES, base_few_shot=[5.0 + 2 * value for value in VALUES])
+        assert "in the prompt: 8 independent rows are too few, 12 are needed (" in (
+            draw_ladder(found, look_over(found)).caption
+        )
 
     def test_a_ladder_needs_three_arms(self):
         """Without examples there is nothing to hold the adapter against."""
@@ -137,8 +139,9 @@ class TestFigures:
     def test_length_is_held_against_gains(self):
         """Counts of longer and shorter answers that gained."""
         comparison = example()
-        assert "Of 4 longer tuned answers 4 are better, of 0 shorter tuned answers 0 are better." in (
-            draw_lengths(look_over(comparison)).caption
+        assert (
+            "Of the tuned answers, 4 of 4 longer ones and 0 of 0 shorter ones have a higher ROUGE-L than the base's."
+            in (draw_lengths(look_over(comparison)).caption)
         )
         assert draw_lengths(look_over(overview())) is None
 
@@ -172,7 +175,10 @@ class TestGallery:
         comparison = example()
         key = VoteKey("base", "tuned", {"i": KeyItem("p1", "base", "tuned")})
         pictures = draw_all(comparison, look_over(comparison), reveal([Vote("i", "b", voter="Ann")], key))
-        assert "Of 1 longer tuned answers 1 is better" in pictures["lengths"].caption
+        assert (
+            "Of the tuned answers, 1 of 1 longer ones and 0 of 0 shorter ones were preferred."
+            in pictures["lengths"].caption
+        )
 
     def test_what_is_missing_is_said(self, tmp_path):
         """A picture without data is a sentence on what to do."""

@@ -111,7 +111,7 @@ class TestJudging:
         """The tuned arm's held-out loss, (1 + 0.5 + 2 + 0.5) / (2 + 2), is 1.0 nats a token."""
         scores = [ReferenceScore("a", "tuned", 1.0, 0.5, 1, 9), ReferenceScore("b", "tuned", 2.0, 0.5, 1, 9)]
         assert reproduces_training(scores, 1.005, 2) == (
-            "Held-out loss of the tuned model: 1.000 here, 1.005 at the end of training: the same model."
+            "Held-out loss of the tuned model: 1.000 here, 1.005 at the end of training, as it should be."
         )
         unknown = "The held-out loss of the training run cannot be compared: other rows were scored, or none is known."
         assert reproduces_training(scores, 1.0, 3) == unknown
@@ -124,7 +124,7 @@ class TestJudging:
         """In either direction; the error gives both losses."""
         scores = [ReferenceScore("a", "tuned", 1.0, 0.5, 1, 9), ReferenceScore("b", "tuned", 2.0, 0.5, 1, 9)]
         if same:
-            assert reproduces_training(scores, recorded, 2).endswith("the same model.")
+            assert reproduces_training(scores, recorded, 2).endswith("as it should be.")
             return
         scores[0] = ReferenceScore("a", "tuned", 1.00016, 0.5, 1, 9)
         with pytest.raises(EvaluationError) as caught:

@@ -95,6 +95,8 @@ class TestOverview:
         lost = look_over(replace(plain, info=replace(INFO, other_task="dolly"), other_task=tuple(other)))
         assert [verdict.outcome for verdict in lost.verdicts] == ["better", "cannot tell", "worse"]
         assert lost.headline().endswith("The model got worse on dolly rows (not trained on).")
+        unknown = replace(plain, info=replace(INFO, other_task="dolly", held_out=False), other_task=tuple(other))
+        assert look_over(unknown).headline().endswith("The model got worse on dolly rows.")
 
     def test_votes_answer_the_second_question(self):
         """Ten of ten."""
@@ -156,10 +158,21 @@ class TestTeaching:
         overview = look_over(comparison([(2.0, 1.0)] * 3, texts=texts))
         assert [row["pairs"] for row in robustness(overview, "rouge_l")] == [3, 3, 2]
 
+    def test_fewer_than_six_pairs_get_no_interval(self):
+        """Such as two of like length, whose interval may be as narrow by chance as it likes."""
+        texts = [("w " * 8, "w " * (3 + n)) for n in range(6)]
+        rows = robustness(look_over(comparison([(2.0, 1.0)] * 6, texts=texts)), "words")
+        assert [(row["pairs"], row["95 % interval"]) for row in rows] == [
+            (6, "\u22124.46 to \u22120.537"),
+            (6, "\u22124.46 to \u22120.537"),
+            (2, "too few pairs"),
+        ]
+
     def test_robustness_has_three_views(self):
         """All pairs, pairs that were not cut, pairs of like length."""
         overview = look_over(comparison([(2.0, 1.0 + n / 10) for n in range(3)], cut={"p0", "p1", "p2"}))
         rows = robustness(overview, "rouge_l")
         assert [row["pairs"] for row in rows] == [3, 0, 3]
-        assert rows[1]["95 % interval"] == "no pair is left"
+        same = "all 3 rows differ by the same amount, which leaves nothing to estimate chance from"
+        assert [row["95 % interval"] for row in rows] == [same, "no pair is left", same]
         assert robustness(overview, "items_met") == []

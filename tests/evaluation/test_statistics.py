@@ -146,21 +146,21 @@ class TestOtherTask:
     def test_the_upper_end_is_held_against_the_margin(self, shift, spread, outcome):
         """0.05 nats a token."""
         values = [shift + spread * sign for sign in (-1, 1, -0.5, 0.5)] * 5
-        found = judge_other_task(estimate(values), "dolly")
+        found = judge_other_task(estimate(values), "dolly", held_out=True)
         assert found.outcome == outcome
         assert "dolly" in found.sentence
 
     def test_without_rows_it_cannot_tell(self):
         """Nor with too few."""
-        assert judge_other_task(None, "dolly").outcome == "cannot tell"
-        assert judge_other_task(estimate([0.0, 0.001] * 4), "dolly").outcome == "cannot tell"
+        assert judge_other_task(None, "dolly", held_out=True).outcome == "cannot tell"
+        assert judge_other_task(estimate([0.0, 0.001] * 4), "dolly", held_out=True).outcome == "cannot tell"
 
     @pytest.mark.parametrize("rows", [12, 24, 50])
     def test_a_loss_at_the_margin_is_seldom_called_none(self, rows):
         """Of 1,000 experiments whose true loss is the margin, with rare large losses among them, at most 6 %."""
         random = np.random.default_rng(rows)
         draws = 0.05 + 0.1 * (random.lognormal(0, 1, (1000, rows)) - np.exp(0.5))
-        called = [judge_other_task(estimate(each), "dolly").outcome == "not worse" for each in draws]
+        called = [judge_other_task(estimate(each), "dolly", held_out=True).outcome == "not worse" for each in draws]
         assert np.mean(called) <= 0.06 + 0.015
 
 
@@ -242,11 +242,11 @@ WHOLE = [
         ),
     ),
     (
-        judge_other_task(None, "dolly"),
+        judge_other_task(None, "dolly", held_out=True),
         Verdict(LOST, "cannot tell", f"Cannot tell whether anything was lost {ON_DOLLY}.", "None was scored."),
     ),
     (
-        judge_other_task(estimate([-each for each in FALL]), "dolly"),
+        judge_other_task(estimate([-each for each in FALL]), "dolly", held_out=True),
         Verdict(
             LOST,
             "worse",
@@ -255,16 +255,35 @@ WHOLE = [
         ),
     ),
     (
-        judge_other_task(estimate([each / 100 for each in UNCLEAR]), "dolly"),
+        judge_other_task(estimate([each / 100 for each in UNCLEAR]), "dolly", held_out=True),
         Verdict(
             LOST,
             "not worse",
-            "The model did not get worse on dolly rows (not trained on).",
+            "The model did not get worse by 0.05 nats a token on dolly rows (not trained on).",
             f"{NLL}0 nats a token (95 % interval \u22120.00080 to +0.00080, 18 rows); up to +0.05 counts as kept.",
         ),
     ),
     (
-        judge_other_task(estimate(UNCLEAR), "dolly"),
+        judge_other_task(estimate([each / 100 + 0.01 for each in UNCLEAR]), "dolly", held_out=True),
+        Verdict(
+            LOST,
+            "not worse",
+            "The model got worse on dolly rows (not trained on), but by less than 0.05 nats a token.",
+            f"{NLL}+0.010 nats a token (95 % interval +0.0092 to +0.011, 18 rows); up to +0.05 counts as kept.",
+        ),
+    ),
+    (
+        judge_other_task(estimate(FALL), "dolly", held_out=False),
+        Verdict(
+            "What was lost on dolly rows?",
+            "not worse",
+            "The model did not get worse on dolly rows.",
+            f"{NLL}\u22120.200 nats a token (95 % interval \u22120.233 to \u22120.167, 18 rows); up to +0.05 counts as "
+            "kept. Whether the adapter was trained on such rows is not known.",
+        ),
+    ),
+    (
+        judge_other_task(estimate(UNCLEAR), "dolly", held_out=True),
         Verdict(
             LOST,
             "cannot tell",
@@ -274,7 +293,7 @@ WHOLE = [
         ),
     ),
     (
-        judge_other_task(estimate(FALL[:8]), "dolly"),
+        judge_other_task(estimate(FALL[:8]), "dolly", held_out=True),
         Verdict(
             LOST,
             "cannot tell",
@@ -353,7 +372,7 @@ def test_a_mean_can_have_a_unit_and_more_rows_than_sources():
 
 def test_no_verdict_speaks_of_chance_or_p():
     """What is said are figures, and what they cannot tell."""
-    found = [judge_likelihood(estimate(FALL), held_out=True), judge_other_task(estimate(FALL), "dolly")]
+    found = [judge_likelihood(estimate(FALL), held_out=True), judge_other_task(estimate(FALL), "dolly", held_out=True)]
     found.append(judge_votes(9, 3, 1, pairs=13, cut=0))
     text = " ".join(f"{each.sentence} {each.basis}" for each in found)
     assert re.findall(r"beyond chance|\bp =|significan", text) == []

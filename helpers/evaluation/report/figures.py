@@ -191,7 +191,8 @@ def _examples_words(overview: Overview) -> str:
         return f"The adapter gives more than examples in the prompt ({against})."
     if found.is_above(0):
         return f"Examples in the prompt give more than the adapter, and need no training ({against})."
-    return f"These rows cannot tell which gives more, the adapter or examples in the prompt ({against})."
+    why = found.why_no_verdict or "the interval contains zero"
+    return f"These rows cannot tell which gives more, the adapter or examples in the prompt: {why} ({against})."
 
 
 def draw_lengths(overview: Overview, votes: Reveal | None = None) -> Drawing | None:
@@ -225,22 +226,28 @@ def draw_lengths(overview: Overview, votes: Reveal | None = None) -> Drawing | N
         axes.set_ylim(-1.4, 1.4)
     axes.set_xlabel(f"words: {overview.tuned.name} minus {overview.base.name}")
     axes.set_ylabel("blind vote" if votes is not None else f"ROUGE-L: {overview.tuned.name} minus {overview.base.name}")
-    return Drawing("lengths", "Is longer better?", _lengths_caption(longer, values, overview.tuned.name), figure)
+    gained = "were preferred" if votes is not None else "have a higher ROUGE-L than the base's"
+    caption = _lengths_caption(longer, values, overview.tuned.name, gained)
+    return Drawing("lengths", "Is longer better?", caption, figure)
 
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str) -> str:
-    """Count gains among longer and among shorter answers."""
+def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str, gained: str) -> str:
+    """Count gains among longer and among shorter answers.
+
+    Args:
+        gained: What those that gained did.
+    """
     counts = []
     for word, sign in (("longer", 1), ("shorter", -1)):
         found = [gain for words, gain in zip(longer, gains, strict=True) if _sign(words) == sign]
         better = sum(gain > 0 for gain in found)
-        counts.append(f"of {len(found)} {word} {name} answers {better} {'is' if better == 1 else 'are'} better")
+        counts.append(f"{better} of {len(found)} {word} ones")
     text = f"Each mark is one prompt; right of the line the {name} answer is longer."
-    text += f" {counts[0].capitalize()}, {counts[1]}."
+    text += f" Of the {name} answers, {counts[0]} and {counts[1]} {gained}."
     return f"{text} If gains are only on one side, length may be the cause: compare answers of similar length."
 
 

@@ -29,7 +29,7 @@ _MARKS = {
     "mostly better": "▲",
     "mostly worse": "▼",
     "preferred": "▲",
-    "not worse": "▲",
+    "not worse": "●",
     "worse": "▼",
     "not preferred": "▼",
     "cannot tell": "○",

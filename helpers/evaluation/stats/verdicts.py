@@ -83,22 +83,32 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
     return Verdict(question, _CANNOT_TELL, f"Cannot tell whether {what} became more likely.", f"{why}. {basis}")
 
 
-def judge_other_task(found: Estimate | None, task: str) -> Verdict:
+def judge_other_task(found: Estimate | None, task: str, *, held_out: bool) -> Verdict:
     """Answer the third question by the NLL of rows of the task that was not trained.
 
     Args:
         found: The estimate of its paired differences, tuned minus base, in nats a token; None if nothing was scored.
         task: Where the rows are from, such as "dolly".
+        held_out: Whether the adapter's training rows are known, and these are not among them.
     """
-    question = f"What was lost on {task} rows, which it was not trained on?"
-    unknown = f"Cannot tell whether anything was lost on {task} rows, which it was not trained on."
+    rows = f"{task} rows, which it was not trained on" if held_out else f"{task} rows"
+    question, unknown = f"What was lost on {rows}?", f"Cannot tell whether anything was lost on {rows}."
     if found is None:
         return Verdict(question, _CANNOT_TELL, unknown, "None was scored.")
+    margin = f"{_LOSS_MARGIN} nats a token"
     basis = f"NLL with EOS: {interval_text(found, 'nats a token')}; up to +{_LOSS_MARGIN} counts as kept."
+    if not held_out:
+        basis += " Whether the adapter was trained on such rows is not known."
+    on = f"on {task} rows (not trained on)" if held_out else f"on {task} rows"
     if found.is_below(_LOSS_MARGIN):
-        return Verdict(question, "not worse", f"The model did not get worse on {task} rows (not trained on).", basis)
+        said = f"The model did not get worse by {margin} {on}."
+        if found.is_below(0):
+            said = f"The model did not get worse {on}."
+        elif found.is_above(0):
+            said = f"The model got worse {on}, but by less than {margin}."
+        return Verdict(question, "not worse", said, basis)
     if found.is_above(0):
-        return Verdict(question, "worse", f"The model got worse on {task} rows (not trained on).", basis)
+        return Verdict(question, "worse", f"The model got worse {on}.", basis)
     why = _upper(found.why_no_verdict or "the interval is too wide")
     return Verdict(question, _CANNOT_TELL, unknown, f"{why}. {basis}")
 
