@@ -92,6 +92,7 @@ def _write_tokenizer_config(tokenizer: Any, folder: Path) -> None:
         **({"additional_special_tokens": extra} if extra else {}),
         "chat_template": tokenizer.chat_template,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": tokenizer.model_max_length,
         "padding_side": tokenizer.padding_side,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -168,6 +169,8 @@ def _tokenizer_faults(folder: Path) -> Iterator[str]:
         yield f"tokenizer_config.json names the class {settings.get('tokenizer_class')}, which transformers 4 lacks"
     if isinstance(settings.get("extra_special_tokens"), list):
         yield "tokenizer_config.json has a list of extra_special_tokens, which transformers 4 cannot read"
+    if settings.get("model_input_names") != ["input_ids", "attention_mask"]:
+        yield "tokenizer_config.json lets transformers 4 add token_type_ids, which generate refuses"
     if not settings.get("eos_token"):
         yield "tokenizer_config.json names no eos_token"
     beside = folder / "chat_template.jinja"

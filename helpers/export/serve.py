@@ -13,6 +13,8 @@ from helpers.core.errors import ExportError
 from helpers.data.chat_templates import ALPACA, CHATML, MISTRAL_V3
 from helpers.data.prompts import ALPACA_PREAMBLE
 
+__all__ = ["loading_lines"]
+
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes: https://docs.vllm.ai/en/latest/features/lora.html."""
 

@@ -93,6 +93,7 @@ def test_older_readers_find_what_they_look_for(folders):
         ("adapter", lambda f: (f / "chat_template.jinja").unlink(), "template does not stand in both"),
         ("adapter", lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
         ("adapter", lambda f: change(f / "tokenizer_config.json", eos_token=...), "no eos_token"),
+        ("merged", lambda f: change(f / "tokenizer_config.json", model_input_names=...), "token_type_ids"),
         ("adapter", lambda f: change(f / "adapter_config.json", base_model_name_or_path=None), "no base_model_name"),
         ("adapter", lambda f: change(f / "adapter_config.json", r=16), "rank 16, the weights have"),
         ("adapter", lambda f: (f / "adapter_model.safetensors").chmod(0o600), "cannot be read by others"),
