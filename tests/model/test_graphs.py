@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.core.config import build_config
 from helpers.model.patches.cuda_graphs import (
     GraphedLayers,
     choose_graphs,
     decoder_layers,
+    expected_passes,
     host_lengths,
+    planned_sizes,
     recorded_size,
+    sizes_to_record,
 )
 from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recording, Weights
 from helpers.runtime.hardware import SPLIT, Gpu
@@ -327,6 +333,85 @@ class TestWorth:
         """Shares are of all passes until then."""
         graphs = self.walked(200, [8] * 6 + [500] * 2)
         assert (graphs.sizes, graphs.replayed) == (2, 6)
+
+
+class TestPlanned:
+    """Sizes that are chosen before training, from its own rows."""
+
+    @pytest.mark.parametrize(
+        ("expected", "wanted"),
+        [
+            ({}, {}),
+            ({1536: 24.0}, {}),
+            ({1536: 26.0}, {1536: 1536}),
+            ({1536: 20, 1792: 20, 2048: 20}, {1536: 2048, 1792: 2048, 2048: 2048}),
+            ({1024: 100, 2048: 100}, {1024: 1024, 2048: 2048}),
+            ({256: 5, 2048: 100}, {2048: 2048}),
+            ({4096: 100, 4352: 500}, {4096: 4096}),
+        ],
+    )
+    def test_recordings_that_replays_repay(self, expected, wanted):
+        """25 replays repay one; 256 tokens more cost 0.3 of a replay; passes over 4,096 tokens are not recorded."""
+        assert sizes_to_record(expected, 4096) == wanted
+
+    @given(st.dictionaries(st.integers(1, 12).map(lambda n: 256 * n), st.integers(1, 60), max_size=6))
+    @settings(max_examples=60, deadline=None)
+    def test_no_other_choice_saves_more(self, expected):
+        """Every set of recorded sizes is tried."""
+
+        def saved(recorded, filled=None):
+            total = -25.0 * len(recorded)
+            for size, count in expected.items():
+                tops = [top for top in recorded if top >= size]
+                total += max([0.0, *(count * (1 - 0.3 * (top - size) / 256) for top in tops)])
+            return total
+
+        chosen = sizes_to_record(expected, 4096)
+        sets = [set(each) for n in range(len(expected) + 1) for each in itertools.combinations(expected, n)]
+        assert saved(set(chosen.values())) == pytest.approx(max(map(saved, sets)))
+
+    def test_how_often_each_size_comes(self):
+        """8 rows of 100 tokens are 800 each time; with rows of 100 and 160 sums differ, and the passes add up."""
+        assert expected_passes([100] * 64, 8, 40) == {1024: 40.0}
+        mixed = expected_passes([100] * 32 + [160] * 32, 8, 40)
+        assert list(mixed) == [1024, 1280]
+        assert sum(mixed.values()) == pytest.approx(40)
+
+    def test_fewer_rows_than_a_pass_has(self):
+        """All of them are one pass."""
+        assert expected_passes([100] * 3, 8, 5) == {512: 5.0}
+
+    def test_packed_sequences_are_found_out_on_the_way(self):
+        """Rows say nothing of packed passes."""
+        assert planned_sizes([100] * 64, 8, 40, packing=True) is None
+        assert planned_sizes([100] * 64, 8, 40, packing=False) == {1024: 1024}
+
+    def test_batches_are_filled_up_to_the_recorded_size(self):
+        """From the second pass on; a size that is not wanted runs as it is."""
+        layers, left = make_layers(), [100]
+        graphs = Computed(list(layers), 600, largest=600, left=lambda: left[0], sizes={256: 512, 512: 512})
+        with graphs.installed():
+            for length in (8, 300, 8, 700, 8):
+                step(layers, *batch(length))
+        assert (graphs.sizes, graphs.replayed) == (1, 3)
+        assert list(graphs.recorded) == []  # dropped at the end
+        assert graphs.seen == {(512, 16): 4, (768, 16): 1}
+
+    def test_the_longest_row_may_be_what_fills_up(self):
+        """A pass of 257 tokens that is filled up to 1,024 has a row of 767: kernels must not end at the longest of ours."""
+        sizes = {512: 1024, 768: 1024, 1024: 1024}
+        assert GraphedLayers([], 300, sizes=sizes).longest == 768
+        assert GraphedLayers([], 900, sizes=sizes).longest == 900
+        assert GraphedLayers([], 100).longest == 256
+
+    def test_near_the_end_nothing_is_recorded(self):
+        """A training that is resumed for its last 24 passes does not repay a recording."""
+        layers = make_layers()
+        graphs = Computed(list(layers), 600, largest=600, left=lambda: 24, sizes={256: 256})
+        with graphs.installed():
+            for _ in range(3):
+                step(layers, *batch(8))
+        assert graphs.describe() == "CUDA graphs: none recorded; 3 passes of these lengths do not repay it."
 
 
 class TestRoom:

@@ -2,9 +2,10 @@
 
 A pass of 8 short rows through a 7B QLoRA model launches some 6,000 kernels. On an H100 the card works 0.10 s on them;
 launching them one by one takes the host 0.30 s. Recorded once as a CUDA graph, they are launched together. Rows differ
-in length, so batches are filled up to a multiple of 256 tokens, and a size is recorded when it has come twice and, by
-its share of the passes until then, will come often enough again to pay for it. What is not recorded runs as before; the
-numbers are those of the same kernels.
+in length, so batches are filled up, and a few sizes are recorded: those that this training's own rows repay
+(`sizes_to_record`). Where passes do not follow from rows, as with packing, batches are filled up to a
+multiple of 256 tokens, and a size is recorded when it has come twice and, by its share of the passes until then, will
+come often enough again. What is not recorded runs as before; the numbers are those of the same kernels.
 
 Found against unsloth 2026.10.9, whose decoder layers wait for the card nowhere once the rows' borders are known.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +29,15 @@ from helpers.model.patches.graph_capture import Buffers, GraphRecording, Recordi
 from helpers.runtime.hardware import Gpu, split_share
 from helpers.runtime.lockfile import installed_version
 
-__all__ = ["MOST_TOKENS", "GraphedLayers", "card_peak", "choose_graphs", "decoder_layers", "recorded_size"]
+__all__ = [
+    "MOST_TOKENS",
+    "GraphedLayers",
+    "card_peak",
+    "choose_graphs",
+    "decoder_layers",
+    "planned_sizes",
+    "recorded_size",
+]
 
 
 _VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
@@ -39,8 +49,14 @@ _STEP = 256
 _RECORDING = 25
 """What recording a size costs, in times of what a replay saves: 1.0 s and 0.04 s (H200)."""
 
+_FILLING = 0.3
+"""What _STEP tokens more cost in a replay, as a share of what it saves: 0.012 s of 0.04 s (H200)."""
+
 _SEGMENTS = 16
 """Rows of a batch are filled up with empty ones to a multiple of this."""
+
+_SHUFFLED_PASSES = 2000
+"""Passes that are drawn to find how often each size comes."""
 
 _RUNS = 16
 """Rows of the even batch that Unsloth is told of while a size is recorded; sizes are multiples of it."""
@@ -88,6 +104,60 @@ def choose_graphs(
     return Choice(
         "graphs", "in passes over few tokens the card waits for the host; recorded, they are launched at once"
     )
+
+
+def expected_passes(lengths: Sequence[int], batch_size: int, passes: int) -> dict[int, float]:
+    """Return how many passes of each size a training will have, by shuffling its rows.
+
+    Args:
+        lengths: Of the rows, in tokens.
+        batch_size: Rows of a pass.
+        passes: How many there will be.
+
+    Returns:
+        Passes by tokens, rounded up to a multiple of _STEP.
+
+    Example:
+        >>> expected_passes([100] * 64, 8, 40)
+        {1024: 40.0}
+    """
+    draw, order, found = random.Random(0), list(lengths), Counter[int]()  # noqa: S311 - no secret depends on it
+    while found.total() < _SHUFFLED_PASSES:
+        draw.shuffle(order)
+        whole = range(0, max(len(order) - batch_size, 0) + 1, batch_size)
+        found.update(recorded_size(sum(order[i : i + batch_size]), batch_size)[0] for i in whole)
+    return {size: count * passes / found.total() for size, count in sorted(found.items())}
+
+
+def sizes_to_record(expected: Mapping[int, float], most: int) -> dict[int, int]:
+    """Choose the sizes whose recording the training's own passes repay, smaller passes being filled up to them.
+
+    Each pass that is replayed saves 1, less _FILLING for each _STEP that it is filled up; each size that is recorded
+    costs _RECORDING. The best choice is found by going through the sizes in rising order.
+
+    Args:
+        expected: Passes by tokens, from `expected_passes`.
+        most: Largest size that can be recorded, in tokens.
+
+    Returns:
+        For each size that is to be replayed, the recorded one; empty where nothing repays it.
+
+    Example:
+        >>> sizes_to_record({1536: 20, 1792: 20, 2048: 20, 4096: 2}, 4096)
+        {1536: 2048, 1792: 2048, 2048: 2048}
+    """
+    sizes = sorted(size for size in expected if size <= most)
+    best: list[tuple[float, dict[int, int]]] = [(0.0, {})]
+    for end, top in enumerate(sizes, 1):
+        options = [best[end - 1]]
+        saved, filled = -float(_RECORDING), dict[int, int]()
+        for start in range(end - 1, -1, -1):
+            each = expected[sizes[start]] * (1 - _FILLING * (top - sizes[start]) / _STEP)
+            if each > 0:
+                saved, filled = saved + each, {sizes[start]: top, **filled}
+            options.append((best[start][0] + saved, {**best[start][1], **filled}))
+        best.append(max(options, key=lambda option: option[0]))
+    return dict(sorted(best[-1][1].items()))
 
 
 def recorded_size(tokens: int, rows: int) -> tuple[int, int]:
@@ -178,6 +248,18 @@ def card_peak(graphs: GraphedLayers | None, card: int | None = None) -> int:
     return read(card)
 
 
+def planned_sizes(lengths: Sequence[int], batch_size: int, passes: int, *, packing: bool) -> dict[int, int] | None:
+    """Return which sizes a training over these rows records; None where it packs, so that rows say nothing of passes.
+
+    Args:
+        lengths: Of the rows, in tokens.
+        batch_size: Rows of a pass of one process.
+        passes: How many there will be.
+        packing: Whether sequences are filled with several rows.
+    """
+    return None if packing else sizes_to_record(expected_passes(lengths, batch_size, passes), MOST_TOKENS)
+
+
 class GraphedLayers:
     """Decoder layers whose training passes are recorded, where that pays, and replayed from then on.
 
@@ -185,6 +267,8 @@ class GraphedLayers:
         layers: In order, all on one device.
         largest: Largest pass, in tokens; it decides how much memory must be free.
         left: Returns how many passes are still to come, this one included; by default no end is known.
+        sizes: Which sizes are recorded, and to which others are filled up, from `sizes_to_record`; None finds out on
+            the way.
         report: Gets a line when recording is given up.
     """
 
@@ -195,9 +279,13 @@ class GraphedLayers:
         *,
         largest: int = MOST_TOKENS,
         left: Callable[[], float] = lambda: math.inf,
+        sizes: Mapping[int, int] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
-        self.layers, self.longest, self.largest, self.left, self.report = layers, longest, largest, left, report
+        self.layers, self.largest, self.left, self.report = layers, largest, left, report
+        filler = _STEP + max((top - size for size, top in (sizes or {}).items()), default=0)
+        self.longest = max(longest, filler)  # what fills a batch up is a row, too
+        self.wanted = sizes
         self.forwards = [layer.forward for layer in layers]
         self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
@@ -230,7 +318,9 @@ class GraphedLayers:
             return f"CUDA graphs: given up, {self.given_up}."
         passes = sum(self.seen.values())
         if not self.sizes:
-            return f"CUDA graphs: none recorded; in {passes} passes no size was expected to recur {_RECORDING} times."
+            rare = f"in {passes} passes no size was expected to recur {_RECORDING} times"
+            unpaid = f"{passes} passes of these lengths do not repay it"
+            return f"CUDA graphs: none recorded; {rare if self.wanted is None else unpaid}."
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
             f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
@@ -274,7 +364,7 @@ class GraphedLayers:
     def _replay(self, hidden: Any, named: dict[str, Any]) -> Any:
         """Return the layers' output from a recording; None if there is none yet."""
         lengths, positions = named["packed_seq_lengths"], named["position_ids"]
-        size = recorded_size(hidden.shape[1], lengths.numel())
+        size = self._size(hidden.shape[1], lengths.numel())
         self.seen[size] += 1
         if self.weights is None or not self.weights.unchanged():
             self._forget()
@@ -286,8 +376,19 @@ class GraphedLayers:
         self.replayed += 1
         return self.recorded[size](hidden, positions, lengths)
 
+    def _size(self, tokens: int, rows: int) -> tuple[int, int]:
+        """Return the size that a batch is filled up to."""
+        filled, segments = recorded_size(tokens, rows)
+        return (self.wanted or {}).get(filled, filled), segments
+
     def _pays(self, size: tuple[int, int]) -> bool:
-        """Say whether a size is not rare: its share of the passes so far is taken for its share of those to come."""
+        """Say whether a size is to be recorded.
+
+        Where that was decided before, from the second pass on: in the first, kernels are compiled and tables made.
+        Elsewhere its share of the passes so far is taken for its share of those to come.
+        """
+        if self.wanted is not None:
+            return size[0] in self.wanted.values() and self.seen.total() > 1 and self.left() >= _RECORDING
         share = self.seen[size] / sum(self.seen.values())
         return self.seen[size] > 1 and share * self.left() >= _RECORDING
 
@@ -341,14 +442,14 @@ class GraphedLayers:
     def _announce(self, buffers: Buffers) -> None:
         """Tell Unsloth the rows' borders, which it would otherwise ask the card for.
 
-        Of the lengths on the host it reads the sum, so that nothing is left to be filled up, and, from torch 2.12 on,
-        whether they differ: only then does it call the kernel that takes borders (`_torch_varlen_beats_segments`).
+        Attention's kernels leave what is beyond the longest row as it was in memory: NaN at times. Of the lengths on
+        the host Unsloth reads the sum, so that nothing is left to be filled up, and, from torch 2.12 on, whether they
+        differ: only then does it call the kernel that takes borders (`_torch_varlen_beats_segments`).
         """
         from unsloth.utils import packing
 
         tokens, segments = buffers.hidden.shape[1], buffers.lengths.numel()
-        longest = min(max(self.longest, _STEP), tokens)
-        found = (buffers.lengths, buffers.borders, longest)
+        found = (buffers.lengths, buffers.borders, min(self.longest, tokens))
         device = buffers.lengths.device
         packing._PACKED_INFO_CACHE[device] = {"seq_lengths": buffers.lengths, "result": found, "inference": False}
         packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host_lengths(tokens, segments))
