@@ -3,9 +3,9 @@
 A QLoRA step multiplies each token by every frozen weight once forward and once backward, and once more where layers are
 recomputed: 4 to 6 operations a weight and token. Divided by how fast the card multiplies matrices
 (`helpers.runtime.calibration`) and by the share of that pace which training reaches, this is the card's time for a
-pass; where the host needs longer to launch the pass's kernels, that is the pass's time. The share is learned from
-finished runs of the same model on the same card, whose `metrics.json` holds forecast and outcome; before there is one,
-it is `_EFFICIENCY`.
+pass; where the host needs longer to launch the pass's kernels, that is the pass's time. Passes that are replayed as
+CUDA graphs take the card's time for the size that they are filled up to. Finished runs of the same model on the same
+card, whose `metrics.json` holds forecast and outcome, say how much longer or shorter it really takes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from helpers.core.files import read_json
 from helpers.memory.plan import shape_for
 from helpers.memory.predict import NF4_BYTES
 from helpers.memory.shapes import ModelShape
+from helpers.model.patches.cuda_graphs import MOST_TOKENS, expected_passes, sizes_to_record
 from helpers.runtime.calibration import Calibration
 
 __all__ = ["Forecast", "Pace", "forecast_training", "format_minutes", "past_metrics", "seconds_before", "session_note"]
@@ -40,9 +41,12 @@ _SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.72}
 """What measuring the held-out loss reaches, as a share of that: 0.61 of the pace in fp32, in the same runs; assumed of
 cards."""
 
-_HOST_SECONDS = {"graphs": 0.0053, "checkpointing": 0.0110, "plain": 0.0079}
-"""Time in which the host launches one layer's kernels, forward and backward, in seconds: of 32 layers 0.25 s a pass, a
-third more where they are recomputed (H100), and 0.17 s where passes are recorded on the way (944 rows, H200)."""
+_HOST_SECONDS = {"checkpointing": 0.0110, "plain": 0.0066}
+"""Time in which the host launches one layer's kernels, forward and backward, in seconds. Of 32 layers that is 0.21 s a
+pass; measured were 0.25 s beside an H100 and 0.20 s beside an H200, and a third more where layers are recomputed."""
+
+_RECORDING_SECONDS = 0.033
+"""Recording one layer of a pass as a CUDA graph and comparing it, in seconds: 1.05 s for 32 layers (H200)."""
 
 _START_SECONDS = 3.0
 """The first step's kernels are compiled and loaded, on a card (2.2 to 3.2 s, train_h100.json)."""
@@ -61,7 +65,7 @@ _SHUFFLES = 20
 """How often rows are shuffled to find a padded batch's mean width."""
 
 _RUNS = 5
-"""Finished runs that an efficiency is learned from: the newest."""
+"""Finished runs that are learned from: the newest."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Forecast:
         tokens: Of all optimizer steps, padding included.
         tflops: The machine's pace in matrix products, in 10^12 operations a second.
         efficiency: Share of it that training is taken to reach.
-        runs: Finished runs that the share was learned from; 0 for the constant.
+        ratio: How many times as long as estimated so earlier runs took; 1 where there are none.
+        runs: Finished runs that the ratio was learned from.
         limited_by: "card" or "host".
         kind: What another run must have in common with this one, so that its outcome says how fast this one will be.
     """
@@ -86,6 +91,7 @@ class Forecast:
     tokens: int
     tflops: float
     efficiency: float
+    ratio: float
     runs: int
     limited_by: str
     kind: dict[str, Any]
@@ -96,10 +102,11 @@ class Forecast:
 
     def describe(self) -> str:
         """Say it in a sentence, with what it rests on."""
+        basis = f"{self.efficiency:.0%} of it assumed"
         if self.runs:
-            basis = f"{self.efficiency:.0%} of it, as in {self.runs} earlier run{'s' if self.runs > 1 else ''} here"
+            basis += f", times {self.ratio:.2f} as in {self.runs} earlier run{'s' if self.runs > 1 else ''} here"
         else:
-            basis = f"{self.efficiency:.0%} of it assumed, since no run of this model has finished here yet"
+            basis += ", since no run of this model has finished here yet"
         return (
             f"Training will take about {format_minutes(self.seconds())}, {format_minutes(self.heldout_seconds)} of it "
             f"for held-out losses: {self.operations:.2g} operations at {self.tflops:.3g} TFLOP/s, {basis}."
@@ -167,44 +174,61 @@ def forecast_training(
     weights = shape.linear_parameters() + shape.vocab * shape.hidden
     again = 1 - train.checkpoint_skip_layers / shape.layers if train.gradient_checkpointing else 0.0
     operations = tokens * (4 * weights + 2 * shape.linear_parameters() * again)
-    efficiency, runs = learned_efficiency(config, calibration, past)
-    pace = calibration.tflops * 1e12 * efficiency
-    kind = "graphs" if graphs else "checkpointing" if again else "plain"
-    host = _HOST_SECONDS[kind] * shape.layers * passes / processes if on_card else 0.0
-    card = operations / pace / processes
+    efficiency = _EFFICIENCY[calibration.precision]
+    ratio, runs = learned_ratio(config, calibration, past)
+    pace = calibration.tflops * 1e12 * efficiency * processes
+    card = operations / pace
+    host = _HOST_SECONDS["checkpointing" if again else "plain"] * shape.layers / processes if on_card else 0.0
+    waiting = host * passes
+    seconds = max(card, waiting)
+    if graphs and not train.packing:
+        card, waiting = _with_graphs(lengths, train.batch_size, passes, card / tokens, host, shape.layers)
+        seconds = card + waiting
     measurements = 2 + (math.ceil(steps) - 1) // train.eval_steps
-    scored = sum(heldout) * measurements * 2 * weights / (pace * _SCORING[calibration.precision]) / processes
-    start = _START_SECONDS if on_card else 0.0
+    scored = sum(heldout) * measurements * 2 * weights / (pace * _SCORING[calibration.precision])
     return Forecast(
-        max(host, card) + start,
-        scored,
+        (seconds + (_START_SECONDS if on_card else 0.0)) * ratio,
+        scored * ratio,
         operations,
         tokens,
         calibration.tflops,
         efficiency,
+        ratio,
         runs,
-        "host" if host > card else "card",
+        "host" if waiting > card else "card",
         _kind(config, calibration),
     )
 
 
-def learned_efficiency(
-    config: RunConfig, calibration: Calibration, past: Sequence[Mapping[str, Any]]
-) -> tuple[float, int]:
-    """Return the share of the calibrated pace that this model's runs reached on this card, and of how many runs.
+def _with_graphs(
+    lengths: Sequence[int], batch_size: int, passes: int, a_token: float, host: float, layers: int
+) -> tuple[float, float]:
+    """Return how long the card works on passes that are replayed, and how long all others and the recordings take.
+
+    Args:
+        a_token: The card's time for a token, in seconds.
+        host: The host's time for a pass, in seconds.
+    """
+    expected = expected_passes(lengths, batch_size, passes)
+    sizes = sizes_to_record(expected, MOST_TOKENS)
+    card = sum(count * sizes[tokens] * a_token for tokens, count in expected.items() if tokens in sizes)
+    others = sum(count * max(host, tokens * a_token) for tokens, count in expected.items() if tokens not in sizes)
+    return card, others + len(set(sizes.values())) * _RECORDING_SECONDS * layers
+
+
+def learned_ratio(config: RunConfig, calibration: Calibration, past: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    """Return how many times as long as estimated this model's runs took on this card, and of how many runs.
 
     Args:
         past: `metrics.json` of earlier runs, the newest last; those without an outcome say nothing.
     """
     wanted = _kind(config, calibration)
     found = [
-        each["operations"] / each["outcome_train_seconds"] / each["tflops"] / 1e12
+        each["outcome_train_seconds"] / each["train_seconds"] * each["ratio"]
         for each in (run.get("forecast") or {} for run in past)
-        if each.get("kind") == wanted and each.get("outcome_train_seconds")
+        if each.get("kind") == wanted and each.get("outcome_train_seconds") and each.get("ratio")
     ][-_RUNS:]
-    if found:
-        return statistics.median(found), len(found)
-    return _EFFICIENCY[calibration.precision], 0
+    return (statistics.median(found), len(found)) if found else (1.0, 0)
 
 
 def past_metrics(root: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,15 @@ from helpers.core.errors import StackError
 from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention
-from helpers.model.patches.cuda_graphs import GraphedLayers, card_peak, choose_graphs, decoder_layers, planned_sizes
+from helpers.model.patches.cuda_graphs import (
+    MOST_TOKENS,
+    GraphedLayers,
+    card_peak,
+    choose_graphs,
+    decoder_layers,
+    expected_passes,
+    sizes_to_record,
+)
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.training.checkpoints import last_complete
@@ -135,7 +143,7 @@ def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> 
         return (trainer.state.max_steps - trainer.state.global_step) * args.gradient_accumulation_steps
 
     passes = count_steps(trainer) * args.gradient_accumulation_steps
-    sizes = planned_sizes(lengths, batch, passes, packing=args.packing)
+    sizes = None if args.packing else sizes_to_record(expected_passes(lengths, batch, passes), MOST_TOKENS)
     layers = decoder_layers(trainer.model)
     return GraphedLayers(layers, max(lengths), largest=longest_pass, left=passes_left, sizes=sizes)
 

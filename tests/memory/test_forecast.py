@@ -12,7 +12,7 @@ from helpers.memory.forecast import (
     Pace,
     forecast_training,
     format_minutes,
-    learned_efficiency,
+    learned_ratio,
     past_metrics,
     session_note,
 )
@@ -94,11 +94,11 @@ class TestSeconds:
         assert found.heldout_seconds == pytest.approx(2 * one.heldout_seconds)
 
     def test_a_fast_card_waits_for_its_host(self):
-        """On an H100 the tiny model's passes take what launching its layers takes, 0.0079 s each."""
+        """On an H100 the tiny model's passes take what launching its layers takes, 0.0066 s each."""
         settings = config(max_steps=10, batch_size=8, gradient_accumulation=1, gradient_checkpointing=False)
         found = forecast(settings, [50] * 8, H100)
         assert found.limited_by == "host"
-        assert found.train_seconds == pytest.approx(3 + 10 * 2 * 0.0079)
+        assert found.train_seconds == pytest.approx(3 + 10 * 2 * 0.0066)
 
     def test_two_processes_take_half_as_long(self):
         """Operations are shared."""
@@ -121,34 +121,62 @@ class TestSeconds:
         found = forecast_training(settings, [230] * 5000, Calibration(802, "bf16", 8192, "NVIDIA H100"))
         assert found.train_seconds / 100 == pytest.approx(0.696, rel=0.2)
 
-    def test_944_short_rows_on_an_h200_as_measured(self):
-        """8 rows a step, graphs recorded on the way, took 24.3 s: within 20 %."""
+    @pytest.mark.parametrize(
+        ("more", "seconds"), [({"graphs": True}, 20.1), ({"graphs": False}, 24.2)], ids=["graphs", "none"]
+    )
+    def test_944_short_rows_on_an_h200_as_measured(self, more, seconds):
+        """8 rows a step, 1,743 tokens on average, with sizes recorded on the way and without: within 20 %."""
         settings = config(num_epochs=1.0, batch_size=8, gradient_accumulation=1, gradient_checkpointing=False)
-        found = forecast_training(settings, [233] * 944, dataclasses.replace(H100, gpu="NVIDIA H200"), graphs=True)
-        assert found.train_seconds == pytest.approx(24.3, rel=0.2)
+        lengths = [218 + 9 * (n % 21 - 10) for n in range(944)]
+        found = forecast_training(settings, lengths, Calibration(780, "bf16", 8192, "NVIDIA H200"), **more)
+        assert found.train_seconds == pytest.approx(seconds, rel=0.2)
+
+    def test_replayed_passes_take_the_card_s_time_for_the_size_that_is_recorded(self):
+        """20 passes of 800 tokens are filled up to 1,024; one recording of two layers takes 0.033 s a layer."""
+        settings = config(max_steps=20, batch_size=8, gradient_accumulation=1, gradient_checkpointing=False)
+        found = forecast(settings, [100] * 64, H100, graphs=True)
+        card = 20 * 1024 * 4 * 360_000 / (0.6 * 800e12)
+        assert found.train_seconds == pytest.approx(3 + card + 2 * 0.033)
+        few = forecast(
+            dataclasses.replace(settings, train=dataclasses.replace(settings.train, max_steps=10)),
+            [100] * 64,
+            H100,
+            graphs=True,
+        )
+        assert few.train_seconds == pytest.approx(3 + 10 * 2 * 0.0066)
 
     def test_an_unknown_model_has_none(self, tmp_path):
         """A hub id whose config.json is not here gives no forecast."""
         assert forecast_training(config(model_name="nobody/nothing"), [50], CPU) is None
 
 
-def finished(seconds, **change):
-    """The metrics of a run of 6e10 operations that took so long."""
-    record = forecast(config(), [50] * 8).record() | {"operations": 6e10, "outcome_train_seconds": seconds} | change
+def finished(outcome, **change):
+    """The metrics of a run that was to take a second and took so long."""
+    record = forecast(config(), [50] * 8).record() | {"train_seconds": 1.0, "outcome_train_seconds": outcome} | change
     return {"forecast": record}
 
 
 class TestLearned:
     """What finished runs say of the next one."""
 
-    def test_without_runs_a_constant_is_taken(self):
+    def test_without_runs_the_estimate_stands(self):
         """None is known."""
-        assert learned_efficiency(config(), CPU, []) == (0.85, 0)
+        assert learned_ratio(config(), CPU, []) == (1.0, 0)
 
     def test_the_median_of_the_newest_five(self):
-        """0.1 TFLOP/s: 6e10 operations in 1.2 s are 0.5 of it, in 0.75 s 0.8; the oldest of six does not count."""
+        """Three took 1.2 times as long as estimated, two 0.75 times; the oldest of six does not count."""
         past = [finished(9.0), *[finished(1.2)] * 3, *[finished(0.75)] * 2]
-        assert learned_efficiency(config(), CPU, past) == (pytest.approx(0.5), 5)
+        assert learned_ratio(config(), CPU, past) == (pytest.approx(1.2), 5)
+
+    def test_what_an_earlier_run_had_learned_is_part_of_its_forecast(self):
+        """Foretold 1 s after runs that took twice their estimates, and took 0.8 s: 1.6 times its own estimate."""
+        assert learned_ratio(config(), CPU, [finished(0.8, ratio=2.0)]) == (pytest.approx(1.6), 1)
+
+    def test_a_run_takes_so_many_times_its_estimate(self):
+        """Held-out losses, too."""
+        one, found = (forecast(config(), [50] * 8, heldout=[50], past=past) for past in ([], [finished(1.5)]))
+        assert found.train_seconds == pytest.approx(1.5 * one.train_seconds)
+        assert found.heldout_seconds == pytest.approx(1.5 * one.heldout_seconds)
 
     @pytest.mark.parametrize(
         "other",
@@ -157,11 +185,12 @@ class TestLearned:
             {"forecast": {}},
             finished(1.2, outcome_train_seconds=None),
             finished(1.2, kind={"gpu": "Tesla T4"}),
+            finished(1.2, ratio=None),
         ],
     )
     def test_other_runs_say_nothing(self, other):
-        """Those without an outcome, and those of another card, model or kind."""
-        assert learned_efficiency(config(), CPU, [other]) == (0.85, 0)
+        """Those without an outcome, of another card, model or kind, and of a version that learned otherwise."""
+        assert learned_ratio(config(), CPU, [other]) == (1.0, 0)
 
     def test_they_are_read_from_the_runs_folder(self, tmp_path):
         """Each run's metrics.json; a damaged one is passed over."""
@@ -172,10 +201,13 @@ class TestLearned:
         assert past_metrics(tmp_path) == [{"x": 1}]
 
     def test_the_sentence_says_what_it_rests_on(self):
-        """Operations, pace, and whether its share was learned."""
+        """Operations, pace, the share assumed, and what earlier runs took."""
         first = forecast(config(), [50] * 8).describe()
         assert "85% of it assumed, since no run of this model has finished here yet" in first
-        assert "50% of it, as in 1 earlier run here" in forecast(config(), [50] * 8, past=[finished(1.2)]).describe()
+        assert (
+            "85% of it assumed, times 1.20 as in 1 earlier run here"
+            in forecast(config(), [50] * 8, past=[finished(1.2)]).describe()
+        )
 
 
 class TestPace:

@@ -56,9 +56,12 @@ class TestGraphedLayers:
     def trainer(self):
         """A trainer of two layers, after 3 of 10 steps of 4 passes of 2 rows."""
         layers = [SimpleNamespace(forward=len), SimpleNamespace(forward=len)]
-        args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=4, packing=False)
+        args = SimpleNamespace(
+            per_device_train_batch_size=2, gradient_accumulation_steps=4, packing=False, max_steps=10
+        )
         return SimpleNamespace(
             args=args,
+            train_dataset=range(80),
             model=SimpleNamespace(model=SimpleNamespace(layers=layers)),
             state=SimpleNamespace(max_steps=10, global_step=3),
         )
@@ -67,9 +70,17 @@ class TestGraphedLayers:
         """The largest pass is of the two longest rows; packed, it is of two whole sequences."""
         config = build_config("alpaca", preset="colab-t4", max_seq_length=2048)
         graphs = speed._graphed_layers(trainer, config, [30, 400, 10, 300])
-        assert (graphs.layers, graphs.longest, graphs.largest) == (trainer.model.model.layers, 400, 700)
+        assert (graphs.layers, graphs.largest) == (trainer.model.model.layers, 700)
         trainer.args.packing = True
-        assert speed._graphed_layers(trainer, config, [30, 400, 10, 300]).largest == 4096
+        graphs = speed._graphed_layers(trainer, config, [30, 400, 10, 300])
+        assert (graphs.longest, graphs.largest) == (400, 4096)
+
+    def test_sizes_are_chosen_before_training(self, trainer):
+        """40 passes of two rows of 120 tokens are filled up to 256; packed, rows say nothing of passes."""
+        config = build_config("alpaca", preset="colab-t4")
+        assert speed._graphed_layers(trainer, config, [120] * 80).wanted == {256: 256}
+        trainer.args.packing = True
+        assert speed._graphed_layers(trainer, config, [120] * 80).wanted is None
 
     def test_the_passes_that_are_left_go_down_with_the_steps(self, trainer):
         """Seven steps of four passes; one step later six."""
