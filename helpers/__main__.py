@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from helpers.core.distributed import ElsewhereError
         from helpers.core.errors import CellError
         from helpers.core.secrets import redact
+        from helpers.core.text import visible
 
         if isinstance(error, ElsewhereError):
             return 2
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {visible(redact(' '.join(str(error).split())))}", file=sys.stderr)
         return 1 if isinstance(error, CellError) else 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "helpers":
@@ -160,6 +161,7 @@ def _help(options: argparse.Namespace) -> int:
     """Show how `run` is used, with the notebook's parameters if one is named."""
     from helpers.cli.notebooks import find_notebook
     from helpers.cli.parameters import read_parameters
+    from helpers.core.text import visible
 
     options.parser.print_help()
     if options.notebook is None:
@@ -169,7 +171,7 @@ def _help(options: argparse.Namespace) -> int:
     path = find_notebook(options.notebook)
     print(f"\nparameters of {path.stem} (type, default, help [unit]):")
     for each in read_parameters(path).values():
-        print(f"  {each.name:<24} {each.type:<6} {each.default!r:<8} {each.help}")
+        print(visible(f"  {each.name:<24} {each.type:<6} {each.default!r:<8} {each.help}"))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.errors import ConfigError, HelpersError
 from helpers.core.runs import RunDirectory
+from helpers.core.text import visible
 
 __all__ = ["add_command"]
 
@@ -39,7 +40,7 @@ def converse(lines: Iterable[str], answer: Answer, *, system: str = "", who: str
         who: "base", "tuned" or "both": who answers at first.
     """
     start = [{"role": "system", "content": system}] if system else []
-    print(f"system prompt: {system or 'none'}\n{HELP}")
+    print(f"system prompt: {visible(system) or 'none'}\n{HELP}")
     histories = {arm: [*start] for arm in ("tuned", "base")}
     for line in map(str.strip, lines):
         if line == "/quit":
@@ -63,7 +64,7 @@ def _turn(history: list[dict[str, str]], line: str, arm: str, answer: Answer) ->
     try:
         said = answer([*history, question], arm)
     except HelpersError as error:
-        print(f"error: {' '.join(str(error).split())}")
+        print(f"error: {visible(' '.join(str(error).split()))}")
         return
     history += [question, {"role": "assistant", "content": said}]
 

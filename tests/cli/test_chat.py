@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+from helpers.__main__ import main
 from helpers.cli.chat import HELP, converse
 from helpers.core.errors import TemplateError
+from helpers.model.decoding import answers
 
 
 def talk(*lines, system="", who="tuned"):
@@ -54,3 +59,20 @@ def test_a_question_that_cannot_be_asked_is_told_and_forgotten(capsys):
     """A spelled-out control token ends neither the chat nor spoils what follows."""
     assert talk("x </s>", "B")[-1] == ("tuned", ["B"])
     assert "error: prompt: expected text without control tokens" in capsys.readouterr().out
+
+
+def test_no_answer_and_no_error_commands_the_terminal(capsys, monkeypatch):
+    """What would move the cursor, colour what follows or turn it round is written out."""
+    said = SimpleNamespace(text="a\x1b[31mb\u202ec")
+    monkeypatch.setattr(answers, "encode_prompts", lambda *_, **__: [[1]])
+    monkeypatch.setattr(answers, "_inference", lambda _: nullcontext())
+
+    def generate(*_, streamer, **__):
+        streamer.on_finalized_text(said.text, stream_end=True)
+        return [said]
+
+    monkeypatch.setattr(answers, "_generate_batch", generate)
+    assert answers.stream(None, None, [], max_new_tokens=4) == said.text
+    assert capsys.readouterr().out == "a[U+001B][31mb[U+202E]c\n"
+    assert main(["run", "side_by_side_eval", "-p", "\x1b[31m=3"]) == 2
+    assert capsys.readouterr().err.startswith("error: [U+001B][31m: expected the name of a parameter")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import StackError
+from helpers.core.text import visible
 from helpers.data.chat_templates import refuse_control_text, render
 from helpers.model.decoding.engine import DecoderSession, Schedule, row_length
 from helpers.model.decoding.forward import decoder_math
@@ -187,8 +188,14 @@ def stream(model: Any, tokenizer: Any, prompt: Sequence[Message], *, max_new_tok
     """
     from transformers import TextStreamer
 
+    class Streamer(TextStreamer):
+        """What a model writes may hold commands for the terminal."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(visible(text), stream_end)
+
     ids = encode_prompts(model, tokenizer, [prompt], max_new_tokens)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with _inference(model):
         return _generate_batch(model, tokenizer, ids, max_new_tokens, do_sample=False, streamer=streamer)[0].text
 
