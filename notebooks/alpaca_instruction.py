@@ -228,6 +228,7 @@ from helpers.training.machine import base_model, fit_machine
 base, revision = base_model(config)
 machine = fit_machine(config, run)
 print(machine)
+
 model, tokenizer = FastLanguageModel.from_pretrained(
     model_name=base,
     revision=revision,
@@ -346,6 +347,7 @@ from helpers.training.machine import fit_layout
 
 layout = fit_layout(config, checked["train"].lengths, run)
 config = layout.config
+
 model = FastLanguageModel.get_peft_model(
     model,
     r=cfg.lora_rank,
