@@ -24,11 +24,12 @@ CONFIG = ("transformers/configuration_utils.py PreTrainedConfig._get_config_dict
 IMPORTED = {
     "bitsandbytes.functional.dequantize_4bit": ("bitsandbytes/functional.py dequantize_4bit",),
     "datasets.Dataset": ("datasets/arrow_dataset.py Dataset",),
-    "datasets.Dataset.from_list": ("datasets/arrow_dataset.py Dataset.from_list",),
     "datasets.DatasetDict": ("datasets/dataset_dict.py DatasetDict",),
+    "datasets.config.HF_DATASETS_CACHE": ("datasets/config.py HF_DATASETS_CACHE",),
     "datasets.load_dataset": ("datasets/load.py load_dataset",),
     "huggingface_hub.HfApi": ("huggingface_hub/hf_api.py HfApi",),
     "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
+    "huggingface_hub.constants.HF_HUB_CACHE": ("huggingface_hub/constants.py HF_HUB_CACHE",),
     "huggingface_hub.get_token": ("huggingface_hub/utils/_auth.py get_token",),
     "huggingface_hub.try_to_load_from_cache": ("huggingface_hub/file_download.py try_to_load_from_cache",),
     "peft.LoraConfig": ("peft/tuners/lora/config.py LoraConfig",),

@@ -332,12 +332,13 @@ def data_commit(table: Any) -> str | None:
 
 def _load_hub(name: str, revision: str | None) -> Any:
     """Load the train split of a hub data set, or say why not."""
-    from datasets import config, load_dataset
+    from datasets import load_dataset
+    from datasets.config import HF_DATASETS_CACHE
 
     try:
         return load_dataset(name, revision=revision, split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types
-        if full := disk_error(f"the rows of {name}", Path(config.HF_DATASETS_CACHE), error, reading=True):
+        if full := disk_error(f"the rows of {name}", Path(HF_DATASETS_CACHE), error, reading=True):
             raise full from error
         reason = "".join(str(error).splitlines()[:1])
         raise DataError(
