@@ -86,6 +86,7 @@ gradient_checkpointing = None  # type: bool  recompute activations to save memor
 checkpoint_skip_layers = None  # type: int  layers exempt from gradient_checkpointing [layers]
 varlen_attention = None  # type: bool  attention over all rows of a batch in one launch, if unsloth lacks it
 cuda_graphs = None  # type: bool  record short passes as CUDA graphs, where the host is slower than the card
+fused_adapters = None  # type: bool  take adapter products that read the same activations together
 optimizer = None  # type: str  auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)
 save_steps = None  # type: int  optimizer steps between checkpoints [steps]
 eval_steps = None  # type: int  optimizer steps between measurements of the held-out loss [steps]

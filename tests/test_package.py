@@ -272,7 +272,7 @@ class TestDependencies:
         assert {call for call in calls if call[1] in shown} == {("helpers.cli.chat", "from_pretrained")}
 
     def test_unsloth_is_imported_in_few_places(self):
-        """`helpers.model.load` imports unsloth and the chat loads with it; one switches its modes, three mend it."""
+        """`helpers.model.load` imports unsloth and the chat loads with it; one switches its modes, four mend it."""
         importers = {
             module
             for module in MODULES
@@ -286,6 +286,7 @@ class TestDependencies:
             "helpers.model.load",
             "helpers.model.patches.attention",
             "helpers.model.patches.cuda_graphs",
+            "helpers.model.patches.fused_adapters",
             "helpers.model.patches.optimizer_step",
         }
 

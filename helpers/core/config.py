@@ -127,6 +127,7 @@ class TrainConfig(Settings):
     checkpoint_skip_layers: int = setting(0, "layers exempt from gradient_checkpointing", unit="layers", low=0)
     varlen_attention: bool = setting(True, "attention over all rows of a batch in one launch, if unsloth lacks it")
     cuda_graphs: bool = setting(True, "record short passes as CUDA graphs, where the host is slower than the card")
+    fused_adapters: bool = setting(True, "take adapter products that read the same activations together")
     optimizer: str = setting(
         "auto",
         "auto, adamw_8bit (less memory) or adamw_torch_fused (fewer launches)",

@@ -1,4 +1,4 @@
-"""What a trainer really does, and a context that makes it faster and changes no number."""
+"""What a trainer really does, and a context that makes it faster and changes nothing but roundings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from helpers.model.patches.cuda_graphs import (
     expected_passes,
     sizes_to_record,
 )
+from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.training.checkpoints import last_complete
@@ -85,6 +86,7 @@ def training_mode(trainer: Any, config: RunConfig) -> dict[str, Any]:
     if gpu is not None:
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention)
     graphs = choose_graphs(config, gpu, attention=attention.name, padding_free=padding_free or packing)
+    adapters = choose_adapters(config, gpu)
     return {
         "packing": packing,
         "padding_free": padding_free,
@@ -95,16 +97,19 @@ def training_mode(trainer: Any, config: RunConfig) -> dict[str, Any]:
         "attention_reason": attention.reason,
         "graphs": graphs.name == "graphs",
         "graphs_reason": graphs.reason,
+        "adapters": adapters.name,
+        "adapters_reason": adapters.reason,
     }
 
 
 @contextmanager
 def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
-    """Call `trainer.train()` inside: faster where the machine allows it, with the same numbers, errors explained.
+    """Call `trainer.train()` inside: faster where the machine allows it, equal up to rounding, errors explained.
 
-    Steps lose the work that changes nothing; attention takes all rows of a batch in one call; short passes are recorded
-    as CUDA graphs. Several processes share each step's rows evenly. A training that was finished before is restored
-    and takes no further step. Afterwards the trainer is as it was.
+    Steps lose the work that changes nothing; attention takes all rows of a batch in one call, and adapter products
+    that read the same are taken together; short passes are recorded as CUDA graphs. Several processes share each step's
+    rows evenly. A training that was finished before is restored and takes no further step. Afterwards the trainer is as
+    it was.
 
     Args:
         trainer: TRL's, checked.
@@ -127,7 +132,10 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
             spread_batches(trainer, share_out(config.train, place().count))
             _seed_dropout(config.train.seed)
         stack.enter_context(quick_steps(trainer))
-        if training_mode(trainer, config)["graphs"]:
+        mode = training_mode(trainer, config)
+        if mode["adapters"] == "fused":
+            stack.enter_context(fused_adapters(trainer.model))
+        if mode["graphs"]:
             record.graphs = _graphed_layers(trainer, config, record.lengths)
             stack.enter_context(record.graphs.installed())
         yield

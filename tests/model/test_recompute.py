@@ -1,20 +1,18 @@
 """Recomputed layers without their last product: Unsloth's own MLP and checkpointing, on a small Mistral on the CPU.
 
-unsloth.kernels cannot be imported without triton, so its functions are taken out of the files and run by themselves;
-those that recompute layers, too. What they need of triton, the gate and the unpacking of weights, is written in torch.
+Those that recompute layers are taken out of Unsloth's files, too.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-import threading
 import types
-from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
-from sources import definitions, module_tree
+from sources import definitions
+from unsloth_kernels import gate, gate_backward, load_kernels, parameters_of
 
 from helpers.model.load import TARGET_MODULES
 from helpers.model.patches.optimizer_step import skip_last_products
@@ -27,57 +25,7 @@ LAYERS, WIDTH = 3, 32
 @pytest.fixture(scope="module")
 def kernels():
     """Unsloth's fused MLP and the product that it asks for, as a module of their own."""
-    made = types.ModuleType("kernels")
-    known = {
-        "torch": torch, "torch_matmul": torch.matmul, "addmm_": torch.Tensor.addmm_,
-        "torch_amp_custom_fwd": lambda function: function, "torch_amp_custom_bwd": lambda function: function,
-        "_is_compiling": torch.compiler.is_compiling, "_rms_layernorm": types.SimpleNamespace(_SAVE_OUTPUT=False),
-        "Float8Tensor": types.new_class("Float8Tensor"), "Int4QuantState": types.new_class("Int4QuantState"),
-        "threading": threading, "contextmanager": contextmanager, "_is_packed_state": lambda state: False,
-        "fast_dequantize": lambda weight, state, **_: weight,
-    }  # fmt: skip
-    made.__dict__.update(known)
-    wanted = {
-        "unsloth_zoo/gradient_checkpointing.py": [
-            "_GC_RECOMPUTE_TLS", "in_gradient_checkpoint_recompute", "_gradient_checkpoint_recompute_marker",
-            "_detach_checkpoint_args", "Unsloth_Gradient_Checkpointer",
-        ],
-        "unsloth/kernels/utils.py": ["matmul_lora"],
-        "unsloth/kernels/fast_lora.py": [
-            "_dropout_forward", "_dropout_replay", "_matmul_lora_ext", "_add_lora_dX", "_lora_bias_grad",
-            "_may_overwrite_input", "LoRA_MLP",
-        ],
-    }  # fmt: skip
-    for file, names in wanted.items():
-        found = [node for node in module_tree(file).body if name_of(node) in names]
-        assert [name_of(node) for node in found] == names
-        exec(compile(ast.Module(found, []), file, "exec"), made.__dict__)
-    return made
-
-
-def name_of(node):
-    """Return what a statement of a module defines, if it has a name."""
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        return node.targets[0].id
-    return getattr(node, "name", None)
-
-
-def gate(e, g):
-    """Return silu(e) * g, as `swiglu_fg_kernel`."""
-    return torch.nn.functional.silu(e) * g
-
-
-def gate_backward(d, e, g):
-    """Return what `swiglu_DWf_DW_dfg_kernel` leaves in its three arguments."""
-    sigmoid = torch.sigmoid(e)
-    f = sigmoid * e
-    return f * g, d * f, d * g * sigmoid * (1 + e * (1 - sigmoid))
-
-
-def parameters_of(projection):
-    """Return a projection's weight, its quantization state, and its adapter."""
-    lora = (projection.lora_A["default"].weight, projection.lora_B["default"].weight, projection.scaling["default"])
-    return (projection.base_layer.weight, None, *lora)
+    return load_kernels()
 
 
 def small_mistral(kernels, *, dropout=0.0):
