@@ -123,12 +123,18 @@ class TestLikelihood:
     def test_lopsided_rows_are_counted(self):
         """What is said of most rows is not said of their mean."""
         found = judge_likelihood(estimate([-0.1] * 22 + [-9.0] * 2), held_out=True)
-        assert (found.outcome, found.sentence) == ("mostly better", "Most held-out answers became more likely.")
+        assert (found.outcome, found.sentence) == (
+            "mostly better",
+            "Most held-out answers became more likely; whether they did on average, these rows cannot tell.",
+        )
         assert found.basis.startswith(
             "24 of 24 held-out answers. The mean is not judged: a few rows carry the difference"
         )
         risen = judge_likelihood(estimate([0.1] * 22 + [9.0, -0.1]), held_out=False)
-        assert (risen.outcome, risen.sentence) == ("mostly worse", "Most reference answers became less likely.")
+        assert (risen.outcome, risen.sentence) == (
+            "mostly worse",
+            "Most reference answers became less likely; whether they did on average, these rows cannot tell.",
+        )
 
     def test_sources_are_named_beside_rows(self):
         """36 rows of 18 sources."""

@@ -78,7 +78,8 @@ def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
         outcome, word, count = ("better", "more", found.below) if side == "below" else ("worse", "less", found.above)
         rows = what.removeprefix("the ")
         counted = f"{count} of {found.rows} {rows}. The mean is not judged: {found.why_no_verdict}"
-        return Verdict(question, f"mostly {outcome}", f"Most {rows} became {word} likely.", f"{counted}. {basis}")
+        said = f"Most {rows} became {word} likely; whether they did on average, these rows cannot tell."
+        return Verdict(question, f"mostly {outcome}", said, f"{counted}. {basis}")
     why = _upper(found.why_no_verdict or "the interval contains zero")
     return Verdict(question, _CANNOT_TELL, f"Cannot tell whether {what} became more likely.", f"{why}. {basis}")
 
