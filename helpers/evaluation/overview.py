@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,11 +116,15 @@ def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
 def _verdicts(
     comparison: Comparison, estimates: dict[str, Estimate], votes: Reveal | None, cut: int, count: int
 ) -> tuple[Verdict, ...]:
-    info, tally = comparison.info, votes.merged if votes else None
-    told = (tally.wins, tally.ties, tally.losses) if tally else (0, 0, 0)
+    info, outcomes = comparison.info, votes.merged_outcomes if votes else {}
+    sources = {prompt.id: prompt.source or prompt.id for prompt in comparison.prompts}
+    sums: Counter[str] = Counter()
+    for name, outcome in outcomes.items():  # prompts that share a source have one vote together
+        sums[sources.get(name, name)] += (outcome == "win") - (outcome == "loss")
+    wins, losses = (sum(side * total > 0 for total in sums.values()) for side in (1, -1))
     found = [
         judge_likelihood(estimates.get(JUDGED), held_out=info.held_out),
-        judge_votes(*told, pairs=count, cut=cut),
+        judge_votes(wins, len(sums) - wins - losses, losses, pairs=count, cut=cut, shared=len(sums) < len(outcomes)),
     ]
     if info.other_task:
         found.append(judge_other_task(estimates.get(OTHER_TASK), info.other_task, held_out=info.held_out))

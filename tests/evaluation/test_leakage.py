@@ -105,6 +105,21 @@ class TestOverview:
         votes = reveal([Vote(f"i{n}", "a", voter="Ann") for n in range(10)], key)
         assert look_over(plain, votes).verdicts[1].outcome == "preferred"
 
+    def test_prompts_of_one_source_vote_once(self):
+        """Ten wins of ten on two contexts are two wins; two losses on one of them are a loss."""
+        plain = comparison([(2.0, 1.9 - n / 100) for n in range(10)])
+        key = VoteKey("base", "tuned", {f"i{n}": KeyItem(f"p{n}", "tuned", "base") for n in range(10)})
+        votes = reveal([Vote(f"i{n}", "a", voter="Ann") for n in range(10)], key)
+        prompts = tuple(replace(prompt, source=f"context {place % 2}") for place, prompt in enumerate(plain.prompts))
+        found = look_over(replace(plain, prompts=prompts), votes).verdicts[1]
+        assert found.outcome == "cannot tell"
+        assert found.basis.startswith(
+            "Votes: tuned 2, base 0, ties 0; 10 pairs. Prompts that share a source count once."
+        )
+        mixed = reveal([Vote(f"i{n}", "b" if n % 4 == 0 or n == 2 else "a", voter="Ann") for n in range(4)], key)
+        found = look_over(replace(plain, prompts=prompts), mixed).verdicts[1]
+        assert found.basis.startswith("Votes: tuned 1, base 1, ties 0; 10 pairs.")
+
     def test_cut_answers_are_counted(self):
         """A pair in which one answer was cut."""
         overview = look_over(comparison([(2.0, 1.9 - n / 100) for n in range(4)], cut={"p1"}))

@@ -114,13 +114,14 @@ def judge_other_task(found: Estimate | None, task: str, *, held_out: bool) -> Ve
     return Verdict(question, _CANNOT_TELL, unknown, f"{why}. {basis}")
 
 
-def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> Verdict:
-    """Answer the second question by blind votes, one for each prompt.
+def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int, shared: bool = False) -> Verdict:
+    """Answer the second question by blind votes, one for each prompt, or source that prompts share.
 
     Args:
         wins: Prompts on which the tuned answer was preferred; like `ties` and `losses`, 0 if nobody has voted.
         losses: Prompts on which the base's answer was preferred.
         cut: Pairs in which an answer was cut at the length limit.
+        shared: Whether some prompts share a source, and count once.
     """
     question = "Are the tuned model's answers preferred?"
     decided, votes = wins + losses, wins + ties + losses
@@ -129,6 +130,7 @@ def judge_votes(wins: int, ties: int, losses: int, *, pairs: int, cut: int) -> V
         basis = "Nobody has compared them: read them, or vote on vote.html."
         return Verdict(question, _CANNOT_TELL, f"Cannot tell whether its own answers are better ({ending}).", basis)
     tally = f"Votes: tuned {wins}, base {losses}, ties {ties}; {ending}."
+    tally += " Prompts that share a source count once." if shared else ""
     interval, needed = wilson_interval(wins, decided), wins_needed(decided)
     if interval:
         ends = " to ".join(format_number(end, share=True) for end in interval)
