@@ -107,6 +107,12 @@ class TestDistance:
             "The export is 0.02 from the tuned model, 201.0% of the adapter's effect; at most 200.0% may be rounding."
         )
 
+    @pytest.mark.parametrize("effect", [0.01, 0.1, 0.3, 0.39, 0.41, 1.0, 10.0])
+    def test_an_export_without_the_adapter_never_passes(self, effect):
+        """Where the export is the base, it fails, or cannot be told if rounding moves logits by a quarter as much."""
+        results, _ = judged(effect, effect=effect, base=0.1, noise=(0.1, 0.5))
+        assert results[1] == ("CANNOT TELL" if effect < 0.4 else "FAIL")
+
     def test_an_adapter_without_any_effect_cannot_be_told(self):
         """Nothing is divided by zero."""
         assert judged(0.0, effect=0.0, base=0.0, noise=(0.0, 0.0))[0] == ["CANNOT TELL"] * 3
@@ -243,7 +249,9 @@ class TestVerification:
 
     def test_its_lines_and_its_values(self):
         """One check a line; numbers that JSON lacks are None."""
-        found = Verification("merged", (GOOD, BAD, OPEN), {"x": 1, "y": math.nan, "z": "bf16"}, {"close": 2.0})
+        found = Verification(
+            "merged", (GOOD, BAD, OPEN), {"x": 1, "y": math.nan, "z": "bf16", "inf": math.inf}, {"close": 2.0}
+        )
         assert found.lines() == "FAIL: merged\n  ok   a: A.\n  FAIL b: B.\n  ?    c: C."
         assert found.as_dict() == {
             "name": "merged",
@@ -255,7 +263,7 @@ class TestVerification:
                 {"name": "b", "passed": False, "detail": "B."},
                 {"name": "c", "passed": None, "detail": "C."},
             ],
-            "numbers": {"x": 1, "y": None, "z": "bf16"},
+            "numbers": {"x": 1, "y": None, "z": "bf16", "inf": None},
             "thresholds": {"close": 2.0},
         }
         with pytest.raises(ValueError, match="not JSON compliant"):
