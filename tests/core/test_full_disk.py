@@ -263,7 +263,7 @@ FOLDERS = {
     "the checkpoint of step 20": lambda folder, tuned, merged: put_checkpoint(folder),
     "run.zip": lambda folder, tuned, merged: zip_run(RunDirectory(folder)),
     "rows_train.jsonl": lambda folder, tuned, merged: copy_inputs(
-        RunDirectory(folder), "'rows_train.jsonl'", folder / "script"
+        RunDirectory(folder), '"rows_train.jsonl"', folder / "script"
     ),
 }
 """What writes each folder, archive or copy, and what the error calls it."""
