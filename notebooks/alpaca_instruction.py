@@ -381,7 +381,8 @@ record_data(
     tokenizer=tokenizer, template=template.name, base=base,
     base_commit=getattr(model.config, "_commit_hash", None),
 )
-record = TrainingRecord(run, config, train_dataset, heldout_dataset)
+held = rows["heldout"].select(checked["heldout"].kept)  # those of one context, or one question, count once
+record = TrainingRecord(run, config, train_dataset, heldout_dataset, heldout_rows=held)
 checkpoints = Checkpoints(record)
 
 # %% tags=["core"]

@@ -6,7 +6,8 @@ A row becomes an `Example`: the messages that the model is given, and the one it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "build_example",
     "build_prompt",
     "clean_references",
+    "row_sources",
     "user_text",
 ]
 
@@ -80,6 +82,42 @@ class Example:
     def messages(self) -> list[Message]:
         """Return prompt and completion as one conversation."""
         return [*self.prompt, *self.completion]
+
+
+def row_sources(rows: Iterable[Mapping[str, Any]], task: str) -> list[str]:
+    """Name what each row shares with another: a context, or else what it asks but for case and white space.
+
+    Statistics count rows of one name as one.
+
+    Args:
+        rows: With the columns of the task, or with lists of messages, `prompt` and `completion`.
+        task: "alpaca" or "dolly".
+
+    Returns:
+        Such as "context of row 1"; "" for a row that shares neither.
+
+    Example:
+        >>> row_sources([{"instruction": text} for text in ("Sum up.", "Say it.", "sum  up.")], "alpaca")
+        ['question of row 1', '', 'question of row 1']
+    """
+    names = COLUMNS[task]
+    contexts, questions = [], []
+    for row in rows:
+        context = (row.get(names.context) or "").strip()
+        asked = user_text(row.get(names.instruction) or "", context)
+        if row.get("prompt") is not None and row.get("completion") is not None:
+            context = ""
+            asked = next((each["content"] for each in row["prompt"] if each["role"] == "user"), "")
+        contexts.append(context)
+        questions.append(" ".join(asked.casefold().split()))
+    pairs = zip(_shared("context", contexts), _shared("question", questions), strict=True)
+    return [context or question for context, question in pairs]
+
+
+def _shared(what: str, texts: Sequence[str]) -> list[str]:
+    """Name the first row that has each text; "" if no other row has it."""
+    counts, first = Counter(texts), {text: place for place, text in reversed(list(enumerate(texts, 1)))}
+    return [f"{what} of row {first[text]}" if text and counts[text] > 1 else "" for text in texts]
 
 
 def user_text(instruction: str, context: str = "") -> str:

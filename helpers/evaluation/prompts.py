@@ -17,7 +17,7 @@ from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
 from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, is_chat, named_columns, plain_name, recognise
 from helpers.data.messages import UNUSABLE, RowError, list_of, read_messages
-from helpers.data.prompts import COLUMNS, user_text
+from helpers.data.prompts import COLUMNS, row_sources, user_text
 from helpers.data.readers import read_file
 from helpers.data.rows import (
     Row,
@@ -185,24 +185,18 @@ def reference_questions(rows: Sequence[Mapping[str, str]], task: str, name: str 
     names = COLUMNS[task]
     contexts = [(row.get(names.context) or "").strip() for row in rows]
     asked = [user_text(row[names.instruction], context) for row, context in zip(rows, contexts, strict=True)]
-    plain = [" ".join(text.casefold().split()) for text in asked]
+    sources = row_sources(rows, task)
     found = []
     for place, (row, context) in enumerate(zip(rows, contexts, strict=True), 1):
         prompt = Prompt(
             id=f"{name}-{place:03d}",
             text=asked[place - 1],
             category=row.get("category") or ("with input" if context else "without input"),
-            source=_shared("context", contexts, place - 1) or _shared("question", plain, place - 1),
+            source=sources[place - 1],
             reference=row[names.answer].strip(),
         )
         found.append(Question(prompt, row[names.instruction].strip(), context))
     return tuple(found)
-
-
-def _shared(what: str, texts: Sequence[str], place: int) -> str:
-    """Name the first row that has the same text; "" if no other row has it."""
-    text = texts[place]
-    return f"{what} of row {texts.index(text) + 1}" if text and texts.count(text) > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from helpers.core.distributed import gather, place
 from helpers.model.decoding.support import causal_model
 
-__all__ = ["RowScore", "mean_loss", "prompt_numbers", "score_rows"]
+__all__ = ["RowScore", "mean_loss", "score_rows"]
 
 _PACKED_TOKENS = 8192
 """Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. Of a 7B model's memory
@@ -164,11 +164,3 @@ def _losses(
 def _row_score(losses: Sequence[float]) -> RowScore:
     """Return the score of a row: the last learned token is its EOS."""
     return RowScore(math.fsum(losses[:-1]), losses[-1], len(losses) - 1)
-
-
-def prompt_numbers(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Number the rows' prompts; rows that ask the same have the same number."""
-    both = [zip(row["input_ids"], row["completion_mask"], strict=True) for row in rows]
-    prompts = [tuple(token for token, learned in row if not learned) for row in both]
-    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    return [number[prompt] for prompt in prompts]

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,11 @@ from helpers.core.distributed import largest, on_main, place, total, wait_for_al
 from helpers.core.errors import RunError
 from helpers.core.files import writing
 from helpers.core.runs import RunDirectory
+from helpers.data.prompts import row_sources
 from helpers.data.tokens import IGNORED, row_labels
 from helpers.memory.forecast import Forecast, Pace, forecast_training, format_minutes, past_metrics
 from helpers.model.patches.cuda_graphs import GraphedLayers
-from helpers.model.scoring import RowScore, mean_loss, prompt_numbers, score_rows
+from helpers.model.scoring import RowScore, mean_loss, score_rows
 from helpers.runtime.calibration import calibrate
 from helpers.training.checkpoints import BEST, WRITING, Checkpoint, complete, last_complete, prune, sweep
 from helpers.training.curves import judge_curve
@@ -74,6 +75,7 @@ class TrainingRecord(TrainerCallback):
 
     Args:
         heldout_dataset: The checked held-out rows, with `input_ids` and `completion_mask`.
+        heldout_rows: The same rows before they became tokens, for what they share.
 
     Attributes:
         best: With `keep = "best"`, the trained weights as they were when the held-out loss was lowest.
@@ -86,10 +88,12 @@ class TrainingRecord(TrainerCallback):
         train_dataset: Dataset,
         heldout_dataset: Dataset,
         *,
+        heldout_rows: Iterable[Mapping[str, Any]],
         report: Callable[[str], None] = print,
     ) -> None:
         self.run, self.config, self.report = run, config, report
         self.heldout: list[dict[str, Any]] = heldout_dataset.to_list()
+        self.sources = [name or place for place, name in enumerate(row_sources(heldout_rows, config.task))]
         rows = train_dataset.to_list()
         self.lengths = [len(row["input_ids"]) for row in rows]
         self.fingerprint = _fingerprint(rows, self.heldout)
@@ -127,7 +131,7 @@ class TrainingRecord(TrainerCallback):
             if forecast := on_main(self.forecast):
                 self.result.forecast = forecast.record()
                 self.report(forecast.describe())
-            self.result.heldout_sources = prompt_numbers(self.heldout)
+            self.result.heldout_sources = self.sources
             self.result.heldout_before = self.score(model)
             self.result.eval_loss.append((0, mean_loss(self.result.heldout_before)))
             self.report(f"before training: held-out loss {self.result.eval_loss[0][1]:.4f}")

@@ -21,7 +21,7 @@ class TrainResult:
         train_loss: (step, mean loss a token) of each optimizer step.
         eval_loss: (step, mean held-out loss a token); the first is from before training.
         heldout_before: Score of each held-out row before training.
-        heldout_sources: Which rows ask the same: rows with one number count once.
+        heldout_sources: What each row comes from: rows of one source count once.
         train_seconds: Time in optimizer steps, measurements of the held-out loss left out.
         rows: Rows seen, repeats counted.
         tokens: Tokens seen, padding not counted.
@@ -40,7 +40,7 @@ class TrainResult:
     eval_loss: list[tuple[int, float]] = field(default_factory=list)
     heldout_before: list[RowScore] = field(default_factory=list)
     heldout_after: list[RowScore] = field(default_factory=list)
-    heldout_sources: list[int] = field(default_factory=list)
+    heldout_sources: list[int | str] = field(default_factory=list)
     train_seconds: float = 0.0
     rows: int = 0
     tokens: int = 0

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from helpers.core.errors import ConfigError
-from helpers.data.prompts import COLUMNS, alpaca_block, build_example, build_prompt, clean_references, user_text
+from helpers.data.prompts import (
+    COLUMNS,
+    alpaca_block,
+    build_example,
+    build_prompt,
+    clean_references,
+    row_sources,
+    user_text,
+)
 
 ROW = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
 BARE = {"instruction": "Name a prime.", "input": "", "output": "7"}
@@ -151,3 +159,24 @@ class TestReferences:
     def test_everything_else_stays(self, text):
         """Lists, code, links and other brackets are left alone."""
         assert clean_references(text) == text
+
+
+class TestSources:
+    """Which rows count as one."""
+
+    def test_rows_share_a_context_or_a_question(self):
+        """A context counts before a question, and white space and case do not count; a missing one is none."""
+        rows = [("Who?", "A text."), ("When?", " A text."), ("Why?", None), ("why? ", ""), ("Who?", ""), ("", "")]
+        rows = [{"instruction": asked, "context": context} for asked, context in rows]
+        assert row_sources(rows, "dolly") == [
+            *("context of row 1", "context of row 1"),
+            *("question of row 3", "question of row 3", "", ""),
+        ]
+
+    def test_rows_of_one_conversation_share_its_first_question(self):
+        """A long conversation is several rows, each with what was said before in its prompt."""
+        first = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        later = [*first, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Who?"}]
+        other = [{"role": "user", "content": "Who?"}]
+        rows = [{"prompt": prompt, "completion": [], "input": "x"} for prompt in (first, later, other)]
+        assert row_sources(rows, "alpaca") == ["question of row 1", "question of row 1", ""]

@@ -14,6 +14,7 @@ from helpers.model.scoring import RowScore
 from helpers.training.callbacks import TrainingRecord
 
 ROWS = Dataset.from_list([{"input_ids": [1, 5, 2], "completion_mask": [0, 0, 1]}] * 4)
+ASKED = [{"instruction": text, "input": "", "output": "x"} for text in ("A", "B", "a ", "C")]
 
 
 class Scaler:
@@ -52,7 +53,7 @@ def train(folder, skipped):
     """Take three steps with accelerate's own optimizer and a scaler that skips some; return the record and lines."""
     lines = []
     config = build_config("alpaca", preset="smoke", eval_steps=100)
-    record = TrainingRecord(RunDirectory(folder), config, ROWS, ROWS, report=lines.append)
+    record = TrainingRecord(RunDirectory(folder), config, ROWS, ROWS, heldout_rows=ASKED, report=lines.append)
     record.score = lambda model: [RowScore(1.0, 0.5, 2)] * 4
     record.result.heldout_before = record.score(None)
     record.result.mode = {"precision": "fp16"}
@@ -65,6 +66,13 @@ def train(folder, skipped):
     trainer.accelerator.scaler = Scaler(skipped)
     trainer.train()
     return record, lines, trainer.model.weight.item()
+
+
+def test_held_out_rows_that_ask_the_same_are_one_source(tmp_path):
+    """Their interval counts them once, whatever their tokens are."""
+    config = build_config("alpaca", preset="smoke")
+    record = TrainingRecord(RunDirectory(tmp_path), config, ROWS, ROWS, heldout_rows=ASKED)
+    assert record.sources == ["question of row 1", 1, "question of row 1", 3]
 
 
 def test_skipped_updates_are_counted_and_said(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.model.scoring import RowScore, prompt_numbers
+from helpers.model.scoring import RowScore
 from helpers.training.result import TrainResult, compare_scores, describe_change
 
 
@@ -55,12 +55,6 @@ def test_rows_that_ask_the_same_count_once():
     assert (alone.metrics()["eval_loss_change"]["sources"], twins.metrics()["eval_loss_change"]["sources"]) == (16, 8)
     assert twins.change().high > alone.change().high
     assert "8 independent rows are too few" in describe_change(twins)
-
-
-def test_prompts_are_numbered_by_what_is_asked():
-    """The answer does not matter."""
-    rows = [{"input_ids": ids, "completion_mask": [0, 0, 1]} for ids in ([1, 2, 9], [1, 2, 8], [1, 3, 9])]
-    assert prompt_numbers(rows) == [0, 0, 1]
 
 
 def test_scores_are_compared_row_by_row():
