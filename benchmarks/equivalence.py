@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from official import TARGETS, load_plain, tokens_and_labels
 from program import HELDOUT, mode, ready_trainer, values_of
 from stopwatch import fast_training
 
+from helpers.model.patches.attention import enable_varlen
+from helpers.model.patches.cuda_graphs import GraphedLayers, decoder_layers
+from helpers.model.patches.fused_adapters import fused_adapters
 from helpers.model.patches.optimizer_step import skip_last_products
 
 STEPS, PLANNED = 20, 1000
@@ -51,7 +55,8 @@ def ours(model: str, data: str, count: int, folder: Path) -> dict[str, Any]:
     randomize(trainer.model)
     start = adapter(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
-    loss, gradients = one_pass(trainer, batch)
+    with fused_adapters(trainer.model) if mode(trainer)["adapters"] == "fused" else nullcontext():
+        loss, gradients = one_pass(trainer, batch)
     kept = {"adapter": start, "batch": documents(batch), "loss_sum": loss, "gradients": gradients}
     leaks = contamination(trainer.model, batch, trainer.processing_class.pad_token_id) if cuda else None
     found = {"mode": mode(trainer), "labels": labels(trainer, data, count), "contamination": leaks}
@@ -82,6 +87,56 @@ def recompute(model: str, data: str, count: int) -> dict[str, Any]:
         times["lean"] = milliseconds(trainer, batch)
     apart = {"lean": distance(lean, whole), "repeated": distance(again, whole)}
     return {"layers": layers, "mode": mode(trainer), "gradients_apart": apart, "milliseconds": times}
+
+
+def adapters(model: str, data: str, count: int) -> dict[str, Any]:
+    """Compare passes with the adapter's products taken together with passes by Unsloth's own functions.
+
+    Returns:
+        For four packed sequences, and for eight rows of them that are also replayed as CUDA graphs: how far losses and
+        gradients are from Unsloth's ("repeated" is its own second pass), and milliseconds of a pass.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"skipped": "no GPU"}
+    options = {"batch": 4, "packing": True, "length": 2048, "checkpointing": False}
+    trainer = ready_trainer(values_of(model, data, count, options, PLANNED))
+    randomize(trainer.model)
+    enable_varlen()
+    batch = next(iter(trainer.get_train_dataloader()))
+    sizes = batch["packed_seq_lengths"][:8]
+    rows = {n: sizes if n == "packed_seq_lengths" else each[:, : int(sizes.sum())] for n, each in batch.items()}
+    found = {"packed": with_and_without(trainer, batch, None)}
+    graphs = GraphedLayers(decoder_layers(trainer.model), options["length"], largest=int(sizes.sum()))
+    found["eight rows"] = with_and_without(trainer, rows, graphs)
+    norm = flat({n: each for n, each in adapter(trainer.model).items() if "lora_B" in n}).norm().item()
+    return {"mode": mode(trainer), **found, "graphs_found": graphs.describe(), "norm_of_b": norm}
+
+
+def with_and_without(trainer: Any, batch: dict[str, Any], graphs: GraphedLayers | None) -> dict[str, Any]:
+    """Compare passes over a batch, and time them."""
+    one_pass(trainer, batch)  # kernels are compiled
+    separate, repeated = one_pass(trainer, batch), one_pass(trainer, batch)
+    times, passes = {"separate": milliseconds(trainer, batch)}, {"repeated": repeated}
+    with fused_adapters(trainer.model):
+        passes["fused"] = one_pass(trainer, batch)
+        times["fused"] = milliseconds(trainer, batch)
+        if graphs:
+            with graphs.installed():
+                for _ in range(4):  # two that are seen, one that is recorded, one that is replayed only
+                    passes["recorded"] = one_pass(trainer, batch)
+                times["recorded"] = milliseconds(trainer, batch)
+    return {**{name: beside(each, separate) for name, each in passes.items()}, "milliseconds": times}
+
+
+def beside(found: tuple[float, dict[str, Any]], wanted: tuple[float, dict[str, Any]]) -> dict[str, float]:
+    """Return how far a pass's loss and gradients are from another's."""
+    import torch
+
+    one, other = flat(found[1]), flat(wanted[1])
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+    return {"loss_relative": abs(found[0] - wanted[0]) / wanted[0], "cosine": cosine, "apart": distance(one, other)}
 
 
 def milliseconds(trainer: Any, batch: dict[str, Any]) -> float:

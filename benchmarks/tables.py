@@ -31,6 +31,8 @@ LABELS = {
     "ours-8-checkpointing": "ours, 8 examples a step, checkpointing",
     "ours-8-8bit": "ours, 8 examples a step, 8-bit AdamW",
     "ours-8-sdpa": "ours, 8 examples a step, without the attention kernel",
+    "ours-8-separate": "ours, 8 examples a step, adapter products one by one",
+    "ours-packed-large-separate": "ours, packed, batch 8, adapter products one by one",
     ONE_BY_ONE: "Unsloth, one by one (by tokens/s of four prompts)",
     COUNTED: "ours, warm-up counted",
     STEADY: "ours, everything counted",
@@ -349,6 +351,33 @@ def described(record: Mapping[str, Any]) -> str:
     card = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else f"one {gpus[0]}" if gpus else "a CPU"
     versions = [f"{n} {machine[n]}" for n in ("torch", "unsloth", "trl", "transformers") if machine.get(n)]
     return f"Measured on {', '.join([card, *versions])}."
+
+
+TRIED = {
+    "base": "adapter products one by one, all in 16 bit",
+    "fused": "adapter products together",
+    "fused+act": "the same, those of gate and up added in the gate's kernels",
+    "fp8-row": "frozen products in fp8, a scale a row",
+    "fp8-tensor": "frozen products in fp8, a scale a tensor",
+}
+"""What the ways of benchmarks/results/experiment_*.json are called, in order."""
+
+
+def experiment(record: Mapping[str, Any]) -> str:
+    """Return the table of what was tried beyond products in 16 bit."""
+    steps = record["steps"]
+    base = steps["base"]["milliseconds"]
+    lines = [
+        [
+            said,
+            f"{steps[name]['milliseconds']:.0f}",
+            f"{base / steps[name]['milliseconds']:.2f}x",
+            f"{steps[name]['peak_gib']:.1f}",
+            f"{steps[name]['cosine']:.4f}",
+        ]
+        for name, said in TRIED.items()
+    ]
+    return markdown(pandas.DataFrame(lines, columns=["packed step", "ms", "gain", "peak GiB", "cosine"]))
 
 
 def verdicts(record: Mapping[str, Any]) -> str:

@@ -58,6 +58,14 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours-8-eager": ("ours", {"batch": 8, "checkpointing": False, "settings": {"cuda_graphs": False}}),
     "ours-8-checkpointing": ("ours", {"batch": 8}),
     "ours-8-8bit": ("ours", {"batch": 8, "checkpointing": False, **EIGHT_BIT}),
+    "ours-8-separate": (
+        "ours",
+        {"batch": 8, "checkpointing": False, **RECORDED, "settings": {"fused_adapters": False}},
+    ),
+    "ours-packed-large-separate": (
+        "ours",
+        {"batch": 8, "packing": True, "checkpointing": False, "settings": {"fused_adapters": False}},
+    ),
     "ours-8-sdpa": ("ours", {"batch": 8, "checkpointing": False, "settings": {"varlen_attention": False}}),
 }
 

@@ -205,6 +205,24 @@ class TestVerdicts:
         (judged,) = script.verdicts({"recompute": found}).values()
         assert judged["ok"] is ok
 
+    @pytest.mark.parametrize(
+        ("loss", "cosine", "ok"), [(1e-5, 0.996, [True, True]), (0.01, 0.98, [False, False])], ids=["near", "far"]
+    )
+    def test_adapter_products_decide(self, script, loss, cosine, ok):
+        """Losses and gradients of every way must be those of Unsloth's functions up to rounding."""
+        near = {"loss_relative": 0.0, "cosine": 0.9999, "apart": 0.01}
+        found = {
+            "packed": {"repeated": near, "fused": near},
+            "eight rows": {
+                "repeated": near,
+                "fused": near,
+                "recorded": {**near, "loss_relative": loss, "cosine": cosine},
+            },
+        }
+        judged = script.verdicts({"adapters": found})
+        assert [each["ok"] for each in judged.values()] == ok
+        assert script.verdicts({"adapters": {"skipped": "no GPU"}}) == {}
+
     def test_the_document_says_that_it_was_missed(self):
         """With what the plain side and ours reach against float32."""
         text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
