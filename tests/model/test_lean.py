@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 
+from helpers.model.patches import imports
 from helpers.model.patches.optimizer_step import quick_steps
 
 torch = pytest.importorskip("torch")
@@ -77,9 +78,10 @@ class Trainer:
 
 
 @pytest.fixture(autouse=True)
-def thawed():
-    """Nothing is frozen before or after a test."""
-    gc.unfreeze()
+def set_aside(monkeypatch):
+    """What was imported is set aside, as after the import of Unsloth; nothing is frozen after a test."""
+    gc.freeze()
+    monkeypatch.setattr(imports, "_set_aside", [True])
     yield
     gc.unfreeze()
 
@@ -133,7 +135,7 @@ class TestWork:
 
     def test_what_something_else_froze_stays_frozen(self):
         """Objects frozen before the block are frozen after it."""
-        gc.freeze()
+        imports._set_aside[0] = False
         with quick_steps(Trainer()):
             pass
         assert gc.get_freeze_count() > 1000
