@@ -134,12 +134,13 @@ class TestParameters:
         assert "model_name" not in given
 
     def test_a_t4_s_path_is_taken_on_a_larger_card(self, script, monkeypatch, capsys):
-        """fp16 without varlen attention and graphs, in processes that see 14.56 GiB; bf16 then fails the check."""
+        """fp16 without what needs a newer card, in processes that see 14.56 GiB; bf16 then fails the check."""
         monkeypatch.setenv("PYTHONPATH", "/elsewhere")
         monkeypatch.setenv("T4_LIKE", "0")
         assert call(script, monkeypatch, "--smoke-model", "--t4-like") == 1
         given = script.given["alpaca_instruction"]
-        assert (given["precision"], given["varlen_attention"], given["cuda_graphs"]) == ("fp16", False, False)
+        wanted = {"precision": "fp16", "varlen_attention": False, "cuda_graphs": False, "fused_adapters": False}
+        assert {name: given[name] for name in wanted} == wanted
         assert os.environ["T4_LIKE"] == "1"
         assert os.environ["PYTHONPATH"] == os.pathsep.join([str(ROOT / "tools" / "t4like"), "/elsewhere"])
         assert "gpu-ci-smollm2-135m-t4-like" in capsys.readouterr().out
