@@ -10,7 +10,14 @@ import torch
 
 from helpers.core.errors import ExportError
 from helpers.export.reference import Reference
-from helpers.export.verdict import LIMITS, Verification, judge_answers, judge_distance, judge_tokenizer
+from helpers.export.verdict import (
+    LIMITS,
+    Verification,
+    judge_answers,
+    judge_base,
+    judge_distance,
+    judge_tokenizer,
+)
 from helpers.model.distance import Check, Distance
 
 NOISE = (0.005, 0.1)
@@ -136,6 +143,33 @@ def reference(**changes):
     return Reference(**{**values, **changes})
 
 
+class TestBase:
+    """Whether a fresh process found the base that the adapter was trained on."""
+
+    LOGITS = (torch.tensor([[1.0, -1.0], [3.0, -3.0]]), torch.tensor([[2.0, -2.0]]))
+    """They spread by 1.41, 4.24 and 2.83 at three places: by 2.83 in the mean."""
+
+    @pytest.mark.parametrize(
+        ("moved", "noise", "same"),
+        [(0.28, 0.0, True), (0.29, 0.0, False), (0.79, 0.1, True), (0.81, 0.1, False), (0.28, 0.03, True)],
+    )
+    def test_its_logits_are_those_in_memory(self, moved, noise, same):
+        """Within a tenth of what they spread by, or eight times what precision alone does."""
+        found = judge_base(far(moved), reference(base=self.LOGITS, noise=far(noise)))
+        assert (found.name, found.passed) == ("base model", same)
+
+    def test_it_says_what_was_measured(self):
+        """And whose fault a difference is."""
+        assert judge_base(far(0.1), reference(base=self.LOGITS)).detail == (
+            "Without the adapter, its logits are 0.1 from those in memory, which spread by 2.8."
+        )
+        halves = tuple(each.half() for each in self.LOGITS)
+        assert judge_base(far(1.0), reference(base=halves, noise=far(0.0))).detail == (
+            "Without the adapter, its logits are 1 from those in memory, which spread by 2.8: the adapter belongs to "
+            "another base."
+        )
+
+
 class TestAnswers:
     """Greedy answers, token for token."""
 
@@ -250,7 +284,10 @@ class TestVerification:
     def test_its_lines_and_its_values(self):
         """One check a line; numbers that JSON lacks are None."""
         found = Verification(
-            "merged", (GOOD, BAD, OPEN), {"x": 1, "y": math.nan, "z": "bf16", "inf": math.inf}, {"close": 2.0}
+            "merged",
+            (GOOD, BAD, OPEN),
+            {"x": 1, "y": math.nan, "z": "bf16", "share": 0.5, "inf": math.inf},
+            {"close": 2.0},
         )
         assert found.lines() == "FAIL: merged\n  ok   a: A.\n  FAIL b: B.\n  ?    c: C."
         assert found.as_dict() == {
@@ -263,7 +300,7 @@ class TestVerification:
                 {"name": "b", "passed": False, "detail": "B."},
                 {"name": "c", "passed": None, "detail": "C."},
             ],
-            "numbers": {"x": 1, "y": None, "z": "bf16", "inf": None},
+            "numbers": {"x": 1, "y": None, "z": "bf16", "share": 0.5, "inf": None},
             "thresholds": {"close": 2.0},
         }
         with pytest.raises(ValueError, match="not JSON compliant"):
