@@ -72,11 +72,11 @@ class Estimate:
 
         It speaks where the rows are too lopsided for a verdict on their mean, and each has a source of its own.
         """
-        from scipy import stats
+        from scipy import special
 
         enough = self.sources == self.rows >= _FEWEST_ROWS and self.low is not None
         decided = self.above + self.below
-        if not (self.why_no_verdict and enough) or stats.binomtest(self.below, decided).pvalue >= 0.05:
+        if not (self.why_no_verdict and enough) or 2 * special.bdtr(min(self.above, self.below), decided, 0.5) >= 0.05:
             return ""
         return "below" if self.below > self.above else "above"
 
@@ -99,7 +99,7 @@ def estimate(differences: Sequence[float], sources: Sequence[Hashable] | None = 
         1.5
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special
 
     values = _finite(differences)
     counts = (int((values > 0).sum()), int((values < 0).sum()))
@@ -114,7 +114,7 @@ def estimate(differences: Sequence[float], sources: Sequence[Hashable] | None = 
     error = float(np.sqrt(groups / max(groups - 1, 1) * np.sum(residuals**2)) / len(values))
     if why := _no_interval(groups, len(values), error <= 1e-9 * float(abs(values).max())):
         return Estimate(mean, None, None, None, len(values), groups, *counts, why, why)
-    half = float(stats.t.ppf(0.975, groups - 1)) * error
+    half = float(special.stdtrit(groups - 1, 0.975)) * error
     doubt = _no_verdict(sizes, residuals)
     return Estimate(mean, mean - half, mean + half, error, len(values), groups, *counts, "", doubt)
 
