@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -94,3 +95,28 @@ class TestGraphedLayers:
         trainer.args.padding_free, trainer.args.optim = True, "adamw_torch"
         mode = speed.training_mode(trainer, build_config("alpaca", preset="colab-t4"))
         assert (mode["graphs"], mode["graphs_reason"]) == (False, "there is no GPU")
+        assert (mode["adapters"], mode["adapters_reason"]) == ("separate", "there is no GPU")
+
+
+@pytest.mark.parametrize(("adapters", "seen"), [("fused", ["entered", "trained", "left"]), ("separate", ["trained"])])
+def test_adapter_products_are_taken_together_where_the_mode_says_so(monkeypatch, adapters, seen):
+    """While it trains, and no longer; otherwise Unsloth's functions stay."""
+    found = []
+    model = SimpleNamespace(parameters=lambda: [])
+
+    @contextmanager
+    def fused_adapters(given):
+        assert given is model
+        found.append("entered")
+        yield
+        found.append("left")
+
+    monkeypatch.setattr(speed, "training_mode", lambda *_: {"adapters": adapters, "graphs": False})
+    monkeypatch.setattr(speed, "fused_adapters", fused_adapters)
+    trainer = SimpleNamespace(model=model, training_step=len, _inner_training_loop=len)
+    record = SimpleNamespace(counter=None)
+    config = build_config("alpaca", preset="colab-t4")
+    checkpoints = SimpleNamespace(config=config, record=record, run=None, close=lambda: None)
+    with speed.fast_training(trainer, checkpoints):
+        found.append("trained")
+    assert found == seen
