@@ -106,9 +106,11 @@ def adapters(model: str, data: str, count: int) -> dict[str, Any]:
     enable_varlen()
     batch = next(iter(trainer.get_train_dataloader()))
     sizes = batch["packed_seq_lengths"][:8]
-    rows = {n: sizes if n == "packed_seq_lengths" else each[:, : int(sizes.sum())] for n, each in batch.items()}
+    tokens = int(sizes.sum())
+    rows = {name: each[:, :tokens] if getattr(each, "ndim", 0) == 2 else each for name, each in batch.items()}
+    rows["packed_seq_lengths"] = sizes
     found = {"packed": with_and_without(trainer, batch, None)}
-    graphs = GraphedLayers(decoder_layers(trainer.model), options["length"], largest=int(sizes.sum()))
+    graphs = GraphedLayers(decoder_layers(trainer.model), options["length"], largest=tokens)
     found["eight rows"] = with_and_without(trainer, rows, graphs)
     norm = flat({n: each for n, each in adapter(trainer.model).items() if "lora_B" in n}).norm().item()
     return {"mode": mode(trainer), **found, "graphs_found": graphs.describe(), "norm_of_b": norm}
