@@ -100,7 +100,7 @@ from transformers import AutoTokenizer
 
 from helpers.model.smollm2 import smollm2_folder
 
-tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+tokenizer = AutoTokenizer.from_pretrained(smollm2_folder(), trust_remote_code=False)
 question = {"role": "user", "content": "Name the largest planet."}
 reply = {"role": "assistant", "content": "Jupiter is the largest planet."}
 print(tokenizer.apply_chat_template([question, reply], tokenize=False))

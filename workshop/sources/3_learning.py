@@ -129,7 +129,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.model.smollm2 import smollm2_folder
 
-tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+tokenizer = AutoTokenizer.from_pretrained(smollm2_folder(), trust_remote_code=False)
 prompt = "<|im_start|>user\nName the largest planet.<|im_end|>\n<|im_start|>assistant\n"
 given = tokenizer(prompt)["input_ids"]
 tokens = tokenizer(prompt + "Jupiter is the largest planet.<|im_end|>")["input_ids"]
@@ -144,7 +144,7 @@ print([(tokenizer.decode([token]), label) for token, label in zip(tokens, labels
 # %%
 import torch
 
-model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.float32, trust_remote_code=False)
 with torch.no_grad():
     log_p = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
 print(log_p.shape, len(labels))
