@@ -134,8 +134,9 @@ def short(results: Path) -> Iterator[str]:
     }
     yield from (tables.waiting(found), "")
     cards = dict.fromkeys(record["machine"]["gpus"][0] for record in found.values() if record["machine"].get("gpus"))
-    yield f"Mistral-7B's shape in 4 bit, LoRA of rank 16, on {' and '.join(cards)}. What was compared with what,"
-    yield "memory, losses, and where the speed comes from: [docs/speed.md](docs/speed.md)."
+    yield f"Mistral-7B's shape in 4 bit, LoRA of rank 16, on {' and '.join(cards)}; an empty cell was not measured."
+    yield '"From the start" counts imports and loading. What was compared with what, what was extrapolated, memory,'
+    yield "losses, and where the speed comes from: [docs/speed.md](docs/speed.md)."
 
 
 def waited() -> Iterator[str]:
@@ -255,7 +256,8 @@ def beyond(results: Path) -> Iterator[str]:
     steps, gates, losses = record["steps"], record["gates"], record["heldout"]
     yield from ("", "## Beyond the 16-bit rate", "", tables.described(record))
     yield from textwrap.wrap(
-        "Products with frozen weights run at nearly the card's 16-bit rate. Two ways to go further were tried on "
+        "Products with frozen weights run nearly as fast as other 16-bit products do on such a card. Two ways to go "
+        "further were tried on "
         f"packed steps of {record['tokens']:,} tokens, Mistral-7B's shape with random weights. One takes adapter "
         "products that read the same activations together; the idea is that of "
         "[LoRAFusion](https://arxiv.org/abs/2510.00206), which has kernels of its own. The other computes the frozen "

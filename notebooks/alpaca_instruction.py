@@ -210,7 +210,7 @@ print(chats["train"][0])
 # ## 3. The model
 #
 # 4 bit can tell 16 values apart. Most weights are near zero, so *NF4* puts its levels close together there. Each weight is
-# divided by the largest size among 64 neighbours, and stored as the number of the nearest level.
+# divided by the largest absolute value among 64 neighbours, and stored as the number of the nearest level.
 
 # %% tags=["main"]
 from helpers.display.diagrams import show_drawing
@@ -412,7 +412,7 @@ trainer = SFTTrainer(
 )
 
 # %% [markdown]
-# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last four lines
+# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last six lines
 # concern speed.
 
 # %%
@@ -523,7 +523,7 @@ for name, proof in proofs.items():
 
 # %% [markdown]
 # Now as on another day: the base model afresh, and the saved adapter on it. It must find the held-out answers as likely
-# as the trained model did, but for rounding. CANNOT TELL: training moved them less than four times as far.
+# as the trained model did, but for rounding. CANNOT TELL: training moved them less than four times what rounding does.
 
 # %%
 from helpers.model.load import free_memory
@@ -577,13 +577,13 @@ from helpers.core.files import write_json
 from helpers.model.decoding import fast_generate
 
 answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens)
-columns = [
+shown = [
     {"question": f"{task}\n{text}".strip(), "base": before.text, "tuned": after.text}
     for (task, text), before, after in zip(questions, answers["base"], answers["tuned"])
 ]
-kept = [{"instruction": c["question"], "base": c["base"], "answer": c["tuned"]} for c in columns]
+kept = [{"instruction": c["question"], "base": c["base"], "answer": c["tuned"]} for c in shown]
 write_json(run.path / "answers.json", {"answers": kept})
-show_table(columns)
+show_table(shown)
 
 # %% [markdown]
 # ## 10. All that ran
@@ -637,7 +637,7 @@ finish_run(run)
 #
 # - A row became messages, text and tokens, and only the answer's tokens were learned.
 # - Rows that were held out told, with an interval, whether that helped.
-# - Adapter and merged model were loaded again, and gave the tuned model's answers.
+# - Adapter and merged model were loaded again, and proved close to the tuned model.
 #
 # ## Your turn
 #

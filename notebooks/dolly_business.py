@@ -412,7 +412,7 @@ trainer = SFTTrainer(
 )
 
 # %% [markdown]
-# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last four lines
+# The trainer's own tokens and *labels*, what it learns, are compared with the checked ones. The table's last six lines
 # concern speed.
 
 # %%
@@ -571,10 +571,10 @@ business_prompts = [each["prompt"] for each in read_prompts()[: 8 if config.pres
 asked = [to_messages({"instruction": each, "response": ""})["prompt"] for each in business_prompts]
 answers = fast_generate(model, tokenizer, asked, max_new_tokens=cfg.max_new_tokens)
 pairs = zip(business_prompts, answers["base"], answers["tuned"])
-columns = [{"prompt": asked, "base": before.text, "tuned": after.text} for asked, before, after in pairs]
-kept = [{"instruction": each["prompt"], "base": each["base"], "answer": each["tuned"]} for each in columns]
+shown = [{"prompt": asked, "base": before.text, "tuned": after.text} for asked, before, after in pairs]
+kept = [{"instruction": each["prompt"], "base": each["base"], "answer": each["tuned"]} for each in shown]
 write_json(run.path / "answers.json", {"answers": kept})
-show_table(columns)
+show_table(shown)
 
 # %% [markdown]
 # ## 8. All that ran
@@ -612,8 +612,8 @@ finish_run(run)
 #
 # - A seeded draw and a plot of its categories say what the assistant learned from.
 # - The system prompt is in the training text and in every question, token for token.
-# - Adapter and merged model were each loaded again by a process that knows nothing of the training, and gave the
-#   tuned model's answers, not the base model's.
+# - Adapter and merged model were each loaded again by a process that knows nothing of the training, and were
+#   close to the tuned model, far from its base.
 # - The model card says what was done, with numbers, and what the assistant is not for.
 #
 # ## Your turn

@@ -287,7 +287,7 @@ show_table(reference_table(references, arms))
 from helpers.evaluation.adapter import recorded_loss
 from helpers.evaluation.sanity import reproduces_training
 
-print(reproduces_training(references, *recorded_loss(adapter, config)))
+print(reproduces_training(references, *recorded_loss(adapter, config, as_trained=material.as_trained)))
 
 # %% [markdown]
 # What did training cost elsewhere? The same for bundled rows of the task that was *not* trained: a model can lose there

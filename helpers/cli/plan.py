@@ -20,6 +20,7 @@ from helpers.memory.layout import plan_layout
 from helpers.memory.plan import USABLE, advise, attention_kind, predict_config, shape_for, smallest_config
 from helpers.memory.predict import ATTENTION, GIB, Prediction
 from helpers.model.patches.attention import installed_attention
+from helpers.model.patches.cuda_graphs import choose_graphs
 from helpers.runtime.calibration import Calibration, calibrate_apart
 from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_preset
 
@@ -180,7 +181,9 @@ def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[i
     trained = list(itertools.islice(itertools.cycle(lengths), rows))
     heldout = [round(sum(lengths) / len(lengths))] * config.data.heldout_rows
     past = past_metrics(runs_root())
-    forecast = forecast_training(config, trained, calibration, heldout=heldout, past=past)
+    attention = installed_attention(gpu.capability, wanted=config.train.varlen_attention).name
+    graphs = choose_graphs(config, gpu, attention=attention).name == "graphs"
+    forecast = forecast_training(config, trained, calibration, heldout=heldout, graphs=graphs, past=past)
     shape = shape_for(config)
     if forecast is None or shape is None:
         return [f"The shape of {config.model.model_name} is not known, so its minutes are not forecast."]

@@ -87,7 +87,7 @@ class Example:
 def row_sources(rows: Iterable[Mapping[str, Any]], task: str) -> list[str]:
     """Name what each row shares with another: a context, or else what it asks but for case and white space.
 
-    Statistics count rows of one name as one.
+    Of a conversation the first question counts, with its answer. Statistics count rows of one name as one.
 
     Args:
         rows: With the columns of the task, or with lists of messages, `prompt` and `completion`.
@@ -106,8 +106,8 @@ def row_sources(rows: Iterable[Mapping[str, Any]], task: str) -> list[str]:
         context = (row.get(names.context) or "").strip()
         asked = user_text(row.get(names.instruction) or "", context)
         if row.get("prompt") is not None and row.get("completion") is not None:
-            context = ""
-            asked = next((each["content"] for each in row["prompt"] if each["role"] == "user"), "")
+            said = [each["content"] for each in (*row["prompt"], *row["completion"]) if each["role"] != "system"]
+            context, asked = "", "\n\n".join(said[:2])  # many conversations begin with "Hello"
         contexts.append(context)
         questions.append(" ".join(asked.casefold().split()))
     pairs = zip(_shared("context", contexts), _shared("question", questions), strict=True)

@@ -192,17 +192,20 @@ def _style(folder: Path) -> str:
     return "alpaca" if text.strip() == ALPACA.strip() else "chat"
 
 
-def recorded_loss(source: AdapterSource, config: EvaluationConfig) -> tuple[float | None, int | None]:
+def recorded_loss(
+    source: AdapterSource, config: EvaluationConfig, *, as_trained: bool = True
+) -> tuple[float | None, int | None]:
     """Return what the training run measured last on its held-out rows.
 
     Args:
         config: The comparison; if it asks in another way or for other rows, nothing can be compared.
+        as_trained: Whether the rows are scored as training scored them, and not their first exchanges alone.
 
     Returns:
         The loss in nats a token, EOS included, and the number of rows; (None, None) if there is nothing to compare.
     """
     changed = (config.reference_data, config.system_prompt, config.prompt_style)
-    if source.run is None or any(value is not None for value in changed):
+    if source.run is None or not as_trained or any(value is not None for value in changed):
         return None, None
     loss, rows = source.run.metrics().get("eval_loss_after"), source.run.manifest().get("rows")
     heldout = rows.get("heldout") if isinstance(rows, dict) else None

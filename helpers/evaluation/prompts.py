@@ -213,6 +213,7 @@ class Material:
         notes: What a reader must know about where the rows come from.
         other_task: The task that was not trained, "alpaca" or "dolly".
         other: Bundled rows of that task, whose good answers show what training cost elsewhere.
+        as_trained: Whether the adapter's own rows are scored as training scored them.
     """
 
     prompts: tuple[Question, ...]
@@ -224,6 +225,7 @@ class Material:
     notes: tuple[str, ...]
     other_task: str = ""
     other: tuple[Question, ...] = ()
+    as_trained: bool = True
 
     def asked(self) -> tuple[Question, ...]:
         """Return everything that is answered: the prompts, then the first references."""
@@ -253,7 +255,7 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
 def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
     """Do what `gather` does, in the main process."""
     prompts = read_questions(config.prompts_file, config.prompt_count, training.task, config.columns)
-    own, notes = _own_rows(source, training, needed=config.reference_data is None)
+    own, notes, as_trained = _own_rows(source, training, needed=config.reference_data is None)
     train, task = (own.train, training.task) if own else (read_sample(training.task, "train"), training.task)
     if config.reference_data is None:
         heldout, task_of = (own.heldout if own else read_sample(training.task, "heldout")), training.task
@@ -282,34 +284,40 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
         tuple(notes),
         other_task,
         reference_questions(other, other_task, "other"),
+        as_trained,
     )
 
 
-def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tuple[Rows | None, list[str]]:
+def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tuple[Rows | None, list[str], bool]:
     """Draw the adapter's own rows again, and prove that they are the ones its run recorded.
 
     Of a conversation the first question and its answer are taken.
+
+    Returns:
+        The rows, notes on them, and whether held-out rows are still all that training scored.
     """
     if source.run is None:
-        return None, ["the adapter's own training rows are not known; the bundled sample's stand in for them"]
+        return None, ["the adapter's own training rows are not known; the bundled sample's stand in for them"], True
     try:
         given = source.settings.get("given") or ()
         rows = load_rows(training.data, training.task, training.train.seed, given=given)
     except DataError as error:
         if needed:
             raise
-        return None, [f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"]
+        note = f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"
+        return None, [note], True
     recorded = source.run.manifest().get("data_fingerprint")
     for version in (rows, clean_rows(rows)):
         told = as_messages(version, training.data)
         if recorded in (None, data_fingerprint(told.train, told.heldout, training.task)):
             train, shown = _exchanges(version.train, training.task, "training rows")
             heldout, asked = _exchanges(version.heldout, training.task, "held-out rows")
-            return dataclasses.replace(version, train=train, heldout=heldout), [*shown, *asked]
+            whole = all("prompt" not in row or _is_exchange(row) for row in told.heldout)
+            return dataclasses.replace(version, train=train, heldout=heldout), [*shown, *asked], whole
     remedy = "The data set changed since. Give a file of other rows as reference_data."
     if needed:
         raise EvaluationError("reference_data", f"the rows that {source.shown()} recorded", "other rows", remedy)
-    return None, ["the training rows have changed since the run; the bundled sample's stand in for them"]
+    return None, ["the training rows have changed since the run; the bundled sample's stand in for them"], True
 
 
 def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> tuple[list[Row], list[str]]:
@@ -375,8 +383,9 @@ def _exchanges(
     Returns:
         The rows under the task's columns, and notes on what was left out.
     """
-    kept, reasons, told = [], Counter(left_out), 0
+    kept, reasons, told, later = [], Counter(left_out), 0, 0
     for row in rows:
+        later += "prompt" in row and len(row["completion"]) > 1
         told += "prompt" in row and row["prompt"][0]["role"] == "system"
         try:
             kept.append(_first_exchange(row))
@@ -387,7 +396,14 @@ def _exchanges(
         notes.append(
             f"{told} {what} have a system prompt of their own, which is not used: the comparison has one for all"
         )
+    if later:
+        notes.append(f"{later} {what} have later answers, too, which are not used")
     return rename_columns(kept, task), notes
+
+
+def _is_exchange(row: Row) -> bool:
+    """Say whether a conversation is one question and one answer."""
+    return [each["role"] for each in (*row["prompt"], *row["completion"])] == ["user", "assistant"]
 
 
 def _first_exchange(row: Row) -> Row:

@@ -67,8 +67,9 @@ class GainKept:
             return f"Held-out gain kept: {why or 'no gain to keep (its interval includes 0, or lies below it)'}."
         between = "" if self.low is None else f" (95 % interval {self.low:.1%} to {self.high:.1%})"
         doubt = self.gain.why_no_verdict and f", without an interval: {self.gain.why_no_verdict}"
-        most = self.share if self.high is None else self.high
-        less = " Part of what was learned is missing." if most < CLEARLY_LESS else ""
+        less = ""
+        if (self.share if self.high is None else self.high) < CLEARLY_LESS:
+            less = f" Part of what was learned {'may be' if self.high is None else 'is'} missing."
         return (
             f"Held-out gain kept: {self.share:.1%}{between} of {self.gain.mean:.3f} nats a token, "
             f"{self.rows} rows{doubt}.{less}"

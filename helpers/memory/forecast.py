@@ -104,7 +104,8 @@ class Forecast:
         """Say it in a sentence, with what it rests on."""
         basis = f"{self.efficiency:.0%} of it assumed"
         if self.runs:
-            basis += f", times {self.ratio:.2f} as in {self.runs} earlier run{'s' if self.runs > 1 else ''} here"
+            runs = f"{self.runs} earlier run{'s' if self.runs > 1 else ''}"
+            basis += f", and {self.ratio:.2f} times as long, as {runs} took here"
         else:
             basis += ", since no run of this model has finished here yet"
         return (
@@ -175,17 +176,20 @@ def forecast_training(
     again = 1 - train.checkpoint_skip_layers / shape.layers if train.gradient_checkpointing else 0.0
     operations = tokens * (4 * weights + 2 * shape.linear_parameters() * again)
     efficiency = _EFFICIENCY[calibration.precision]
-    ratio, runs = learned_ratio(config, calibration, past)
-    pace = calibration.tflops * 1e12 * efficiency * processes
-    card = operations / pace
-    host = _HOST_SECONDS["checkpointing" if again else "plain"] * shape.layers / processes if on_card else 0.0
+    kind = _kind(config, calibration, graphs=graphs)
+    ratio, runs = learned_ratio(kind, past)
+    pace = calibration.tflops * 1e12 * efficiency
+    card = operations / pace / processes
+    host = _HOST_SECONDS["checkpointing" if again else "plain"] * shape.layers if on_card else 0.0
+    passes = max(1, round(passes / processes))
     waiting = host * passes
     seconds = max(card, waiting)
     if graphs and not train.packing:
-        card, waiting = _with_graphs(lengths, train.batch_size, passes, card / tokens, host, shape.layers)
+        a_token = operations / tokens / pace
+        card, waiting = _with_graphs(lengths, train.batch_size, passes, a_token, host, shape.layers)
         seconds = card + waiting
     measurements = 2 + (math.ceil(steps) - 1) // train.eval_steps
-    scored = sum(heldout) * measurements * 2 * weights / (pace * _SCORING[calibration.precision])
+    scored = sum(heldout) * measurements * 2 * weights / (pace * processes * _SCORING[calibration.precision])
     return Forecast(
         (seconds + (_START_SECONDS if on_card else 0.0)) * ratio,
         scored * ratio,
@@ -196,14 +200,14 @@ def forecast_training(
         ratio,
         runs,
         "host" if waiting > card else "card",
-        _kind(config, calibration),
+        kind,
     )
 
 
 def _with_graphs(
     lengths: Sequence[int], batch_size: int, passes: int, a_token: float, host: float, layers: int
 ) -> tuple[float, float]:
-    """Return how long the card works on passes that are replayed, and how long all others and the recordings take.
+    """Return how long passes take whose limit is the card, and how long all others and the recordings.
 
     Args:
         a_token: The card's time for a token, in seconds.
@@ -211,22 +215,25 @@ def _with_graphs(
     """
     expected = expected_passes(lengths, batch_size, passes)
     sizes = sizes_to_record(expected, MOST_TOKENS)
-    card = sum(count * sizes[tokens] * a_token for tokens, count in expected.items() if tokens in sizes)
-    others = sum(count * max(host, tokens * a_token) for tokens, count in expected.items() if tokens not in sizes)
-    return card, others + len(set(sizes.values())) * _RECORDING_SECONDS * layers
+    card, waiting = 0.0, len(set(sizes.values())) * _RECORDING_SECONDS * layers
+    for tokens, count in expected.items():
+        if tokens in sizes or tokens * a_token >= host:
+            card += count * sizes.get(tokens, tokens) * a_token
+        else:
+            waiting += count * host
+    return card, waiting
 
 
-def learned_ratio(config: RunConfig, calibration: Calibration, past: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    """Return how many times as long as estimated this model's runs took on this card, and of how many runs.
+def learned_ratio(kind: Mapping[str, Any], past: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    """Return how many times as long as estimated runs of this kind took, and of how many runs.
 
     Args:
-        past: `metrics.json` of earlier runs, the newest last; those without an outcome say nothing.
+        past: `metrics.json` of earlier runs, the newest last; those that have no outcome, or ended early, say nothing.
     """
-    wanted = _kind(config, calibration)
     found = [
         each["outcome_train_seconds"] / each["train_seconds"] * each["ratio"]
-        for each in (run.get("forecast") or {} for run in past)
-        if each.get("kind") == wanted and each.get("outcome_train_seconds") and each.get("ratio")
+        for each in (run.get("forecast") or {} for run in past if run.get("stopped_at") is None)
+        if each.get("kind") == kind and each.get("outcome_train_seconds") and each.get("ratio")
     ][-_RUNS:]
     return (statistics.median(found), len(found)) if found else (1.0, 0)
 
@@ -273,13 +280,14 @@ def session_note(seconds: float) -> str:
     )
 
 
-def _kind(config: RunConfig, calibration: Calibration) -> dict[str, Any]:
+def _kind(config: RunConfig, calibration: Calibration, *, graphs: bool) -> dict[str, Any]:
     """Return what two runs must have in common, so that one says how fast the other will be."""
     return {
         "gpu": calibration.gpu,
         "precision": calibration.precision,
         "model_name": config.model.model_name,
         "packing": config.train.packing,
+        "graphs": graphs,
     }
 
 

@@ -213,7 +213,10 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     except Exception as error:  # PEFT, safetensors and torch each raise their own types
         raise ExportError("adapter_dir", "an adapter of this base model", _said(error), remedy) from error
     loaded = get_peft_model_state_dict(tuned, save_embedding_layers=False)  # "auto" would ask the Hub for the base
-    if wrong := sorted(stored ^ set(loaded)):
+    copied = {
+        key for key in stored - set(loaded) if re.search(r"\.(embed_tokens|lm_head)\.", key) and "lora_" not in key
+    }
+    if wrong := sorted((stored - copied) ^ set(loaded)):  # PEFT copies the base's embeddings beside their adapter
         said = f"{len(wrong)} missing or unexpected, such as {wrong[0]}"
         raise ExportError("adapter_dir", "the adapter's weights, all of them and no others", said, remedy)
     with tuned.disable_adapter():

@@ -92,7 +92,7 @@ def copy_inputs(run: RunDirectory, script: str, folder: Path) -> list[str]:
 
 def _inputs(script: str) -> list[str]:
     """Return the files and folders that a script reads in the folder where it runs."""
-    return sorted(set(re.findall(rf'"(rows_\w+\.jsonl|{_SMALL_MODEL})"', script)))
+    return sorted(set(re.findall(rf"[\"'](rows_\w+\.jsonl|{_SMALL_MODEL})[\"']", script)))
 
 
 def make_script(

@@ -174,9 +174,10 @@ class TestSources:
         ]
 
     def test_rows_of_one_conversation_share_its_first_question(self):
-        """A long conversation is several rows, each with what was said before in its prompt."""
-        first = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-        later = [*first, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Who?"}]
-        other = [{"role": "user", "content": "Who?"}]
-        rows = [{"prompt": prompt, "completion": [], "input": "x"} for prompt in (first, later, other)]
-        assert row_sources(rows, "alpaca") == ["question of row 1", "question of row 1", ""]
+        """A long conversation is several rows, each with what was said before; another may begin alike."""
+        hello, who = {"role": "user", "content": "Hello"}, {"role": "user", "content": "Who?"}
+        first, answer = [{"role": "system", "content": "Be brief."}, hello], {"role": "assistant", "content": "Hi"}
+        other = {"role": "assistant", "content": "Good day"}
+        talks = [(first, [answer]), ([*first, answer, who], [other]), ([hello], [other]), ([who], [answer])]
+        rows = [{"prompt": prompt, "completion": said, "input": "x"} for prompt, said in talks]
+        assert row_sources(rows, "alpaca") == ["question of row 1", "question of row 1", "", ""]

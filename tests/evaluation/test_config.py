@@ -308,6 +308,7 @@ class TestAdapters:
         (run / "manifest.json").write_text(json.dumps({"state": "complete", "rows": {"heldout": 24}}))
         assert recorded_loss(find_adapter("trained"), build()) == (1.5, 24)
         assert recorded_loss(find_adapter("trained"), build(system_prompt="")) == (None, None)
+        assert recorded_loss(find_adapter("trained"), build(), as_trained=False) == (None, None)
 
     def test_another_adapter_is_another_comparison(self, runs_folder):
         """The run's identity holds the adapter that was found, not the None that was typed."""
@@ -367,6 +368,7 @@ class TestReferences:
         left_out = sum(int(note.split()[0]) for note in material.notes if "a question after earlier turns" in note)
         rows = 13 if system else 12  # a system prompt before later turns makes each turn a row
         assert left_out == (1 if system else 0)
+        assert material.as_trained == all(len(row["prompt"]) == len(row["completion"]) == 1 for row in loaded[1])
         assert left_out + len(material.train) + len(material.references) == rows
 
     def test_changed_data_are_noticed(self, runs_folder):

@@ -145,9 +145,25 @@ class TestSeconds:
         )
         assert few.train_seconds == pytest.approx(3 + 10 * 2 * 0.0066)
 
+    def test_passes_that_keep_the_card_busy_are_limited_by_it(self):
+        """8 rows of 1,000 tokens are never recorded; Mistral's card works on them for longer than its host."""
+        settings = config(num_epochs=1.0, batch_size=8, gradient_accumulation=1, gradient_checkpointing=False)
+        found = forecast_training(settings, [1000] * 800, Calibration(780, "bf16", 8192, "NVIDIA H200"), graphs=True)
+        assert found.limited_by == "card"
+
+    def test_several_processes_record_what_their_own_passes_repay(self):
+        """60 passes among four are 15 each, of which 14 repay a recording; 52 are 13, and are not recorded."""
+        for steps, seconds in ((60, 3 + 15 * 1024 * 4 * 360_000 / 480e12 + 2 * 0.033), (52, 3 + 13 * 2 * 0.0066)):
+            settings = config(max_steps=steps, batch_size=8, gradient_accumulation=1, gradient_checkpointing=False)
+            found = forecast(settings, [100] * 64, H100, graphs=True, processes=4)
+            assert found.train_seconds == pytest.approx(seconds)
+
     def test_an_unknown_model_has_none(self, tmp_path):
         """A hub id whose config.json is not here gives no forecast."""
         assert forecast_training(config(model_name="nobody/nothing"), [50], CPU) is None
+
+
+KIND = forecast(config(), [50] * 8).kind
 
 
 def finished(outcome, **change):
@@ -161,22 +177,29 @@ class TestLearned:
 
     def test_without_runs_the_estimate_stands(self):
         """None is known."""
-        assert learned_ratio(config(), CPU, []) == (1.0, 0)
+        assert learned_ratio(KIND, []) == (1.0, 0)
 
     def test_the_median_of_the_newest_five(self):
         """Three took 1.2 times as long as estimated, two 0.75 times; the oldest of six does not count."""
         past = [finished(9.0), *[finished(1.2)] * 3, *[finished(0.75)] * 2]
-        assert learned_ratio(config(), CPU, past) == (pytest.approx(1.2), 5)
+        assert learned_ratio(KIND, past) == (pytest.approx(1.2), 5)
 
     def test_what_an_earlier_run_had_learned_is_part_of_its_forecast(self):
         """Foretold 1 s after runs that took twice their estimates, and took 0.8 s: 1.6 times its own estimate."""
-        assert learned_ratio(config(), CPU, [finished(0.8, ratio=2.0)]) == (pytest.approx(1.6), 1)
+        assert learned_ratio(KIND, [finished(0.8, ratio=2.0)]) == (pytest.approx(1.6), 1)
 
     def test_a_run_takes_so_many_times_its_estimate(self):
         """Held-out losses, too."""
         one, found = (forecast(config(), [50] * 8, heldout=[50], past=past) for past in ([], [finished(1.5)]))
         assert found.train_seconds == pytest.approx(1.5 * one.train_seconds)
         assert found.heldout_seconds == pytest.approx(1.5 * one.heldout_seconds)
+
+    def test_a_run_that_ended_early_says_nothing(self):
+        """Its forecast was for all steps."""
+        assert learned_ratio(KIND, [finished(0.3) | {"stopped_at": 40}, finished(1.1) | {"stopped_at": None}]) == (
+            1.1,
+            1,
+        )
 
     @pytest.mark.parametrize(
         "other",
@@ -190,7 +213,7 @@ class TestLearned:
     )
     def test_other_runs_say_nothing(self, other):
         """Those without an outcome, of another card, model or kind, and of a version that learned otherwise."""
-        assert learned_ratio(config(), CPU, [other]) == (1.0, 0)
+        assert learned_ratio(KIND, [other]) == (1.0, 0)
 
     def test_they_are_read_from_the_runs_folder(self, tmp_path):
         """Each run's metrics.json; a damaged one is passed over."""
@@ -205,7 +228,7 @@ class TestLearned:
         first = forecast(config(), [50] * 8).describe()
         assert "85% of it assumed, since no run of this model has finished here yet" in first
         assert (
-            "85% of it assumed, times 1.20 as in 1 earlier run here"
+            "85% of it assumed, and 1.20 times as long, as 1 earlier run took here"
             in forecast(config(), [50] * 8, past=[finished(1.2)]).describe()
         )
 

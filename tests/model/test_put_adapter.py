@@ -135,6 +135,19 @@ def test_weights_missing_or_too_many_are_refused(base, tiny_mistral, tmp_path, c
         put_adapter(fresh(tiny_mistral), folder)
 
 
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_the_embeddings_is_put_on(tiny_mistral, tmp_path, layer):
+    """PEFT copies the base's own embeddings into the adapter's file; they are no weights of the adapter."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors import safe_open
+
+    targets = LoraConfig(target_modules=["q_proj", layer], task_type="CAUSAL_LM")
+    get_peft_model(fresh(tiny_mistral), targets).save_pretrained(tmp_path, save_embedding_layers=True)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert any(f"{layer}.base_layer" in key for key in file.keys())  # noqa: SIM118 - no mapping
+    assert layer in put_adapter(fresh(tiny_mistral), tmp_path).peft_config["default"].target_modules
+
+
 def test_an_adapter_of_another_base_is_refused(base, tiny_mistral, tmp_path):
     """Matrices of other shapes do not fit."""
     folder = saved(base, tmp_path / "adapter")

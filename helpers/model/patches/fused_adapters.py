@@ -109,7 +109,7 @@ def _replacement(form: tuple[int, int, int], original: Any, model: Any, kernels:
 def _plain(x: Any, flat: Sequence[Any], more: Sequence[Any]) -> bool:
     """Return whether all have an adapter, neither dropout nor bias, and weights that can be unpacked."""
     group = _projections(flat)
-    known = (s is None or getattr(s, "quant_type", None) in ("nf4", "fp4") for _, s, *_ in group)
+    known = (s is None or getattr(s, "quant_type", None) in ("nf4",) for _, s, *_ in group)
     whole = (s is not None or weight.dtype == x.dtype for weight, s, *_ in group)
     return all(each is None for each in more) and all(e.a is not None for e in group) and all(known) and all(whole)
 
