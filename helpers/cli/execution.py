@@ -35,7 +35,7 @@ from traitlets import default
 
 from helpers.core import errors
 from helpers.core.errors import CellError
-from helpers.core.files import write_text
+from helpers.core.files import disk_error, write_text
 from helpers.core.secrets import redact
 from helpers.core.text import visible
 
@@ -316,6 +316,8 @@ def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None)
         said = textwrap.fill(f"{name}: {message}", 110, break_long_words=False, break_on_hyphens=False)
     else:
         said = _shorten(error["traceback"]) or f"{name}: {message}"
+        if refused := disk_error("what this cell writes", Path.cwd(), OSError(message)):
+            said += "\n\n" + textwrap.fill(str(refused), 110, break_long_words=False, break_on_hyphens=False)
     return CellError(_where(cells, index), "a cell that runs", name, details=_details(cells, index, said))
 
 
