@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Choice"]
+__all__ = ["Choice", "choose_unless"]
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,17 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+def choose_unless(against: Iterable[tuple[bool, str]], chosen: Choice, otherwise: str) -> Choice:
+    """Return what is chosen unless a condition holds; then the other way, for the reason of the first that does.
+
+    Args:
+        against: Conditions, each with its reason.
+
+    Example:
+        >>> print(choose_unless([(True, "it is off")], Choice("graphs", "it is faster"), "none"))
+        none: it is off
+    """
+    why = next((reason for holds, reason in against if holds), None)
+    return chosen if why is None else Choice(otherwise, why)

@@ -26,7 +26,7 @@ from helpers.core.files import read_json
 from helpers.memory.plan import shape_for
 from helpers.memory.predict import NF4_BYTES
 from helpers.memory.shapes import ModelShape
-from helpers.model.patches.cuda_graphs import MOST_TOKENS, expected_passes, sizes_to_record
+from helpers.model.patches.cuda_graphs import expected_passes, sizes_to_record
 from helpers.runtime.calibration import Calibration
 
 __all__ = ["Forecast", "Pace", "forecast_training", "format_minutes", "past_metrics", "seconds_before", "session_note"]
@@ -214,7 +214,7 @@ def _with_graphs(
         host: The host's time for a pass, in seconds.
     """
     expected = expected_passes(lengths, batch_size, passes)
-    sizes = sizes_to_record(expected, MOST_TOKENS)
+    sizes = sizes_to_record(expected)
     card, waiting = 0.0, len(set(sizes.values())) * _RECORDING_SECONDS * layers
     for tokens, count in expected.items():
         if tokens in sizes or tokens * a_token >= host:

@@ -16,7 +16,6 @@ from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
 from helpers.model.patches.attention import enable_varlen, loaded_attention
 from helpers.model.patches.cuda_graphs import (
-    MOST_TOKENS,
     GraphedLayers,
     card_peak,
     choose_graphs,
@@ -151,7 +150,7 @@ def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> 
         return (trainer.state.max_steps - trainer.state.global_step) * args.gradient_accumulation_steps
 
     passes = count_steps(trainer) * args.gradient_accumulation_steps
-    sizes = None if args.packing else sizes_to_record(expected_passes(lengths, batch, passes), MOST_TOKENS)
+    sizes = None if args.packing else sizes_to_record(expected_passes(lengths, batch, passes))
     layers = decoder_layers(trainer.model)
     return GraphedLayers(layers, max(lengths), largest=longest_pass, left=passes_left, sizes=sizes)
 

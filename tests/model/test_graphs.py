@@ -351,7 +351,7 @@ class TestPlanned:
     )
     def test_recordings_that_replays_repay(self, expected, wanted):
         """14 replays repay one, 256 tokens more cost a quarter of one; passes over 4,096 tokens are not recorded."""
-        assert sizes_to_record(expected, 4096) == wanted
+        assert sizes_to_record(expected) == wanted
 
     @given(st.dictionaries(st.integers(1, 12).map(lambda n: 256 * n), st.integers(1, 60), max_size=6))
     @settings(max_examples=60, deadline=None)
@@ -365,7 +365,7 @@ class TestPlanned:
                 total += max([0.0, *(count * (1 - 0.25 * (top - size) / 256) for top in tops)])
             return total
 
-        chosen = sizes_to_record(expected, 4096)
+        chosen = sizes_to_record(expected)
         sets = [set(each) for n in range(len(expected) + 1) for each in itertools.combinations(expected, n)]
         assert saved(set(chosen.values())) == pytest.approx(max(map(saved, sets)))
 

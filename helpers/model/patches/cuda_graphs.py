@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from helpers.core.choice import Choice
+from helpers.core.choice import Choice, choose_unless
 from helpers.core.config import RunConfig
 from helpers.core.text import format_bytes
 from helpers.model.patches import UNSLOTH_TESTED
@@ -99,12 +99,8 @@ def choose_graphs(
         ),
         (config.adapter.lora_dropout > 0, "dropout draws other numbers in each pass"),
     )
-    against = next((why for holds, why in reasons if holds), None)
-    if against:
-        return Choice("none", against)
-    return Choice(
-        "graphs", "in passes over few tokens the card waits for the host; recorded, they are launched at once"
-    )
+    why = "in passes over few tokens the card waits for the host; recorded, they are launched at once"
+    return choose_unless(reasons, Choice("graphs", why), "none")
 
 
 def expected_passes(lengths: Sequence[int], batch_size: int, passes: int) -> dict[int, float]:
@@ -130,7 +126,7 @@ def expected_passes(lengths: Sequence[int], batch_size: int, passes: int) -> dic
     return {size: count * passes / found.total() for size, count in sorted(found.items())}
 
 
-def sizes_to_record(expected: Mapping[int, float], most: int) -> dict[int, int]:
+def sizes_to_record(expected: Mapping[int, float]) -> dict[int, int]:
     """Choose the sizes whose recording the training's own passes repay, smaller passes being filled up to them.
 
     Each pass that is replayed saves 1, less _FILLING for each _STEP that it is filled up; each size that is recorded
@@ -138,16 +134,15 @@ def sizes_to_record(expected: Mapping[int, float], most: int) -> dict[int, int]:
 
     Args:
         expected: Passes by tokens, from `expected_passes`.
-        most: Largest size that can be recorded, in tokens.
 
     Returns:
         For each size that is to be replayed, the recorded one; empty where nothing repays it.
 
     Example:
-        >>> sizes_to_record({1536: 20, 1792: 20, 2048: 20, 4096: 2}, 4096)
+        >>> sizes_to_record({1536: 20, 1792: 20, 2048: 20, 4096: 2})
         {1536: 2048, 1792: 2048, 2048: 2048}
     """
-    sizes = sorted(size for size in expected if size <= most)
+    sizes = sorted(size for size in expected if size <= MOST_TOKENS)
     best: list[tuple[float, dict[int, int]]] = [(0.0, {})]
     for end, top in enumerate(sizes, 1):
         options = [best[end - 1]]

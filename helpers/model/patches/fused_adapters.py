@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from helpers.core.choice import Choice
+from helpers.core.choice import Choice, choose_unless
 from helpers.core.config import RunConfig
 from helpers.model.patches import UNSLOTH_TESTED
 from helpers.model.patches.optimizer_step import replaced_method
@@ -60,10 +60,8 @@ def choose_adapters(config: RunConfig, gpu: Gpu | None, *, unsloth_version: str 
         (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
         (config.adapter.lora_dropout > 0, "with dropout each product has an input of its own"),
     )
-    against = next((why for holds, why in reasons if holds), None)
-    if against:
-        return Choice("separate", against)
-    return Choice("fused", "adapter products that read the same activations are taken together")
+    fused = Choice("fused", "adapter products that read the same activations are taken together")
+    return choose_unless(reasons, fused, "separate")
 
 
 @contextmanager
@@ -109,7 +107,7 @@ def _replacement(form: tuple[int, int, int], original: Any, model: Any, kernels:
 def _plain(x: Any, flat: Sequence[Any], more: Sequence[Any]) -> bool:
     """Return whether all have an adapter, neither dropout nor bias, and weights that can be unpacked."""
     group = _projections(flat)
-    known = (s is None or getattr(s, "quant_type", None) in ("nf4",) for _, s, *_ in group)
+    known = (s is None or getattr(s, "quant_type", None) == "nf4" for _, s, *_ in group)
     whole = (s is not None or weight.dtype == x.dtype for weight, s, *_ in group)
     return all(each is None for each in more) and all(e.a is not None for e in group) and all(known) and all(whole)
 
