@@ -34,15 +34,6 @@ class Ballot:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Wins, ties and losses of the contender, in prompts."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
-@dataclass(frozen=True)
 class TickShare:
     """How often a criterion was ticked for an arm.
 
@@ -61,8 +52,7 @@ class Reveal:
     Args:
         baseline: The arm that was compared against.
         contender: The arm whose wins are counted.
-        merged: Over all voters, each prompt counted once.
-        merged_outcomes: By prompt: "win", "tie" or "loss".
+        merged_outcomes: Over all voters, each prompt counted once: "win", "tie" or "loss".
         outcomes: By voter and prompt, repeated pairs counted once.
         repeats: By voter: the outcomes of each pair that was seen twice.
         ticks: By criterion and arm.
@@ -72,7 +62,6 @@ class Reveal:
 
     baseline: str
     contender: str
-    merged: Tally
     merged_outcomes: dict[str, str]
     outcomes: dict[str, dict[str, str]]
     repeats: dict[str, tuple[tuple[str, str], ...]]
@@ -99,13 +88,10 @@ def reveal(votes: Iterable[Vote], key: VoteKey) -> Reveal:
     for ballot in ballots:
         seen.setdefault(ballot.voter, {}).setdefault(ballot.prompt_id, []).append(ballot.outcome)
     outcomes = {voter: {name: _agreed(found) for name, found in rows.items()} for voter, rows in seen.items()}
-    merged = _merge(outcomes)
-    counts = Counter(merged.values())
     return Reveal(
         baseline=key.baseline,
         contender=key.contender,
-        merged=Tally(counts["win"], counts["tie"], counts["loss"]),
-        merged_outcomes=merged,
+        merged_outcomes=_merge(outcomes),
         outcomes=outcomes,
         repeats={voter: tuple((f[0], f[1]) for f in rows.values() if len(f) > 1) for voter, rows in seen.items()},
         ticks={criterion: _ticks(criterion, votes, key) for criterion in CRITERIA},
