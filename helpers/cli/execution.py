@@ -316,7 +316,7 @@ def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None)
         said = textwrap.fill(f"{name}: {message}", 110, break_long_words=False, break_on_hyphens=False)
     else:
         said = _shorten(error["traceback"]) or f"{name}: {message}"
-        if refused := disk_error("what this cell writes", Path.cwd(), OSError(message)):
+        if refused := disk_error("what this cell writes", Path.cwd(), message):
             said += "\n\n" + textwrap.fill(str(refused), 110, break_long_words=False, break_on_hyphens=False)
     return CellError(_where(cells, index), "a cell that runs", name, details=_details(cells, index, said))
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,19 @@ def error_chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def disk_error(what: str, folder: Path, error: BaseException, *, reading: bool = False) -> RunError | None:
+def disk_error(what: str, folder: Path, error: BaseException | str, *, reading: bool = False) -> RunError | None:
     """Return the error to show if the disk refused a write: it is full, read-only, or its quota is used up.
 
     Args:
         what: What was being written, such as "the checkpoint of step 40".
-        error: As it was caught; the errors that it came from are looked at, too.
+        error: As it was caught; the errors that it came from are looked at, too. Or what another process said of it.
         reading: Whether files were read as well, which may lack permissions of their own.
 
     Returns:
         None if the error is about something else.
     """
-    for current in error_chain(error):
+    links: Iterable[BaseException | str] = [error] if isinstance(error, str) else error_chain(error)
+    for current in links:
         if isinstance(current, OSError) and current.errno in (_FULL if reading else _REFUSALS):
             blocked = current.errno in (errno.ENOTDIR, errno.EEXIST)
             return _refused(what, folder, "a file stands in the way" if blocked else os.strerror(current.errno))

@@ -193,7 +193,7 @@ def _quantize(tool: Path, source: Path, target: Path, quantization: str) -> None
     done = subprocess.run([str(tool), str(source), str(target), quantization.upper()], capture_output=True, text=True)
     if done.returncode or not target.is_file():
         said = (done.stderr or done.stdout).strip()[-200:]
-        if full := disk_error("the GGUF file", target.parent, RuntimeError(said)):
+        if full := disk_error("the GGUF file", target.parent, said):
             raise full
         raise ExportError(
             "gguf_quantization",

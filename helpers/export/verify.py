@@ -310,7 +310,7 @@ def _run_worker(request: Path, output: Path) -> None:
         ) from None
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit status {done.returncode}"]
-        if full := disk_error("the logits of the verification", output, RuntimeError(last[0])):
+        if full := disk_error("the logits of the verification", output, last[0]):
             raise full
         raise ExportError(
             "verification",
