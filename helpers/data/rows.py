@@ -193,9 +193,11 @@ def _plain_source(config: DataConfig, task: str, source: Source, rows: Rows) -> 
         found: dict[str, Any] = {"path": name, **({"revision": revision} if revision else {})}
     else:
         kind = _LOADERS.get(Path(name).suffix.lower())
+        if kind is None or not source.as_text:
+            return None
         whole = [source.row_at(index) for index in range(source.total)]
         text = all(isinstance(row, Mapping) and all(isinstance(v, str) for v in row.values()) for row in whole)
-        if kind is None or not text or not source.as_text or len({frozenset(row) for row in whole}) > 1:
+        if not text or len({frozenset(row) for row in whole}) > 1:
             return None
         found = {"path": kind, "data_files": {"train": name}}
     taken = zip(rows.drawn[0], [*rows.heldout, *rows.train], strict=False)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from helpers.core.config import RunConfig
@@ -182,17 +181,14 @@ def reference_questions(rows: Sequence[Mapping[str, str]], task: str, name: str 
     Returns:
         One question a row, in their order.
     """
-    names = COLUMNS[task]
-    contexts = [(row.get(names.context) or "").strip() for row in rows]
-    asked = [user_text(row[names.instruction], context) for row, context in zip(rows, contexts, strict=True)]
-    sources = row_sources(rows, task)
-    found = []
-    for place, (row, context) in enumerate(zip(rows, contexts, strict=True), 1):
+    names, found = COLUMNS[task], []
+    for place, (row, source) in enumerate(zip(rows, row_sources(rows, task), strict=True), 1):
+        context = (row.get(names.context) or "").strip()
         prompt = Prompt(
             id=f"{name}-{place:03d}",
-            text=asked[place - 1],
+            text=user_text(row[names.instruction], context),
             category=row.get("category") or ("with input" if context else "without input"),
-            source=sources[place - 1],
+            source=source,
             reference=row[names.answer].strip(),
         )
         found.append(Question(prompt, row[names.instruction].strip(), context))
@@ -307,7 +303,8 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
         note = f"the training rows cannot be read ({error.expected}); the bundled sample's stand in for them"
         return None, [note], True
     recorded = source.run.manifest().get("data_fingerprint")
-    for version in (rows, clean_rows(rows)):
+    for clean in (False, True):  # dolly_business removes reference marks before it trains
+        version = clean_rows(rows) if clean else rows
         told = as_messages(version, training.data)
         if recorded in (None, data_fingerprint(told.train, told.heldout, training.task)):
             train, shown = _exchanges(version.train, training.task, "training rows")
@@ -372,7 +369,7 @@ def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
 
 
 def _exchanges(
-    rows: Sequence[Row], task: str, what: str, left_out: Mapping[str, int] = MappingProxyType({})
+    rows: Sequence[Row], task: str, what: str, left_out: Mapping[str, int] | None = None
 ) -> tuple[list[Row], list[str]]:
     """Return the first exchange of each conversation as a row of instructions; other rows as they are.
 
@@ -383,7 +380,7 @@ def _exchanges(
     Returns:
         The rows under the task's columns, and notes on what was left out.
     """
-    kept, reasons, told, later = [], Counter(left_out), 0, 0
+    kept, reasons, told, later = [], Counter(left_out or {}), 0, 0
     for row in rows:
         later += "prompt" in row and len(row["completion"]) > 1
         told += "prompt" in row and row["prompt"][0]["role"] == "system"
