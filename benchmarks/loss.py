@@ -10,7 +10,8 @@ four (ours-packed-4). The number of steps follows, and warm-up takes as many exa
 with the examples a step: linearly, so that the rates of all steps add up to what they do with 8 examples a step (Goyal
 et al. 2017, arXiv 1706.02677), or, where a name ends in -sqrt, with their square root, the rule for Adam where the
 gradients' noise prevails (Malladi et al. 2022, arXiv 2205.10782). On a CPU nothing is packed; there ours-36 sees as
-many examples a step as ours-packed-4, with the same rate and warm-up.
+many examples a step as ours-packed-4, with the same rate and warm-up. Those in -separate take the adapter's products
+one by one, as Unsloth does.
 
 Losses of the last 64 rows, which are not trained on, are measured before, and after every 80 examples.
 """
@@ -33,16 +34,19 @@ HELDOUT, EVERY, RATE, WARMUP = 64, 80, 2e-4, 40  # all but the rate in examples
 
 LARGE = {"batch": 4, "accumulate": 9, "checkpointing": False}
 PACKED = {"packing": True, "checkpointing": False}
+SEPARATE = {"fused_adapters": False}
 
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {"batch": 2, "accumulate": 4, "same_labels": True}),
     "official": ("official", {"batch": 2, "accumulate": 4, "same_labels": True}),
     "ours-8": ("ours", {"batch": 8, "checkpointing": False}),
+    "ours-8-separate": ("ours", {"batch": 8, "checkpointing": False, "settings": SEPARATE}),
     "ours-36": ("ours", LARGE),
     "ours-36-sqrt": ("ours", {**LARGE, "power": 0.5}),
     "ours-packed": ("ours", {"batch": 1, **PACKED}),
     "ours-packed-sqrt": ("ours", {"batch": 1, **PACKED, "power": 0.5}),
     "ours-packed-4": ("ours", {"batch": 4, **PACKED}),
+    "ours-packed-4-separate": ("ours", {"batch": 4, **PACKED, "settings": SEPARATE}),
     "ours-packed-4-sqrt": ("ours", {"batch": 4, **PACKED, "power": 0.5}),
 }
 
@@ -70,6 +74,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     packed, per_step = bool(wanted.get("packing")), wanted["batch"] * wanted.get("accumulate", 1)
     power = wanted.get("power", 1.0)
     given = {"learning_rate": rate(per_step, power), "warmup_steps": math.ceil(WARMUP / per_step)}
+    given |= wanted.get("settings", {})
     how = wanted | {"four_bit": False, "seed": options.seed, "settings": given}
     steps = math.ceil(options.examples / per_step)
     trainer = side(whose, options.model or smollm2(), options.data, options.examples, how, steps)

@@ -6,6 +6,7 @@ Options that change from the official notebook's setting:
 - packing, length: whether sequences are filled with rows, and how long one is (2,048 tokens),
 - checkpointing: whether layers are recomputed (they are),
 - processes: that tokenize rows (1),
+- precision: "bf16" or, as on cards that lack it, "fp16",
 - four_bit: whether the model is loaded in 4 bit (it is, on a GPU),
 - seed: of the adapter's first weights and of the rows' order,
 - same_labels: train on the answers alone, as ours does, so that losses can be compared.
@@ -36,7 +37,7 @@ def load_official(model: str, options: dict[str, Any]) -> tuple[Any, Any]:
         model,
         max_seq_length=options.get("length", LENGTH),
         load_in_4bit=options.get("four_bit", torch.cuda.is_available()),
-        dtype=_dtype(),
+        dtype=_dtype(options),
         trust_remote_code=False,
     )
     loaded = FastLanguageModel.get_peft_model(
@@ -58,7 +59,7 @@ def load_plain(model: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"": 0 if torch.cuda.is_available() else "cpu"}
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=_dtype(), device_map=place, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=_dtype({}), device_map=place, trust_remote_code=False)
     return loaded, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
@@ -131,7 +132,8 @@ def sft_settings(options: dict[str, Any], steps: int) -> dict[str, Any]:
         "seed": options.get("seed", SEED),
         "data_seed": options.get("seed", SEED),
         "report_to": "none",
-        "bf16": cuda,
+        "bf16": cuda and options.get("precision") != "fp16",
+        "fp16": cuda and options.get("precision") == "fp16",
         "use_cpu": not cuda,
         "save_strategy": options.get("save", "no"),
         "dataset_num_proc": options.get("processes", 1),
@@ -139,8 +141,10 @@ def sft_settings(options: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def _dtype() -> Any:
-    """bfloat16 on a GPU; float32 on a CPU, to try a benchmark out."""
+def _dtype(options: dict[str, Any]) -> Any:
+    """bfloat16 or float16 on a GPU; float32 on a CPU, to try a benchmark out."""
     import torch
 
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.float16 if options.get("precision") == "fp16" else torch.bfloat16

@@ -36,6 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         settings = {"until": "first-step", "official_steps": 60, "preset": "large-gpu", "all_rows": ALL_ROWS}
+        settings |= {"t4_like": False}
         say(whole.measure(options.one, ROWS[options.one], argparse.Namespace(**vars(options), **settings)))
         os._exit(0)  # a training that was stopped early leaves threads that cannot be ended
     keep_compiled()

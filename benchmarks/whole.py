@@ -14,7 +14,8 @@ optimizer step, each in a process of its own:
   takes a ninth of the steps and learns less from the same rows at the same rate: shown for speed alone.
 
 --official-steps N ends the training of `official` after N steps; the rest is extrapolated from the pace after the
-first five, and the record says so. --until first-step ends each side after its first optimizer step. --model may be
+first five, and the record says so. --t4-like gives all sides a T4's memory, fp16 and no flash attention; ours then
+chooses its passes for that memory. --until first-step ends each side after its first optimizer step. --model may be
 left out: then preset smoke tries it all on the CPU with SmolLM2.
 """
 
@@ -31,6 +32,8 @@ from typing import Any
 from bench import add_options, measure_all, say
 from official import load_official, peer_trainer
 from stopwatch import Stages
+
+from tools.t4 import T4_SETTINGS, imitate_t4
 
 HELDOUT = 48
 """Rows on which ours measures losses."""
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--rows", default="944,4000", help="numbers of rows, separated by commas")
     parser.add_argument("--official-steps", type=int, default=-1, help="steps to train; the rest is extrapolated")
     parser.add_argument("--preset", default="large-gpu", help="of ours, where a model is given")
+    parser.add_argument("--t4-like", action="store_true", help="14.56 GiB, fp16, no flash attention: a T4's path")
     parser.add_argument("--until", choices=("saved", "first-step"), default="saved")
     add_options(parser, "whole.json")
     options = parser.parse_args()
@@ -62,6 +66,8 @@ def main() -> None:
         side, rows = options.one.rsplit("-", 1)
         say(measure(side, int(rows), options))
         os._exit(0)  # a training that was stopped early leaves threads that cannot be ended
+    if options.t4_like:
+        imitate_t4()
     print("\n".join(lines(measure_all(__file__, names, options, expected=240))))
 
 
@@ -84,9 +90,13 @@ def ours(data: str, rows: int, options: argparse.Namespace, stages: Stages) -> d
     runs = Path(tempfile.mkdtemp())
     os.environ["HELPERS_RUNS_DIR"] = str(runs)
     values = {"preset": "smoke", "dataset_name": data, "train_rows": rows, "heldout_rows": HELDOUT, "resume": "never"}
-    values |= {"max_steps": -(-rows // 8), "batch_size": 8, "gradient_accumulation": 1, "packing": False}
+    values |= {"max_steps": -(-rows // 8), "packing": False}
     if options.model:
         values |= {"preset": options.preset, "model_name": options.model, "prompt_style": "alpaca"}
+    if options.t4_like:
+        values |= {"preset": "colab-t4", **T4_SETTINGS}
+    else:
+        values |= {"batch_size": 8, "gradient_accumulation": 1}
 
     from helpers.training.program import TRAINING, find_program, run_cells
 
@@ -121,16 +131,17 @@ def peer(side: str, data: str, rows: int, options: argparse.Namespace, stages: S
     import unsloth  # noqa: F401 - before trl, as there
 
     stages.turn("the model")
+    wanted = SIDES[side] | ({"precision": "fp16"} if options.t4_like else {})
     if options.model:
-        model, tokenizer = load_official(options.model, SIDES[side])
+        model, tokenizer = load_official(options.model, wanted)
     else:
         from helpers.model.smollm2 import smollm2_folder
 
-        model, tokenizer = load_official(str(smollm2_folder()), SIDES[side] | {"packing": False})
+        model, tokenizer = load_official(str(smollm2_folder()), wanted | {"packing": False})
     stages.turn("rows and trainer")
     table = json.loads(Path(data).read_text(encoding="utf-8"))[:rows]
-    wanted = options.official_steps if side == "official" else -1
-    trainer = peer_trainer(model, tokenizer, table, SIDES[side], wanted)
+    limit = options.official_steps if side == "official" else -1
+    trainer = peer_trainer(model, tokenizer, table, wanted, limit)
     import transformers
 
     stages.count_calls(transformers.Trainer, "_save_checkpoint", "checkpoints")
@@ -144,8 +155,8 @@ def peer(side: str, data: str, rows: int, options: argparse.Namespace, stages: S
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     found: dict[str, Any] = {"steps": len(marks)}
-    if wanted > 0 and -(-rows // 8) > wanted:
-        missing, first = -(-rows // 8) - wanted, min(5, len(marks) - 1)
+    if limit > 0 and -(-rows // 8) > limit:
+        missing, first = -(-rows // 8) - limit, min(5, len(marks) - 1)
         seconds = (marks[-1] - marks[first - 1]) / (len(marks) - first)
         found["extrapolated"] = {"steps": missing, "seconds": round(missing * seconds, 2)}
     return found

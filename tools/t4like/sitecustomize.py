@@ -1,6 +1,6 @@
 """A T4's memory and attention on a larger card: 14.56 GiB, and no flash attention. Its speed is another matter.
 
-Python imports this module when it starts, if its folder is on PYTHONPATH; `scripts/gpu_ci --t4-like` puts it there.
+Python imports this module when it starts, if its folder is on PYTHONPATH; `tools/t4.py` puts it there.
 """
 
 import os
