@@ -7,6 +7,7 @@ for any type, and `sys.exit(0)` in a cell for success.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from helpers.cli.parameters import TYPES, Plan, find_task, read_notebook, read_p
 from helpers.core.config import build_config
 from helpers.core.errors import CellError, ConfigError, RunError
 from helpers.core.lock import holding, refuse_held
-from helpers.core.paths import is_file
 from helpers.core.runs import RunDirectory, check_run, runs_root
 from helpers.core.secrets import redact, removed_in, secrets_in
 from helpers.core.settings import coerce, nearest
@@ -75,7 +75,7 @@ def find_notebook(name: str) -> Path:
     else:
         path = known.get(name)
         remedy = nearest(name, list(known)) if known else "Run scripts/build_notebooks."
-    if path is None or not is_file(path):
+    if path is None or not os.path.isfile(path):
         raise RunError("notebook", "the name of a notebook, or the path of an .ipynb file", name, remedy)
     return path.resolve()
 

@@ -7,6 +7,7 @@ None takes the preset's value, or the default of its class.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError
-from helpers.core.paths import folder_name, is_folder
+from helpers.core.paths import folder_name
 from helpers.core.settings import Settings, choose, nearest, setting
 
 __all__ = [
@@ -329,7 +330,7 @@ def _system_prompt(task: str, chosen: Mapping[str, Any]) -> str:
 
 def _check_model_name(name: str) -> None:
     """Raise for a name that is neither an alias, nor a folder, nor of a hub's form."""
-    if name in MODELS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or (name and is_folder(name)):
+    if name in MODELS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or os.path.isdir(name):
         return
     raise ConfigError(
         "model_name", "an alias, a hub id such as org/name, or a folder", name, nearest(name, list(MODELS))

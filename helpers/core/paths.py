@@ -1,7 +1,6 @@
-"""Paths that users give: looked up without surprises, and names that become folders.
+"""Paths that users give, and names that become folders.
 
-Python 3.11 answers `Path.is_file` with an OSError for a name that is too long for the file system; here that means that
-there is no such file.
+Whether they exist is asked of `os.path`: for a name that is too long, `Path.is_file` raises OSError (Python 3.11).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from helpers.core.errors import ConfigError
 
-__all__ = ["cache_root", "folder_name", "is_file", "is_folder", "is_there", "user_folder"]
+__all__ = ["cache_root", "folder_name", "user_folder"]
 
 _LONGEST_NAME = 100
 """Characters of a run's name; file systems take 255 bytes, and temporary files beside it are longer."""
@@ -27,30 +26,6 @@ def cache_root() -> Path:
     """Return the folder for what can be made again: HELPERS_CACHE_DIR, or this project's in the user's cache folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-qlora-notebooks"
     return Path(os.environ.get("HELPERS_CACHE_DIR") or base)
-
-
-def is_file(path: Path | str) -> bool:
-    """Whether there is a file of this name."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_folder(path: Path | str) -> bool:
-    """Whether there is a folder of this name."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def is_there(path: Path | str) -> bool:
-    """Whether there is anything of this name."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def user_folder(field: str, text: str) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 from helpers.core.config import DEFAULT_DATASET, FREE_TO_CHANGE, changed_parameters, parameters
 from helpers.core.errors import ConfigError, RunError
 from helpers.core.files import read_json, write_json
-from helpers.core.paths import is_folder, is_there, user_folder
+from helpers.core.paths import user_folder
 from helpers.core.secrets import redact
 from helpers.core.settings import nearest
 
@@ -144,7 +144,7 @@ def runs_root() -> Path:
     """
     if chosen := os.environ.get("HELPERS_RUNS_DIR", "").strip():
         folder = user_folder("HELPERS_RUNS_DIR", chosen)
-        if is_there(folder) and not is_folder(folder):
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise ConfigError("HELPERS_RUNS_DIR", "a folder", chosen, "A file is in its place: name another folder.")
         return folder
     checkout = Path(__file__).resolve().parents[2]

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import zlib
@@ -22,7 +23,6 @@ from typing import Any
 
 from helpers.core.config import ROW_FILES, file_kind
 from helpers.core.errors import DataError
-from helpers.core.paths import is_file
 
 __all__ = ["read_file"]
 
@@ -84,7 +84,7 @@ def read_file(path: Path | str) -> Table:
         remedy = "Save it in one of these formats; the ending says how it is read."
         remedy = _SAVE_AS if path.suffix.lower() in _SPREADSHEETS else remedy
         raise DataError("dataset_name", f"a file that ends in {', '.join(ROW_FILES)} or .gz", str(path), remedy)
-    if not is_file(path):
+    if not os.path.isfile(path):
         remedy = "Check the path; it starts from the working directory."
         raise DataError("dataset_name", "an existing file", str(path), remedy)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 from helpers.core.config import DATASETS, DataConfig, file_kind
 from helpers.core.errors import DataError
 from helpers.core.files import disk_error, write_bytes
-from helpers.core.paths import is_there
 from helpers.data.formats import Format, recognise
 from helpers.data.look import Look
 from helpers.data.messages import learned_rows
@@ -188,7 +188,7 @@ def _plain_source(config: DataConfig, task: str, source: Source, rows: Rows) -> 
     name = config.dataset_name
     if not rows.drawn[0]:
         return None
-    if not (file_kind(name) or is_there(name)):
+    if not (file_kind(name) or os.path.exists(Path(name))):
         revision = config.dataset_revision or DATASETS.get(name)
         found: dict[str, Any] = {"path": name, **({"revision": revision} if revision else {})}
     else:
@@ -275,7 +275,7 @@ def open_source(name: str, revision: str | None = None, columns: str | None = No
         DataError: It cannot be read, or no format is recognised.
         ConfigError: `columns` names what is not there.
     """
-    if file_kind(name) or is_there(name):
+    if file_kind(name) or os.path.exists(Path(name)):
         table = read_file(name)
         found = recognise(table.rows, name, columns=columns)
         shown = f"{Path(name).name} ({len(table.rows)} rows)"

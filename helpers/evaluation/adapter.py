@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from helpers.core.config import DEFAULT_DATASET, MODELS, PRESETS, RunConfig, bui
 from helpers.core.distributed import on_main
 from helpers.core.errors import ConfigError, EvaluationError, RunError, StackError
 from helpers.core.files import read_json
-from helpers.core.paths import is_folder
 from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig
@@ -102,7 +102,7 @@ def find_adapter(adapter_dir: str | None) -> AdapterSource:
         return _of_folder(runs[0].adapter)
     named = [runs_root() / adapter_dir] if Path(adapter_dir).name == adapter_dir else []  # a name cannot leave runs/
     for folder in (*named, Path(adapter_dir)):
-        if is_folder(folder):
+        if os.path.isdir(folder):
             return _of_folder(folder if (folder / WEIGHTS[0]).is_file() else folder / "adapter")
     known = [run.path.name for run in complete_runs()]
     remedy = nearest(adapter_dir, known) if known else _TRAIN_FIRST

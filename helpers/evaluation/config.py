@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from helpers.core.config import ROW_FILES
 from helpers.core.errors import ConfigError
-from helpers.core.paths import folder_name, is_file
+from helpers.core.paths import folder_name
 from helpers.core.settings import Settings, choose, nearest, setting
 
 __all__ = ["EvaluationConfig", "build_evaluation_config", "evaluation_parameters"]
@@ -198,5 +199,5 @@ def _check_files(config: EvaluationConfig) -> None:
         if Path(name.lower().removesuffix(".gz")).suffix not in endings:
             remedy = "Save it in one of these formats; the ending says how it is read."
             raise ConfigError(field, f"a file that ends in {', '.join(endings)}", name, remedy)
-        if not is_file(name):
+        if not os.path.isfile(name):
             raise ConfigError(field, "an existing file", name, "Check the path; it starts from the working directory.")

@@ -6,6 +6,7 @@ The peaks come from `helpers.memory.predict`; nothing here needs a GPU.
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -15,7 +16,6 @@ from helpers.core.choice import Choice
 from helpers.core.config import RunConfig, check_skip_layers
 from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
-from helpers.core.paths import is_folder
 from helpers.core.text import format_bytes
 from helpers.memory.predict import GIB, OPTIMIZERS, Prediction, predict_peak
 from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of
@@ -90,7 +90,7 @@ def shape_for(config: RunConfig) -> ModelShape | None:
     known = {"mistral-7b-instruct": MISTRAL_7B, "smollm2-135m": SMOLLM2_135M}
     if name in known:
         return known[name]
-    if is_folder(name):
+    if os.path.isdir(name):
         return shape_of(name)
     try:
         from huggingface_hub import try_to_load_from_cache

