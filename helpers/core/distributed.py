@@ -31,7 +31,6 @@ __all__ = [
     "explain_peer_exit",
     "gather",
     "join",
-    "largest",
     "leave",
     "local_config",
     "on_main",
@@ -40,8 +39,6 @@ __all__ = [
     "same_everywhere",
     "share_out",
     "take_card",
-    "total",
-    "wait_for_all",
 ]
 
 
@@ -189,7 +186,7 @@ def on_main(work: Callable[[], _T]) -> _T:
 
 
 def gather(value: _T) -> list[_T]:
-    """Return every process's value, in the order of their ranks, in every process.
+    """Return every process's value, in the order of their ranks, in every process, once all have come here.
 
     Args:
         value: This process's; one that pickle can write.
@@ -218,21 +215,6 @@ def same_everywhere(what: str, value: Any) -> None:
     if any(each != found[0] for each in found):
         shown = "; ".join(f"process {rank}: {each}" for rank, each in enumerate(found))
         raise StackError("processes", f"the same {what} in each", shown, "Launch on GPUs of one kind.")
-
-
-def total(number: int) -> int:
-    """Return the sum of every process's number."""
-    return sum(gather(number))
-
-
-def largest(number: int) -> int:
-    """Return the largest of every process's numbers."""
-    return max(gather(number))
-
-
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    gather(None)
 
 
 @dataclass(frozen=True)

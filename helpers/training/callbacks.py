@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from helpers.core.config import RunConfig
-from helpers.core.distributed import largest, on_main, place, total, wait_for_all
+from helpers.core.distributed import gather, on_main, place
 from helpers.core.errors import RunError
 from helpers.core.files import writing
 from helpers.core.runs import RunDirectory
@@ -65,7 +65,7 @@ class TokenCounter:
 
     def read(self) -> tuple[int, int]:
         """Return (tokens, supervised tokens) so far, of all processes; padding is not counted."""
-        return total(int(self._tokens)), total(int(self._supervised))
+        return sum(gather(int(self._tokens))), sum(gather(int(self._supervised)))
 
 
 class TrainingRecord(TrainerCallback):
@@ -205,7 +205,7 @@ class TrainingRecord(TrainerCallback):
         whole, more = divmod(state.global_step, math.ceil(self._sequences / rows_per_step))
         epochs = whole + min(more * rows_per_step / self._sequences, 1.0)  # the last step of one may have fewer rows
         self.result.rows = round(len(self.lengths) * epochs)
-        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, largest(peak_memory(self.graphs)))
+        self.result.peak_memory_bytes = max(self.result.peak_memory_bytes, *gather(peak_memory(self.graphs)))
 
     def broken(self, what: str, value: float, step: int) -> RunError:
         """Return the error for what is not a number any more."""
@@ -291,7 +291,7 @@ class Checkpoints(TrainerCallback):
         if not weights_are_finite(model):
             raise self.record.broken("adapter weights", math.nan, step)
         self.record.count(args, state)
-        wait_for_all()  # each process has written its random numbers' state
+        gather(None)  # each process has written its random numbers' state
         on_main(lambda: self._keep(Path(args.output_dir) / f"checkpoint-{step}", step))
 
     def close(self) -> None:

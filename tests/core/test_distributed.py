@@ -18,7 +18,6 @@ from helpers.core.distributed import (
     place,
     same_everywhere,
     share_out,
-    total,
 )
 from helpers.core.errors import ConfigError, RunError, StackError
 
@@ -53,10 +52,9 @@ def test_variables_that_are_no_numbers_are_refused(monkeypatch):
 
 
 def test_alone_everything_is_done_here(alone):
-    """Work is done, values are its own, sums have one part."""
+    """Work is done, and values are its own."""
     assert on_main(lambda: 5) == 5
     assert gather("mine") == ["mine"]
-    assert total(7) == 7
 
 
 def test_what_differs_between_processes_is_refused(alone, monkeypatch):
