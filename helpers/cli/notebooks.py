@@ -17,9 +17,9 @@ from typing import Any
 
 import helpers.core.errors
 from helpers.cli.parameters import TYPES, Plan, find_task, read_notebook, read_parameters
-from helpers.core.config import build_config
 from helpers.core.errors import CellError, ConfigError, RunError
 from helpers.core.lock import holding, refuse_held
+from helpers.core.paths import folder_name
 from helpers.core.runs import RunDirectory, check_run, runs_root
 from helpers.core.secrets import redact, removed_in, secrets_in
 from helpers.core.settings import coerce, nearest
@@ -204,11 +204,8 @@ def _resolve(preset: str) -> str:
 
 
 def _open_folder(run_name: str) -> RunDirectory:
-    """Return the folder of a notebook without a task, unless it holds something that no notebook left there.
-
-    Such a notebook has no configuration; one is built only to have the run's name checked.
-    """
-    folder = RunDirectory(runs_root() / build_config("alpaca", preset="smoke", run_name=run_name).run_name)
+    """Return the folder of a notebook without a task, unless it holds something that no notebook left there."""
+    folder = RunDirectory(runs_root() / folder_name(run_name))
     if folder.path.is_symlink() or (folder.path.exists() and not folder.path.is_dir()):
         raise RunError("run_name", "the name of a folder", folder.shown(), "A link or a file is left alone.")
     left = (

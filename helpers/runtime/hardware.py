@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from helpers.core.distributed import place
 from helpers.core.errors import ConfigError, StackError
+from helpers.runtime.lockfile import installed_version
 
 __all__ = [
     "CPU_PRESETS",
@@ -281,7 +282,7 @@ def describe_hardware(driver: Driver | None = None) -> dict[str, Any]:
         "gpus": list(driver.names) if driver else [],
         "driver": driver.version if driver else None,
         "driver_cuda": driver.cuda if driver else None,
-        "torch": _version("torch"),
+        "torch": installed_version("torch") or None,
         "torch_cuda": torch_cuda(),
     }
 
@@ -319,13 +320,6 @@ def _cpu_model() -> str | None:
 
 def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 SPLIT = "HELPERS_SPLIT"
@@ -392,18 +386,6 @@ def held_bytes() -> int:
     return _pool(with_own, share)[0] - _pool(memory, share)[0]
 
 
-def _limit_cards(share: float) -> None:
-    """Let this process allocate no more than a share of each card, so that large cards act as small ones.
-
-    Args:
-        share: Above 0, up to 1.
-    """
-    import torch
-
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.set_per_process_memory_fraction(share, index)
-
-
 def loader_options() -> dict[str, Any]:
     """Return what Unsloth's loader must be told for a model that is split; {} for any other.
 
@@ -419,7 +401,8 @@ def loader_options() -> dict[str, Any]:
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if cards < 2:
         raise StackError("GPUs", f"two or more with {SPLIT}", cards, "Unset it, or use a machine with more cards.")
-    if share < 1:
-        _limit_cards(share)
+    if share < 1:  # large cards act as small ones
+        for index in range(cards):
+            torch.cuda.set_per_process_memory_fraction(share, index)
     budgets = {index: int(share * torch.cuda.mem_get_info(index)[1]) for index in range(cards)}
     return {"device_map": "unsloth", "device_map_planner_kwargs": {"max_memory": budgets}}
