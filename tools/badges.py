@@ -28,8 +28,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from helpers.core.errors import ConfigError, HelpersError
-from helpers.core.files import write_text
 from tools.build_notebooks import cell_ids
+from tools.generated import update
 from tools.timings import minutes_on, read_timings
 
 __all__ = [
@@ -378,17 +378,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     except HelpersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    differ = {p: text for p, text in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
-    for path, text in differ.items():
-        name = path.relative_to(root).as_posix()
+    changed = update(texts, root, check=options.check)
+    for name in changed:
         if options.check:
             print(f"{name} is out of date; run scripts/build_badges", file=sys.stderr)
         else:
-            write_text(path, text)
             print(f"wrote {name}")
-    if not differ:
+    if not changed:
         print("badges and setup cells name {} {}".format(*release))
-    return 1 if options.check and differ else 0
+    return 1 if options.check and changed else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.core.errors import RunError, StackError
-from helpers.core.files import write_text
+from tools.generated import update
 
 __all__ = [
     "STUB",
@@ -116,17 +116,8 @@ def build_all(folder: Path, *, check: bool = False) -> list[str]:
         RunError: A file cannot be read or written.
         StackError: jupytext is not installed.
     """
-    sources = sorted(folder.glob("*.py"))
-    alone = [path.name for path in sorted(folder.glob("*.ipynb")) if not path.with_suffix(".py").exists()]
-    changed = alone if check else []
-    for source in sources:
-        target, text = source.with_suffix(".ipynb"), notebook_text(source)
-        if target.is_file() and target.read_text(encoding="utf-8") == text:
-            continue
-        changed.append(target.name)
-        if not check:
-            write_text(target, text)
-    return changed
+    wanted = {source.with_suffix(".ipynb"): notebook_text(source) for source in folder.glob("*.py")}
+    return update(wanted, folder, check=check, present=folder.glob("*.ipynb"))
 
 
 def student_text(source: str) -> str:
@@ -202,15 +193,8 @@ def build_workshop(root: Path, *, check: bool = False) -> list[str]:
         StackError: jupytext is not installed.
     """
     wanted = {path: _notebook(source, text) for path, source, text in _targets(root)}
-    there = [*(root / "workshop").glob("*.ipynb"), *(root / "clean").glob("*.ipynb")]
-    changed = [path for path in there if path not in wanted] if check else []
-    for path, content in wanted.items():
-        if path.is_file() and path.read_text(encoding="utf-8") == content:
-            continue
-        changed.append(path)
-        if not check:
-            write_text(path, content)
-    return sorted(path.relative_to(root).as_posix() for path in changed)
+    present = [*(root / "workshop").glob("*.ipynb"), *(root / "clean").glob("*.ipynb")]
+    return update(wanted, root, check=check, present=present)
 
 
 def _targets(root: Path) -> Iterator[tuple[Path, Path, str]]:
