@@ -111,7 +111,6 @@ def read_release(pyproject: str | Path, repository: str | None = None, ref: str 
     """Repository and ref that the badges point at.
 
     Args:
-        pyproject: The pyproject.toml with the table [tool.mistral-qlora-notebooks].
         repository: "owner/name", to use instead of the one in the file.
         ref: Tag or branch, to use instead of the one in the file.
 
@@ -139,11 +138,6 @@ def badge_links(path: str, repository: str, ref: str) -> dict[str, str]:
 
     Args:
         path: The notebook's path in the repository, with forward slashes.
-        repository: "owner/name".
-        ref: Tag or branch.
-
-    Returns:
-        Address by badge text.
 
     Example:
         >>> badge_links("notebooks/a b.ipynb", "o/r", "v1")["Open in Colab"]
@@ -159,22 +153,13 @@ def badge_links(path: str, repository: str, ref: str) -> dict[str, str]:
 
 
 def notebook_badges(path: str, repository: str, ref: str) -> str:
-    """The line of three badges, in Markdown, that stands at the top of a notebook and in the table.
-
-    Args:
-        path: The notebook's path in the repository, with forward slashes.
-        repository: "owner/name".
-        ref: Tag or branch.
-    """
+    """The line of three badges, in Markdown, that stands at the top of a notebook and in the table."""
     links = badge_links(path, repository, ref)
     return " ".join(f"[![{text}]({image})]({links[text]})" for text, image in IMAGES.items())
 
 
 def read_facts(notebook: str | Path) -> NotebookFacts:
-    """What a notebook says of itself.
-
-    Args:
-        notebook: An .ipynb file.
+    """What a notebook, an .ipynb file, says of itself.
 
     Raises:
         ConfigError: It is not a notebook, has no heading, or a fact is missing or of the wrong kind.
@@ -207,21 +192,14 @@ def _fact(notebook: str, name: str, value: Any) -> Any:
     return value
 
 
-def badge_table(root: str | Path, repository: str, ref: str, notebooks: Sequence[str] | None = None) -> str:
-    """The text of colab_badges.md.
-
-    Args:
-        root: The repository's folder.
-        repository: "owner/name".
-        ref: Tag or branch.
-        notebooks: Paths in the repository, in the order of the rows; None takes notebooks/*.ipynb by name.
+def badge_table(root: str | Path, repository: str, ref: str) -> str:
+    """The text of colab_badges.md: notebooks/*.ipynb by name.
 
     Raises:
-        ConfigError: There is no notebook, one is not there, or one lacks a fact.
+        ConfigError: There is no notebook, or one lacks a fact.
     """
     base = Path(root)
-    if notebooks is None:
-        notebooks = sorted(path.relative_to(base).as_posix() for path in base.glob("notebooks/*.ipynb"))
+    notebooks = sorted(path.relative_to(base).as_posix() for path in base.glob("notebooks/*.ipynb"))
     if not notebooks:
         raise ConfigError("notebooks", "at least one notebook", str(base / "notebooks"), "Run scripts/build_notebooks.")
     lines = read_timings(base)
@@ -232,18 +210,12 @@ def badge_table(root: str | Path, repository: str, ref: str, notebooks: Sequence
 def release_texts(root: str | Path, repository: str, ref: str) -> dict[Path, str]:
     """The text of every file that names the release, as it should be.
 
-    Args:
-        root: The repository's folder.
-        repository: "owner/name".
-        ref: Tag or branch.
-
     Returns:
         Text by file: pyproject.toml, colab_badges.md, `TEXTS`, `NOTEBOOKS` as their builders would write them, and the
         exercises' QR codes.
 
     Raises:
-        ConfigError: There is no notebook, one is not there, one lacks a fact, or QR codes have to be drawn without
-            segno.
+        ConfigError: There is no notebook, one lacks a fact, or QR codes have to be drawn without segno.
     """
     base = Path(root)
     texts = {path: path.read_text(encoding="utf-8") for name in TEXTS for path in sorted(base.glob(name))}
@@ -299,11 +271,6 @@ def _rename_project(text: str, repository: str, ref: str) -> str:
 def rename_release(text: str, repository: str, ref: str) -> str:
     """Make every badge, install line and clone line of a text name one repository and ref.
 
-    Args:
-        text: Of any file.
-        repository: "owner/name".
-        ref: Tag or branch.
-
     Example:
         >>> rename_release('source = "git+https://github.com/o/r@v1"', "a/b", "v2")
         'source = "git+https://github.com/a/b@v2"'
@@ -357,10 +324,6 @@ def _cell(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Write the badge table, and the release into every file that names it.
-
-    Args:
-        arguments: As typed; by default those of this process.
-        root: The checkout.
 
     Returns:
         The exit status: 1 if `--check` found a file that would change, 2 if the release cannot be read.

@@ -40,10 +40,7 @@ _HEADING = re.compile(r"# (#+ .+)")
 
 
 def notebook_text(source: Path) -> str:
-    """Return the text of the .ipynb file that belongs to a .py:percent file.
-
-    Args:
-        source: The .py file, whose header holds the notebook's metadata.
+    """Return the text of the .ipynb file that belongs to a .py:percent file, whose header holds the metadata.
 
     Raises:
         RunError: The file cannot be read as a notebook.
@@ -121,13 +118,7 @@ def build_all(folder: Path, *, check: bool = False) -> list[str]:
 
 
 def student_text(source: str) -> str:
-    r"""Replace each solution by a stub.
-
-    Args:
-        source: A notebook in the percent format.
-
-    Returns:
-        The same, with `STUB` in the cells tagged "solution", and without that tag.
+    r"""Put `STUB` into the cells tagged "solution" of a notebook in the percent format, and take the tag off.
 
     Example:
         >>> print(student_text('# %% tags=["solution"]\nanswer = 6 * 7\n'))
@@ -141,27 +132,14 @@ def student_text(source: str) -> str:
 
 
 def solution_text(source: str) -> str:
-    """Say in the title that these are solutions, and let the badge open them.
-
-    Args:
-        source: A notebook in the percent format, with a title that begins with "Exercises".
-
-    Returns:
-        The same with "Solutions" in the title and "solutions" in the badge.
-    """
+    """Say in the title, which begins with "Exercises", that these are solutions, and let the badge open them."""
     return source.replace("# # Exercises", "# # Solutions", 1).replace(
         "/workshop/exercises_", "/workshop/solutions_", 1
     )
 
 
 def clean_text(source: str) -> str:
-    r"""Leave a notebook's headings and code, and drop its prose.
-
-    Args:
-        source: A notebook in the percent format.
-
-    Returns:
-        The same; a Markdown cell keeps its headings, and goes if it has none.
+    r"""Drop a notebook's prose: a Markdown cell keeps its headings, and goes if it has none.
 
     Example:
         >>> print(clean_text("# %% [markdown]\n# # Title\n# Why.\n\n# %%\nx = 1\n"))

@@ -85,14 +85,8 @@ def build_drawings() -> dict[str, str]:
 def draw_lora(inputs: int = 4096, outputs: int = 4096, rank: int = 16) -> Drawing:
     """Draw a linear layer's matrix, and the two thin ones that LoRA learns beside it.
 
-    Args:
-        inputs: Numbers that go into the layer.
-        outputs: Numbers that come out.
-        rank: Width of the thin matrices.
-
-    Returns:
-        The drawing. Small matrices, of up to 12 rows and columns, show their cells; of large ones the thin side is
-        drawn thicker than it is.
+    Small matrices, of up to 12 rows and columns, show their cells; of large ones the thin side is drawn thicker than it
+    is.
     """
     frozen, learned = inputs * outputs, rank * (inputs + outputs)
     scale = 120 / max(inputs, outputs)
@@ -129,15 +123,9 @@ def draw_lora(inputs: int = 4096, outputs: int = 4096, rank: int = 16) -> Drawin
     return drawing
 
 
-def draw_nf4(weights: Sequence[float] = (0.021, -0.112, 0.004, 0.058)) -> Drawing:
-    """Draw NF4's 16 levels under the bell curve of a model's weights, and a block of weights rounded to them.
-
-    Args:
-        weights: A block; its largest absolute value is the scale.
-
-    Returns:
-        The drawing.
-    """
+def draw_nf4() -> Drawing:
+    """Draw NF4's 16 levels under the bell curve of a model's weights, and a block of weights rounded to them."""
+    weights = (0.021, -0.112, 0.004, 0.058)
     scale = max(abs(weight) for weight in weights)
     codes = [nearest_level(weight / scale) for weight in weights]
     pairs = list(zip(weights, codes, strict=True))
@@ -161,11 +149,7 @@ def draw_nf4(weights: Sequence[float] = (0.021, -0.112, 0.004, 0.058)) -> Drawin
 
 
 def draw_mask() -> Drawing:
-    """Draw a short row of tokens above its labels: what is given, and what is learned.
-
-    Returns:
-        The drawing.
-    """
+    """Draw a short row of tokens above its labels: what is given, and what is learned."""
     said = (
         "Of the tokens "
         + " ".join(piece for piece, _ in MASKED)
@@ -187,16 +171,12 @@ def draw_mask() -> Drawing:
     return drawing
 
 
-def draw_packing(lengths: Sequence[int] = (7, 3, 5, 4), limit: int = 10) -> Drawing:
+def draw_packing() -> Drawing:
     """Draw rows padded, end to end and packed, and which tokens attend to which.
 
-    Args:
-        lengths: Tokens of each row, four rows at most.
-        limit: The length of a packed sequence, in tokens.
-
-    Returns:
-        The drawing; the number in a place is the token's position in its row.
+    The number in a place is the token's position in its row.
     """
+    lengths, limit = (7, 3, 5, 4), 10
     total, longest = sum(lengths), max(lengths)
     bins = _first_fit(lengths, limit)
     said = (

@@ -74,7 +74,6 @@ def read_expectations(path: Path, profile: str) -> tuple[Profile, dict[str, Expe
 
     Args:
         path: `tests/gpu_expectations.json`, or a file of the same form.
-        profile: One of its profiles.
 
     Raises:
         ConfigError: There is no such profile, or the file has another form.
@@ -108,12 +107,11 @@ class Facts:
     """What a run left.
 
     Args:
-        error: Why the notebook stopped, or None.
+        error: Why the notebook stopped; None if it did not.
         state: The manifest's: "complete" when all was done.
         max_steps: The steps that were asked for; None for whole epochs.
-        metrics: `metrics.json`.
         exports: Of each folder with weights whether its verification passed; None where it has none.
-        files: The names of what lies in the run's folder.
+        files: Names of what lies in the run's folder.
     """
 
     error: str | None = None
@@ -126,15 +124,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked.
-
-    Args:
-        notebook: Which one.
-        check: What was checked.
-        passed: Whether it is as it must be.
-        measured: What was found, as text.
-        limit: What it must be, as text.
-    """
+    """One thing that was checked, with what was found and what it must be, as text."""
 
     notebook: str
     check: str
@@ -143,12 +133,8 @@ class Finding:
     limit: str
 
 
-def gather_facts(run: RunDirectory, error: str | None = None) -> Facts:
-    """Read what a run left in its folder.
-
-    Args:
-        run: The run; its folder may be missing.
-        error: Why the notebook stopped, if it did.
+def gather_facts(run: RunDirectory) -> Facts:
+    """Read what a run left in its folder, which may be missing.
 
     Raises:
         RunError: A file of the run is damaged.
@@ -156,7 +142,6 @@ def gather_facts(run: RunDirectory, error: str | None = None) -> Facts:
     manifest = run.manifest()
     folders = [path for path in sorted(run.path.glob("*")) if path.is_dir() and any(path.glob("*.safetensors"))]
     return Facts(
-        error=error,
         state=manifest.get("state"),
         max_steps=(manifest.get("parameters") or {}).get("max_steps"),
         metrics=run.metrics(),
@@ -169,10 +154,6 @@ def judge(notebook: str, facts: Facts, expected: Expected, profile: Profile, tfl
     """Hold what a run left against what it must have reached.
 
     Args:
-        notebook: Its name, for the findings.
-        facts: From `gather_facts`.
-        expected: What this notebook must leave.
-        profile: What this model must reach.
         tflops: The machine's matrix product, in 10^12 operations a second.
 
     Returns:
@@ -192,11 +173,7 @@ def judge(notebook: str, facts: Facts, expected: Expected, profile: Profile, tfl
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
-    """Return the findings as lines of text, one a check; what was measured is cut after 72 characters.
-
-    Args:
-        findings: From `judge`.
-    """
+    """Return the findings as lines of text, one a check; what was measured is cut after 72 characters."""
     head = ("notebook", "check", "measured", "must be", "")
     shown = [(f, textwrap.shorten(f.measured, 72, placeholder=" ...")) for f in findings]
     rows = [(f.notebook, f.check, text, f.limit, "PASS" if f.passed else "FAIL") for f, text in shown]

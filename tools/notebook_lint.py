@@ -95,9 +95,6 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
         path: An .ipynb file with its .py pair beside it.
         badges: The line of badges that its first Markdown cell must have, from `tools.badges.notebook_badges`.
 
-    Returns:
-        Problems, none if all is well.
-
     Raises:
         RunError: The file is not a notebook.
         StackError: jupytext is not installed.

@@ -28,10 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def set_version(root: Path, version: str) -> dict[Path, str]:
     """Return the text of each file that names the version, as it should be.
 
-    Args:
-        root: The checkout.
-        version: Such as "1.2.3".
-
     Raises:
         ConfigError: It is no version, or a file has no place for it, such as a changelog without "## Unreleased".
     """
@@ -49,15 +45,7 @@ def set_version(root: Path, version: str) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Write version, tag and badges, and say what remains.
-
-    Args:
-        arguments: As typed; by default those of this process.
-        root: The checkout.
-
-    Returns:
-        The exit status: 2 if something was refused.
-    """
+    """Write version, tag and badges, and say what remains; return the exit status, 2 if something was refused."""
     parser = argparse.ArgumentParser(prog="make release", description=__doc__)
     parser.add_argument("version", help="such as 1.2.3")
     version = parser.parse_args(arguments).version

@@ -57,10 +57,9 @@ MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 
 class Drawing:
-    """A diagram with a description in words.
+    """A diagram with a description in words. All its lengths are in units, of which it is 400 wide.
 
     Args:
-        height: Units from top to bottom; it is 400 units wide.
         title: What it shows, in a few words.
         description: The same for those who do not see it, and for a log.
     """
@@ -74,16 +73,11 @@ class Drawing:
     def box(
         self, x: float, y: float, width: float, height: float, fill: str, *, dashed: bool = False, edge: bool = True
     ) -> None:
-        """Draw a rectangle.
+        """Draw a rectangle, from its upper left corner on.
 
         Args:
-            x: Left edge, in units.
-            y: Upper edge, in units.
-            width: In units.
-            height: In units.
             fill: A role of `LIGHT`, or "none".
-            dashed: Draw a dashed outline, for a place that is empty.
-            edge: Draw an outline at all.
+            dashed: For a place that is empty.
         """
         looks = f"f-{fill} s-rule" if edge else f"f-{fill}"
         outline = ' stroke-dasharray="2 2"' if dashed else ""
@@ -106,39 +100,22 @@ class Drawing:
         """Write one line.
 
         Args:
-            x: Where the line is anchored, in units.
-            y: Its baseline, in units.
+            y: Its baseline.
             words: Escaped here.
             role: Colour, a role of `LIGHT`.
-            size: Height of the letters, in units.
             anchor: "start", "middle" or "end": which part of the line is at x.
-            mono: Letters of equal width.
-            bold: Bold letters.
         """
         looks = f"t-{role}" + (" mono" if mono else "") + (" bold" if bold else "")
         place = f'x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"'
         self.shapes.append(f'<text {place} class="{looks}">{escape(words)}</text>')
 
     def line(self, points: Sequence[tuple[float, float]], role: str = "rule", *, thick: float = 1.5) -> None:
-        """Draw a line through points.
-
-        Args:
-            points: (x, y), in units.
-            role: Colour, a role of `LIGHT`.
-            thick: Its width, in units.
-        """
+        """Draw a line through points; `role`, of `LIGHT`, is its colour."""
         places = " ".join(f"{x:g},{y:g}" for x, y in points)
         self.shapes.append(f'<polyline points="{places}" class="line s-{role}" stroke-width="{thick:g}"/>')
 
     def dot(self, x: float, y: float, radius: float, role: str) -> None:
-        """Draw a filled circle.
-
-        Args:
-            x: Its centre, in units.
-            y: Its centre, in units.
-            radius: In units.
-            role: Colour, a role of `LIGHT`.
-        """
+        """Draw a filled circle around (x, y)."""
         self.shapes.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" class="f-{role}"/>')
 
     def svg(self) -> str:

@@ -44,8 +44,6 @@ def timing(manifest: Mapping[str, Any], metrics: Mapping[str, Any], image: str =
     """Return a run's line.
 
     Args:
-        manifest: Its `manifest.json`.
-        metrics: Its `metrics.json`.
         image: Of the machine, such as Colab's release.
 
     Raises:

@@ -159,12 +159,6 @@ class TestTable:
         )
         assert [(root / unquote(path)).is_file() for path in paths] == [True, True]
 
-    def test_a_notebook_that_is_not_there_is_an_error(self, repository):
-        """A listed notebook must exist."""
-        root, _ = repository
-        with pytest.raises(ConfigError, match=r"gone\.ipynb"):
-            badge_table(root, "org/repo", "v1", ["notebooks/gone.ipynb"])
-
     def test_no_notebooks_are_an_error(self, tmp_path):
         """An empty table is not written."""
         with pytest.raises(ConfigError, match="at least one notebook"):
