@@ -118,10 +118,8 @@ def blind_items(
         The items in the order of the page, and their key. Each arm is A in half of the pairs.
 
     Raises:
-        EvaluationError: No prompt has answers of both arms, or `repeats` is negative.
+        EvaluationError: No prompt has answers of both arms.
     """
-    if repeats < 0:
-        raise EvaluationError("repeats", "0 or more", repeats, "Use 2 to learn how consistent each voter is.")
     said = {(answer.prompt_id, answer.arm): answer.text for answer in comparison.answers}
     prompts = [prompt for prompt in comparison.prompts if all((prompt.id, arm) in said for arm in arms)]
     if not prompts:

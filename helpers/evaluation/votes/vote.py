@@ -88,12 +88,12 @@ def describe_votes(votes: Reveal | None) -> str:
         return "No votes yet: this part is skipped."
     lines = []
     for criterion, words in _CRITERIA.items():
-        shares = votes.ticks[criterion]
-        if shares[votes.contender].votes:
-            told = ", ".join(f"{arm} {shares[arm].yes}" for arm in (votes.contender, votes.baseline))
-            lines.append(f"{words.capitalize()}: {told}, of {shares[votes.contender].votes} votes.")
-    if votes.both_bad:
-        lines.append(f"Both bad: {votes.both_bad} of {len(votes.ballots)} votes.")
+        said = [ballot.ticks[criterion] for ballot in votes.ballots if criterion in ballot.ticks]
+        if said:
+            told = ", ".join(f"{arm} {sum(arm in arms for arms in said)}" for arm in (votes.contender, votes.baseline))
+            lines.append(f"{words.capitalize()}: {told}, of {len(said)} votes.")
+    if both_bad := sum(ballot.both_bad for ballot in votes.ballots):
+        lines.append(f"Both bad: {both_bad} of {len(votes.ballots)} votes.")
     if (share := same_vote_share(votes.outcomes)) is not None:
         alpha = krippendorff_alpha(votes.outcomes)
         beyond = "" if alpha is None else f"; Krippendorff's alpha {alpha:.2f} (0 is chance, 1 full agreement)"
