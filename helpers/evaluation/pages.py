@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from helpers.core.errors import EvaluationError
 from helpers.core.files import write_text
 from helpers.core.text import visible
 
@@ -41,12 +40,15 @@ def read_part(name: str) -> str:
     return files("helpers.evaluation").joinpath("templates", name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
-def render_page(template: str, *, styles: tuple[str, ...], script: str, context: dict[str, Any]) -> str:
-    """Fill a page template; every value is escaped.
+def write_page(path: Path, name: str, context: dict[str, Any]) -> Path:
+    """Fill a page's template and write it; every value is escaped.
 
     Args:
-        template: File name of a jinja2 template that has places for `policy`, `styles` and `script`.
+        name: "report" or "vote": the name of its template, style sheet and script.
         context: The values the template names. Text goes through `visible`, then through HTML escaping.
+
+    Raises:
+        RunError: The disk refuses.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
@@ -62,10 +64,12 @@ def render_page(template: str, *, styles: tuple[str, ...], script: str, context:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    code = read_part(script)
+    code = read_part(f"{name}.js")
+    styles = "\n".join(map(read_part, ("theme.css", f"{name}.css")))
     # Our own files, not anybody's data: these are the only texts that go in unescaped.
-    parts = {"policy": _policy(code), "styles": Markup("\n".join(map(read_part, styles))), "script": Markup(code)}  # noqa: S704
-    return environment.get_template(template).render(**context, **parts)
+    parts = {"policy": _policy(code), "styles": Markup(styles), "script": Markup(code)}  # noqa: S704
+    write_text(path, environment.get_template(f"{name}.html").render(**context, **parts))
+    return path
 
 
 def _policy(script: str) -> str:
@@ -75,19 +79,3 @@ def _policy(script: str) -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def write_page(path: str | Path, page: str) -> Path:
-    """Write a page as UTF-8.
-
-    Raises:
-        EvaluationError: The path is a folder.
-        RunError: The disk refuses.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise EvaluationError(
-            "path", "a file name for the page", str(path), f"Use {path / 'report.html'} for instance."
-        )
-    write_text(path, page)
-    return path

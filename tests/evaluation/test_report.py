@@ -184,12 +184,6 @@ def test_report_without_answers_says_so(tmp_path):
     assert "0 answered, 5 scored against a reference" in text
 
 
-def test_folder_as_path_is_refused(tmp_path):
-    """A folder where a file name belongs gives advice, not an IsADirectoryError."""
-    with pytest.raises(EvaluationError, match=r"report\.html"):
-        write_report(tmp_path, plain_comparison(), look_over(plain_comparison()))
-
-
 def test_headline_arms_of_an_a_a_run_are_the_first_two():
     """Base against base with another seed: no arm has an adapter, so the first two are compared."""
     arms = (Arm("base", "Base", adapter=False), Arm("again", "Base, seed 2", adapter=False))

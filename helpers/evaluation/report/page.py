@@ -17,7 +17,7 @@ from helpers.display.style import Drawing
 from helpers.evaluation.metrics.contamination import Neighbour
 from helpers.evaluation.metrics.table import METRICS, means_by_arm
 from helpers.evaluation.overview import DESCRIBED, JUDGED, Overview
-from helpers.evaluation.pages import render_page, write_page
+from helpers.evaluation.pages import write_page
 from helpers.evaluation.records import Arm, Comparison
 from helpers.evaluation.report.cards import prompt_cards
 
@@ -38,7 +38,7 @@ _STEPS = {"bare": 0, "template": 1, "few_shot": 2}
 
 
 def write_report(
-    path: str | Path,
+    path: Path,
     comparison: Comparison,
     overview: Overview,
     *,
@@ -55,7 +55,6 @@ def write_report(
         votes: What the votes say besides the verdict, a line a statement; "" without votes.
 
     Raises:
-        EvaluationError: The path is a folder.
         RunError: The disk refuses.
     """
     cards = prompt_cards(comparison, overview, neighbours)
@@ -81,8 +80,7 @@ def write_report(
         "cards": cards,
         "details": _details(comparison),
     }
-    page = render_page("report.html", styles=("theme.css", "report.css"), script="report.js", context=context)
-    return write_page(path, page)
+    return write_page(path, "report", context)
 
 
 def ordered_arms(comparison: Comparison) -> list[Arm]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from helpers.core.errors import EvaluationError
 from helpers.core.files import write_text
 from helpers.core.text import visible
-from helpers.evaluation.pages import embed_json, render_page, write_page
+from helpers.evaluation.pages import embed_json, write_page
 from helpers.evaluation.records import Comparison, Prompt
 
 _CHOICES = ("a", "b", "tie", "both_bad")
@@ -153,7 +153,7 @@ def _opaque(*parts: str) -> str:
     return f"i{hashlib.sha256(raw).hexdigest()[:11]}"  # a letter first, or spreadsheets read it as a number
 
 
-def write_vote_page(path: str | Path, items: Sequence[BlindItem], title: str) -> Path:
+def write_vote_page(path: Path, items: Sequence[BlindItem], title: str) -> Path:
     """Write the voting page: one file that needs neither a kernel nor a network and exports a CSV.
 
     Args:
@@ -171,21 +171,20 @@ def write_vote_page(path: str | Path, items: Sequence[BlindItem], title: str) ->
     rows = [{name: visible(text) for name, text in asdict(item).items()} for item in items]
     data = embed_json({"page": _opaque(*(item.id for item in items)), "items": rows})
     context = {"title": title, "count": len(items), "criteria": CRITERIA, "data": Markup(data)}  # noqa: S704 - escaped
-    page = render_page("vote.html", styles=("theme.css", "vote.css"), script="vote.js", context=context)
-    return write_page(path, page)
+    return write_page(path, "vote", context)
 
 
-def write_key(path: str | Path, key: VoteKey) -> Path:
+def write_key(path: Path, key: VoteKey) -> Path:
     """Write the key as JSON. Keep it from the voters until they have voted.
 
     Raises:
         RunError: The disk refuses.
     """
-    write_text(Path(path), json.dumps({"format": _FORMAT} | asdict(key), indent=1) + "\n")
-    return Path(path)
+    write_text(path, json.dumps({"format": _FORMAT} | asdict(key), indent=1) + "\n")
+    return path
 
 
-def read_key(path: str | Path) -> VoteKey:
+def read_key(path: Path) -> VoteKey:
     """Read what `write_key` wrote, now or when answers were still called left and right.
 
     Raises:
@@ -193,7 +192,7 @@ def read_key(path: str | Path) -> VoteKey:
     """
     remedy = "Pass the key that was written together with the voting page."
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise EvaluationError("format", repr(_FORMAT), data["format"], remedy)
         rows = {
