@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helpers.core.errors import EvaluationError
 from helpers.core.paired import Estimate
 from helpers.evaluation.metrics.table import METRICS, estimate_difference, paired_differences, score_table
 from helpers.evaluation.records import Arm, Comparison
@@ -69,24 +68,9 @@ class Overview:
 
 
 def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
-    """Choose the two arms that are shown side by side.
-
-    Returns:
-        The arms "base" and "tuned" if there are such; else the first arm without and the first with the adapter; else
-        the first two.
-
-    Raises:
-        EvaluationError: There are fewer than two arms.
-    """
-    arms = comparison.arms
-    if len(arms) < 2:
-        raise EvaluationError("arms", "at least two arms", [arm.name for arm in arms], "Generate answers for two arms.")
-    named = {arm.name: arm for arm in arms}
-    if "base" in named and "tuned" in named:
-        return named["base"], named["tuned"]
-    without = [arm for arm in arms if not arm.adapter]
-    with_it = [arm for arm in arms if arm.adapter]
-    return (without[0], with_it[0]) if without and with_it else (arms[0], arms[1])
+    """Return the two arms that are shown side by side: "base" and "tuned", or those of mode aa."""
+    named = {arm.name: arm for arm in comparison.arms}
+    return named["base"], named["tuned" if "tuned" in named else "again"]
 
 
 def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
@@ -96,7 +80,7 @@ def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
         votes: Blind votes, if there are any.
 
     Raises:
-        EvaluationError: There is nothing to compare; see also `score_table`.
+        EvaluationError: See `score_table`.
     """
     base, tuned = headline_arms(comparison)
     table = score_table(comparison)

@@ -242,7 +242,8 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
         The rows; no reference is asked among the prompts or the training rows.
 
     Raises:
-        EvaluationError: A file is empty, a prompt comes twice, or too few references are left.
+        EvaluationError: A file is empty, a prompt comes twice or is named as a reference is, or too few references are
+            left.
         DataError: A data set cannot be read.
     """
     return on_main(lambda: _gather(config, source, training))
@@ -270,9 +271,12 @@ def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig
         raise EvaluationError("reference_data", expected, got, "Use other rows, or a larger file.")
     other_task = "dolly" if task == "alpaca" else "alpaca"
     other = _unseen(read_sample(other_task, "heldout"), other_task, set(), trained)[0]
+    references = reference_questions(kept, task_of)
+    if twice := sorted({each.prompt.id for each in prompts} & {each.prompt.id for each in references}):
+        raise EvaluationError("prompts", "names that are used once", twice, "Give each its own.")
     return Material(
         prompts,
-        reference_questions(kept, task_of),
+        references,
         min(config.answered_rows, len(kept)),
         tuple(train),
         task,

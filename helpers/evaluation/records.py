@@ -54,7 +54,7 @@ class Answer:
         arm: The `Arm.name` that said it.
         text: The answer, special tokens removed, otherwise as generated.
         tokens: How many tokens were generated, the closing EOS included.
-        finish_reason: "eos" (ended by itself), "stop" (a stop string) or "length" (cut at the limit).
+        finish_reason: "eos" (ended by itself) or "length" (cut at the limit).
     """
 
     prompt_id: str

@@ -393,6 +393,12 @@ class TestReferences:
         with pytest.raises(EvaluationError, match=words):
             self.gather(runs_folder, reference_data=str(tmp_path / "r.jsonl"))
 
+    def test_a_prompt_with_the_name_of_a_reference_is_refused(self, runs_folder, tmp_path):
+        """Before anything is loaded: their answers could not be told apart."""
+        (tmp_path / "p.jsonl").write_text(json.dumps({"id": "row-002", "prompt": "A?"}))
+        with pytest.raises(EvaluationError, match=r"names that are used once, got \['row-002'\]\. Give each its own"):
+            self.gather(runs_folder, prompts_file=str(tmp_path / "p.jsonl"), prompt_count=1)
+
     def test_what_is_left_out_of_references_is_said(self, runs_folder, tmp_path):
         """Conversations that cannot be scored are counted by reason; `columns` says what the answer is."""
         ask = [{"role": "user", "content": "Q"}, {"role": "tool", "content": "x"}]

@@ -11,7 +11,6 @@ import pytest
 from browser import Page, needs_chromium, run_in_page
 from hostile import HOSTILE, RUN, hostile_comparison, plain_comparison, run_info
 
-from helpers.core.errors import EvaluationError
 from helpers.core.runs import RunDirectory
 from helpers.core.text import visible
 from helpers.display import style
@@ -188,12 +187,6 @@ def test_headline_arms_of_an_a_a_run_are_the_first_two():
     """Base against base with another seed: no arm has an adapter, so the first two are compared."""
     arms = (Arm("base", "Base", adapter=False), Arm("again", "Base, seed 2", adapter=False))
     assert headline_arms(Comparison(run_info(), (), arms, ())) == arms
-
-
-def test_one_arm_cannot_be_compared():
-    """The error says what to do."""
-    with pytest.raises(EvaluationError, match="two arms"):
-        headline_arms(Comparison(run_info(), (), (Arm("base", "Base", adapter=False),), ()))
 
 
 def test_gains_prefer_reference_scores():

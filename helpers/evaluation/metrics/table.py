@@ -7,10 +7,9 @@ row. The same frame is written as scores.csv.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from helpers.core.errors import EvaluationError
 from helpers.core.paired import Estimate, estimate
@@ -30,10 +29,6 @@ from helpers.evaluation.records import Answer, Comparison, Prompt, ReferenceScor
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_FINISH_REASONS = ("eos", "stop", "length")
-
-_Record = TypeVar("_Record", Answer, ReferenceScore)
 
 _Score = tuple[str, str, str, str, str, float]
 
@@ -88,14 +83,12 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
         `reference_tokens` and `reference_bytes`.
 
     Raises:
-        EvaluationError: There are no prompts or arms, an id is used twice, an answer or score belongs to no prompt or
-            arm or comes twice, a prompt lacks some arms, or a finish reason or a score is impossible.
+        EvaluationError: A score is impossible.
     """
     import pandas as pd
 
-    _check_names(comparison)
-    answers = _by_place(comparison, "answers", comparison.answers)
-    references = _by_place(comparison, "references", comparison.references)
+    answers = {(each.prompt_id, each.arm): each for each in comparison.answers}
+    references = {(each.prompt_id, each.arm): each for each in comparison.references}
     rows: list[_Score] = []
     for prompt in comparison.prompts:
         for arm in comparison.arms:
@@ -112,42 +105,10 @@ def _rows(prompt_id: str, category: str, source: str, arm: str, scores: dict[str
     return ((prompt_id, category, source, arm, n, float(v)) for n, v in scores.items() if v is not None)
 
 
-def _check_names(comparison: Comparison) -> None:
-    for field, names in (
-        ("prompts", [prompt.id for prompt in comparison.prompts]),
-        ("arms", [arm.name for arm in comparison.arms]),
-    ):
-        if not names:
-            raise EvaluationError(field, "at least one", names, "An empty comparison has nothing to score.")
-        if twice := [name for name, times in Counter(names).items() if times > 1]:
-            raise EvaluationError(field, "names that are used once", twice, "Give each its own.")
-
-
-def _by_place(comparison: Comparison, field: str, records: Iterable[_Record]) -> dict[tuple[str, str], _Record]:
-    """Index records by prompt and arm, and check that each prompt has one for every arm or for none."""
-    prompts, arms = {prompt.id for prompt in comparison.prompts}, {arm.name for arm in comparison.arms}
-    found: dict[tuple[str, str], _Record] = {}
-    for record in records:
-        place = (record.prompt_id, record.arm)
-        if record.prompt_id not in prompts or record.arm not in arms:
-            raise EvaluationError(field, "records of the comparison's prompts and arms", place, "Check both names.")
-        if place in found:
-            raise EvaluationError(field, "one record for each prompt and arm", place, "Drop the second one.")
-        found[place] = record
-    for prompt in dict.fromkeys(prompt for prompt, _ in found):
-        if lacking := sorted(arm for arm in arms if (prompt, arm) not in found):
-            raise EvaluationError(f"{field}[{prompt!r}]", "one for every arm", {"missing": lacking}, "Run them too.")
-    return found
-
-
 def _answer_scores(prompt: Prompt, answer: Answer | None) -> dict[str, float | None]:
-    asked = asked_items(prompt.text) if prompt.expected_items is None else prompt.expected_items
     if answer is None:
         return {}
-    if answer.finish_reason not in _FINISH_REASONS:
-        field = f"answers[{answer.prompt_id!r}, {answer.arm!r}].finish_reason"
-        expected = f"one of {', '.join(_FINISH_REASONS)}"
-        raise EvaluationError(field, expected, answer.finish_reason, "Correct the answer's finish_reason.")
+    asked = asked_items(prompt.text) if prompt.expected_items is None else prompt.expected_items
     text, items = answer.text, list_items(answer.text)
     return {
         "asked_items": asked,
