@@ -17,7 +17,7 @@ from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.core.files import disk_error, require_space, write_text
 from helpers.export.folders import read_settings, record_export, staged_folder, weight_bytes
 from helpers.export.gain import GainKept, HeldOut
-from helpers.export.gguf_format import GgufVocabulary, check_gguf, gguf_tensors, read_tensor, read_vocabulary
+from helpers.export.gguf_format import check_gguf, gguf_tensors, read_tensor, read_tokenizer, write_tokenizer
 from helpers.export.serve import modelfile
 from helpers.export.verdict import Verification
 from helpers.export.verify import measure_gain
@@ -85,22 +85,22 @@ def export_gguf(
         raise ConfigError("gguf_quantization", f"one of {', '.join(GGUF_BITS)}", quantization, remedy)
     tool = find_llama_quantize(quantization)
     config = _read_config(merged)
-    vocabulary = read_vocabulary(merged, config["vocab_size"])
+    tokenizer = read_tokenizer(merged, config["vocab_size"])
     weights = weight_bytes(merged) // 2
     require_space(folder, gguf_bytes(weights, quantization), f"GGUF, {quantization}")
     with staged_folder(folder) as staged:
         file = staged / f"model-{quantization}.gguf"
         name = name or f"{config['model_type'].capitalize()} fine-tuned"
         if tool is None:
-            _write(merged, config, vocabulary, file, quantization, name)
+            _write(merged, config, tokenizer, file, quantization, name)
         else:
-            _write(merged, config, vocabulary, staged / "f16.gguf", "f16", name)
+            _write(merged, config, tokenizer, staged / "f16.gguf", "f16", name)
             _quantize(tool, staged / "f16.gguf", file, quantization)
         tensors, worst, limit = check_gguf(file, merged, config, quantization)
         ask = modelfile(
             file.name,
-            vocabulary.chat_template,
-            eos=vocabulary.tokens[vocabulary.special["eos"]],
+            tokenizer.get("tokenizer.chat_template", ""),
+            eos=tokenizer["tokenizer.ggml.tokens"][tokenizer["tokenizer.ggml.eos_token_id"]],
             system=system,
             max_seq_length=max_seq_length,
         )
@@ -132,7 +132,7 @@ def _read_config(merged: Path) -> dict[str, Any]:
 
 
 def _write(
-    merged: Path, config: dict[str, Any], vocabulary: GgufVocabulary, file: Path, quantization: str, name: str
+    merged: Path, config: dict[str, Any], tokenizer: dict[str, Any], file: Path, quantization: str, name: str
 ) -> None:
     """Write header and tensors, one tensor in memory at a time."""
     import numpy as np
@@ -141,7 +141,7 @@ def _write(
 
     writer = GGUFWriter(file, "llama")
     _write_settings(writer, config, quantization, name)
-    vocabulary.write(writer)
+    write_tokenizer(writer, tokenizer)
     plan = list(gguf_tensors(merged, config, quantization))
     for each in plan:
         writer.add_tensor_info(

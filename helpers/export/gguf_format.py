@@ -61,19 +61,7 @@ def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: s
 
 def _check_tokenizer(reader: Any, merged: Path, config: dict[str, Any]) -> None:
     """Raise unless the file's tokenizer is the one beside the merged weights."""
-    vocabulary = read_vocabulary(merged, config["vocab_size"])
-    wanted = {
-        "tokens": list(vocabulary.tokens),
-        "token_type": list(vocabulary.types),
-        "model": vocabulary.model,
-        **{
-            f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id": v
-            for k, v in vocabulary.special.items()
-        },
-    }
-    fields = {f"tokenizer.ggml.{key}": value for key, value in wanted.items()}
-    fields["tokenizer.chat_template"] = vocabulary.chat_template
-    for key, value in fields.items():
+    for key, value in read_tokenizer(merged, config["vocab_size"]).items():
         field = reader.get_field(key)
         found = field.contents() if field is not None else None
         if found != value:
@@ -189,57 +177,8 @@ def unpack_gguf(file: Path, merged: Path, folder: Path) -> None:
         save_file(content, folder / shard, metadata={"format": "pt"})
 
 
-@dataclass(frozen=True)
-class GgufVocabulary:
-    """What llama.cpp needs to tokenize.
-
-    Args:
-        model: "llama" for SentencePiece, "gpt2" for byte-level BPE.
-        pre: How text is split before merging: llama.cpp's name for it.
-        tokens: The tokens' texts, by id.
-        types: Their types, by id.
-        scores: SentencePiece's scores, by id; None for byte-level BPE.
-        merges: Pairs to merge, best first; None for SentencePiece.
-        special: "bos", "eos", "pad" and "unk" -> id, where there is one.
-        add_bos: Whether BOS goes before each text.
-        add_space_prefix: Whether a space goes before each text.
-        chat_template: The Jinja template.
-    """
-
-    model: str
-    pre: str
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
-    scores: tuple[float, ...] | None
-    merges: tuple[str, ...] | None
-    special: dict[str, int]
-    add_bos: bool
-    add_space_prefix: bool
-    chat_template: str
-
-    def write(self, writer: Any) -> None:
-        """Write it as key-value pairs.
-
-        Args:
-            writer: A `gguf.GGUFWriter`.
-        """
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(list(self.tokens))
-        writer.add_token_types(list(self.types))
-        if self.scores is not None:
-            writer.add_token_scores(list(self.scores))
-        if self.merges is not None:
-            writer.add_token_merges(list(self.merges))
-        for name, number in self.special.items():
-            getattr(writer, f"add_{name}_token_id")(number)
-        writer.add_add_bos_token(self.add_bos)
-        writer.add_add_space_prefix(self.add_space_prefix)
-        writer.add_chat_template(self.chat_template)
-
-
-def read_vocabulary(folder: Path | str, size: int) -> GgufVocabulary:
-    """Read the tokenizer beside a model's weights.
+def read_tokenizer(folder: Path, size: int) -> dict[str, Any]:
+    """Return what llama.cpp needs to tokenize, from the tokenizer beside a model's weights, under GGUF's keys.
 
     Args:
         size: Rows of its embedding; ids that the tokenizer lacks become unused tokens.
@@ -247,33 +186,39 @@ def read_vocabulary(folder: Path | str, size: int) -> GgufVocabulary:
     Raises:
         StackError: The tokenizer is neither SentencePiece's BPE nor byte-level BPE with a split that is known here.
     """
+    from gguf import Keys
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
+    names = Keys.Tokenizer
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model, pre = _kind(content)
     tokens, types = _tokens(content, size, model)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in content["model"]["merges"]]
-    special = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "pad": tokenizer.pad_token_id,
-        "unk": tokenizer.unk_token_id,
-    }
     scheme = (content.get("pre_tokenizer") or {}).get("prepend_scheme")
-    return GgufVocabulary(
-        model,
-        pre,
-        tokens,
-        types,
-        _scores(content, tokens) if model == "llama" else None,
-        tuple(merges) if model == "gpt2" else None,
-        {k: v for k, v in special.items() if v is not None},
-        tokenizer.bos_token_id is not None and model == "llama",
-        scheme == "always",
-        tokenizer.chat_template or "",
-    )
+    found = {
+        names.MODEL: model,
+        names.PRE: pre,
+        names.LIST: tokens,
+        names.TOKEN_TYPE: types,
+        names.SCORES: _scores(content, tokens) if model == "llama" else None,
+        names.MERGES: merges if model == "gpt2" else None,
+        names.BOS_ID: tokenizer.bos_token_id,
+        names.EOS_ID: tokenizer.eos_token_id,
+        names.PAD_ID: tokenizer.pad_token_id,
+        names.UNK_ID: tokenizer.unk_token_id,
+        names.ADD_BOS: tokenizer.bos_token_id is not None and model == "llama",
+        names.ADD_PREFIX: scheme == "always",
+        names.CHAT_TEMPLATE: tokenizer.chat_template,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def write_tokenizer(writer: Any, tokenizer: dict[str, Any]) -> None:
+    """Write what `read_tokenizer` found with a `gguf.GGUFWriter`."""
+    add = {str: writer.add_string, list: writer.add_array, bool: writer.add_bool, int: writer.add_uint32}
+    for key, value in tokenizer.items():
+        add[type(value)](key, value)
 
 
 def _kind(content: dict[str, Any]) -> tuple[str, str]:
@@ -299,7 +244,7 @@ def _kind(content: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _tokens(content: dict[str, Any], size: int, model: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _tokens(content: dict[str, Any], size: int, model: str) -> tuple[list[str], list[int]]:
     """Return all tokens' texts and types, by id."""
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
@@ -311,13 +256,13 @@ def _tokens(content: dict[str, Any], size: int, model: str) -> tuple[tuple[str, 
     unknown = content["model"].get("unk_token") or "<unk>"
     if model == "llama" and unknown in tokens:
         types[tokens.index(unknown)] = UNKNOWN
-    return tuple(tokens), tuple(types)
+    return tokens, types
 
 
-def _scores(content: dict[str, Any], tokens: tuple[str, ...]) -> tuple[float, ...]:
+def _scores(content: dict[str, Any], tokens: list[str]) -> list[float]:
     """Return SentencePiece's scores: minus the order in which tokens are merged; others come last."""
     order: dict[str, int] = {}
     for pair in content["model"]["merges"]:
         first, second = pair if isinstance(pair, list) else pair.split(" ")
         order.setdefault(first + second, len(order))
-    return tuple(-float(order.get(token, len(order))) for token in tokens)
+    return [-float(order.get(token, len(order))) for token in tokens]

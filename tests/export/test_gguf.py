@@ -12,7 +12,7 @@ from tuned import tuned_mistral
 from helpers.core.errors import ConfigError, ExportError, StackError
 from helpers.export.folders import RECORD
 from helpers.export.gguf import export_gguf
-from helpers.export.gguf_format import BYTE, CONTROL, NORMAL, check_gguf, read_vocabulary
+from helpers.export.gguf_format import BYTE, CONTROL, NORMAL, check_gguf, read_tokenizer
 from helpers.export.merge import merge_16bit
 
 pytestmark = pytest.mark.slow
@@ -72,14 +72,24 @@ def test_vocabulary_is_sentencepieces(merged):
 
     source = mistral_common.__path__[0] + "/data/mistral_instruct_tokenizer_240323.model.v3"
     pieces = SentencePieceProcessor(model_file=source)
-    ours = read_vocabulary(merged, 32768)
-    assert (ours.model, ours.pre, ours.add_bos, ours.add_space_prefix) == ("llama", "default", True, False)
-    assert ours.special == {"bos": 1, "eos": 2, "pad": 0, "unk": 0}
-    assert [ours.types[i] for i in (1, 3, 771, 20000)] == [CONTROL, CONTROL, BYTE, NORMAL]
+    found = read_tokenizer(merged, 32768)
+    tokens, types, scores = (found.pop(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "scores"))
+    assert found.pop("tokenizer.chat_template").startswith("{")
+    assert found == {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    assert [types[i] for i in (1, 3, 771, 20000)] == [CONTROL, CONTROL, BYTE, NORMAL]
     learned = [i for i in range(1100, 32000) if not pieces.is_unused(i) and pieces.get_score(i) < 0][:20000]
     by_score = sorted(learned, key=lambda i: -pieces.get_score(i))
-    assert sorted(learned, key=lambda i: -ours.scores[i]) == by_score
-    assert all(ours.tokens[i] == pieces.id_to_piece(i) for i in learned)
+    assert sorted(learned, key=lambda i: -scores[i]) == by_score
+    assert all(tokens[i] == pieces.id_to_piece(i) for i in learned)
 
 
 def test_metadata_names_the_model_and_its_ends(written):
