@@ -35,10 +35,6 @@ class HeldOut:
         """Return the rows as JSON values, without what scoring does not need."""
         return [{name: list(row[name]) for name in ("input_ids", "completion_mask")} for row in self.rows]
 
-    def kept(self, export: Sequence[RowScore]) -> GainKept:
-        """Return the share of the gain that an export has, from its losses of the same rows."""
-        return share_of_gain_kept(self.base, self.tuned, export, self.sources)
-
 
 @dataclass(frozen=True)
 class GainKept:

@@ -17,7 +17,7 @@ from helpers.core.errors import ExportError
 from helpers.core.files import disk_error, require_space, write_bytes
 from helpers.core.text import format_bytes
 from helpers.export.folders import RECORD, open_weights, record_export, tensor_files, weight_bytes
-from helpers.export.gain import GainKept, HeldOut
+from helpers.export.gain import GainKept, HeldOut, share_of_gain_kept
 from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference, measure_reference
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
@@ -109,34 +109,12 @@ def verify_merged(
     if not (folder / "config.json").is_file():
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
     reference = reference or measure_reference(model, tokenizer)
-    report = _compare_weights(model, folder)
+    stored, numbers, lost = _compare_weights(model, folder)
     result, logits = _ask_stranger("merged", folder, model, reference, heldout=heldout)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
-    detail = (
-        f"{report.tensors} tensors are base plus adapter to the last step of their type; rounding kept "
-        f"{report.kept:.0%} of "
-        f"the adapter's change."
-        if not report.faults
-        else f"{len(report.faults)} tensors are wrong: {'; '.join(report.faults[:3])}."
-    )
-    stored = Check("weights in the files", not report.faults, detail)
-    numbers = {
-        "weights_worst_steps": report.worst_steps,
-        "weights_kept": report.kept,
-        "weights_wrong": len(report.faults),
-    }
-    return _judge(
-        tokenizer,
-        reference,
-        result,
-        logits["export"],
-        add_distances(reference.noise, moved),
-        (stored,),
-        folder,
-        1.0 - report.expected_kept,
-        **numbers,
-        **_kept(result, heldout),
-    )
+    noise = add_distances(reference.noise, moved)
+    numbers |= _kept(result, heldout)
+    return _judge(tokenizer, reference, result, logits["export"], noise, (stored,), folder, lost, **numbers)
 
 
 def measure_gain(
@@ -181,7 +159,9 @@ def measure_gain(
 
 def _gain(result: dict[str, Any], heldout: HeldOut) -> GainKept:
     """Return how much of the held-out gain an export keeps, from a fresh process's answer."""
-    return heldout.kept([RowScore(**score) for score in result["heldout"]])
+    return share_of_gain_kept(
+        heldout.base, heldout.tuned, [RowScore(**score) for score in result["heldout"]], heldout.sources
+    )
 
 
 def _kept(result: dict[str, Any], heldout: HeldOut | None) -> dict[str, Any]:
@@ -341,24 +321,6 @@ def _compare_adapter(model: Any, folder: Path) -> Check:
 
 
 @dataclass(frozen=True)
-class _WeightReport:
-    """What the comparison found.
-
-    Args:
-        worst_steps: Largest deviation of a weight from its expected value, in steps of the stored type.
-        kept: Share of the adapter's change found in the file, by projection, over all matrices; rounding lowers it.
-        expected_kept: The same of a correct merge.
-        faults: What is wrong, in plain words, worst first.
-    """
-
-    tensors: int
-    worst_steps: float
-    kept: float
-    expected_kept: float
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Compared:
     """One tensor's comparison: steps away, <found - base, delta>, the same as expected, <delta, delta>."""
 
@@ -369,12 +331,15 @@ class _Compared:
     whole: float
 
 
-def _compare_weights(model: Any, folder: Path | str) -> _WeightReport:
+def _compare_weights(model: Any, folder: Path) -> tuple[Check, dict[str, Any], float]:
     """Compare each tensor of a merged model with base + adapter as they are in memory.
 
     The scale is taken from the adapter's configuration (`alpha / r`), not from the layer that the merge reads.
+
+    Returns:
+        The check; its numbers; and the share of the adapter's change that rounding drops in a correct merge.
     """
-    adapter, folder = refuse_unmergeable(model), Path(folder)
+    adapter = refuse_unmergeable(model)
     config = model.peft_config[adapter]
     root = math.sqrt(config.r) if getattr(config, "use_rslora", False) else config.r
     uniform = not (config.rank_pattern or config.alpha_pattern)
@@ -387,15 +352,21 @@ def _compare_weights(model: Any, folder: Path | str) -> _WeightReport:
         for name, found in _stored(folder, index)
         if name in tensors
     ]
-    wrong = sorted((c for c in compared if c.steps > TOLERANCE_STEPS), key=lambda c: -c.steps)
+    faults += [_explain(c) for c in sorted(compared, key=lambda c: -c.steps) if c.steps > TOLERANCE_STEPS]
     whole = sum(c.whole for c in compared) or 1.0
-    return _WeightReport(
-        len(compared),
-        max((c.steps for c in compared), default=math.inf),
-        sum(c.found for c in compared) / whole,
-        sum(c.expected for c in compared) / whole,
-        tuple(faults) + tuple(map(_explain, wrong)),
+    kept, expected = sum(c.found for c in compared) / whole, sum(c.expected for c in compared) / whole
+    detail = (
+        f"{len(faults)} tensors are wrong: {'; '.join(faults[:3])}."
+        if faults
+        else f"{len(compared)} tensors are base plus adapter to the last step of their type; rounding kept {kept:.0%} "
+        "of the adapter's change."
     )
+    numbers = {
+        "weights_worst_steps": max((c.steps for c in compared), default=math.inf),
+        "weights_kept": kept,
+        "weights_wrong": len(faults),
+    }
+    return Check("weights in the files", not faults, detail), numbers, 1.0 - expected
 
 
 def _stored(folder: Path, index: dict[str, str]) -> Iterator[tuple[str, Any]]:

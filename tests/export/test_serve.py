@@ -15,7 +15,7 @@ from tuned import tuned_mistral
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import ALPACA, CHATML, MISTRAL_V3, render
 from helpers.data.prompts import alpaca_block
-from helpers.export.gain import HeldOut
+from helpers.export.gain import HeldOut, share_of_gain_kept
 from helpers.export.gguf import export_gguf
 from helpers.export.loadable import save_adapter
 from helpers.export.merge import merge_16bit
@@ -221,6 +221,8 @@ class TestLlamaCpp:
             [-next_tokens(server, ids[:at])[ids[at]] for at in range(5, len(ids))]
             for ids in (row["input_ids"] for row in rows)
         ]
-        found = heldout.kept([RowScore(sum(each[:-1]), each[-1], len(each) - 1) for each in losses])
+        found = share_of_gain_kept(
+            heldout.base, after, [RowScore(sum(each[:-1]), each[-1], len(each) - 1) for each in losses]
+        )
         assert said.share == pytest.approx(1.0, abs=0.02)
         assert found.share == pytest.approx(said.share, abs=0.01)
