@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ConfigError, ExportError
-from helpers.core.files import require_space
+from helpers.core.files import require_space, write_json
 from helpers.core.text import format_bytes
 from helpers.export.folders import check_weight_files, record_export, staged_folder
 from helpers.export.loadable import write_config, write_tokenizer
@@ -36,7 +35,6 @@ class MergeResult:
         kept: Share of the adapter's change that survives the rounding to 16 bit, by projection; 1 is all.
     """
 
-    folder: str
     reason: str
     dtype: str
     tensors: int
@@ -84,16 +82,9 @@ def merge_16bit(
         _write_companions(model.get_base_model(), tokenizer, staged, dtype)
         check_weight_files(staged, {t.name: t.shape for t in tensors})
         size = sum(p.stat().st_size for p in staged.iterdir())
-        result = MergeResult(
-            str(folder),
-            _REASON,
-            dtype,
-            len(tensors),
-            sum(t.layer is not None for t in tensors),
-            kept,
-            size,
-        )
-        record_export(staged, kind="merged", **{k: v for k, v in asdict(result).items() if k != "folder"})
+        merged = sum(t.layer is not None for t in tensors)
+        result = MergeResult(_REASON, dtype, len(tensors), merged, kept, size)
+        record_export(staged, kind="merged", **asdict(result))
     return result
 
 
@@ -113,22 +104,27 @@ def _check_room(tensors: Sequence[BaseTensor], folder: Path, shard_bytes: int) -
 
 def _write_weights(tensors: Sequence[BaseTensor], adapter: str, folder: Path, dtype: str, shard_bytes: int) -> float:
     """Write all shards and their index; returns the share of the adapter that rounding kept."""
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.torch import save_file
 
-    shards = _plan_shards(tensors, shard_bytes)
+    named = {tensor.name: tensor for tensor in tensors}
+    plan = split_state_dict_into_shards_factory(
+        named,
+        get_storage_size=lambda tensor: 2 * tensor.numel(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
     kept = changed = 0.0
-    index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for file, names in plan.filename_to_tensors.items():
         content = {}
-        for tensor in shard:
-            content[tensor.name], along, whole = _merge_tensor(tensor, adapter, dtype)
+        for name in names:
+            content[name], along, whole = _merge_tensor(named[name], adapter, dtype)
             kept, changed = kept + along, changed + whole
-        save_file(content, folder / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(content, name)
+        save_file(content, folder / file, metadata={"format": "pt"})
         del content
-    if len(shards) > 1:
-        _write_index(folder, index, sum(2 * t.numel() for t in tensors))
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
     return kept / changed if changed else 0.0
 
 
@@ -151,25 +147,6 @@ def _merge_tensor(tensor: BaseTensor, adapter: str, dtype: str) -> tuple[Any, fl
         return stored.cpu().contiguous(), 0.0, 0.0
     along = ((stored.float() - weight) * delta).sum().item()
     return stored.cpu().contiguous(), along, delta.square().sum().item()
-
-
-def _plan_shards(tensors: Sequence[BaseTensor], shard_bytes: int) -> list[list[BaseTensor]]:
-    """Group tensors, in order, into files of at most `shard_bytes`; a larger tensor gets its own."""
-    shards: list[list[BaseTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + 2 * tensor.numel() > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += 2 * tensor.numel()
-    return shards
-
-
-def _write_index(folder: Path, index: dict[str, str], size: int) -> None:
-    """Write the index that says which file holds which tensor."""
-    content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_companions(base: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
