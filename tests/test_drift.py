@@ -31,6 +31,9 @@ IMPORTED = {
     "huggingface_hub.ModelCardData": ("huggingface_hub/repocard_data.py ModelCardData",),
     "huggingface_hub.constants.HF_HUB_CACHE": ("huggingface_hub/constants.py HF_HUB_CACHE",),
     "huggingface_hub.get_token": ("huggingface_hub/utils/_auth.py get_token",),
+    "huggingface_hub.split_state_dict_into_shards_factory": (
+        "huggingface_hub/serialization/_base.py split_state_dict_into_shards_factory",
+    ),
     "huggingface_hub.try_to_load_from_cache": ("huggingface_hub/file_download.py try_to_load_from_cache",),
     "peft.LoraConfig": ("peft/tuners/lora/config.py LoraConfig",),
     "peft.PeftModel": ("peft/peft_model.py PeftModel",),
