@@ -239,7 +239,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_rows": 4000,
         "batch_size": 8,
         "gradient_accumulation": 1,
-        "save_steps": 50,
+        "save_steps": 200,
     },
     "gpu-ci": {
         "max_seq_length": 1024,
