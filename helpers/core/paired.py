@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helpers.core.errors import EvaluationError
+from helpers.core.text import format_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,11 @@ class Estimate:
     below: int
     why_no_interval: str = ""
     why_no_verdict: str = ""
+
+    def interval(self, *, share: bool = False) -> str:
+        """Return the interval's ends as text, "" without one; `share` writes them in percent."""
+        ends = [] if self.low is None else [self.low, self.high]
+        return " to ".join(format_number(end, sign=True, share=share) for end in ends)
 
     def equal(self) -> int:
         """Rows without a difference."""

@@ -108,7 +108,5 @@ def _view_row(view: str, label: str, found: Estimate | None) -> dict[str, Any]:
     difference = f"{label}: mean difference"
     if found is None:
         return row | {difference: "-", "95 % interval": "no pair is left"}
-    ends = " to ".join(format_number(end, sign=True) for end in (found.low, found.high))
-    if found.rows < FEWEST_FOR_INTERVAL:
-        ends = "too few pairs"
+    ends = "too few pairs" if found.rows < FEWEST_FOR_INTERVAL else found.interval()
     return row | {difference: format_number(found.mean, sign=True), "95 % interval": found.why_no_interval or ends}

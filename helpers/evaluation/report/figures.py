@@ -66,7 +66,14 @@ def draw_differences(overview: Overview, name: str) -> Drawing:
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set_yticks([mean_at, (len(values) - 1) / 2], ["mean", f"{len(values)} rows"])
     axes.set_xlabel(_axis(overview, name))
-    caption = f"Each line is one row: {_counts(found, name)}. {_interval_words(found)}"
+    better, worse = _sides(found, name)
+    equal = f", {found.equal()} equal" * bool(found.equal())
+    caption = f"Each line is one row: {better} better (circles), {worse} worse (triangles){equal}. "
+    caption += f"The diamond is the mean, {format_number(found.mean, sign=True)}"
+    if found.low is None:
+        caption += f"; there is no interval: {found.why_no_interval}."
+    else:
+        caption += f", and the bar its 95 % interval, {found.interval()}. Look for single rows that carry the mean."
     return Drawing("differences", f"{METRICS[name].label}, row by row", caption, figure)
 
 
@@ -90,18 +97,9 @@ def _axis(overview: Overview, name: str) -> str:
     return f"{metric.label}{unit}\n{overview.tuned.name} minus {overview.base.name}: {side}"
 
 
-def _counts(found: Estimate, name: str) -> str:
-    higher = METRICS[name].higher_is_better
-    better, worse = (found.above, found.below) if higher else (found.below, found.above)
-    return f"{better} better (circles), {worse} worse (triangles)" + (f", {found.equal()} equal" * bool(found.equal()))
-
-
-def _interval_words(found: Estimate) -> str:
-    mean = f"The diamond is the mean, {format_number(found.mean, sign=True)}"
-    if found.low is None:
-        return f"{mean}; there is no interval: {found.why_no_interval}."
-    ends = " to ".join(format_number(end, sign=True) for end in (found.low, found.high))
-    return f"{mean}, and the bar its 95 % interval, {ends}. Look for single rows that carry the mean."
+def _sides(found: Estimate, name: str) -> tuple[int, int]:
+    """Return how many rows are better and how many worse."""
+    return (found.above, found.below) if METRICS[name].higher_is_better else (found.below, found.above)
 
 
 def _draw_categories(overview: Overview, name: str) -> Drawing | None:
@@ -120,7 +118,9 @@ def _draw_categories(overview: Overview, name: str) -> Drawing | None:
         if found is not None and len(rows) >= FEWEST_FOR_INTERVAL:
             _interval(axes, place, found)
         elif found is not None:
-            axes.text(0, place, f"  {_short_counts(found, name)}", va="center", color=SOFT, fontsize=10)
+            better, worse = _sides(found, name)
+            equal = f", equal {found.equal()}" * bool(found.equal())
+            axes.text(0, place, f"  better {better}, worse {worse}{equal}", va="center", color=SOFT, fontsize=10)
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set_yticks(range(len(groups)), [f"{plain_text(label, 24)} ({len(rows)})" for label, rows in groups.items()])
     axes.set_ylim(len(groups) - 0.4, -0.6)
@@ -130,11 +130,6 @@ def _draw_categories(overview: Overview, name: str) -> Drawing | None:
     caption += f" {few} with fewer than six rows show counts only." if few else ""
     caption += " Among many categories some differ by chance: take them as questions, not as answers."
     return Drawing("categories", "By category", caption, figure)
-
-
-def _short_counts(found: Estimate, name: str) -> str:
-    better, worse = (found.above, found.below) if METRICS[name].higher_is_better else (found.below, found.above)
-    return f"better {better}, worse {worse}" + (f", equal {found.equal()}" if found.equal() else "")
 
 
 def draw_ladder(comparison: Comparison, overview: Overview) -> Drawing | None:
@@ -186,7 +181,7 @@ def _examples_words(overview: Overview) -> str:
         return ""
     against = f"tuned minus examples {format_number(found.mean, sign=True)}"
     if found.low is not None:
-        against += f", {format_number(found.low, sign=True)} to {format_number(found.high, sign=True)}"
+        against += f", {found.interval()}"
     if found.is_below(0):
         return f"The adapter gives more than examples in the prompt ({against})."
     if found.is_above(0):

@@ -120,7 +120,7 @@ def measure_rows(overview: Overview, arms: Sequence[Arm]) -> list[dict[str, Any]
 def _interval(found: Estimate, share: bool) -> str:
     if found.low is None or found.rows < FEWEST_FOR_INTERVAL:
         return format_number(None)
-    return " to ".join(format_number(end, sign=True, share=share) for end in (found.low, found.high))
+    return found.interval(share=share)
 
 
 def _plot(found: Estimate) -> dict[str, float] | None:

@@ -51,8 +51,7 @@ def interval_text(found: Estimate, unit: str = "") -> str:
     text = format_number(found.mean, sign=True, unit=unit)
     if found.low is None:
         return f"{text} ({rows}, no interval: {found.why_no_interval})"
-    ends = f"{format_number(found.low, sign=True)} to {format_number(found.high, sign=True)}"
-    return f"{text} (95 % interval {ends}, {rows})"
+    return f"{text} (95 % interval {found.interval()}, {rows})"
 
 
 def judge_likelihood(found: Estimate | None, *, held_out: bool) -> Verdict:
