@@ -218,9 +218,9 @@ def test_two_draws_of_one_model_are_not_judged():
 
 def test_badges_name_what_is_good_and_what_is_not():
     """A badge carries its meaning in words, not in colour alone."""
-    answer = Answer("p", "base", "a b c", 3, "length")
     row = {"words": 3, "list_items": 2, "asked_items": 3.0, "items_met": 0.0, "rep_4": 0.34, "template_leak": 1.0}
-    assert [(badge["kind"], badge["text"]) for badge in badges(answer, row)] == [
+    row |= {"truncated": 1.0, "empty": 0.0, "prompt_echo": 0.0, "refusal": 0.0}
+    assert [(badge["kind"], badge["text"]) for badge in badges(row)] == [
         ("plain", "3 words"),
         ("plain", "2 list items"),
         ("warn", "asked for 3: not met"),
@@ -228,12 +228,6 @@ def test_badges_name_what_is_good_and_what_is_not():
         ("warn", "repeats itself (34 % of 4-grams)"),
         ("warn", "template marks in the answer"),
     ]
-
-
-def test_badges_need_no_scores():
-    """Words, emptiness and truncation come from the answer itself."""
-    found = badges(Answer("p", "base", "", 1, "eos"), {})
-    assert [badge["text"] for badge in found] == ["0 words", "empty answer"]
 
 
 def test_cards_flag_what_the_filters_ask_for():

@@ -15,7 +15,7 @@ from helpers.core.text import format_number
 from helpers.evaluation.metrics.contamination import Neighbour
 from helpers.evaluation.metrics.table import scores_by_answer
 from helpers.evaluation.overview import Overview
-from helpers.evaluation.records import Answer, Arm, Comparison, Prompt
+from helpers.evaluation.records import Arm, Comparison, Prompt
 
 _REPEATS = 0.2  # share of repeated 4-grams from which an answer is called repetitive
 _SIMILAR = 0.2  # largest difference in words, over the words of the longer answer, of a length-matched pair
@@ -23,27 +23,30 @@ _MOST_PAIRS = 60_000  # equal words, one in each answer; difflib is slow on answ
 _LEAST_SHARED = 0.2  # below this share of common words the marks would cover nearly everything
 
 
-def badges(answer: Answer, row: Mapping[str, float]) -> list[dict[str, str]]:
+def badges(row: Mapping[str, float]) -> list[dict[str, str]]:
     """Say in a few words how an answer is built.
+
+    Args:
+        row: Its scores.
 
     Returns:
         Badges, each with a `text` and a `kind`: "good", "plain" or "warn".
     """
-    found = [("plain", _count(row.get("words", len(answer.text.split())), "word"))]
-    if row.get("list_items"):
+    found = [("plain", _count(row["words"], "word"))]
+    if row["list_items"]:
         found.append(("plain", _count(row["list_items"], "list item")))
-    if "asked_items" in row and "items_met" in row:
+    if "items_met" in row:
         met = bool(row["items_met"])
         found.append(("good" if met else "warn", f"asked for {int(row['asked_items'])}: {'met' if met else 'not met'}"))
     if "rouge_l" in row:
         found.append(("plain", f"ROUGE-L {format_number(row['rouge_l'])}"))
     warnings = {
-        "empty answer": row.get("empty", not answer.text.strip()),
-        "cut at the length limit": row.get("truncated", answer.finish_reason == "length"),
-        f"repeats itself ({100 * row.get('rep_4', 0):.0f} % of 4-grams)": row.get("rep_4", 0) >= _REPEATS,
-        "template marks in the answer": row.get("template_leak"),
-        "echoes the prompt": row.get("prompt_echo"),
-        "looks like a refusal": row.get("refusal"),
+        "empty answer": row["empty"],
+        "cut at the length limit": row["truncated"],
+        f"repeats itself ({100 * row['rep_4']:.0f} % of 4-grams)": row["rep_4"] >= _REPEATS,
+        "template marks in the answer": row["template_leak"],
+        "echoes the prompt": row["prompt_echo"],
+        "looks like a refusal": row["refusal"],
     }
     found += [("warn", text) for text, holds in warnings.items() if holds]
     return [{"kind": kind, "text": text} for kind, text in found]
@@ -56,90 +59,70 @@ def _count(number: float, thing: str) -> str:
 def prompt_cards(
     comparison: Comparison, overview: Overview, neighbours: Sequence[Neighbour] = ()
 ) -> list[dict[str, Any]]:
-    """Lay out each prompt that both arms of the headline answered.
+    """Lay out each prompt that was answered: the two answers of the headline, those of further arms, and flags.
 
     Args:
         overview: Names the two arms and has the scores.
         neighbours: The nearest training example of each prompt.
 
     Returns:
-        What the template shows, in the order of the prompts.
+        What the template shows, in the order of the prompts; flags are "1" or "0".
     """
-    pair = overview.base, overview.tuned
+    base, tuned = overview.base, overview.tuned
+    further = [arm for arm in comparison.arms if arm not in (base, tuned)]
     answers = {(answer.prompt_id, answer.arm): answer for answer in comparison.answers}
     rows, gains, worst = scores_by_answer(overview.table), overview.gains()[1], overview.worst()
     leaks = {each.prompt_id: each for each in neighbours if each.place >= 0}
+
+    def side(prompt: Prompt, arm: Arm, role: str, spans: Sequence[Span]) -> dict[str, Any]:
+        text = answers[prompt.id, arm.name].text
+        blank = "" if text.strip() else "This answer is empty." if not text else "Only white space."
+        found = badges(rows[prompt.id, arm.name])
+        return {"role": role, "label": arm.label, "spans": spans, "blank": blank, "badges": found}
+
     cards: list[dict[str, Any]] = []
     for prompt in comparison.prompts:
-        given = {arm.name: answers.get((prompt.id, arm.name)) for arm in comparison.arms}
-        if given[pair[0].name] is None or given[pair[1].name] is None:
+        if (prompt.id, base.name) not in answers:
             continue
+        first, second = answers[prompt.id, base.name].text, answers[prompt.id, tuned.name].text
+        diff, same = word_diff(first, second), first == second
+        pair = [side(prompt, base, "base", diff.left), side(prompt, tuned, "tuned", diff.right)]
+        if same and first.strip():
+            pair[1]["blank"] = "The same answer."
+        lengths = len(first.split()), len(second.split())
+        apart = abs(lengths[0] - lengths[1])
+        cut = any(rows[prompt.id, arm.name]["truncated"] for arm in (base, tuned))
         gain, leak = gains.get(prompt.id), leaks.get(prompt.id)
-        card = {**_ask(prompt, len(cards) + 1), **_pair(prompt, pair, given, rows)}
-        card |= {"gain": "" if gain is None else f"{gain:.6g}", "hurt": f"{gain:.6g}" if prompt.id in worst else ""}
-        card |= {"leak": leak and {"text": leak.text, "score": f"{leak.score:.2f}"}}
-        cards.append(card | _further(comparison, pair, given, rows))
+        card = {
+            "anchor": f"prompt-{len(cards) + 1}",
+            "id": prompt.id,
+            "text": prompt.text,
+            "category": prompt.category,
+            "reference": prompt.reference,
+            "pair": pair,
+            "note": _note(diff, same=same),
+            "differs": str(int(not same)),
+            "truncated": str(int(cut)),
+            "matched": str(int(apart <= _SIMILAR * max(lengths))),
+            "length": str(apart),
+            "gain": "" if gain is None else f"{gain:.6g}",
+            "hurt": f"{gain:.6g}" if prompt.id in worst else "",
+            "leak": leak and {"text": leak.text, "score": f"{leak.score:.2f}"},
+            "further": [
+                side(prompt, arm, "", (Span(answers[prompt.id, arm.name].text, only=False),)) for arm in further
+            ],
+            "further_title": f"{_count(len(further), 'further arm')}: {', '.join(arm.label for arm in further)}",
+        }
+        cards.append(card)
     return cards
 
 
-def _ask(prompt: Prompt, place: int) -> dict[str, Any]:
-    return {"anchor": f"prompt-{place}", "id": prompt.id, "text": prompt.text, "category": prompt.category} | {
-        "reference": prompt.reference
-    }
-
-
-def _pair(
-    prompt: Prompt, pair: tuple[Arm, Arm], given: Mapping[str, Any], rows: Mapping[tuple[str, str], Mapping[str, float]]
-) -> dict[str, Any]:
-    """Lay the two answers side by side and note what the filters ask for; flags are "1" or "0"."""
-    first, second = given[pair[0].name], given[pair[1].name]
-    diff = word_diff(first.text, second.text)
-    lengths = [len(answer.text.split()) for answer in (first, second)]
-    longer = max(lengths)
-    cut = [
-        rows.get((prompt.id, answer.arm), {}).get("truncated", answer.finish_reason == "length")
-        for answer in (first, second)
-    ]
-    same = first.text == second.text
-    sides = [_side(first, pair[0], "base", diff.left, rows), _side(second, pair[1], "tuned", diff.right, rows)]
-    if same and first.text.strip():
-        sides[1]["blank"] = "The same answer."
-    return {
-        "pair": sides,
-        "note": _note(diff.shared, diff.marked, same=same),
-        "differs": str(int(not same)),
-        "truncated": str(int(any(cut))),
-        "matched": str(int(abs(lengths[0] - lengths[1]) <= _SIMILAR * longer)),
-        "length": str(abs(lengths[0] - lengths[1])),
-    }
-
-
-def _note(shared: float | None, marked: bool, *, same: bool) -> str:
+def _note(diff: WordDiff, *, same: bool) -> str:
     if same:
         return "identical answers"
-    if shared is None:
+    if diff.shared is None:
         return "too long or repetitive to mark differences"
-    return f"{100 * shared:.0f} % of words shared" + ("" if marked else ", so differences are not marked")
-
-
-def _side(
-    answer: Answer, arm: Arm, role: str, spans: Sequence[Span], rows: Mapping[tuple[str, str], Mapping[str, float]]
-) -> dict[str, Any]:
-    blank = "" if answer.text.strip() else "This answer is empty." if not answer.text else "Only white space."
-    row = rows.get((answer.prompt_id, answer.arm), {})
-    return {"role": role, "label": arm.label, "spans": spans, "blank": blank, "badges": badges(answer, row)}
-
-
-def _further(
-    comparison: Comparison,
-    pair: tuple[Arm, Arm],
-    given: Mapping[str, Any],
-    rows: Mapping[tuple[str, str], Mapping[str, float]],
-) -> dict[str, Any]:
-    more = [arm for arm in comparison.arms if arm not in pair and given[arm.name] is not None]
-    sides = [_side(given[arm.name], arm, "", (Span(given[arm.name].text, only=False),), rows) for arm in more]
-    title = f"{_count(len(more), 'further arm')}: {', '.join(arm.label for arm in more)}"
-    return {"further": sides, "further_title": title}
+    return f"{100 * diff.shared:.0f} % of words shared" + ("" if diff.marked else ", so differences are not marked")
 
 
 @dataclass(frozen=True)
