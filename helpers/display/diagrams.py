@@ -10,40 +10,22 @@ from html import escape
 from importlib import resources
 from xml.etree import ElementTree
 
+from helpers.display.tables import Shown
+
 __all__ = ["show_drawing"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-class Drawing:
-    """A diagram: an image in a notebook, its description anywhere else.
-
-    Args:
-        svg: A picture with `title` and `desc`.
-    """
-
-    def __init__(self, svg: str) -> None:
-        root = ElementTree.fromstring(svg)  # noqa: S314  a file of this package
-        self.svg = svg
-        self.width = root.get("width")
-        self.words = f"{root.findtext(f'{_SVG}title')}. {root.findtext(f'{_SVG}desc')}"
-
-    def _repr_html_(self) -> str:
-        source = base64.b64encode(self.svg.encode()).decode()
-        words, style = escape(self.words, quote=True), f"width:100%;max-width:{self.width}px"
-        return f'<img alt="{words}" src="data:image/svg+xml;base64,{source}" style="{style}">'
-
-    def __repr__(self) -> str:
-        return self.words
-
-
-def show_drawing(name: str) -> Drawing:
-    """Show a diagram.
+def show_drawing(name: str) -> Shown:
+    """Show a diagram: an image in a notebook, its title and description anywhere else.
 
     Args:
         name: "lora", "lora_small", "mask", "nf4" or "packing".
-
-    Raises:
-        FileNotFoundError: There is none of this name.
     """
-    return Drawing(resources.files("helpers.display").joinpath("drawings", f"{name}.svg").read_text(encoding="utf-8"))
+    svg = resources.files("helpers.display").joinpath("drawings", f"{name}.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(svg)  # noqa: S314  a file of this package
+    words = f"{root.findtext(f'{_SVG}title')}. {root.findtext(f'{_SVG}desc')}"
+    source, style = base64.b64encode(svg.encode()).decode(), f"width:100%;max-width:{root.get('width')}px"
+    image = f'<img alt="{escape(words, quote=True)}" src="data:image/svg+xml;base64,{source}" style="{style}">'
+    return Shown(image, words)
