@@ -122,7 +122,7 @@ def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
         )
     if (folder / "adapter_config.json").is_file():
         base = read_settings(folder, "adapter_config.json").get("base_model_name_or_path") or ""
-        if not isinstance(base, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        if not isinstance(base, str) or not re.fullmatch(HUB_ID, base):
             raise ExportError(
                 "model_name",
                 "a base model on the Hub, so that others can load the adapter",

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.core.config import MODELS, RunConfig
-from helpers.core.errors import ConfigError
+from helpers.core.config import HUB_ID, MODELS, RunConfig
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
 from helpers.export.serve import loading_lines, serving_lines, sixteen_bit_name
@@ -40,8 +39,6 @@ _BASE_LICENCES = {
 _HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What the Hub calls models that come from elsewhere."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 _KINDS = {
     # kind: (what it is, what the Hub calls its library)
     "adapter": ("A LoRA adapter for", "peft"),
@@ -56,51 +53,45 @@ _READERS = "transformers 4.46 and newer, PEFT 0.14 and newer"
 def hub_name(model_name: str) -> str | None:
     """Return what the Hub calls a base model, or None if it is a local folder."""
     name = _HUB_NAMES.get(model_name) or MODELS.get(model_name, (model_name,))[0]
-    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+    return name if re.fullmatch(HUB_ID, name) and not Path(name).exists() else None
 
 
-def write_card(folder: Path | str, run: RunDirectory, config: RunConfig, **options: Any) -> Path:
+def write_card(
+    folder: Path,
+    run: RunDirectory,
+    config: RunConfig,
+    *,
+    verification: Verification | None = None,
+    name: str | None = None,
+) -> Path:
     """Write `README.md` beside the weights.
 
     Args:
         folder: An adapter, a merged model or a GGUF folder; which of them is seen from its files.
-        run: The run, with manifest and metrics.
-        **options: `verification`, `name`, `licence`, as for `model_card`.
+        name: The repository's name on the Hub, for the lines that load it; by default the folder itself.
 
     Raises:
         RunError: The disk refuses.
     """
-    folder = Path(folder)
     kind = (
         "adapter" if (folder / "adapter_config.json").is_file() else "gguf" if any(folder.glob("*.gguf")) else "merged"
     )
-    write_text(folder / "README.md", model_card(run, config, kind=kind, **options))
+    write_text(folder / "README.md", model_card(run, config, kind, verification, name))
     return folder / "README.md"
 
 
 def model_card(
     run: RunDirectory,
     config: RunConfig,
-    *,
     kind: str,
     verification: Verification | None = None,
     name: str | None = None,
-    licence: str | None = None,
 ) -> str:
     """Return the text of a model card, with YAML metadata that the Hub reads.
 
     Args:
-        run: The run, with manifest and metrics.
         kind: "adapter", "merged" or "gguf".
-        name: The repository's name on the Hub, for the lines that load it; by default the folder itself.
-        licence: Licence of the result, as the Hub writes it; by default the base model's if it is known here.
-
-    Raises:
-        ConfigError: `kind` is unknown.
     """
-    if kind not in _KINDS:
-        raise ConfigError("kind", "adapter, merged or gguf", kind, "Correct the name.")
-    licence = licence or _BASE_LICENCES.get(config.model.model_name)
     parts = [
         f"# {run.path.name}",
         _opening(config, kind),
@@ -118,10 +109,10 @@ def model_card(
         "## Made with",
         _table(_versions(run.manifest(), config)),
     ]
-    return f"---\n{_front_matter(config, kind, licence)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_front_matter(config, kind)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
+def _front_matter(config: RunConfig, kind: str) -> str:
     """Return the metadata that the Hub reads; what it would not know is left out."""
     from huggingface_hub import ModelCardData
 
@@ -129,22 +120,15 @@ def _front_matter(config: RunConfig, kind: str, licence: str | None) -> str:
     values: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": ("adapter" if kind == "adapter" else "finetune") if base else None,
-        "datasets": [data] if _HUB_ID.fullmatch(data) and not Path(data).exists() else None,
+        "datasets": [data] if re.fullmatch(HUB_ID, data) and not Path(data).exists() else None,
         "language": "en",
-        "license": licence,
+        "license": _BASE_LICENCES.get(config.model.model_name),
         "library_name": _KINDS[kind][1],
         "pipeline_tag": "text-generation",
         "tags": [
-            *(
-                ["lora", "qlora"]
-                if kind == "adapter" and config.model.load_in_4bit
-                else ["lora"]
-                if kind == "adapter"
-                else []
-            ),
-            "sft",
-            "trl",
-            "unsloth",
+            *["lora"] * (kind == "adapter"),
+            *["qlora"] * (kind == "adapter" and config.model.load_in_4bit),
+            *("sft", "trl", "unsloth"),
         ],
     }
     return ModelCardData(**{k: v for k, v in values.items() if v is not None}).to_yaml().strip()
@@ -298,16 +282,11 @@ def _versions(manifest: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
 def _shown(name: str) -> str:
     """Return a hub id as it is, and of a local path only its last part."""
     plain = name.replace("`", "'").replace("\n", " ")
-    return plain if _HUB_ID.fullmatch(plain) and not Path(plain).exists() else Path(plain).name
+    return plain if re.fullmatch(HUB_ID, plain) and not Path(plain).exists() else Path(plain).name
 
 
 def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "value")) -> str:
-    """Return a Markdown table of two columns.
-
-    Args:
-        rows: First column -> second.
-        head: The columns' titles.
-    """
+    """Return a Markdown table of two columns."""
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     return "\n".join(lines + [f"| {_cell(k)} | {_cell(v)} |" for k, v in rows.items()])
 
