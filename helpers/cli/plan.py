@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import math
 import re
@@ -110,7 +109,10 @@ def _run_plan(options: argparse.Namespace) -> int:
     config = build_config(options.task, preset=preset, **typed_values(options.pairs))
     lengths, rows = _rows(options.row_length, config)
     chosen, attention = _attention(options.attention, config, gpu)
-    config, reasons = _laid_out(config, gpu, lengths, chosen=chosen, attention=attention)
+    try:
+        config, reasons = plan_layout(config, gpu, lengths, chosen=chosen, attention=attention)
+    except StackError:  # nothing fits: shown is the layout that needs least
+        config, reasons = smallest_config(config), ()
     size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
     total = gpu.total_bytes if gpu else None
     peak = predict_config(config, lengths=lengths, attention=attention, total_bytes=total)
@@ -247,21 +249,3 @@ def _rows(length: int | None, config: RunConfig) -> tuple[tuple[int, ...], str]:
         remedy = "Raise max_seq_length, or leave it out."
         raise ConfigError("--row-length", f"1 to max_seq_length ({limit}) tokens", length, remedy)
     return (length,) * count, f"All rows have {length:,} tokens."
-
-
-def _laid_out(
-    config: RunConfig, gpu: Gpu | None, lengths: Sequence[int], *, chosen: str, attention: str
-) -> tuple[RunConfig, tuple[str, ...]]:
-    """The run in its layout, with the reasons; where nothing fits, in the layout that needs least."""
-    try:
-        layout = plan_layout(config, gpu, lengths, keep=config.given, chosen=chosen, attention=attention)
-    except StackError:
-        return smallest_config(config), ()
-    train = dataclasses.replace(
-        config.train,
-        batch_size=layout.batch_size,
-        gradient_accumulation=layout.gradient_accumulation,
-        gradient_checkpointing=layout.gradient_checkpointing,
-        checkpoint_skip_layers=layout.skip_layers,
-    )
-    return dataclasses.replace(config, train=train), layout.reasons

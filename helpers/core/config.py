@@ -203,6 +203,14 @@ class RunConfig:
         values = {name: getattr(getattr(self, part), name) for part, name in _places(self.task)}
         return {"preset": self.preset, "run_name": self.run_name, **values}
 
+    def changed(self, **values: Any) -> RunConfig:
+        """Return the run with other values of some parameters, each checked by itself."""
+        parts = {}
+        for part, kind in _PARTS.items():
+            own = {f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
+            parts[part] = dataclasses.replace(getattr(self, part), **own)
+        return dataclasses.replace(self, **parts)
+
 
 _PARTS = {
     "model": ModelConfig,

@@ -12,7 +12,6 @@ within seconds of the first process that ends with a status other than 0.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 from collections.abc import Callable, Iterator
@@ -282,10 +281,7 @@ def local_config(config: RunConfig, processes: int) -> RunConfig:
         ConfigError: The rows of a step cannot be shared out evenly.
     """
     share = share_out(config.train, processes)
-    own = dataclasses.replace(
-        config.train, batch_size=share.batch_size, gradient_accumulation=share.gradient_accumulation
-    )
-    return dataclasses.replace(config, train=own)
+    return config.changed(batch_size=share.batch_size, gradient_accumulation=share.gradient_accumulation)
 
 
 _SIGNS = (

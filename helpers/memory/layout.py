@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,32 +45,16 @@ _LOSS_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_CE_LOSS_N_CHUNKS")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How an optimizer step is divided, and what is recomputed.
+class _Search:
+    """What a layout is looked for, and where.
 
     Args:
-        batch_size: Rows, or packed sequences, in one forward pass.
-        gradient_accumulation: Forward passes in one optimizer step.
-        packing: Whether sequences are filled with several rows.
-        skip_layers: Layers that keep their activations in spite of checkpointing.
-        reasons: Why, a sentence for each choice.
+        rows: Of an optimizer step.
+        settings: For `predict_peak`, beside the layout.
+        sizes: Micro-batches to try, in rows or packed sequences, the smallest first.
+        allowed: How many layers may keep their activations, the most first.
+        limit: The usable memory, in bytes.
     """
-
-    batch_size: int
-    gradient_accumulation: int
-    packing: bool
-    gradient_checkpointing: bool
-    skip_layers: int = 0
-    reasons: tuple[str, ...] = ()
-
-    def rows_per_step(self) -> int:
-        """Rows, or packed sequences, that one optimizer step sees."""
-        return self.batch_size * self.gradient_accumulation
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a layout is looked for."""
 
     shape: ModelShape
     lengths: tuple[int, ...]
@@ -80,21 +63,32 @@ class _Task:
     packing: bool
     pass_cost: int
     settings: dict[str, Any]
+    sizes: list[int]
+    allowed: list[int]
+    limit: int
+
+    def tokens(self, batch: int) -> int:
+        """The tokens of the largest micro-batch."""
+        return batch * self.max_seq_length if self.packing else largest_micro_batch(self.lengths, batch)
 
     def peak(self, batch: int, kept: int) -> int:
         """The predicted peak when `kept` layers keep their activations, in bytes."""
         checkpointing = kept < self.shape.layers
-        skip = kept if checkpointing else 0
         return predict_peak(
             self.shape,
             batch_size=batch,
             seq_length=self.max_seq_length,
-            tokens=_largest(self.lengths, batch, self.max_seq_length, packing=self.packing),
+            tokens=self.tokens(batch),
             packing=self.packing,
             checkpointing=checkpointing,
-            skip_layers=skip,
+            skip_layers=kept if checkpointing else 0,
             **self.settings,
         ).total()
+
+    def fits(self, batch: int, kept: int) -> bool:
+        """Whether the peak is within the limit; a lower one where layers are chosen one by one."""
+        some = 0 < kept < self.shape.layers and len(self.allowed) > 1
+        return self.peak(batch, kept) <= (round(self.limit * _PARTLY_USABLE) if some else self.limit)
 
     def mean(self) -> float:
         """The mean length of a row, in tokens."""
@@ -105,133 +99,101 @@ class _Task:
         tokens = batch * (self.max_seq_length if self.packing else self.mean())
         return self.rows / batch * (self.pass_cost + tokens) * (1 + _RECOMPUTE_COST * (1 - kept / self.shape.layers))
 
+    def fastest(self) -> tuple[int, int]:
+        """The micro-batch whose steps take least time among those that fit, and how many layers are not recomputed."""
+        most = {size: next((k for k in self.allowed if self.fits(size, k)), None) for size in self.sizes}
+        fitting = [(size, kept) for size, kept in most.items() if kept is not None]
+        if not fitting:
+            least = min(self.peak(size, self.allowed[-1]) for size in self.sizes)
+            raise StackError(
+                "GPU memory",
+                f"{format_bytes(least)} for the smallest layout",
+                f"{format_bytes(self.limit)} usable",
+                "Shorten max_seq_length, lower lora_rank, or take a larger card.",
+            )
+        return min(fitting, key=lambda pair: (self.cost(*pair), -pair[0]))
+
 
 def plan_layout(
     config: RunConfig,
     gpu: Gpu | None,
     lengths: Sequence[int],
     *,
-    keep: Collection[str] = (),
     chosen: str = "sdpa",
     attention: str | None = None,
     processes: int = 1,
     pass_cost: int | None = None,
-) -> Layout:
+) -> tuple[RunConfig, tuple[str, ...]]:
     """Choose the fastest layout that fits into 92 % of the free memory, or 85 % if only some layers are recomputed.
 
     Larger micro-batches and less recomputing are weighed by their time (`pass_cost`, `_RECOMPUTE_COST`). Packing is
-    never turned on, since a step then sees more rows.
+    never turned on, since a step then sees more rows. What the user has set stays; with gradient_checkpointing or
+    checkpoint_skip_layers among it, the number of layers left out of checkpointing stays as it is.
 
     Args:
         config: The run; its batch_size x gradient_accumulation rows a step are kept.
         gpu: From `find_gpu`; None leaves everything as configured.
         lengths: Of the rows, in tokens; those over max_seq_length are left out, as in training.
-        keep: Of "batch_size", "gradient_checkpointing" and "checkpoint_skip_layers", what the user has set and wants
-            to stay. With either of the last two set, the number of layers left out of checkpointing stays as it is.
         chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is known.
         attention: A key of `helpers.memory.predict.ATTENTION`; None takes what follows from the card and `chosen`.
         processes: How many train together, each with the configuration's batch_size.
         pass_cost: What a pass costs before its first token, in tokens; None takes what is known of such cards.
 
     Returns:
-        The layout with its reasons, those of the optimizer and of the loss's memory among them. Passes that may be
-        recorded are named with what they may take; they are recorded only if that is free, so it does not count.
+        The run in its layout, and the reasons, those of the optimizer and of the loss's memory among them. Passes that
+        may be recorded are named with what they may take; they are recorded only if that is free, so it does not count.
 
     Raises:
         ConfigError: The model has fewer than `checkpoint_skip_layers` layers.
         StackError: Nothing fits.
     """
     shape, train, length = shape_for(config), config.train, config.model.max_seq_length
-    optimizer = choose_optimizer(train.optimizer, gpu).reason
+    optimizer = choose_optimizer(train.optimizer, gpu.total_bytes if gpu else None).reason
     if gpu is None or shape is None:
-        return _as_configured(config, gpu, optimizer)
+        why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
+        reasons = [f"{why}: all as configured."]
+        if gpu is None and train.checkpoint_skip_layers:
+            reasons.append("checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none.")
+        return config, (*reasons, optimizer)
     attention = attention or attention_kind(gpu.capability, chosen)
-    pass_cost = pass_cost or (_PASS_COST if gpu.capability >= (8, 0) else _SLOW_PASS_COST)
-    settings = {"attention": attention, "processes": processes, **peak_settings(config, gpu.total_bytes)}
-    rows = _fitting_rows(lengths, length)
-    task = _Task(shape, rows, train.rows_per_step(), length, train.packing, pass_cost, settings)
-    about_layers = bool({"gradient_checkpointing", "checkpoint_skip_layers"} & set(keep))
+    about_layers = bool({"gradient_checkpointing", "checkpoint_skip_layers"} & config.given)
     if about_layers:
         check_skip_layers(train.checkpoint_skip_layers, shape.layers)
-    layout = _fastest(
-        task,
-        [train.batch_size] if "batch_size" in keep else divisors(task.rows),
+    search = _Search(
+        shape,
+        tuple(n for n in lengths if n <= length) or (length,),
+        train.rows_per_step(),
+        length,
+        train.packing,
+        pass_cost or (_PASS_COST if gpu.capability >= (8, 0) else _SLOW_PASS_COST),
+        {"attention": attention, "processes": processes, **peak_settings(config, gpu.total_bytes)},
+        [train.batch_size] if "batch_size" in config.given else divisors(train.rows_per_step()),
         _allowed(
             shape.layers,
-            train.gradient_checkpointing if "gradient_checkpointing" in keep else None,
+            train.gradient_checkpointing if "gradient_checkpointing" in config.given else None,
             train.checkpoint_skip_layers if about_layers else None,
         ),
         round(gpu.free_bytes * USABLE),
     )
-    tokens = _largest(rows, layout.batch_size, length, packing=layout.packing)
-    reasons = [*layout.reasons, optimizer, _why_this_loss(shape, tokens)]
-    train = dataclasses.replace(train, gradient_checkpointing=layout.gradient_checkpointing)
-    recorded = choose_graphs(dataclasses.replace(config, train=train), gpu, attention=chosen).name == "graphs"
-    if recorded and not (layout.packing and tokens > MOST_TOKENS):
+    size, kept = search.fastest()
+    recomputed = kept < shape.layers
+    found = config.changed(
+        batch_size=size,
+        gradient_accumulation=search.rows // size,
+        gradient_checkpointing=recomputed,
+        checkpoint_skip_layers=kept if recomputed else 0,
+    )
+    tokens = search.tokens(size)
+    reasons = [*_reasons(search, size, kept), optimizer, _why_this_loss(shape, tokens)]
+    recorded = choose_graphs(found, gpu, attention=chosen).name == "graphs"
+    if recorded and not (train.packing and tokens > MOST_TOKENS):
         more = _recorded_bytes(config, shape, tokens, attention)
         reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.")
-    return dataclasses.replace(layout, reasons=tuple(reasons))
-
-
-def _fastest(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Layout:
-    """Return the layout whose steps take least time, among those whose peak is within `limit` bytes."""
-    found = list(_fitting(task, sizes, allowed, limit))
-    if not found:
-        least = min(task.peak(size, allowed[-1]) for size in sizes)
-        raise StackError(
-            "GPU memory",
-            f"{format_bytes(least)} for the smallest layout",
-            f"{format_bytes(limit)} usable",
-            "Shorten max_seq_length, lower lora_rank, or take a larger card.",
-        )
-    size, kept = min(found, key=lambda pair: (task.cost(*pair), -pair[0]))
-    recomputed = kept < task.shape.layers
-    reasons = tuple(_reasons(task, size, kept, sizes, allowed, limit))
-    return Layout(size, task.rows // size, task.packing, recomputed, kept if recomputed else 0, reasons)
-
-
-def _as_configured(config: RunConfig, gpu: Gpu | None, optimizer: str) -> Layout:
-    """Return the layout that is configured, where no card or no shape is known."""
-    train = config.train
-    why = "No GPU" if gpu is None else f"The shape of {config.model.model_name} is not known"
-    reasons = [f"{why}: all as configured."]
-    if gpu is None and train.checkpoint_skip_layers:
-        reasons.append("checkpoint_skip_layers has no effect: on a CPU Unsloth recomputes all layers or none.")
-    return Layout(
-        train.batch_size,
-        train.gradient_accumulation,
-        train.packing,
-        train.gradient_checkpointing,
-        train.checkpoint_skip_layers,
-        (*reasons, optimizer),
-    )
-
-
-def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention: str) -> int:
-    """What the activations of the largest recorded pass take, which are kept beside those of other passes."""
-    size = min(recorded_size(tokens, 1)[0], MOST_TOKENS)
-    return predict_peak(
-        shape,
-        batch_size=1,
-        seq_length=size,
-        checkpointing=False,
-        attention=attention,
-        **peak_settings(config, None),
-    ).activations
-
-
-def _fitting_rows(lengths: Sequence[int], max_seq_length: int) -> tuple[int, ...]:
-    """The lengths of the rows that training takes; without any, one that is as long as allowed."""
-    return tuple(n for n in lengths if n <= max_seq_length) or (max_seq_length,)
-
-
-def _largest(lengths: tuple[int, ...], batch: int, max_seq_length: int, *, packing: bool) -> int:
-    """The tokens of the largest micro-batch."""
-    return batch * max_seq_length if packing else largest_micro_batch(lengths, batch)
+    return found, tuple(reasons)
 
 
 def _allowed(layers: int, checkpointing: bool | None, skip: int | None) -> list[int]:
-    """How many layers may keep their activations, the most first."""
+    """How many layers may keep their activations, the most first; None for what the user has not set."""
     if checkpointing is False:
         return [layers]
     if skip is None:
@@ -239,58 +201,53 @@ def _allowed(layers: int, checkpointing: bool | None, skip: int | None) -> list[
     return [skip] if checkpointing or skip else [layers, 0]
 
 
-def _fitting(task: _Task, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Each micro-batch that fits, with the most layers that can keep their activations."""
-    for size in sizes:
-        kept = next((k for k in allowed if task.peak(size, k) <= _limit(task, k, allowed, limit)), None)
-        if kept is not None:
-            yield size, kept
+def _recorded_bytes(config: RunConfig, shape: ModelShape, tokens: int, attention: str) -> int:
+    """What the activations of the largest recorded pass take, which are kept beside those of other passes."""
+    size = min(recorded_size(tokens, 1)[0], MOST_TOKENS)
+    settings = peak_settings(config, None)
+    return predict_peak(
+        shape, batch_size=1, seq_length=size, checkpointing=False, attention=attention, **settings
+    ).activations
 
 
-def _limit(task: _Task, kept: int, allowed: Sequence[int], limit: int) -> int:
-    """The usable memory when this many layers keep their activations: less where that is a choice, layer by layer."""
-    return round(limit * _PARTLY_USABLE) if 0 < kept < task.shape.layers and len(allowed) > 1 else limit
-
-
-def _reasons(
-    task: _Task, size: int, kept: int, sizes: Sequence[int], allowed: Sequence[int], limit: int
-) -> Iterator[str]:
+def _reasons(search: _Search, size: int, kept: int) -> Iterator[str]:
     """Say why, a sentence for the micro-batch, for checkpointing and for packing."""
-    unit = "packed sequences" if task.packing else "rows"
-    why = _why_this_size(task, size, sizes, allowed, limit)
-    passes = task.rows // size
-    yield f"batch_size {size} x gradient_accumulation {passes}: {task.rows} {unit} a step as asked for, {why}."
-    yield _why_recompute(task, size, kept, limit)
-    rows = f"about {task.rows * task.max_seq_length / task.mean():.0f} rows"
-    if task.packing:
+    unit = "packed sequences" if search.packing else "rows"
+    passes = search.rows // size
+    why = _why_this_size(search, size)
+    yield f"batch_size {size} x gradient_accumulation {passes}: {search.rows} {unit} a step as asked for, {why}."
+    yield _why_recompute(search, size, kept)
+    rows = f"about {search.rows * search.max_seq_length / search.mean():.0f} rows"
+    if search.packing:
         yield (
-            f"Packing, as asked for: a step sees {rows} of {task.mean():.0f} tokens in {task.rows} sequences. The "
+            f"Packing, as asked for: a step sees {rows} of {search.mean():.0f} tokens in {search.rows} sequences. The "
             "fewer steps of an epoch learn as much only if learning_rate grows with the rows a step (docs/speed.md)."
         )
     else:
-        yield f"No packing, since it was not asked for: a step would see {rows} instead of {task.rows}."
+        yield f"No packing, since it was not asked for: a step would see {rows} instead of {search.rows}."
 
 
-def _why_recompute(task: _Task, size: int, kept: int, limit: int) -> str:
+def _why_recompute(search: _Search, size: int, kept: int) -> str:
     """Say why layers are recomputed, or not."""
-    layers, peak = task.shape.layers, f"predicted peak {format_bytes(task.peak(size, kept))} of {format_bytes(limit)}"
+    layers = search.shape.layers
+    peak = f"predicted peak {format_bytes(search.peak(size, kept))} of {format_bytes(search.limit)}"
     if kept == layers:
         return f"No checkpointing: {peak}; recomputing would take about {_RECOMPUTE_COST:.0%} longer."
     some = f"Checkpointing for {layers - kept} of {layers} layers (checkpoint_skip_layers {kept})"
     which = some if kept else "Checkpointing"
-    return f"{which}: {peak}; without checkpointing it would be {format_bytes(task.peak(size, layers))}."
+    return f"{which}: {peak}; without checkpointing it would be {format_bytes(search.peak(size, layers))}."
 
 
-def _why_this_size(task: _Task, size: int, sizes: Sequence[int], allowed: Sequence[int], limit: int) -> str:
+def _why_this_size(search: _Search, size: int) -> str:
     """Say why a micro-batch is not larger."""
-    if size == task.rows:
-        return f"in one pass, since each pass costs as much time as {task.pass_cost:,} tokens"
-    if len(sizes) == 1:
+    if size == search.rows:
+        return f"in one pass, since each pass costs as much time as {search.pass_cost:,} tokens"
+    if len(search.sizes) == 1:
         return "batch_size as given"
-    larger = next(n for n in sizes if n > size)
-    least = task.peak(larger, allowed[-1])
-    if least > limit:
-        return f"since {larger} at once would need {format_bytes(least)} of {format_bytes(limit)}"
+    larger = next(n for n in search.sizes if n > size)
+    least = search.peak(larger, search.allowed[-1])
+    if least > search.limit:
+        return f"since {larger} at once would need {format_bytes(least)} of {format_bytes(search.limit)}"
     return f"since {larger} at once would mean more recomputing, which costs more time than fewer passes save"
 
 

@@ -5,7 +5,6 @@ The peaks come from `helpers.memory.predict`; nothing here needs a GPU.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -42,32 +41,20 @@ _SHUFFLED_ROWS = 200_000
 """Rows that are shuffled, in whole epochs, to look for the largest micro-batch."""
 
 
-def largest_micro_batch(lengths: Sequence[int], batch_size: int) -> int:
+@lru_cache(maxsize=64)
+def largest_micro_batch(lengths: tuple[int, ...], size: int) -> int:
     """Return the tokens in the largest micro-batch that training is likely to meet.
 
     The rows are shuffled often, with a fixed seed: 4 to 64 epochs, 200,000 rows if that is in between.
 
     Args:
-        lengths: Of the rows, in tokens.
-        batch_size: Rows in a micro-batch.
-
-    Raises:
-        ConfigError: There are no rows, or a length or `batch_size` is less than 1.
+        lengths: Of the rows, in tokens; at least one.
+        size: Rows in a micro-batch.
 
     Example:
-        >>> largest_micro_batch([100, 100, 300], batch_size=2)
+        >>> largest_micro_batch((100, 100, 300), 2)
         400
     """
-    if not lengths or min(lengths) < 1:
-        remedy = "Give each row's number of tokens."
-        raise ConfigError("lengths", "at least one row, of at least one token each", list(lengths[:5]), remedy)
-    if batch_size < 1:
-        raise ConfigError("batch_size", "a whole number of at least 1", batch_size, "Use 1 if memory is short.")
-    return _largest(tuple(lengths), batch_size)
-
-
-@lru_cache(maxsize=64)
-def _largest(lengths: tuple[int, ...], size: int) -> int:
     if size == 1 or size >= len(lengths):
         return max(lengths) if size == 1 else sum(lengths)
     order, largest, shuffle = list(lengths), 0, random.Random(0).shuffle  # noqa: S311 - no secret depends on it
@@ -79,9 +66,6 @@ def _largest(lengths: tuple[int, ...], size: int) -> int:
 
 def shape_for(config: RunConfig) -> ModelShape | None:
     """Return the shape of a configuration's model; None for a hub id whose config.json is not on this machine.
-
-    Returns:
-        The shape, or None.
 
     Raises:
         ConfigError: The model's folder has no usable config.json.
@@ -143,7 +127,7 @@ def predict_config(
         )
     train, model = config.train, config.model
     check_skip_layers(train.checkpoint_skip_layers, shape.layers)
-    fitting = [n for n in lengths or () if n <= model.max_seq_length]
+    fitting = tuple(n for n in lengths or () if n <= model.max_seq_length)
     tokens = largest_micro_batch(fitting, train.batch_size) if fitting and not train.packing else None
     return predict_peak(
         shape,
@@ -170,7 +154,7 @@ def peak_settings(config: RunConfig, total_bytes: int | None) -> dict[str, Any]:
         "four_bit": config.model.load_in_4bit,
         "dropout": config.adapter.lora_dropout,
         "dtype_bytes": 4 if config.model.precision == "fp32" else 2,
-        "optimizer": resolve_optimizer(config.train.optimizer, total_bytes),
+        "optimizer": choose_optimizer(config.train.optimizer, total_bytes).name,
     }
 
 
@@ -207,7 +191,7 @@ def advise(
     for change, note in _changes(config, total):
         if peak <= limit:
             break
-        changed = _replace(config, change)
+        changed = config.changed(**change)
         after = predicted(changed)
         if after < peak:
             config, peak = changed, after
@@ -231,7 +215,7 @@ def _changes(config: RunConfig, total_bytes: int) -> Iterator[tuple[dict[str, An
     for size in reversed(divisors(rows)):
         if size < train.batch_size:
             yield {"batch_size": size, "gradient_accumulation": rows // size}, f" (still {rows} rows a step)"
-    if resolve_optimizer(train.optimizer, total_bytes) == "adamw_torch_fused":
+    if choose_optimizer(train.optimizer, total_bytes).name == "adamw_torch_fused":
         yield {"optimizer": "adamw_8bit"}, ""
     if not model.load_in_4bit:
         yield {"load_in_4bit": True}, ""
@@ -243,25 +227,11 @@ def _changes(config: RunConfig, total_bytes: int) -> Iterator[tuple[dict[str, An
             yield {"lora_rank": rank}, ""
 
 
-def _replace(config: RunConfig, change: dict[str, Any]) -> RunConfig:
-    """Return a configuration with some parameters changed, wherever they live."""
-    parts = {}
-    for part in ("model", "adapter", "train"):
-        values = getattr(config, part)
-        own = {name: value for name, value in change.items() if hasattr(values, name)}
-        parts[part] = dataclasses.replace(values, **own)
-    return dataclasses.replace(config, **parts)
-
-
 def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
     """Return how batches go through attention, as `predict_peak` wants it.
 
     Args:
-        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is
-        known.
-
-    Returns:
-        A key of `helpers.memory.predict.ATTENTION`.
+        chosen: What `helpers.model.patches.attention` chose; "sdpa" when nothing better is known.
 
     Example:
         >>> attention_kind((7, 5))
@@ -282,16 +252,15 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def preflight_memory(config: RunConfig, gpu: Gpu | None, *, attention: str | None = None) -> str:
+def preflight_memory(config: RunConfig, gpu: Gpu | None) -> str:
     """Stop a run that the card has no room for whatever its rows are, before anything is downloaded.
 
-    What `helpers.memory.layout.plan_layout` is free to choose is taken as it needs least memory: short rows,
-    unless sequences are packed, and, unless the user has set them, one row a pass and checkpointing. What fits so far
-    is judged again by the layout, which knows the rows.
+    What `helpers.memory.layout.plan_layout` is free to choose is taken as it needs least memory: short rows, unless
+    sequences are packed, the attention that needs least on the card, and, unless the user has set them, one row a pass
+    and checkpointing. What fits so far is judged again by the layout, which knows the rows.
 
     Args:
         gpu: From `find_gpu`; None skips the check.
-        attention: A key of `helpers.memory.predict.ATTENTION`; None takes the one that needs least on the card.
 
     Returns:
         A sentence with the least memory and the usable one, or why nothing was predicted.
@@ -305,7 +274,7 @@ def preflight_memory(config: RunConfig, gpu: Gpu | None, *, attention: str | Non
         return f"The shape of {config.model.model_name} is not known yet, so its memory is not predicted."
     least = smallest_config(config)
     known: dict[str, Any] = {
-        "attention": attention or attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"),
+        "attention": attention_kind(gpu.capability, "varlen" if gpu.capability >= (8, 0) else "sdpa"),
         "lengths": (1,) * least.train.batch_size,
         "total_bytes": gpu.total_bytes,
         "processes": place().count,
@@ -331,31 +300,10 @@ def smallest_config(config: RunConfig) -> RunConfig:
         change["gradient_checkpointing"] = True
         if "checkpoint_skip_layers" not in config.given:
             change["checkpoint_skip_layers"] = 0
-    return _replace(config, change)
+    return config.changed(**change)
 
 
-def resolve_optimizer(wanted: str, total_bytes: int | None) -> str:
-    """Return the name of the optimizer that trains on a card of this size.
-
-    Args:
-        wanted: "auto", or the name of one, which is taken on any GPU.
-        total_bytes: Memory of the card, in bytes; None for a CPU, where it is always torch's.
-
-    Returns:
-        The name, as transformers calls it.
-
-    Example:
-        >>> resolve_optimizer("auto", 16 * 2**30)
-        'adamw_8bit'
-    """
-    if total_bytes is None:
-        return "adamw_torch"
-    if wanted != "auto":
-        return wanted
-    return "adamw_torch_fused" if total_bytes >= LARGE_GPU_BYTES else "adamw_8bit"
-
-
-def choose_optimizer(wanted: str, gpu: Gpu | None) -> Choice:
+def choose_optimizer(wanted: str, total_bytes: int | None) -> Choice:
     """Choose the optimizer.
 
     bitsandbytes' 8-bit states save 6 bytes a trained parameter, a quarter of a GiB at rank 16, and launch one kernel
@@ -363,23 +311,22 @@ def choose_optimizer(wanted: str, gpu: Gpu | None) -> Choice:
 
     Args:
         wanted: "auto", or the name of one, which is taken on any GPU.
-        gpu: From `find_gpu`; None for a CPU, where it is always torch's.
+        total_bytes: Memory of the card, in bytes; None for a CPU, where it is always torch's.
 
     Returns:
         Its name, as transformers calls it, and the reason.
 
     Example:
-        >>> choose_optimizer("auto", None).name
-        'adamw_torch'
+        >>> choose_optimizer("auto", 16 * 2**30).name
+        'adamw_8bit'
     """
-    name = resolve_optimizer(wanted, gpu.total_bytes if gpu else None)
-    if gpu is None:
-        return Choice(name, "Optimizer: on a CPU it is always torch's own AdamW.")
+    if total_bytes is None:
+        return Choice("adamw_torch", "Optimizer: on a CPU it is always torch's own AdamW.")
     if wanted != "auto":
-        return Choice(name, f"Optimizer {name}, as asked for.")
+        return Choice(wanted, f"Optimizer {wanted}, as asked for.")
     large, small = "adamw_torch_fused", "adamw_8bit"
-    limit, here = format_bytes(LARGE_GPU_BYTES), format_bytes(gpu.total_bytes)
-    if name == large:
+    limit, here = format_bytes(LARGE_GPU_BYTES), format_bytes(total_bytes)
+    if total_bytes >= LARGE_GPU_BYTES:
         why = (
             f"few launches for all weights; the memory that {small} saves matters little from {limit} on ({here} here)"
         )

@@ -74,7 +74,7 @@ def fit_machine(config: RunConfig, run: RunDirectory) -> Machine:
     sft: dict[str, Any] = {
         "bf16": gpu is not None and precision == "bf16",
         "fp16": gpu is not None and precision == "fp16",
-        "optim": choose_optimizer(config.train.optimizer, gpu).name,
+        "optim": choose_optimizer(config.train.optimizer, gpu.total_bytes if gpu else None).name,
         "dataloader_pin_memory": gpu is not None,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
@@ -146,21 +146,16 @@ def fit_layout(
     if gpu is not None:  # what this process holds already is part of the prediction
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
         gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
-    own, keep = local_config(config, processes), config.given
-    found = on_main(lambda: plan_layout(own, gpu, lengths, keep=keep, chosen=attention, processes=processes))
-    print("\n".join(found.reasons))
-    chosen = dataclasses.replace(
-        config.train,
-        batch_size=found.batch_size,
-        gradient_accumulation=found.gradient_accumulation * processes,
-        gradient_checkpointing=found.gradient_checkpointing,
-        checkpoint_skip_layers=found.skip_layers,
-    )
-    config = dataclasses.replace(config, train=chosen)
+    own = local_config(config, processes)
+    own, reasons = on_main(lambda: plan_layout(own, gpu, lengths, chosen=attention, processes=processes))
+    print("\n".join(reasons))
+    config = own.changed(gradient_accumulation=own.train.gradient_accumulation * processes)
     share = share_out(config.train, processes)
     if processes > 1:
         print(share.describe())
     on_main(lambda: record_layout(run, config, share))
     # unsloth_zoo 2026.10.9 hands names that it does not know to PEFT on a CPU, which refuses them
-    lora = {"checkpoint_skip_layers": found.skip_layers} if gpu and found.skip_layers else {}
-    return StepLayout(config, share.batch_size, share.gradient_accumulation, found.gradient_checkpointing, lora)
+    skipped = config.train.checkpoint_skip_layers
+    lora = {"checkpoint_skip_layers": skipped} if gpu and skipped else {}
+    checkpointing = config.train.gradient_checkpointing
+    return StepLayout(config, share.batch_size, share.gradient_accumulation, checkpointing, lora)

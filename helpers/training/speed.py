@@ -144,7 +144,7 @@ def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> 
     """Return the model's layers, ready to be recorded."""
     args = trainer.args
     batch = args.per_device_train_batch_size
-    longest_pass = batch * config.model.max_seq_length if args.packing else largest_micro_batch(lengths, batch)
+    longest_pass = batch * config.model.max_seq_length if args.packing else largest_micro_batch(tuple(lengths), batch)
 
     def passes_left() -> int:
         return (trainer.state.max_steps - trainer.state.global_step) * args.gradient_accumulation_steps
