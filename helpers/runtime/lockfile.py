@@ -97,23 +97,6 @@ class Waiver:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class InstallPlan:
-    """What to install, without dependency resolution.
-
-    Args:
-        install: Sorted "name==version" strings.
-        replaced: Names in `install` that are installed in another version now.
-        kept: Sorted "name version (lock: version)" strings: they differ from the lock, and nothing objects.
-        conflicts: Sentences on requirements that no allowed installation meets.
-    """
-
-    install: tuple[str, ...]
-    replaced: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    conflicts: tuple[str, ...] = ()
-
-
 # --- the lock -----------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +299,7 @@ def install_plan(
     *,
     waivers: Sequence[Waiver] = (),
     requires: Requires = declared_requirements,
-) -> InstallPlan:
+) -> dict[str, str]:
     """Decide what a live runtime needs, and replace no more than that.
 
     1. What trains (`STACK`) is brought to its pin.
@@ -324,7 +307,7 @@ def install_plan(
     3. Whatever these stand on, directly or not, stays as it is while it satisfies the requirements that the packages
        declare; what is missing or violates one is brought to its pin, and if that is not allowed, the package that
        asks is.
-    4. What is frozen is never installed, whatever anyone asks for; what remains unmet is a conflict.
+    4. What is frozen is never installed, whatever anyone asks for; what remains unmet is the doctor's to say.
 
     A package that merely differs from the lock is left alone: each one replaced under a running kernel may be half
     imported already, and the runtime's other packages were tested with the version that it has.
@@ -337,11 +320,11 @@ def install_plan(
             be planned for: plan again after installing, until the plan is empty.
 
     Returns:
-        The plan; its `install` is empty when nothing is to be done.
+        The version of each package to install, without dependency resolution; {} when nothing is to be done.
 
     Example:
-        >>> install_plan({"trl": "0.9"}, [Pin("trl", "1.15.0")], needed=["trl"]).install
-        ('trl==1.15.0',)
+        >>> install_plan({"trl": "0.9"}, [Pin("trl", "1.15.0")], needed=["trl"])
+        {'trl': '1.15.0'}
     """
     pins = {pin.name: pin.version for pin in lock if pin.applies(python)}
     stack = Stack(dict(installed), {w.name: w for w in waivers}, requires, python, FROZEN)
@@ -363,17 +346,4 @@ def install_plan(
         for name, required, requirement in stack.unmet(needed):
             if not stack.meets(required, requirement):  # an earlier turn of this loop may have cared for it
                 moved = take(required) or take(name) or moved
-    return _plan(stack, installed, pins, needed)
-
-
-def _plan(stack: Stack, installed: Mapping[str, str], pins: Mapping[str, str], needed: Collection[str]) -> InstallPlan:
-    """Compare what the stack has become with what was installed."""
-    changed = sorted(name for name, version in stack.versions.items() if installed.get(name) != version)
-    kept = [n for n in stack.reach(needed) if n not in changed and stack.versions[n] != pins.get(n, stack.versions[n])]
-    missing = [f"{name} is missing and not in the lock" for name in needed if name not in stack.versions]
-    return InstallPlan(
-        install=tuple(f"{name}=={stack.versions[name]}" for name in changed),
-        replaced=tuple(name for name in changed if name in installed),
-        kept=tuple(f"{name} {stack.versions[name]} (lock: {pins[name]})" for name in sorted(kept)),
-        conflicts=tuple(sorted({*missing, *(stack.sentence(*unmet) for unmet in stack.unmet(needed))})),
-    )
+    return {name: version for name, version in sorted(stack.versions.items()) if installed.get(name) != version}

