@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.badges import read_release
 from helpers.core.errors import ConfigError
-from helpers.workshop.checks.learning import recorded_run
 from helpers.workshop import CHECKS, check
+from helpers.workshop.checks.learning import recorded_run
+from tools.badges import read_release
 from tools.build_notebooks import STUB, build_workshop, clean_text, solution_text, student_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +161,16 @@ class TestExercises:
         assert all(not v.right and v.text.startswith("Not yet: Put your answer") for v in verdicts)
 
     @pytest.mark.parametrize("source", sources())
+    def test_run_all_shows_no_answer(self, source, solved, capsys):
+        """What a student copy prints before anything was answered does not contain a number that is asked for."""
+        answers = solved(source)
+        capsys.readouterr()
+        execute(student_text(source.read_text(encoding="utf-8")))
+        printed = re.sub(r"(?m)^ready: .*", "", capsys.readouterr().out)  # versions are no answers
+        forms = [form for _, answer, _ in answers for form in spelled(answer) if len(re.findall(r"\d", form)) >= 3]
+        assert [form for form in forms if stands_in(form, printed)] == []
+
+    @pytest.mark.parametrize("source", sources())
     def test_no_hint_contains_the_answer(self, source, solved):
         """What stands in a hint is not the answer, however it is written."""
         for name, answer, _ in solved(source):
@@ -251,11 +261,15 @@ class TestCheck:
             (
                 "faulty-rows",
                 {1, 2},
-                (
-                    "Not yet: The answer should be a dict with a text or a number for each letter, "
-                    "and yours is of the type set."
-                ),
+                ("Not yet: The answer should be a dict with a text or a number for each letter, and yours is a set."),
             ),
+            ("unblind", {"wins": 4}, "Not yet: The answer should be a list of whole numbers, and yours is a dict."),
+            (
+                "leaks",
+                [[1]],
+                "Not yet: The answer should be a list of whole numbers, and yours is another kind of list.",
+            ),
+            ("interval", -0.1, "Not yet: The answer should be a list of numbers, and yours is a number."),
             ("wins-needed", ..., "Not yet: Put your answer in place of the three dots. It should be a whole number."),
         ],
     )
@@ -284,6 +298,53 @@ class TestCheck:
         assert [name for name, (_, wrong) in rounded.items() if check(name, wrong).right] == []
         assert check("interval", [-0.176, -0.024]).right
 
+    @pytest.mark.parametrize(
+        ("name", "answer", "hint"),
+        [
+            ("padding", 0.57, "Give 3 decimals, as the task asks."),
+            ("loss", 1.2, "Give 2 decimals, as the task asks."),
+            ("interval", [-0.18, -0.02], "Give 3 decimals, as the task asks."),
+            ("nf4-bits", 4.126, "Nearly: round the last decimal instead of cutting off the rest."),
+            ("interval", [-0.175, -0.024], "Nearly: round the last decimal instead of cutting off the rest."),
+            (
+                "lora-share",
+                0.6,
+                "If you rounded: give 3 decimals, as the task asks. If you did not: this compares",
+            ),
+        ],
+    )
+    def test_a_right_number_that_is_badly_rounded_is_named(self, name, answer, hint):
+        """Too few decimals, or digits cut off, are not called too large or too small."""
+        assert check(name, answer).text.startswith(f"Not yet: {hint}")
+
+    def test_a_known_mistake_is_known_when_it_is_rounded(self):
+        """A student who gives the decimals that the task asks for gets the hint for the mistake."""
+        assert check("padding", 0.426).text == "Not yet: This is the share of real tokens."
+        assert check("sign-test", 0.011).text.startswith("Not yet: That is one direction.")
+        assert check("quantize", [1, -0.33, 0.33, -1]).text.startswith("Not yet: These are levels.")
+
+    def test_a_comma_in_a_number_is_explained(self):
+        """To Python 0,574 is two numbers, which is how much of the world writes one."""
+        for name, answer in (("padding", (0, 574)), ("lora-size", (294, 912))):
+            assert check(name, answer).text.startswith("Not yet: To Python a comma begins the next number.")
+
+    def test_the_verdict_says_what_was_checked(self):
+        """After an edit that was not run, or failed, the old answer is still there: it is shown, with six digits."""
+        assert check("many-looks", 0.6415140775914581).checked == "0.641514"
+        assert check("interval", [-0.09999999999999999, 0.1]).checked == "[-0.1, 0.1]"
+        assert check("write-template", "x" * 999).checked == f"'{'x' * 27}...{'x' * 28}'"
+        assert check("wins-needed", 10**5000).checked == "a whole number"
+        assert check("leaks", ...).checked == ""
+
+    def test_a_set_of_row_numbers_is_right(self):
+        """Where the order does not matter, a set is as good as a list."""
+        assert check("leaks", {1, 4, 6}).right
+
+    def test_labels_and_questions_are_counted(self):
+        """An answer of another length, or outcomes of more questions than there are, are counted for the student."""
+        assert check("labels", [1, 2]).text.startswith("Not yet: The row has 22 tokens, and you have 2 labels.")
+        assert check("unblind", [3, 1, 2]).text == "Not yet: There are seven questions, and yours add up to 6."
+
     def test_any_packing_with_few_sequences_is_right(self):
         """The exercise has several solutions."""
         assert check("packing", [[31, 180, 45], [52, 200], [60, 41, 38]]).right
@@ -298,7 +359,8 @@ class TestCheck:
     def test_a_verdict_shows_itself(self):
         """A notebook shows escaped HTML, a terminal the text."""
         verdict = check("faulty-rows", dict.fromkeys("ABCDE", "<b>"))
-        assert repr(verdict) == "Not yet: There is no '<b>' among the choices."
+        assert verdict.text == "Not yet: There is no '<b>' among the choices."
+        assert repr(check("padding", 0.57)) == "Not yet: Give 3 decimals, as the task asks.\nChecked: 0.57"
         assert "&lt;b&gt;" in verdict._repr_html_()
 
     def test_an_unknown_recorded_run_is_an_error(self):

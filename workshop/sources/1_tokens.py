@@ -25,8 +25,9 @@
 # **What it needs.** No GPU. About 25 minutes. Exercise 2 uses the tokenizer of a small real model, which a first run
 # unpacks in about a minute.
 #
-# Each exercise ends with a check. It says "Right", or gives a hint; it never gives the answer. Replace the three dots,
-# run the check, and run it as often as you like.
+# Each exercise ends with a check. Replace the three dots with your answer, run that cell, then the check, as often as you
+# like. It says "Right", or gives a hint; it never gives the answer. A cell that begins with `if answer is not ...` waits for
+# yours: run it after the check.
 
 # %% [markdown]
 # On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
@@ -54,7 +55,7 @@ from helpers.runtime.setup import setup_notebook
 report = setup_notebook(smoke=True)
 
 # %% [markdown]
-# Each exercise ends with a check. This is all it takes:
+# And the checks:
 
 # %%
 from helpers.workshop import check
@@ -73,7 +74,7 @@ from helpers.workshop import check
 # - A system prompt has no mark of its own. It stands at the start of the user's message, followed by a blank line.
 # - The answer follows after one space, and `</s>` ends it.
 #
-# **Task.** Write this conversation as one text: the system prompt is `Be brief.`, the user says `Add 2 and 3.`, the
+# **Task.** Write this conversation as one text, in quotes: the system prompt is `Be brief.`, the user says `Add 2 and 3.`, the
 # assistant answers `5`. In Python, `\n` is a line break, so a blank line between two texts is `\n\n`.
 
 # %% tags=["solution"]
@@ -156,8 +157,9 @@ check("labels", answer)
 # assistant's part; TRL's trainer makes the labels from such a mask. Which tokens does it learn?
 
 # %%
-row = tokenizer.apply_chat_template([question, reply], return_assistant_tokens_mask=True, return_dict=True)
-print([tokenizer.decode([token]) for token, learned in zip(row["input_ids"], row["assistant_masks"]) if learned])
+if answer is not ...:
+    row = tokenizer.apply_chat_template([question, reply], return_assistant_tokens_mask=True, return_dict=True)
+    print([tokenizer.decode([token]) for token, learned in zip(row["input_ids"], row["assistant_masks"]) if learned])
 
 # %% [markdown]
 # Here is another row as a picture, cut by Mistral's tokenizer.
@@ -277,7 +279,7 @@ check("packing", answer)
 # tokens are numbered by themselves. Attention that reads the positions treats a place where they start anew as a wall;
 # attention that does not read them sees through it, so this has to be checked.
 #
-# **Task.** A packed sequence holds three rows, of 4, 3 and 5 tokens. Write the twelve positions.
+# **Task.** A packed sequence holds three rows, of 4, 3 and 5 tokens. Write the twelve positions as a list, counted from 0.
 
 # %% tags=["solution"]
 answer = [*range(4), *range(3), *range(5)]
@@ -288,10 +290,12 @@ check("positions", answer)
 # %% [markdown]
 # <details><summary>What you learned</summary>
 #
-# Packing is harmless if, and only if, the rows cannot see each other. The last three exercises in one
-# picture, with four other rows:
+# Packing is harmless if, and only if, the rows cannot see each other.
 #
 # </details>
+
+# %% [markdown]
+# The last three exercises in one picture, with four other rows:
 
 # %%
 from helpers.display.diagrams import show_drawing

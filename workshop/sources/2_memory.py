@@ -22,8 +22,12 @@
 # - what "4 bit" means, and why it is a little more than 4,
 # - where the memory of training goes, and which part QLoRA removes.
 #
-# **What it needs.** No GPU and no download of a model. About 30 minutes, with a calculator or Python. torch, transformers and
-# PEFT, which Colab has.
+# **What it needs.** No GPU and no download of a model. About 30 minutes, with a calculator or Python. It uses torch,
+# transformers and PEFT, which Colab has.
+#
+# Each exercise ends with a check. Replace the three dots with your answer, run that cell, then the check, as often as you
+# like. It says "Right", or gives a hint; it never gives the answer. A cell that begins with `if answer is not ...` waits for
+# yours: run it after the check.
 
 # %% [markdown]
 # On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
@@ -85,8 +89,9 @@ check("lora-size", answer)
 import torch
 from peft import LoraConfig, get_peft_model
 
-layer = torch.nn.Sequential(torch.nn.Linear(4096, 14336, bias=False, device="meta"))
-get_peft_model(layer, LoraConfig(r=16, target_modules=["0"])).print_trainable_parameters()
+if answer is not ...:
+    layer = torch.nn.Sequential(torch.nn.Linear(4096, 14336, bias=False, device="meta"))
+    get_peft_model(layer, LoraConfig(r=16, target_modules=["0"])).print_trainable_parameters()
 
 # %% [markdown]
 # ## 2. The share that is trained
@@ -132,10 +137,11 @@ check("lora-share", answer)
 # %%
 from transformers import MistralConfig, MistralForCausalLM
 
-with torch.device("meta"):
-    model = MistralForCausalLM(MistralConfig(vocab_size=32768))
-names = [f"{name}_proj" for name in layers]
-get_peft_model(model, LoraConfig(r=16, target_modules=names, task_type="CAUSAL_LM")).print_trainable_parameters()
+if answer is not ...:
+    with torch.device("meta"):
+        model = MistralForCausalLM(MistralConfig(vocab_size=32768))
+    names = [f"{name}_proj" for name in layers]
+    get_peft_model(model, LoraConfig(r=16, target_modules=names, task_type="CAUSAL_LM")).print_trainable_parameters()
 
 # %% [markdown]
 # ## 3. Merging
@@ -178,7 +184,8 @@ tuned = get_peft_model(
 lora = tuned.base_model.model[0]
 for weight, matrix in ((lora.weight, W), (lora.lora_A["default"].weight, A), (lora.lora_B["default"].weight, B)):
     weight.data = torch.tensor(matrix, dtype=torch.float32)
-print(tuned.merge_and_unload()[0].weight.data)
+if answer is not ...:
+    print(tuned.merge_and_unload()[0].weight.data)
 
 # %% [markdown]
 # ## 4. Rounding to a few levels
@@ -209,10 +216,12 @@ check("quantize", answer)
 # <details><summary>What you learned</summary>
 #
 # Quantized weights are the old ones, rounded; the base model of QLoRA is slightly worse than the
-# original, and the adapter learns on top of that. The real format, NF4, does the same with sixteen levels, which lie
-# closer together where weights are many:
+# original, and the adapter learns on top of that.
 #
 # </details>
+
+# %% [markdown]
+# The real format, NF4, does the same with sixteen levels, which lie closer together where weights are many:
 
 # %%
 from helpers.display.diagrams import show_drawing

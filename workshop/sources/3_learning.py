@@ -23,6 +23,10 @@
 #
 # **What it needs.** No GPU. About 30 minutes. Exercise 3 loads a small real model, which takes up to a minute. The
 # curves were recorded with that model; they are real, noise included.
+#
+# Each exercise ends with a check. Replace the three dots with your answer, run that cell, then the check, as often as you
+# like. It says "Right", or gives a hint; it never gives the answer. A cell that begins with `if answer is not ...` waits for
+# yours: run it after the check.
 
 # %% [markdown]
 # On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
@@ -50,7 +54,7 @@ from helpers.runtime.setup import setup_notebook
 report = setup_notebook(smoke=True)
 
 # %% [markdown]
-# Each exercise ends with a check. This is all it takes:
+# And the checks:
 
 # %%
 import math
@@ -172,8 +176,9 @@ check("real-loss", answer)
 # transformers computes the same if you give it the labels, unshifted:
 
 # %%
-with torch.no_grad():
-    print(model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss)
+if answer is not ...:
+    with torch.no_grad():
+        print(model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss)
 
 # %% [markdown]
 # ## 4. Which learning rate was it?
@@ -206,7 +211,8 @@ plot_losses(recorded_run(runs["B"]), folder / "B.png")
 plot_losses(recorded_run(runs["C"]), folder / "C.png")
 
 # %% [markdown]
-# **Task.** The rates were `2e-5`, `5e-4` and `2e-2`. Which run had which? The answer is a dict from letter to rate.
+# **Task.** The rates were `2e-5`, `5e-4` and `2e-2`. Which run had which? The answer is a dict, such as
+# `{"A": 2e-5, "B": …}`.
 
 # %% tags=["solution"]
 answer = {"A": 5e-4, "B": 2e-2, "C": 2e-5}
@@ -225,24 +231,33 @@ check("learning-rate", answer)
 # ## 5. Four curves
 #
 # The grey line is the training loss, of other rows at each step, which is why it jumps. The blue one is the held-out
-# loss, always of the same rows. Four more runs:
+# loss, always of the same rows. Four more runs; this is P:
 
 # %%
 runs = {"P": "run-1", "Q": "run-2", "R": "run-3", "S": "run-4"}
 plot_losses(recorded_run(runs["P"]), folder / "P.png")
 
+# %% [markdown]
+# Q:
+
 # %%
 plot_losses(recorded_run(runs["Q"]), folder / "Q.png")
 
+# %% [markdown]
+# R:
+
 # %%
 plot_losses(recorded_run(runs["R"]), folder / "R.png")
+
+# %% [markdown]
+# And S:
 
 # %%
 plot_losses(recorded_run(runs["S"]), folder / "S.png")
 
 # %% [markdown]
 # **Task.** Give each run one of these: `"healthy"`, `"flat"`, `"overfitting"` (the training rows are learned by heart)
-# and `"diverging"` (the steps are too large).
+# and `"diverging"` (the steps are too large). The answer is a dict, such as `{"P": "flat", "Q": …}`.
 
 # %% tags=["solution"]
 answer = {"P": "healthy", "Q": "overfitting", "R": "flat", "S": "diverging"}
@@ -261,11 +276,10 @@ check("read-curve", answer)
 # ## 6. When to stop
 #
 # Run Q trained on eight rows only, forty steps long. Its checkpoints were kept whenever the held-out loss was measured.
-# Here are both losses as lists of `[step, loss]`.
+# Here is that loss, as a list of `[step, loss]`.
 
 # %%
 held_out = recorded_run(runs["Q"])["eval_loss"]
-training = recorded_run(runs["Q"])["train_loss"]
 print(held_out)
 
 # %% [markdown]

@@ -24,6 +24,9 @@
 # - two ways of fooling oneself: looking at many numbers, and held-out rows that were trained on.
 #
 # **What it needs.** No GPU and no model. About 30 minutes.
+#
+# Each exercise ends with a check. Replace the three dots with your answer, run that cell, then the check, as often as you
+# like. It says "Right", or gives a hint; it never gives the answer.
 
 # %% [markdown]
 # On Colab the next cell fetches the package that holds the checks. Where it is installed already, nothing happens.
@@ -50,23 +53,23 @@ from helpers.workshop import check
 # Two answers to one question, A and B, stand side by side, on a phone one below the other. Which of them is the tuned
 # model's was drawn at random and is kept in a key. One pair is shown twice, with sides exchanged, to learn how consistent voters are.
 #
-# Here are one person's votes, and the key: for each item the question, then whose answer was A and whose B.
+# Here are one person's votes on eight pairs, and the key: what each pair was about, whose answer was A, and whose was B.
 
 # %%
 votes = {1: "A", 2: "A", 3: "B", 4: "both_bad", 5: "B", 6: "A", 7: "B", 8: "B"}
 key = {
-    1: ("question 1", "tuned", "base"),
-    2: ("question 2", "base", "tuned"),
-    3: ("question 3", "base", "tuned"),
-    4: ("question 4", "tuned", "base"),
-    5: ("question 5", "base", "tuned"),
-    6: ("question 6", "tuned", "base"),
-    7: ("question 3", "tuned", "base"),
-    8: ("question 7", "base", "tuned"),
+    1: ("tea", "tuned", "base"),
+    2: ("rain", "base", "tuned"),
+    3: ("chess", "base", "tuned"),
+    4: ("bees", "tuned", "base"),
+    5: ("bread", "base", "tuned"),
+    6: ("Mars", "tuned", "base"),
+    7: ("chess", "tuned", "base"),
+    8: ("jazz", "base", "tuned"),
 }
 
 # %% [markdown]
-# **Task.** How many questions did the tuned model win, tie and lose? A vote `both_bad` is a tie. A question that was
+# **Task.** How many of the seven questions did the tuned model win, tie and lose? A vote `both_bad` is a tie. A question that was
 # shown twice counts once: if the two votes agree, as that; if not, the person has no preference, and it is a tie. The
 # answer is a list of three numbers: wins, ties, losses.
 

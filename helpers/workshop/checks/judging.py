@@ -24,9 +24,18 @@ def _leaks(answer: list[int]) -> str:
     return "each of these is a leak, and there are more. Compare what is left when capitals, marks and spaces are gone."
 
 
-_UNBLIND = same(
+def _unblind(answer: list[int]) -> str:
+    """Count the questions before the outcomes are compared."""
+    hint = _SAME_UNBLIND(answer)
+    if hint == _BY_VOTE and sum(answer) != 7:
+        return f"there are seven questions, and yours add up to {sum(answer)}."
+    return hint
+
+
+_BY_VOTE = "go vote by vote: which arm was the preferred one? Then settle the pair that was shown twice."
+_SAME_UNBLIND = same(
     [4, 2, 1],
-    "go vote by vote: which arm was the preferred one? Then settle the pair that was shown twice.",
+    _BY_VOTE,
     [
         ([5, 1, 2], "a pair that was shown twice counts once, and here the two votes on it do not agree."),
         ([5, 1, 1], "one pair was voted on twice, and the votes differ. Does that person have a preference there?"),
@@ -40,9 +49,7 @@ _UNBLIND = same(
 )
 
 JUDGING: dict[str, Check] = {
-    "unblind": Check(
-        COUNTS, _UNBLIND, "nobody who votes on A and B can favour a model, not even without meaning to."
-    ),
+    "unblind": Check(COUNTS, _unblind, "nobody who votes on A and B can favour a model, not even unintentionally."),
     "sign-test": Check(
         NUMBER,
         near(
@@ -54,6 +61,7 @@ JUDGING: dict[str, Check] = {
                 (20 / 1024, "ten to nothing would have been more uneven still, so it counts too."),
                 (22, "this counts the ways. How many ways are there in all?"),
                 (2.148, "a probability lies between 0 and 1."),
+                (2.1, "a probability lies between 0 and 1."),
                 (0.9, "this is the share that was won. How often does a coin do that?"),
             ],
             decimals=3,
@@ -69,7 +77,10 @@ JUDGING: dict[str, Check] = {
                 (20, "have you counted both directions? Compute the two-sided p of your number once more."),
                 (22, "this is enough, and so is one fewer."),
                 (15, "that is half of the votes: as even as it gets."),
-                (16, "chance alone gives so uneven a result, to one side or the other, nearly always. Try larger numbers."),
+                (
+                    16,
+                    "chance alone gives so uneven a result, to one side or the other, nearly always. Try larger numbers.",
+                ),
                 (29, "this is more than enough. The question is for the fewest."),
                 (30, "this is more than enough. The question is for the fewest."),
             ],
@@ -89,6 +100,7 @@ JUDGING: dict[str, Check] = {
                 ([-0.02416, -0.17584], "the lower end comes first."),
                 ([-0.1, 0.07584], "these are the mean and the half width. The ends are mean minus and mean plus it."),
             ],
+            decimals=3,
         ),
         "the whole interval is below zero, so rows like these would rarely say so if tuning had changed nothing.",
     ),

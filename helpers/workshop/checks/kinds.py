@@ -66,22 +66,31 @@ def near(
         'Two hands?'
     """
 
+    def fits(answer: float, value: float) -> bool:
+        close = abs(answer - value) <= tolerance * abs(value)
+        return close or (decimals is not None and answer == round(value, decimals))
+
     def compare(answer: float) -> str:
-        if _close(answer, right, tolerance) or (decimals is not None and answer == round(right, decimals)):
+        if fits(answer, right):
             return ""
-        known = (hint for value, hint in mistakes if _close(answer, value, tolerance))
-        return next(known, f"{otherwise} Your number is too {'large' if answer > right else 'small'}.")
+        known = next((hint for value, hint in mistakes if fits(answer, value)), "")
+        if rounding := _rounding([answer], [right], decimals):
+            return f"if you rounded: {rounding} If you did not: {known}" if known else rounding
+        return known or f"{otherwise} Your number is too {'large' if answer > right else 'small'}."
 
     return compare
 
 
-def same(right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = ()) -> _Compare:
+def same(
+    right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = (), *, decimals: int | None = None
+) -> _Compare:
     """Compare a text, or numbers in lists, with the right ones and with what common mistakes give.
 
     Args:
         right: The right answer, in plain Python.
         otherwise: The hint when no known mistake explains the answer.
         mistakes: What each mistake gives, with its hint.
+        decimals: What the exercise asks for, where the answer is a list of numbers.
 
     Returns:
         The comparison; numbers may differ by rounding.
@@ -94,7 +103,8 @@ def same(right: Any, otherwise: str, mistakes: Sequence[tuple[Any, str]] = ()) -
     def compare(answer: Any) -> str:
         if _equal(answer, right):
             return ""
-        return next((hint for value, hint in mistakes if _equal(answer, value)), otherwise)
+        known = (hint for value, hint in mistakes if _equal(answer, value, decimals))
+        return next(known, "") or _rounding(answer, right, decimals) or otherwise
 
     return compare
 
@@ -115,34 +125,44 @@ def matching(right: Mapping[str, Any], hints: Mapping[str, str]) -> _Compare:
         if missing := [name for name in right if name not in answer]:
             return f"There is no entry yet for {', '.join(missing)}."
         if odd := [answer[name] for name in right if answer[name] not in right.values()]:
-            return f"There is no {odd[0]!r} among the choices."
+            quoted = isinstance(odd[0], str) and not any(isinstance(value, str) for value in right.values())
+            return f"There is no {odd[0]!r} among the choices{'; write numbers without quotes' if quoted else ''}."
         return next((hints[name] for name in right if answer[name] != right[name]), "")
 
     return compare
 
 
-def _close(answer: float, right: float, tolerance: float) -> bool:
-    return abs(answer - right) <= tolerance * abs(right)
-
-
-def _equal(answer: Any, right: Any) -> bool:
-    """Compare lists of any depth, numbers by their value."""
+def _equal(answer: Any, right: Any, decimals: int | None = None) -> bool:
+    """Compare lists of any depth, numbers by their value or as far as so many decimals tell."""
     if isinstance(right, list):
         fits = isinstance(answer, list) and len(answer) == len(right)
-        return fits and all(_equal(a, r) for a, r in zip(answer, right, strict=True))
+        return fits and all(_equal(a, r, decimals) for a, r in zip(answer, right, strict=True))
     if isinstance(right, float):
-        return isinstance(answer, int | float) and abs(answer - right) <= max(1e-3 * abs(right), 6e-4)
+        allowed = max(1e-3 * abs(right), 6e-4 if decimals is None else 0.51 * 10**-decimals)
+        return isinstance(answer, int | float) and abs(answer - right) <= allowed
     return answer == right
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples, arrays and tensors into lists, and numpy's numbers into Python's."""
+def _rounding(answer: list[float], right: list[float], decimals: int | None) -> str:
+    """Name right numbers that were rounded too far, or cut off instead of rounded; "" if they are neither."""
+    if not decimals or len(answer) != len(right) or not any(answer):
+        return ""
+    pairs = list(zip(answer, right, strict=True))
+    if any(all(a == round(r, places) for a, r in pairs) for places in range(1, decimals)):
+        return f"give {decimals} decimals, as the task asks."
+    if all(a in (round(r, decimals), int(r * 10**decimals) / 10**decimals) for a, r in pairs):
+        return "nearly: round the last decimal instead of cutting off the rest."
+    return ""
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples, sets, arrays and tensors into lists, and numpy's numbers into Python's."""
     value = value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return [plain(each) for each in value] if isinstance(value, list | tuple | set) else value
 
 
 def _number(value: Any) -> float | None:
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) < _LARGEST else None  # not a number is not less than anything
@@ -155,7 +175,7 @@ def _whole(value: Any) -> int | None:
 
 def _list(value: Any, read: Callable[[Any], Any]) -> list[Any] | None:
     """Read a list, or a thing like one, whose items are all of one kind."""
-    value = _plain(value)
+    value = plain(value)
     if not isinstance(value, list):
         return None
     items = [read(each) for each in value]
@@ -174,8 +194,8 @@ def _matches(value: Any) -> dict[Any, Any] | None:
     """Read a dict of texts and numbers."""
     if not isinstance(value, Mapping):
         return None
-    plain = {name: _plain(each) for name, each in value.items()}
-    return plain if all(isinstance(each, str | int | float) for each in plain.values()) else None
+    found = {name: plain(each) for name, each in value.items()}
+    return found if all(isinstance(each, str | int | float) for each in found.values()) else None
 
 
 TEXT = Kind("text", lambda value: value if isinstance(value, str) else None)

@@ -8,8 +8,8 @@ from importlib import resources
 from typing import Any
 
 from helpers.core.errors import ConfigError
-from helpers.workshop.checks.kinds import MATCHES, NUMBER, WHOLE, Check, matching, near
 from helpers.core.settings import nearest
+from helpers.workshop.checks.kinds import MATCHES, NUMBER, WHOLE, Check, matching, near
 
 __all__ = ["recorded_run"]
 

@@ -48,8 +48,18 @@ def _packing(answer: list[list[int]]) -> str:
     return ""
 
 
+def _labels(answer: list[int]) -> str:
+    """Count the labels before they are compared."""
+    if len(answer) != len(PROMPT) + len(ANSWER):
+        return (
+            f"the row has {len(PROMPT) + len(ANSWER)} tokens, and you have {len(answer)} labels. "
+            "Each token has one, also those that are not learned."
+        )
+    return _SAME_LABELS(answer)
+
+
 _MASK = [-100] * len(PROMPT)
-_LABELS = same(
+_SAME_LABELS = same(
     [*_MASK, *ANSWER],
     "labels stand at the same places as the tokens. Which of the tokens are the answer, its end included?",
     [
@@ -61,7 +71,6 @@ _LABELS = same(
             [*_MASK, *ANSWER[:-1], -100],
             "one learned token is missing. What would the model never learn to do without it?",
         ),
-        (ANSWER, "there must be a label for every token, also for those that are not learned."),
         ([*_MASK[1:], *ANSWER, -100], "labels are not shifted by hand: the loss does that when it is computed."),
         ([0] * len(PROMPT) + ANSWER, "0 is the number of a token, so it would be learned. Which number is left out?"),
     ],
@@ -74,7 +83,7 @@ TOKENS: dict[str, Check] = {
         "a model that was trained on this exact text answers worse when a space or a mark is different.",
     ),
     "labels": Check(
-        COUNTS, _LABELS, "the loss is taken over the answer and its end, so that is what the model learns to write."
+        COUNTS, _labels, "the loss is taken over the answer and its end, so that is what the model learns to write."
     ),
     "faulty-rows": Check(
         MATCHES,
@@ -87,7 +96,7 @@ TOKENS: dict[str, Check] = {
                 "E": "learns to write questions",
             },
             {
-                "A": "row A: hold it against the five things that a row needs. Which one is missing?",
+                "A": "row A: hold it against the five things that a row needs. Is one of them missing?",
                 "B": "row B: read its first characters aloud.",
                 "C": "row C: which part of it does the loss see?",
                 "D": "row D: look at the end of its learned part.",
