@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import types
 
 import pytest
@@ -10,14 +11,12 @@ from sources import package_root
 
 from helpers.cli import train
 from helpers.core.config import build_config
-from helpers.core.errors import ConfigError, StackError
+from helpers.core.errors import ConfigError, HelpersError, RunError, StackError
 from helpers.core.runs import RunDirectory
-from helpers.memory import plan as planner
-from helpers.memory.shapes import ModelShape
 from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
 from helpers.runtime.hardware import SPLIT, Gpu, held_bytes, loader_options, own_cards, split_share
-from helpers.training import failures as guards
+from helpers.training.failures import explained
 from helpers.training.machine import fit_layout
 
 GIB = 2**30
@@ -116,23 +115,30 @@ def test_nothing_is_held_before_a_card_is_opened():
 
 def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch, tmp_path, capsys):
     """37 GiB of weights lie on two cards of 23.5 GiB: a layout is found in what both have."""
-    sizes = ModelShape(8192, 28672, 80, 64, 8, 32000)
+    sizes = {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
     monkeypatch.setenv(SPLIT, "1")
-    monkeypatch.setattr("helpers.memory.layout.shape_for", lambda config: sizes)
     hold(monkeypatch, 23.5, (18.5, 4.6), (18.5, 4.6))
-    found = fit_layout(build_config("alpaca", preset="colab-t4"), [219] * 80, RunDirectory(tmp_path))
+    config = build_config("alpaca", preset="colab-t4", model_name=str(tmp_path))
+    found = fit_layout(config, [219] * 80, RunDirectory(tmp_path))
     assert found.config.train.rows_per_step() == 8
     assert "of 42.5 GiB" in capsys.readouterr().out.splitlines()[1]
 
 
-def test_memory_that_ran_out_was_that_of_all_cards(two_cards, monkeypatch):
-    """Advice is for the cards that the model lies on, or for this process's own one."""
-    asked = []
-    monkeypatch.setattr(planner, "advise", lambda config, size, **known: asked.append(size) or [])
+def test_memory_that_ran_out_was_that_of_all_cards(two_cards, monkeypatch, tmp_path):
+    """A run that needs 100 GiB gets advice for one card of 80; on both it should have fitted: the usual remedies."""
+    config = build_config("alpaca", preset="large-gpu", max_seq_length=4096, packing=True, gradient_checkpointing=False)
+    said = {}
     for share in ("", "1"):
         monkeypatch.setenv(SPLIT, share)
-        guards._memory_advice(build_config("alpaca", preset="colab-t4"))
-    assert asked == [80 * GIB, 160 * GIB]
+        with pytest.raises(RunError) as caught, explained(RunDirectory(tmp_path), config, lambda: None):
+            raise MemoryError
+        said[share] = caught.value.remedy
+    assert "predicted peak" in said[""]
+    assert "predicted peak" not in said["1"]
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "1.5", "nan"])
@@ -143,15 +149,15 @@ def test_a_share_is_a_number_from_0_to_1(monkeypatch, text):
         split_share()
 
 
-def test_the_command_line_switches_it_on(monkeypatch):
+def test_the_command_line_switches_it_on(monkeypatch, tmp_path):
     """Without a share all of each card is used; without --split nothing changes."""
     parser = argparse.ArgumentParser()
     train.add_command(parser.add_subparsers())
     monkeypatch.setenv(SPLIT, "")
-    monkeypatch.setattr(train, "run_job", lambda *job: 0)
     found = []
     for line in ([], ["--split"], ["--split", "--card-share", "0.25"]):
-        train.run_train(parser.parse_args(["train", "config.json", *line]))
+        with pytest.raises(HelpersError, match=r"config\.json"):
+            train.run_train(parser.parse_args(["train", str(tmp_path / "config.json"), *line]))
         found.append(split_share())
     assert found == [None, 1.0, 0.25]
 
