@@ -1,4 +1,7 @@
-"""Adapter products taken together: the same outputs and gradients as PyTorch's own and as Unsloth's, on the CPU."""
+"""Adapter products taken together: the same outputs and gradients as PyTorch's own, on the CPU.
+
+That they are Unsloth's, too, is seen where its kernels run: scripts/gpu_equivalence compares whole trainings.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 from sources import definitions
-from unsloth_kernels import gate, gate_backward, load_kernels
 
 from helpers.core.config import build_config
 from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
@@ -21,10 +23,38 @@ NAMES = ("LoRA_QKV", "LoRA_W", "LoRA_MLP")
 TRAINED = SimpleNamespace(training=True)
 
 
-@pytest.fixture(scope="module")
+class Count:
+    """Counts the calls of a function of Unsloth's, which computes nothing here."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def apply(self, *args):
+        """Count."""
+        self.calls += 1
+
+
+@pytest.fixture
 def kernels():
-    """Unsloth's three functions."""
-    return load_kernels()
+    """Stands for Unsloth's module of kernels: three functions that are replaced, and what is asked of it instead."""
+    return SimpleNamespace(
+        **{name: Count() for name in NAMES},
+        matmul_lora=lambda x, weight, state, a, b, scale: x @ weight.t(),
+        fast_dequantize=lambda weight, state, **_: weight,
+        _rms_layernorm=SimpleNamespace(_SAVE_OUTPUT=False),
+    )
+
+
+def gate(e, g):
+    """Return silu(e) * g, as Unsloth's `swiglu_fg_kernel`."""
+    return torch.nn.functional.silu(e) * g
+
+
+def gate_backward(d, e, g):
+    """Return what Unsloth's `swiglu_DWf_DW_dfg_kernel` leaves in its three arguments."""
+    sigmoid = torch.sigmoid(e)
+    f = sigmoid * e
+    return f * g, d * f, d * g * sigmoid * (1 + e * (1 - sigmoid))
 
 
 def projections(name, dtype=torch.float64, adapter_dtype=None, scales=(2.0, 1.0, 0.5)):
@@ -79,38 +109,17 @@ def near(one, other, **limits):
     )
 
 
-class Count:
-    """Counts calls of Unsloth's functions."""
-
-    def __init__(self, original):
-        self.calls, self.original = 0, original
-
-    def apply(self, *args):
-        """Count, and compute."""
-        self.calls += 1
-        return self.original.apply(*args)
-
-
-@pytest.fixture
-def counts(kernels, monkeypatch):
-    """Calls of Unsloth's functions, by name."""
-    found = {name: Count(getattr(kernels, name)) for name in NAMES}
-    for name, count in found.items():
-        monkeypatch.setattr(kernels, name, count)
-    return found
-
-
 @pytest.mark.parametrize("name", NAMES)
 class TestNumbers:
     """What a layer gives, and what it learns."""
 
-    def test_outputs_and_gradients_are_pytorchs(self, kernels, counts, name):
+    def test_outputs_and_gradients_are_pytorchs(self, kernels, name):
         """In float64, with another scale for each projection, up to rounding; Unsloth's function is not called."""
-        group = projections(name)
+        group, count = projections(name), getattr(kernels, name)
         wanted = outputs_and_gradients(lambda x: plain(name, x, group), group)
         with fused_adapters(TRAINED, kernels):
             found = outputs_and_gradients(lambda x: getattr(kernels, name).apply(x, *arguments(name, group)), group)
-        assert counts[name].calls == 0
+        assert count.calls == 0
         assert near(found, wanted, rtol=1e-10, atol=1e-10)
         assert all(each.abs().max() > 0 for each in found[1])
 
@@ -123,13 +132,13 @@ class TestNumbers:
             (torch.float16, torch.float32, 0.003),
         ],
     )
-    def test_they_are_unsloths_in_other_types(self, kernels, name, dtype, adapter_dtype, limit):
+    def test_they_are_so_in_other_types(self, kernels, name, dtype, adapter_dtype, limit):
         """The adapter may be in float32 beside 16-bit activations; its gradients have its own type."""
         group = projections(name, dtype, adapter_dtype)
-        run = lambda x: getattr(kernels, name).apply(x, *arguments(name, group))  # noqa: E731  looked up at each call
-        wanted = outputs_and_gradients(run, group, dtype)
+        wanted = outputs_and_gradients(lambda x: plain(name, x, group), group, dtype)
         with fused_adapters(TRAINED, kernels):
-            found = outputs_and_gradients(run, group, dtype)
+            fused = getattr(kernels, name).apply
+            found = outputs_and_gradients(lambda x: fused(x, *arguments(name, group)), group, dtype)
         for one, other in zip(found, wanted, strict=True):
             apart = [(a.double() - b.double()).norm() / b.double().norm() for a, b in zip(one, other, strict=True)]
             assert max(apart) < limit
@@ -158,13 +167,13 @@ class TestNumbers:
         sum(each.sum() for each in (found if isinstance(found, tuple) else (found,))).backward()
         assert torch.equal(hidden.detach(), x.grad) is (name != "LoRA_W")
 
-    def test_elsewhere_unsloths_own_is_called(self, kernels, counts, name):
+    def test_elsewhere_unsloths_own_is_called(self, kernels, name):
         """In evaluation, with dropout or a bias, without an adapter, with weights of another format."""
         group = projections(name)
         other = [(weight.to(torch.float8_e4m3fn), *rest) for weight, *rest in group]
         packed = [(weight, SimpleNamespace(quant_type="int4"), *rest) for weight, _, *rest in group]
         bare = [(weight, None, None, None, None) for weight, *_ in group]
-        x, seen = torch.ones(1, 2, IN, dtype=torch.float64), []
+        x, count = torch.ones(1, 2, IN, dtype=torch.float64), getattr(kernels, name)
         for model, given, more in (
             (SimpleNamespace(training=False), group, ()),
             (TRAINED, group, ((0.1,) * len(group) if name != "LoRA_W" else 0.1,)),
@@ -173,10 +182,9 @@ class TestNumbers:
             (TRAINED, packed, ()),
             (TRAINED, bare, ()),
         ):
-            counts[name].original = SimpleNamespace(apply=lambda *args: seen.append(args))
             with fused_adapters(model, kernels):
                 getattr(kernels, name).apply(x, *arguments(name, given, more))
-        assert counts[name].calls == len(seen) == 6
+        assert count.calls == 6
 
     def test_afterwards_unsloths_are_back(self, kernels, name):
         """Also after an error."""
@@ -245,6 +253,24 @@ class TestUnsloth:
         """What is put in the function's place is what the layers call."""
         (found,) = definitions(f"unsloth/kernels/fast_lora.py {caller}")
         assert f"_apply({name}, X" in ast.unparse(found)
+
+    @pytest.mark.parametrize(
+        ("name", "projections", "more"),
+        [
+            ("LoRA_QKV", ["Q", "K", "V"], ["inplace", "dropout_p", "QBias", "KBias", "VBias"]),
+            ("LoRA_W", [""], ["dropout_p", "bias"]),
+            (
+                "LoRA_MLP",
+                ["gate", "up", "down"],
+                ["_forward_function", "_backward_function", "inplace", "dropout_p", "gateBias", "upBias", "downBias"],
+            ),
+        ],
+    )
+    def test_its_functions_take_what_the_replacements_do(self, name, projections, more):
+        """For each projection the weight, its state, A, B and the scale; after them what else there is."""
+        (found,) = definitions(f"unsloth/kernels/fast_lora.py {name}.forward")
+        each = [f"{one}{part}" for one in projections for part in ("W", "W_quant", "A", "B", "S")]
+        assert [argument.arg for argument in found.args.args] == ["ctx", "X", *each, *more]
 
     @pytest.mark.parametrize("name", NAMES)
     def test_its_backward_pass_computes_x_a_again(self, name):

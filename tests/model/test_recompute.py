@@ -1,6 +1,6 @@
-"""Recomputed layers without their last product: Unsloth's own MLP and checkpointing, on a small Mistral on the CPU.
+"""Recomputed layers without their last product, on a small Mistral on the CPU.
 
-Those that recompute layers are taken out of Unsloth's files, too.
+Its MLP is one operation to autograd, as Unsloth's is, and asks one function for each product.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 import sys
 import types
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
 import pytest
 from sources import definitions
-from unsloth_kernels import gate, gate_backward, load_kernels, parameters_of
 
 from helpers.model.load import TARGET_MODULES
 from helpers.model.patches.optimizer_step import skip_last_products
@@ -22,14 +23,75 @@ torch = pytest.importorskip("torch")
 LAYERS, WIDTH = 3, 32
 
 
-@pytest.fixture(scope="module")
+def product(x, weight, quant_state, a, b, scale):
+    """Return a projection of x with its adapter."""
+    return x @ weight.t() + scale * (x @ a.t() @ b.t())
+
+
+def gate(e, g):
+    """Return silu(e) * g."""
+    return torch.nn.functional.silu(e) * g
+
+
+class Kernels:
+    """Stands for Unsloth's module of kernels: its product, which is counted, and the mark of a repeated pass."""
+
+    def __init__(self):
+        self.products, self.repeated = Counter(), False
+        self.matmul_lora = self.count
+
+    def count(self, x, weight, *rest):
+        """Count, and compute."""
+        self.products[id(weight)] += 1
+        return product(x, weight, *rest)
+
+    def recomputing(self):
+        """Return whether a pass is repeated."""
+        return self.repeated
+
+    @contextmanager
+    def mark(self):
+        """Set the mark inside the block."""
+        self.repeated = True
+        try:
+            yield
+        finally:
+            self.repeated = False
+
+
+class FusedMlp(torch.autograd.Function):
+    """The three projections as one operation, which keeps what the first two gave."""
+
+    @staticmethod
+    def forward(ctx, kernels, scale, x, *weights):
+        """Compute, asking for each product; a weight, an A and a B for each projection."""
+        first, second, last = weights[:3], weights[3:6], weights[6:]
+        e, g = (kernels.matmul_lora(x, each[0], None, *each[1:], scale) for each in (first, second))
+        ctx.scale = scale
+        ctx.save_for_backward(x, e, g, *weights)
+        return kernels.matmul_lora(gate(e, g), last[0], None, *last[1:], scale)
+
+    @staticmethod
+    def backward(ctx, given):
+        """Compute the gradients of x and of the adapters from what was kept."""
+        with torch.enable_grad():
+            x, e, g, *weights = (each.detach().requires_grad_() for each in ctx.saved_tensors)
+            first, second, last = weights[:3], weights[3:6], weights[6:]
+            out = product(gate(e, g), last[0], None, *last[1:], ctx.scale)
+            de, dg, *of_last = torch.autograd.grad(out, [e, g, *last[1:]], given)
+            outs = [product(x, each[0], None, *each[1:], ctx.scale) for each in (first, second)]
+            dx, *of_both = torch.autograd.grad(outs, [x, *first[1:], *second[1:]], [de, dg])
+        return None, None, dx, None, *of_both[:2], None, *of_both[2:], None, *of_last
+
+
+@pytest.fixture
 def kernels():
-    """Unsloth's fused MLP and the product that it asks for, as a module of their own."""
-    return load_kernels()
+    """Kernels that have computed nothing yet."""
+    return Kernels()
 
 
 def small_mistral(kernels, *, dropout=0.0):
-    """A Mistral with an adapter that says something, Unsloth's MLP in it, its layers recomputed by Unsloth."""
+    """A Mistral with an adapter that says something, the fused MLP in it, its layers recomputed."""
     from peft import LoraConfig, get_peft_model
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -38,23 +100,23 @@ def small_mistral(kernels, *, dropout=0.0):
         vocab_size=96, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, use_cache=False,
     )  # fmt: skip
-    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=dropout, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM"
+    )
     model = get_peft_model(MistralForCausalLM(config), adapter).train()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
 
     def forward(mlp, hidden):
-        each = [parameters_of(projection) for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-        chances = (dropout,) * 3 if dropout else None
-        return kernels.LoRA_MLP.apply(hidden, *sum(each, ()), gate, gate_backward, True, chances)
+        parts = [(each.base_layer.weight, each.lora_A["default"].weight, each.lora_B["default"].weight)
+                 for each in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]  # fmt: skip
+        return FusedMlp.apply(kernels, 2.0, hidden, *sum(parts, ()))
 
     for layer in model.base_model.model.model.layers:
         layer.mlp.forward = types.MethodType(forward, layer.mlp)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    model.enable_input_require_grads()
-    for layer in model.base_model.model.model.layers:
-        layer._gradient_checkpointing_func = kernels.Unsloth_Gradient_Checkpointer.apply
+    how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), kernels.mark())}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     return model
 
 
@@ -70,26 +132,13 @@ def gradients(model):
 
 def lean_gradients(model, kernels):
     """Return the same, with the last product of recomputed layers left out."""
-    with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute):
+    with skip_last_products(model, kernels, kernels.recomputing):
         return gradients(model)
 
 
-def first_mlp(model):
-    """Return the MLP of the first layer."""
-    return model.base_model.model.model.layers[0].mlp
-
-
-class Counted:
-    """Counts the products of one projection that are computed."""
-
-    def __init__(self, kernels, projection, monkeypatch):
-        self.count, self.weight, self.original = 0, projection.base_layer.weight, kernels.matmul_lora
-        monkeypatch.setattr(kernels, "matmul_lora", self)
-
-    def __call__(self, x, weight, *rest, **named):
-        """Count, and compute."""
-        self.count += weight is self.weight
-        return self.original(x, weight, *rest, **named)
+def weight_of(model, name):
+    """Return the frozen weight of a projection of the first layer's MLP."""
+    return getattr(model.base_model.model.model.layers[0].mlp, name).base_layer.weight
 
 
 class TestGradients:
@@ -97,10 +146,10 @@ class TestGradients:
 
     @pytest.mark.parametrize("dropout", [0.0, 0.1])
     def test_are_the_same_bit_for_bit(self, kernels, dropout):
-        """Loss and gradients of every adapter matrix, with dropout, too."""
+        """Loss and gradients of every adapter matrix, also with dropout in attention."""
         model = small_mistral(kernels, dropout=dropout)
         whole_loss, whole = gradients(model)
-        with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+        with skip_last_products(model, kernels, kernels.recomputing) as layers:
             loss, lean = gradients(model)
         assert layers == LAYERS
         assert loss == whole_loss
@@ -109,7 +158,7 @@ class TestGradients:
         assert all(each.abs().max() > 0 for each in whole.values())
 
     def test_and_the_mlp_is_the_models_own(self, kernels):
-        """Unsloth's MLP gives what PEFT's gives; otherwise the tests here would say nothing of Mistral."""
+        """The fused MLP gives what PEFT's gives; otherwise the tests here would say nothing of Mistral."""
         model = small_mistral(kernels)
         loss, fused = gradients(model)
         for layer in model.base_model.model.model.layers:
@@ -122,43 +171,40 @@ class TestGradients:
 class TestProducts:
     """What is computed."""
 
-    def test_each_down_projection_runs_once_instead_of_twice(self, kernels, monkeypatch):
+    def test_each_down_projection_runs_once_instead_of_twice(self, kernels):
         """Forward, and not again when the layer is recomputed."""
         model = small_mistral(kernels)
-        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
+        down = id(weight_of(model, "down_proj"))
         gradients(model)
-        assert down.count == 2
+        assert kernels.products[down] == 2
         lean_gradients(model, kernels)
-        assert down.count == 3
+        assert kernels.products[down] == 3
 
-    def test_other_projections_run_as_before(self, kernels, monkeypatch):
+    def test_other_projections_run_as_before(self, kernels):
         """What is saved for the gradients is computed again."""
         model = small_mistral(kernels)
-        up = Counted(kernels, first_mlp(model).up_proj, monkeypatch)
         lean_gradients(model, kernels)
-        assert up.count == 2
+        assert kernels.products[id(weight_of(model, "up_proj"))] == 2
 
-    def test_without_checkpointing_nothing_is_left_out(self, kernels, monkeypatch):
+    def test_without_checkpointing_nothing_is_left_out(self, kernels):
         """A forward pass that counts is whole."""
         model = small_mistral(kernels)
         model.gradient_checkpointing_disable()
-        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
         lean_gradients(model, kernels)
-        assert down.count == 1
+        assert kernels.products[id(weight_of(model, "down_proj"))] == 1
 
     def test_a_layer_that_is_being_compiled_is_left_as_it_is(self, kernels, monkeypatch):
         """Zeros do not get into a compiled layer."""
         model = small_mistral(kernels)
-        down = Counted(kernels, first_mlp(model).down_proj, monkeypatch)
+        a, b = torch.ones(4, 64), torch.ones(WIDTH, 4)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         with skip_last_products(model, kernels, lambda: True):
-            kernels.matmul_lora(torch.ones(2, 64), down.weight, None, None, None, None)
-        assert down.count == 1
+            assert kernels.matmul_lora(torch.ones(2, 64), weight_of(model, "down_proj"), None, a, b, 1.0).any()
 
     def test_zeros_have_the_products_shape_and_type(self, kernels):
         """What takes the product's place fits where the product went."""
         model = small_mistral(kernels)
-        weight = first_mlp(model).down_proj.base_layer.weight
+        weight = weight_of(model, "down_proj")
         with skip_last_products(model, kernels, lambda: True):
             made = kernels.matmul_lora(torch.ones(2, 3, 64, dtype=torch.bfloat16), weight, None, None, None, None)
         assert made.shape == (2, 3, WIDTH)
@@ -168,6 +214,11 @@ class TestProducts:
 
 class TestUnsloth:
     """Unsloth, as installed, still computes the product."""
+
+    def test_its_mlp_asks_for_the_product_of_the_down_projection(self):
+        """By the name that is replaced, with the weight second."""
+        (found,) = definitions("unsloth/kernels/fast_lora.py LoRA_MLP.forward")
+        assert "matmul_lora(h, downW, downW_quant, downA, downB, downS)" in ast.unparse(found)
 
     def test_its_mlp_does_not_ask_whether_it_is_recomputed(self):
         """As soon as it does, this module may have nothing left to do."""
@@ -196,7 +247,7 @@ class TestWhere:
     def test_everything_is_as_before_afterwards_and_after_an_error(self, kernels):
         """Unsloth's function is back."""
         before, model = kernels.matmul_lora, small_mistral(kernels)
-        with pytest.raises(KeyError), skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute):
+        with pytest.raises(KeyError), skip_last_products(model, kernels, kernels.recomputing):
             raise KeyError(kernels.matmul_lora is before)
         assert kernels.matmul_lora is before
 
@@ -205,7 +256,7 @@ class TestWhere:
         model = small_mistral(kernels)
         model.config.model_type = "gemma2"
         before = kernels.matmul_lora
-        with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+        with skip_last_products(model, kernels, kernels.recomputing) as layers:
             assert layers == 0
             assert kernels.matmul_lora is before
 
@@ -225,5 +276,5 @@ class TestWhere:
     def test_models_without_such_layers_are_left_alone(self, kernels):
         """No configuration, or another architecture."""
         for model in (torch.nn.Linear(2, 2), self.Other()):
-            with skip_last_products(model, kernels, kernels.in_gradient_checkpoint_recompute) as layers:
+            with skip_last_products(model, kernels, kernels.recomputing) as layers:
                 assert layers == 0
