@@ -8,18 +8,28 @@ import sys
 
 import pytest
 
-from helpers.model.patches import imports as collector
 from helpers.model.patches.imports import leave_alone, long_lived
 
 
 @pytest.fixture(autouse=True)
-def thawed(monkeypatch):
-    """Nothing is frozen before or after a test, and the collector runs."""
-    gc.unfreeze()
-    monkeypatch.setattr(collector, "_set_aside", [False])
-    yield
-    gc.unfreeze()
+def frozen(monkeypatch):
+    """Returns how many objects are frozen, of all.
+
+    The code under test sees only those made since: a collection of what other tests have imported takes half a second.
+    """
+    gc.freeze()
+    count, before = gc.get_freeze_count, gc.get_freeze_count()
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: max(count() - before, 0))
+    yield count
     gc.enable()
+    gc.freeze()
+    with leave_alone():  # forgets what was set aside
+        pass
+
+
+def made(number=10_000):
+    """Return so many new objects."""
+    return [[each] for each in range(number)]
 
 
 class TestImports:
@@ -29,10 +39,10 @@ class TestImports:
         """It does not run inside the block, and what was made there is frozen."""
         with long_lived():
             assert not gc.isenabled()
-            made = [[each] for each in range(100)]
+            objects = made(100)
         assert gc.isenabled()
-        assert gc.get_freeze_count() > len(made)
-        assert not any(each is made for each in gc.get_objects())
+        assert gc.get_freeze_count() > len(objects)
+        assert not any(each is objects for each in gc.get_objects())
 
     def test_after_an_error_it_runs_again(self):
         """A module that cannot be imported does not switch it off for good."""
@@ -49,23 +59,25 @@ class TestImports:
 
     def test_what_someone_else_froze_is_all_that_is_frozen(self):
         """All that is frozen is what the other froze."""
+        others = made()
         gc.freeze()
         before = gc.get_freeze_count()
-        made = []
         with long_lived():
-            made.extend([each] for each in range(10_000))
-        assert gc.get_freeze_count() < before + 10_000
+            objects = made()
+        assert before > len(others)
+        assert gc.get_freeze_count() < before + len(objects)
 
     def test_a_few_frozen_at_the_start_are_nobodys(self, monkeypatch):
         """Python 3.12 begins with some 400 frozen objects; what is imported is frozen all the same, in both blocks."""
-        count = gc.get_freeze_count
-        for block in (long_lived, leave_alone):
-            gc.unfreeze()
-            with monkeypatch.context() as patch:
-                patch.setattr(gc, "get_freeze_count", lambda: 375)
-                with block():
-                    inside = [[each] for each in range(10_000)] if block is long_lived else count()
-            assert (count() if block is long_lived else inside) > 10_000
+        count, objects = gc.get_freeze_count, made()
+        monkeypatch.setattr(gc, "get_freeze_count", lambda: 375)
+        with leave_alone():
+            assert count() > len(objects)
+        gc.freeze()
+        before = count()
+        with long_lived():
+            objects += made()
+        assert count() >= before + 10_000
 
     @pytest.mark.slow
     def test_importing_unsloth_is_done_so(self):
@@ -84,36 +96,39 @@ class TestImports:
 class TestTraining:
     """`leave_alone`."""
 
-    def test_what_was_there_is_looked_at_again_afterwards(self):
+    def test_what_was_there_is_looked_at_again_afterwards(self, frozen):
         """Frozen inside the block, looked at again after it."""
+        objects = made()
         with leave_alone():
-            assert gc.get_freeze_count() > 1000
-        assert gc.get_freeze_count() == 0
+            assert gc.get_freeze_count() > len(objects)
+        assert frozen() == 0
 
-    def test_imports_set_aside_before_do_not_hinder_it(self):
+    def test_imports_set_aside_before_do_not_hinder_it(self, frozen):
         """What was imported is frozen already; what came since is frozen, too, and all of it thawed."""
         with long_lived():
             pass
-        frozen = gc.get_freeze_count()
-        made = [[each] for each in range(10_000)]
+        before, objects = gc.get_freeze_count(), made()
         with leave_alone():
-            assert gc.get_freeze_count() >= frozen + len(made)
-        assert gc.get_freeze_count() == 0
+            assert gc.get_freeze_count() >= before + len(objects)
+        assert frozen() == 0
 
     def test_a_block_within_changes_nothing(self):
         """The inner of two blocks neither freezes nor thaws."""
+        objects = made()
         with leave_alone():
-            frozen = gc.get_freeze_count()
+            before = gc.get_freeze_count()
             with leave_alone():
                 pass
-            assert gc.get_freeze_count() == pytest.approx(frozen, abs=100)
+            assert gc.get_freeze_count() == pytest.approx(before, abs=100)
+        assert before > len(objects)
 
     def test_what_someone_else_froze_stays_frozen(self):
         """Who froze it may thaw it."""
+        objects = made()
         gc.freeze()
         with leave_alone():
             pass
-        assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > len(objects)
 
     def test_a_cycle_made_before_is_collected_after(self):
         """Garbage of an import is not kept for good."""

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from helpers.model.patches import imports
+from helpers.model.patches.imports import leave_alone, long_lived
 from helpers.model.patches.optimizer_step import quick_steps
 
 torch = pytest.importorskip("torch")
@@ -78,10 +78,11 @@ class Trainer:
 
 
 @pytest.fixture(autouse=True)
-def set_aside(monkeypatch):
+def set_aside():
     """What was imported is set aside, as after the import of Unsloth; nothing is frozen after a test."""
-    gc.freeze()
-    monkeypatch.setattr(imports, "_set_aside", [True])
+    gc.unfreeze()
+    with long_lived():
+        pass
     yield
     gc.unfreeze()
 
@@ -135,7 +136,9 @@ class TestWork:
 
     def test_what_something_else_froze_stays_frozen(self):
         """Objects frozen before the block are frozen after it."""
-        imports._set_aside[0] = False
+        with leave_alone():  # gives back what was set aside
+            pass
+        gc.freeze()
         with quick_steps(Trainer()):
             pass
         assert gc.get_freeze_count() > 1000
