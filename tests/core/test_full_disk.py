@@ -349,10 +349,6 @@ class TestFolders:
     def test_the_small_model_s_cache_names_its_variable(self, small_disk, monkeypatch):
         """The weights take 269 MB; the error says which variable moves them, and nothing half-written is left."""
         monkeypatch.setenv("HELPERS_CACHE_DIR", str(small_disk))
-        monkeypatch.setattr("helpers.model.smollm2._gguf_folder", lambda: small_disk)
-        monkeypatch.setattr(
-            "helpers.model.smollm2._unpack", lambda source, folder: (folder / "w").write_bytes(bytes(2**23))
-        )
         with pytest.raises(RunError, match=r"^disk: .* the smoke model, 269 MB; HELPERS_CACHE_DIR .*No space left"):
-            smollm2_folder()
+            smollm2_folder(lambda folder: (folder / "w").write_bytes(bytes(2**23)))
         assert os.listdir(small_disk) == []

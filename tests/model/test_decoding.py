@@ -5,7 +5,9 @@ Everything runs in float32 on the CPU, where the steps are not captured but othe
 
 from __future__ import annotations
 
+import copy
 import types
+from typing import ClassVar
 
 import pytest
 import torch
@@ -110,11 +112,11 @@ def simple_arms(model, ids, new, eos=None):
         return {"tuned": tuned, "base": simple_loop(model, ids, new, eos)}
 
 
-def decode(model, ids, new, rows, arms=("tuned", "base"), eos=None, **options):
+def decode(model, ids, new, rows, arms=("tuned", "base"), eos=None, kind=DecoderSession, **options):
     """Answer with the code under test, all arms in one session."""
     with decoder_math(CPU):
         weights = DecoderWeights(model, torch.float32, **options)
-        session = DecoderSession(weights, rows, row_length(ids, new))
+        session = kind(weights, rows, row_length(ids, new))
         found = {}
         for arm in arms:
             weights.use(arm)
@@ -219,74 +221,73 @@ class Recording(TorchDispatchMode):
             fresh.update((id(a), b) for a, b in zip(old, new, strict=True) if isinstance(a, torch.Tensor))
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Makes sessions capture their steps with `Recording`; returns what was captured, by cache length."""
-    captures = {}
+class Captured(DecoderSession):
+    """Captures its steps with `Recording`."""
 
-    def capture(session, bucket):
+    captures: ClassVar = {}
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.graphs = True
+        self.captures.clear()
+
+    def _capture(self, bucket):
         for _ in range(2):
-            session._decode(bucket)
-        with Recording() as recording:
-            session._decode(bucket)
-        captures[bucket] = recording
-        return recording
-
-    original = DecoderSession.__init__
-
-    def start(session, *arguments, **options):
-        original(session, *arguments, **options)
-        session.graphs = True
-
-    monkeypatch.setattr(DecoderSession, "__init__", start)
-    monkeypatch.setattr(DecoderSession, "_capture", capture)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    return captures
+            self._decode(bucket)
+        with Recording() as self.captures[bucket]:
+            self._decode(bucket)
+        return self.captures[bucket]
 
 
+@pytest.mark.usefixtures("streams")
 class TestCapture:
     """What a CUDA graph needs of a step, shown without a GPU."""
 
+    @pytest.fixture
+    def streams(self, monkeypatch):
+        """A card has streams."""
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+
     @pytest.mark.parametrize("rows", [1, 3])
-    def test_a_recorded_step_can_be_repeated(self, adapted, expected, recorded, rows):
+    def test_a_recorded_step_can_be_repeated(self, adapted, expected, rows):
         """The warm-up leaves no trace, and one recorded step decodes all prompts, for both arms."""
         tokens = [set(answer[2:12]) for answer in expected["base"]]
         eos = max(set.union(*tokens), key=lambda t: sum(t in each for each in tokens))
         ended = {arm: [cut(answer, eos) for answer in expected[arm]] for arm in expected}
-        assert decode(adapted, prompts(), 20, rows, eos=eos) == ended
-        assert sorted(recorded) == [128, 256]
+        assert decode(adapted, prompts(), 20, rows, eos=eos, kind=Captured) == ended
+        assert sorted(Captured.captures) == [128, 256]
 
-    def test_a_step_reads_nothing_back(self, adapted, recorded):
+    def test_a_step_reads_nothing_back(self, adapted):
         """No operation of a step gives the host a number or a shape that depends on the data."""
-        decode(adapted, prompts()[:2], 3, 2)
-        names = {str(operation) for recording in recorded.values() for operation, *_ in recording.calls}
+        decode(adapted, prompts()[:2], 3, 2, kind=Captured)
+        names = {str(operation) for recording in Captured.captures.values() for operation, *_ in recording.calls}
         assert {name.split(".")[1] for name in names} & {"_local_scalar_dense", "nonzero", "item", "_to_copy"} == set()
 
-    def test_a_failed_capture_is_said_and_survived(self, adapted, expected, recorded, monkeypatch, capsys):
+    def test_a_failed_capture_is_said_and_survived(self, adapted, expected, capsys):
         """The reason is printed once, and the answers are the same."""
 
-        def fail(session, bucket):
-            assert session.captured_lengths() == []
-            session._decode(bucket)
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        class Failing(Captured):
+            def _capture(self, bucket):
+                assert self.captured_lengths() == []
+                self._decode(bucket)
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-        monkeypatch.setattr(DecoderSession, "_capture", fail)
-        assert decode(adapted, prompts()[:2], 20, 2) == {arm: expected[arm][:2] for arm in expected}
+        assert decode(adapted, prompts()[:2], 20, 2, kind=Failing) == {arm: expected[arm][:2] for arm in expected}
         assert capsys.readouterr().out == (
             "Decoding without CUDA graphs, which is slower; a capture failed: "
             "operation not permitted when stream is capturing\n"
         )
 
-    def test_memory_that_runs_out_in_a_capture_is_passed_on(self, adapted, recorded, monkeypatch):
+    def test_memory_that_runs_out_in_a_capture_is_passed_on(self, adapted):
         """Less memory is a reason for fewer rows, not for doing without graphs."""
 
-        def fail(session, bucket):
-            raise torch.OutOfMemoryError("no memory")
+        class Full(Captured):
+            def _capture(self, bucket):
+                raise torch.OutOfMemoryError("no memory")
 
-        monkeypatch.setattr(DecoderSession, "_capture", fail)
         with pytest.raises(torch.OutOfMemoryError):
-            decode(adapted, prompts()[:2], 20, 2)
+            decode(adapted, prompts()[:2], 20, 2, kind=Full)
 
 
 class TestWeights:
@@ -496,6 +497,15 @@ def loaded(tiny_mistral, mistral_tokenizer):
     return types.SimpleNamespace(model=adapt(base), tokenizer=mistral_tokenizer)
 
 
+@pytest.fixture(scope="module")
+def ordinary(loaded):
+    """The texts that transformers' loop gives, both arms."""
+    ids = answers.encode_prompts(loaded.model, loaded.tokenizer, QUESTIONS, 6)
+    simple = simple_arms(loaded.model, ids, 6, loaded.tokenizer.eos_token_id)
+    return {arm: [loaded.tokenizer.decode(each, skip_special_tokens=True).strip() for each in simple[arm]]
+            for arm in simple}  # fmt: skip
+
+
 class TestFastGenerate:
     """From conversations to answers."""
 
@@ -510,32 +520,24 @@ class TestFastGenerate:
             assert [answer.tokens for answer in found[arm]] == [len(each) for each in simple[arm]]
         assert capsys.readouterr().out == "Generating with the steps under test.\n"
 
-    def test_an_answer_that_ends_is_finished(self, loaded, monkeypatch):
+    def test_an_answer_that_ends_is_finished(self, loaded):
         """EOS counts as a token, and its text is not shown; `ignore_eos` goes on behind it."""
         ids = answers.encode_prompts(loaded.model, loaded.tokenizer, QUESTIONS[:1], 6)
-        eos = simple_arms(loaded.model, ids, 6)["base"][0][2]
-        tokenizer = types.SimpleNamespace(eos_token_id=eos, decode=lambda ids, **_: f" {ids} ")
-        monkeypatch.setattr(answers, "encode_prompts", lambda *_: ids)
+        simple = simple_arms(loaded.model, ids, 6)["base"][0]
+        tokenizer = copy.deepcopy(loaded.tokenizer)
+        tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(simple[2])})
         how = {"max_new_tokens": 6, "arms": ("base",), "plan": GRAPHS}
         ended = fast_generate(loaded.model, tokenizer, QUESTIONS[:1], **how)["base"][0]
         assert (ended.tokens, ended.finished) == (3, True)
-        assert ended.text.endswith(f", {eos}]")
+        assert ended.text == loaded.tokenizer.decode(simple[:2]).strip()
         longer = fast_generate(loaded.model, tokenizer, QUESTIONS[:1], **how, ignore_eos=True)
         assert longer["base"][0].tokens == 6
 
-    def test_the_ordinary_loop_answers_both_arms(self, loaded, monkeypatch, capsys):
-        """With a simple plan, `generate` is called once an arm, with the adapter off for the base."""
-        seen = []
-
-        def generate(model, tokenizer, prompts, *, max_new_tokens, batch_size):
-            off = any(each.disable_adapters for each in model.modules() if hasattr(each, "lora_A"))
-            seen.append((len(prompts), max_new_tokens, batch_size, off))
-            return list(prompts)
-
-        monkeypatch.setattr(answers, "generate", generate)
+    def test_the_ordinary_loop_answers_both_arms(self, loaded, ordinary, unsloth_modes, capsys):
+        """With a simple plan the answers are the loop's, with the adapter and without it."""
         found = fast_generate(loaded.model, loaded.tokenizer, QUESTIONS, max_new_tokens=6, plan=SIMPLE)
-        assert list(found) == ["tuned", "base"]
-        assert seen == [(4, 6, 4, False), (4, 6, 4, True)]
+        assert {arm: [answer.text for answer in found[arm]] for arm in found} == ordinary
+        assert unsloth_modes == ["inference"] * 2
         assert capsys.readouterr().out == "Generating with the ordinary loop.\n"
 
     def test_on_a_cpu_the_ordinary_loop_is_chosen(self, loaded):
@@ -550,18 +552,20 @@ class TestFastGenerate:
             "the ordinary loop, because sliding_window is 64"
         )
 
-    def test_memory_that_runs_out_halves_the_batch(self, loaded, monkeypatch, capsys):
+    @pytest.mark.usefixtures("unsloth_modes")
+    def test_memory_that_runs_out_halves_the_batch(self, loaded, ordinary, monkeypatch, capsys):
         """Three rows, then one, then the ordinary loop; each change is printed."""
-        tried = []
+        tried, zeros = [], torch.zeros
 
-        def fail(*arguments):
-            tried.append(arguments[4])
-            raise torch.OutOfMemoryError
+        def full(*size, **how):
+            if isinstance(size[0], tuple):  # a cache: layers, rows, heads, length, width
+                tried.append(size[0][1])
+                raise torch.OutOfMemoryError
+            return zeros(*size, **how)
 
-        monkeypatch.setattr(answers, "_answer_arms", fail)
-        monkeypatch.setattr(answers, "generate", lambda *_, **options: [options["batch_size"]])
+        monkeypatch.setattr(torch, "zeros", full)
         found = fast_generate(loaded.model, loaded.tokenizer, QUESTIONS, max_new_tokens=6, plan=GRAPHS)
-        assert found == {"tuned": [8], "base": [8]}
+        assert {arm: [answer.text for answer in found[arm]] for arm in found} == ordinary
         assert tried == [3, 1]
         assert capsys.readouterr().out.splitlines()[1:] == [
             "The GPU's memory ran out with 3 prompts side by side; going on with 1 prompts side by side.",

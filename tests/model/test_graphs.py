@@ -414,11 +414,14 @@ class TestRoom:
     @pytest.mark.parametrize(("largest", "wanted"), [(300, 600), (6000, 10096)])
     def test_the_largest_pass_and_the_recorded_ones_fit_beside_each_other(self, monkeypatch, largest, wanted):
         """At 1,000 bytes a token; a pass that is too large to record counts once, recorded ones as far as they go."""
-        monkeypatch.setattr("helpers.model.patches.cuda_graphs.activation_bytes", lambda run, buffers, named: 256_000)
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         hidden, named = batch(200)
         buffers = Buffers.like(hidden, 256, 16)
+        buffers.load(hidden, named["position_ids"], named["packed_seq_lengths"])
+        named |= {"position_ids": buffers.positions, "packed_seq_lengths": buffers.lengths}
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         for free, fits in ((1100 * wanted, True), (1100 * wanted - 1, False)):
+            allocated = iter((10_000, 266_000))  # before a pass, and with what it leaves for the pass backward
+            monkeypatch.setattr(torch.cuda, "memory_allocated", lambda allocated=allocated: next(allocated))
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
             lines = []
             graphs = GraphedLayers(list(make_layers()), 200, largest=largest, report=lines.append)
@@ -747,15 +750,15 @@ class TestPlainPasses:
                 step(layers, *batch(5, 3))
         assert graphs.replayed == 0
 
-    def test_large_passes(self, monkeypatch):
+    @pytest.mark.parametrize(("tokens", "replayed"), [(4096, 2), (4097, 0)])
+    def test_large_passes(self, tokens, replayed):
         """They keep the card busy by themselves."""
-        monkeypatch.setattr("helpers.model.patches.cuda_graphs.MOST_TOKENS", 100)
         layers = make_layers()
-        graphs = Computed(list(layers), 200, largest=200)
+        graphs = Computed(list(layers), tokens, largest=tokens)
         with graphs.installed():
             for _ in range(3):
-                step(layers, *batch(101))
-        assert graphs.replayed == 0
+                step(layers, *batch(tokens))
+        assert graphs.replayed == replayed
 
     def test_an_evaluation_between_replays_does_not_skip_layers(self):
         """Only a replay stands for the later layers."""

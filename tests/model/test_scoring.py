@@ -152,9 +152,15 @@ class TestPacked:
     """Rows that stand one after the other in one pass, which Unsloth's forward takes."""
 
     @pytest.fixture
-    def packed(self, monkeypatch):
-        """Lets any model be scored so; transformers sees from the positions where rows begin."""
-        monkeypatch.setattr(scoring, "_takes_packed_rows", lambda model: True)
+    def packed(self, model, monkeypatch):
+        """Gives the model Unsloth's name for its forward; transformers sees from the positions where rows begin."""
+
+        class Decoder(type(model.model)):
+            def forward(self, *arguments, **named):
+                return super().forward(*arguments, **named)
+
+        Decoder.forward.__module__ = "unsloth.models.llama"
+        monkeypatch.setattr(model.model, "__class__", Decoder)
 
     @pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
     def test_the_losses_are_those_of_a_plain_loop(self, model, rows, plain, packed, batch_tokens):

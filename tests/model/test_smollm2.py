@@ -19,18 +19,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def unpacked(monkeypatch):
-    """Replaces the unpacking by a function that writes a small file, and returns the folders it was called with."""
-    calls = []
-
-    def unpack(source, folder):
-        calls.append(folder)
-        (folder / "model.safetensors").write_bytes(b"weights")
-
-    monkeypatch.setattr(smollm2, "_gguf_folder", lambda: None)
-    monkeypatch.setattr(smollm2, "_unpack", unpack)
-    return calls
+def unpack(folder):
+    """Write a small file where the weights go."""
+    (folder / "model.safetensors").write_bytes(b"weights")
 
 
 class TestMissing:
@@ -51,28 +42,26 @@ class TestMissing:
 class TestCache:
     """What is unpacked once."""
 
-    def test_the_first_call_unpacks_and_the_second_does_not(self, cache, unpacked):
+    def test_the_first_call_unpacks_and_the_second_does_not(self, cache):
         """The folder is made in one step under its own name, and then used."""
-        folder = smollm2_folder()
+        folder = smollm2_folder(unpack)
         assert folder == cache / f"SmolLM2-135M-Instruct-{smollm2.LAYOUT}"
-        assert smollm2_folder() == folder
-        assert len(unpacked) == 1
+        assert smollm2_folder(lambda folder: pytest.fail("unpacked again")) == folder
         assert os.listdir(cache) == [folder.name]
 
-    def test_a_failure_leaves_nothing(self, cache, monkeypatch, unpacked):
+    def test_a_failure_leaves_nothing(self, cache):
         """Weights that were only half written are not left to be used."""
 
-        def fail(source, folder):
+        def fail(folder):
             (folder / "model.safetensors").write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(smollm2, "_unpack", fail)
         with pytest.raises(RunError, match=r"^disk: .*HELPERS_CACHE_DIR .*No space left"):
-            smollm2_folder()
+            smollm2_folder(fail)
         assert os.listdir(cache) == []
 
-    def test_the_user_s_cache_folder_is_the_default(self, monkeypatch, tmp_path, unpacked):
+    def test_the_user_s_cache_folder_is_the_default(self, monkeypatch, tmp_path):
         """Without HELPERS_CACHE_DIR the XDG cache folder is used."""
         monkeypatch.delenv("HELPERS_CACHE_DIR", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert smollm2_folder().parent == tmp_path / "mistral-qlora-notebooks"
+        assert smollm2_folder(unpack).parent == tmp_path / "mistral-qlora-notebooks"
