@@ -233,8 +233,8 @@ class TestParameters:
     @fuzz(300, word=texts | st.from_regex(r"\A[0-9]{1,20}(\.[0-9]{1,9})? ?(gb|GiB|MB)?\Z"))
     def test_a_card(self, word):
         """A card's memory is a positive number, or refused."""
-        size = survives(parse_gpu, word)
-        assert size is None or size >= 1
+        card = survives(parse_gpu, word)
+        assert card is None or card.total_bytes >= 1
 
     options = st.sampled_from(["--gpu", "--preset", "--row-length", "-p", "--task", "smoke", "t4", "8GB"])
     pairs = st.tuples(st.sampled_from(list(parameters())), texts).map("=".join)

@@ -25,22 +25,18 @@ from helpers.runtime.hardware import Gpu, choose_precision, find_gpu, suitable_p
 
 __all__ = ["add_command"]
 
-GPUS = {
-    "t4": round(14.7 * GIB),
-    "l4": round(22.1 * GIB),
-    "24gb": round(23.5 * GIB),
-    "a100-40": round(39.5 * GIB),
-    "a100-80": round(79.1 * GIB),
-    "h100": round(79.1 * GIB),
+CARDS = {
+    # name: memory in GiB, compute capability, 10^12 operations a second
+    "t4": (14.7, (7, 5), 25.0),
+    "l4": (22.1, (8, 9), 55.0),
+    "24gb": (23.5, (8, 6), 60.0),
+    "a100-40": (39.5, (8, 0), 250.0),
+    "a100-80": (79.1, (8, 0), 250.0),
+    "h100": (79.1, (9, 0), 800.0),
 }
-"""What torch reports as the memory of these cards, rounded down, in bytes."""
-
-_CAPABILITIES = {"t4": (7, 5), "l4": (8, 9), "24gb": (8, 6), "a100-40": (8, 0), "a100-80": (8, 0), "h100": (9, 0)}
-"""Compute capability of these cards; one that is named by its size is taken to have 8.0."""
-
-_TFLOPS = {"t4": 25.0, "l4": 55.0, "24gb": 60.0, "a100-40": 250.0, "a100-80": 250.0, "h100": 800.0}
-"""What these cards reach in products of large 16-bit matrices, in 10^12 operations a second. Measured on an H100 (802);
-for the others two to four fifths of the maker's figure are assumed, since they lower their clock under load."""
+"""Cards by name: the memory that torch reports, rounded down, and what they reach in products of large 16-bit matrices.
+That was measured on an H100 (802); for the others two to four fifths of the maker's figure are assumed, since they
+lower their clock under load."""
 
 _FREE_COLAB = (7, 5)
 """Compute capability of the card that a free Colab lends: a T4."""
@@ -78,7 +74,7 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--task", choices=("alpaca", "dolly"), default="alpaca", help="which notebook (default alpaca)")
     parser.add_argument("--preset", choices=("auto", *PRESETS), default="auto", help="which preset (default auto)")
     parser.add_argument(
-        "--gpu", metavar="CARD", help=f"{', '.join(GPUS)}, or bytes, or such as 16GB; default: this machine's"
+        "--gpu", metavar="CARD", help=f"{', '.join(CARDS)}, or bytes, or such as 16GB; default: this machine's"
     )
     parser.add_argument(
         "--row-length",
@@ -102,7 +98,7 @@ def _run_plan(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: A parameter is wrong, or the card is not known.
     """
-    gpu = find_gpu() if options.gpu is None else _named(options.gpu)
+    gpu = find_gpu() if options.gpu is None else parse_gpu(options.gpu)
     preset = options.preset
     if preset == "auto":
         preset = suitable_preset(gpu) if gpu else "colab-t4"
@@ -113,72 +109,58 @@ def _run_plan(options: argparse.Namespace) -> int:
         config, reasons = plan_layout(config, gpu, lengths, chosen=chosen, attention=attention)
     except StackError:  # nothing fits: shown is the layout that needs least
         config, reasons = smallest_config(config), ()
-    size, card = (gpu.free_bytes, gpu.name) if gpu else (None, "")
-    total = gpu.total_bytes if gpu else None
-    peak = predict_config(config, lengths=lengths, attention=attention, total_bytes=total)
-    changes = advise(config, size, lengths=lengths, attention=attention, total_bytes=total) if size else []
-    print(_plan_report(config, peak, size, card=card, reasons=[rows, *reasons], changes=changes))
-    if gpu is not None:
-        print("\n".join(["", *_minutes(config, options.gpu, gpu, lengths)]))
+    known: dict[str, Any] = {
+        "lengths": lengths,
+        "attention": attention,
+        "total_bytes": gpu.total_bytes if gpu else None,
+    }
+    peak = predict_config(config, **known)
+    print("\n".join([_headline(config, peak), "", *_table(peak), "", rows, *reasons, ""]))
+    if gpu is None:
+        print("No GPU here: name a card with --gpu to see whether it fits.")
+        return 0
+    changes = advise(config, gpu.free_bytes, **known)
+    usable = f"{format_bytes(gpu.free_bytes * USABLE)} usable of {format_bytes(gpu.free_bytes)} ({gpu.name})."
+    print("\n".join([f"Does not fit: {usable}" if changes else f"Fits: {usable}", *(f"  {each}" for each in changes)]))
+    print("\n".join(["", *_minutes(config, options.gpu, gpu, lengths)]))
     return int(bool(changes))
 
 
-def parse_gpu(text: str) -> int:
-    """Return a card's memory in bytes.
+def parse_gpu(text: str) -> Gpu:
+    """Return the card that the command line names, with nothing on it.
 
     Args:
-        text: A name of GPUS, a number of bytes, or a number with GB or GiB.
+        text: A key of `CARDS`, a number of bytes, or a number with GB or GiB: a card of compute capability 8.0.
 
     Raises:
         ConfigError: It is none of these.
 
     Example:
-        >>> parse_gpu("16GB")
+        >>> parse_gpu("16GB").total_bytes
         16000000000
     """
     name = text.strip().lower()
-    if name in GPUS:
-        return GPUS[name]
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(gb|gib|)", name)
-    size = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+    size, capability = round(float(found[1]) * _UNITS[found[2]]) if found else 0, (8, 0)
+    if name in CARDS:
+        gib, capability, _ = CARDS[name]
+        size = round(gib * GIB)
     if size < 1:
         remedy = "Leave it out for this machine's card."
-        raise ConfigError("--gpu", f"one of {', '.join(GPUS)}, or bytes, or such as 16GB", text, remedy)
-    return size
-
-
-def _plan_report(
-    config: RunConfig,
-    peak: Prediction,
-    gpu_bytes: int | None,
-    *,
-    card: str,
-    reasons: Sequence[str],
-    changes: Sequence[str],
-) -> str:
-    """Return a table of the parts, the peak, the reasons, and what to change if it does not fit, as lines of text."""
-    lines = [_headline(config, peak), "", *_table(peak), *(["", *reasons] if reasons else [])]
-    if gpu_bytes is None:
-        return "\n".join([*lines, "", "No GPU here: name a card with --gpu to see whether it fits."])
-    usable = f"{format_bytes(gpu_bytes * USABLE)} usable of {format_bytes(gpu_bytes)} ({card or 'this card'})"
-    if not changes:
-        return "\n".join([*lines, "", f"Fits: {usable}."])
-    return "\n".join([*lines, "", f"Does not fit: {usable}.", *(f"  {change}" for change in changes)])
+        raise ConfigError("--gpu", f"one of {', '.join(CARDS)}, or bytes, or such as 16GB", text, remedy)
+    return Gpu(text, capability, size, size)
 
 
 def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[int]) -> list[str]:
     """Say how long the run will take on the card, and whether a free Colab session holds it."""
     if named is None:
         calibration, basis = calibrate_apart(), "by what this card just did"
+    elif (name := named.strip().lower()) in CARDS:
+        tflops = CARDS[name][2]
+        calibration = Calibration(tflops, choose_precision(gpu.capability), 0, gpu.name)
+        basis = f"{tflops:g} TFLOP/s assumed"
     else:
-        tflops = _TFLOPS.get(named.strip().lower())
-        if tflops is None:
-            return ["No duration: it is forecast only for a card given by name, or for this machine's."]
-        precision = choose_precision(gpu.capability)
-        calibration, basis = (
-            Calibration(tflops, precision, 0, gpu.name),
-            f"{tflops:g} TFLOP/s assumed",
-        )
+        return ["No duration: it is forecast only for a card given by name, or for this machine's."]
     rows = config.data.train_rows or len(lengths)
     trained = list(itertools.islice(itertools.cycle(lengths), rows))
     heldout = [round(sum(lengths) / len(lengths))] * config.data.heldout_rows
@@ -190,11 +172,11 @@ def _minutes(config: RunConfig, named: str | None, gpu: Gpu, lengths: Sequence[i
     if forecast is None or shape is None:
         return [f"The shape of {config.model.model_name} is not known, so its minutes are not forecast."]
     whole = forecast.seconds() + seconds_before(shape, four_bit=config.model.load_in_4bit)
-    training = f"{format_minutes(forecast.seconds())} of it training over {rows:,} rows"
     said = (
-        f"About {format_minutes(whole)} from installation to adapter, {training} ({basis}, the {forecast.limited_by} "
+        f"About {format_minutes(whole)} from installation to adapter, {format_minutes(forecast.seconds())} of it "
+        f"training over {rows:,} rows ({basis}, the {forecast.limited_by} being the limit). A forecast: expect a third "
+        "more or less."
     )
-    said += "being the limit). A forecast: expect a third more or less."
     return [said, session_note(whole)] if gpu.capability == _FREE_COLAB else [said]
 
 
@@ -218,12 +200,6 @@ def _table(peak: Prediction) -> list[str]:
         value = f"{getattr(peak, name) / GIB:.2f}"
         lines.append(f"  {label:<32}{f'({value})' if name == smaller else value + ' ':>10} GiB")
     return [*lines, f"  {'predicted peak':<32}{peak.total() / GIB:>9.2f}  GiB"]
-
-
-def _named(text: str) -> Gpu:
-    """The card that the command line names, with nothing on it."""
-    size = parse_gpu(text)
-    return Gpu(text, _CAPABILITIES.get(text.strip().lower(), (8, 0)), size, size)
 
 
 def _attention(wanted: str | None, config: RunConfig, gpu: Gpu | None) -> tuple[str, str]:

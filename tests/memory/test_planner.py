@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.cli import plan as plan_command
-from helpers.cli.plan import GPUS, add_command, parse_gpu
+from helpers.cli.plan import CARDS, add_command, parse_gpu
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import RunDirectory
@@ -39,6 +39,7 @@ from helpers.runtime.calibration import Calibration
 from helpers.runtime.hardware import SPLIT, Gpu
 from helpers.training import machine, session
 
+GPUS = {name: parse_gpu(name).total_bytes for name in CARDS}
 T4 = Gpu("Tesla T4", (7, 5), 15_828_320_256, 15_700_000_000)
 L4 = Gpu("NVIDIA L4", (8, 9), round(22.1 * GIB), round(21.8 * GIB))
 H100 = Gpu("NVIDIA H100", (9, 0), 85_000_000_000, 84_500_000_000)
@@ -763,14 +764,14 @@ class TestCommand:
             with pytest.raises(ConfigError):
                 parse_gpu(text)
         else:
-            assert parse_gpu(text) == size
+            assert parse_gpu(text).total_bytes == size
 
     @given(st.text(max_size=20))
     @settings(max_examples=100, deadline=None)
     def test_any_text_is_a_size_or_an_error(self, text):
         """No text breaks the parser."""
         with contextlib.suppress(ConfigError):
-            assert parse_gpu(text) > 0
+            assert parse_gpu(text).total_bytes > 0
 
     @pytest.mark.parametrize(
         "arguments",
