@@ -88,7 +88,9 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which rows, and how they become messages."""
 
-    dataset_name: str = setting("", "hub id, local .json/.jsonl/.csv/.parquet file, or sample for the bundled rows")
+    dataset_name: str = setting(
+        "", "hub id, local .json/.jsonl/.csv/.tsv/.parquet file, or sample for the bundled rows"
+    )
     columns: str | None = setting(None, "which column is what, where the names do not say")
     dataset_revision: str | None = setting(None, "hub revision of the data set; pinned for the known ones")
     train_rows: int = setting(1000, "rows to train on; 0 takes all", unit="rows", low=0)

@@ -1,7 +1,7 @@
 """A run's checked configuration as a file, `config.json`: written by each training run, read by `helpers train`.
 
-It holds every parameter with its value, which of them the user gave, the folder that relative paths begin at, the
-revision of a hub data set, and, once the rows are known, how they are laid out.
+It holds every parameter with its value, which of them the user gave (`given`), the folder that relative paths begin at,
+the revision of a hub data set, and, once the rows are known, how they are laid out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def record_layout(run: RunDirectory, config: RunConfig, share: Share) -> None:
 
 
 def read_config(path: Path | str) -> RunConfig:
-    """Read a run's configuration back, checked again.
+    """Read a run's configuration back, checked again. A value that was changed in the file is one that the user gave.
 
     Args:
         path: `config.json`, or the run directory that holds it.
@@ -65,7 +65,9 @@ def read_config(path: Path | str) -> RunConfig:
     config = build_config(task, preset=values["preset"], run_name=values["run_name"], **chosen)
     if missing := [name for name in parameters(task) if name not in chosen]:
         raise ConfigError(str(path), f"the parameter {missing[0]}", sorted(chosen), "Run the notebook's cells again.")
-    return dataclasses.replace(config, given=frozenset(values["given"]))
+    preset = build_config(task, preset=values["preset"], run_name=values["run_name"]).flat()
+    changed = {name for name, value in config.flat().items() if value != preset[name]}
+    return dataclasses.replace(config, given=frozenset(values["given"]) | changed)
 
 
 def _check_format(values: dict[str, Any], path: Path) -> None:

@@ -26,7 +26,7 @@ from helpers.core.settings import nearest
 __all__ = [
     "CONFIG",
     "MANIFEST",
-    "METRICS",
+    "METRICS_FILE",
     "RESUME",
     "RunDirectory",
     "check_run",
@@ -37,7 +37,7 @@ __all__ = [
     "runs_root",
 ]
 
-CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.json"
+CONFIG, MANIFEST, METRICS_FILE = "config.json", "manifest.json", "metrics.json"
 """What a run directory's JSON files are called."""
 
 RESUME = ("auto", "never", "must")
@@ -125,12 +125,12 @@ class RunDirectory:
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics, or {} before they are written."""
-        path = self.path / METRICS
+        path = self.path / METRICS_FILE
         return read_json(path) if path.exists() else {}
 
     def update_metrics(self, **values: Any) -> None:
         """Add to the metrics, replacing entries of the same name."""
-        write_json(self.path / METRICS, {**self.metrics(), **values})
+        write_json(self.path / METRICS_FILE, {**self.metrics(), **values})
 
 
 def runs_root() -> Path:

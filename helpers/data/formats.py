@@ -27,7 +27,7 @@ from helpers.data.messages import (
 )
 from helpers.data.prompts import user_text
 
-__all__ = ["ANSWERS", "INSTRUCTIONS", "MESSAGES", "is_chat", "named_columns", "plain_name", "recognise"]
+__all__ = ["ANSWERS", "CONTEXTS", "INSTRUCTIONS", "MESSAGES", "is_chat", "named_columns", "plain_name", "recognise"]
 
 MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 INSTRUCTIONS = (
@@ -51,12 +51,17 @@ ANSWERS = (
 
 _FILES = ("image", "images", "audio", "audios", "video", "videos")
 """Columns whose content no text model sees."""
+CONTEXTS = ("input", "context")
+"""What a column is called that holds the text an instruction is about."""
+
 _OPTIONAL = {
-    "input": ("input", "context"),
+    "input": CONTEXTS,
     "system": ("system", "system_prompt"),
     "history": ("history",),
     "category": ("category",),
 }
+"""Columns that rows may have besides instruction and answer."""
+
 _EXACT = (
     ("instruction", "output"),
     ("instruction", "response"),

@@ -50,7 +50,8 @@ class EvaluationConfig(Settings):
     )
     few_shot_rows: int = setting(3, "example training rows for the arm base_few_shot", unit="rows", low=1, high=20)
     prompts_file: str | None = setting(
-        None, "own prompts, a .jsonl, .json, .csv or .txt file, one a line; None takes the bundled ones of the task"
+        None,
+        "own prompts, a .jsonl, .json, .csv, .tsv or .txt file, one a line; None takes the bundled ones",
     )
     prompt_count: int = setting(0, "prompts to ask; 0 asks all", unit="prompts", low=0)
     reference_data: str | None = setting(

@@ -62,7 +62,7 @@ def write_llm_comparator(path: Path, comparison: Comparison, overview: Overview,
 
     Args:
         path: The JSON file to write. Load it at pair-code.github.io/llm-comparator, which reads it in the browser.
-        overview: Its scores; numbers that all answers have, and yes-or-no measures, become columns.
+        overview: Its scores; those of `_FIELDS` that all answers have become columns.
         votes: Blind votes, if there are any: the score of a pair is the mean of its votes, 1 for A and -1 for B.
 
     Raises:

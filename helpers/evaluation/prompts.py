@@ -14,7 +14,16 @@ from typing import Any
 from helpers.core.config import RunConfig
 from helpers.core.distributed import on_main
 from helpers.core.errors import DataError, EvaluationError
-from helpers.data.formats import ANSWERS, INSTRUCTIONS, MESSAGES, is_chat, named_columns, plain_name, recognise
+from helpers.data.formats import (
+    ANSWERS,
+    CONTEXTS,
+    INSTRUCTIONS,
+    MESSAGES,
+    is_chat,
+    named_columns,
+    plain_name,
+    recognise,
+)
 from helpers.data.messages import UNUSABLE, RowError, list_of, read_messages
 from helpers.data.prompts import COLUMNS, row_sources, user_text
 from helpers.data.readers import read_file
@@ -38,7 +47,6 @@ __all__ = ["gather", "read_questions"]
 _TEXT = ("prompt", *INSTRUCTIONS, "text")
 _REFERENCE = ("reference", *ANSWERS)
 _CATEGORY = ("category", "topic")
-_CONTEXT = ("context", "input")
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def _question(row: Any, place: int, file: str, named: Mapping[str, str]) -> Ques
         raise EvaluationError(
             where, "text under prompt, instruction or question", got, "Name the column with the prompts `prompt`."
         )
-    context = _text(row, _CONTEXT, where)
+    context = _text(row, CONTEXTS, where)
     context = "" if context == instruction else context  # `input` and `output` are a pair, too
     prompt = Prompt(
         id=_text(row, ("id",), where) or f"p{place:03d}",

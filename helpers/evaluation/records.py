@@ -14,6 +14,7 @@ class Prompt:
 
     Args:
         id: A short unique name, such as "predictive-maintenance".
+        text: What the user says, with the context that belongs to it, if any.
         category: The slice it is reported under, such as "operations"; "" for none.
         source: Rows that share a source are not independent; statistics cluster by it. "" for none.
         reference: A person's answer to it, or None.

@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.files import empty_and_remove, replaced_folder, write_text
 from helpers.core.paths import user_folder
-from helpers.core.runs import CONFIG, MANIFEST, METRICS, RunDirectory
+from helpers.core.runs import CONFIG, MANIFEST, METRICS_FILE, RunDirectory
 from helpers.memory.disk import KEPT
 from helpers.training.checkpoints import MARKER, Checkpoint, last_complete, step_folders
 
@@ -90,7 +90,7 @@ def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: s
     if resume == "never":
         for folder in (there.checkpoints, there.adapter):
             empty_and_remove(folder)
-        for name in (CONFIG, METRICS, MANIFEST):
+        for name in (CONFIG, METRICS_FILE, MANIFEST):
             (there.path / name).unlink(missing_ok=True)
         return []
     if run.manifest() and there.manifest() and run.run_id() != there.run_id():
@@ -133,7 +133,7 @@ def keep_result(run: RunDirectory, persist_dir: str) -> str:
     try:
         with replaced_folder(there.adapter, "the adapter", remove=empty_and_remove) as beside:
             shutil.copytree(run.adapter, beside, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        for name in (CONFIG, METRICS, MANIFEST):
+        for name in (CONFIG, METRICS_FILE, MANIFEST):
             if (run.path / name).is_file():
                 write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
     except (OSError, RunError) as error:

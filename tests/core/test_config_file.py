@@ -37,6 +37,15 @@ def test_what_is_read_is_what_was_written(written):
     assert read_config(run.path) == config
 
 
+def test_a_value_changed_in_the_file_is_one_that_was_given(written):
+    """A training from the file passes it on; what stands as it was written stays as it was."""
+    run, _ = written
+    change(run, lora_rank=8, save_steps=8)
+    again = read_config(run.path)
+    assert again.adapter.lora_rank == 8
+    assert again.given == {"category", "lora_rank", "max_steps", "merge_16bit"}
+
+
 def test_a_hub_data_sets_revision_is_written(tmp_path):
     """The pinned revision of a known data set stands in the file, and no path."""
     run = RunDirectory(tmp_path)

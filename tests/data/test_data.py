@@ -32,26 +32,6 @@ def write_json(path, rows, encoding="utf-8"):
     return path
 
 
-def write_csv(path, rows, encoding="utf-8"):
-    """Write rows as CSV."""
-    import csv
-
-    with path.open("w", encoding=encoding, newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def write_parquet(path, rows):
-    """Write rows as Parquet."""
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
 def load(path, task="alpaca", seed=1, **given):
     """Load rows from a file, four of them held out unless told otherwise."""
     return load_rows(DataConfig(dataset_name=str(path), **{"train_rows": 0, "heldout_rows": 4, **given}), task, seed)
