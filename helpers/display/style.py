@@ -61,7 +61,6 @@ class Drawing:
 
     Args:
         name: A short name for its file, such as "differences".
-        caption: How to read it, and what it says here.
     """
 
     name: str
@@ -81,9 +80,6 @@ class Drawing:
 
     def save(self, folder: Path) -> Path:
         """Write the picture as PNG on white, which is readable in a dark notebook too.
-
-        Returns:
-            The file, named after the picture.
 
         Raises:
             RunError: The disk refuses.

@@ -26,11 +26,7 @@ _SCROLL = "overflow-x:auto;max-width:100%"
 
 
 class Shown:
-    """Something to look at: HTML in a notebook, plain text anywhere else.
-
-    Args:
-        text: The same for a terminal.
-    """
+    """Something to look at: HTML in a notebook, plain text anywhere else."""
 
     def __init__(self, html: str, text: str) -> None:
         self.html = html
@@ -217,12 +213,7 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(height: float, *, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
-    """Return a figure with the house style, narrow enough to be read on a phone; pyplot's global state is not touched.
-
-    Args:
-        height: In inches.
-        grid: The axis whose values have lines.
-    """
+    """Return a figure that can be read on a phone, of a height in inches; pyplot does not know of it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, height), dpi=130, layout="constrained")

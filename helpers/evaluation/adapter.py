@@ -44,9 +44,7 @@ class AdapterSource:
     """An adapter and what is known of its training.
 
     Args:
-        folder: The folder with its weights.
         base: The base model that it was trained on, as its own file says: a hub id or a folder.
-        bias: PEFT's `bias` setting.
         run: The training run it belongs to, or None for a folder from elsewhere.
         settings: That run's `config.json`; {} without a run.
     """
@@ -87,9 +85,6 @@ def find_adapter(adapter_dir: str | None) -> AdapterSource:
 
     Args:
         adapter_dir: A run's name, a run's folder or an adapter folder; None takes the newest complete training run.
-
-    Returns:
-        The adapter, checked to have its weights.
 
     Raises:
         ConfigError: There is no such run or folder, or no complete run at all.
@@ -216,9 +211,6 @@ def recorded_loss(
 def same_base_name(first: str, second: str) -> bool:
     """Say whether two hub ids name the same model, quantized or not; a folder's name says nothing.
 
-    Args:
-        first: A hub id or a folder.
-
     Example:
         >>> same_base_name("unsloth/mistral-7b-instruct-v0.3-bnb-4bit", "mistralai/Mistral-7B-Instruct-v0.3")
         True
@@ -233,9 +225,6 @@ def same_base_name(first: str, second: str) -> bool:
 
 def adapter_shape(path: Path) -> dict[str, int]:
     """Read the size of the model that an adapter's tensors fit.
-
-    Args:
-        path: The adapter's safetensors file; only its head is read.
 
     Returns:
         `num_hidden_layers`, `hidden_size` and `intermediate_size`, as far as the tensors tell.
@@ -262,10 +251,6 @@ def adapter_shape(path: Path) -> dict[str, int]:
 
 def check_adapter(source: AdapterSource, base: str, revision: str | None = None) -> None:
     """Refuse, before weights are loaded, an adapter made for another base model or one that cannot be switched off.
-
-    Args:
-        base: Hub id or folder of the base model that is about to be loaded.
-        revision: Its revision on the hub.
 
     Raises:
         EvaluationError: The names or the sizes differ, it has a trained bias, or no tokenizer stands beside it.
@@ -294,9 +279,6 @@ def _base_config(base: str, revision: str | None) -> dict[str, Any]:
 
 def check_base(source: AdapterSource, base: str, config: Mapping[str, Any]) -> None:
     """Refuse an adapter that was made for another base model.
-
-    Args:
-        base: Hub id or folder of the base model that is about to be loaded.
 
     Raises:
         EvaluationError: The names or the sizes differ; the message says which base the adapter was made for.
@@ -353,9 +335,6 @@ def known_adapter(config: EvaluationConfig) -> AdapterSource | None:
 def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
     """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
 
-    Args:
-        source: From `known_adapter`.
-
     Raises:
         ConfigError: The short training would not work.
     """
@@ -366,12 +345,6 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
     """Find the adapter to compare; train one briefly where none is named and no training run is complete.
 
     Of several processes the main one looks, and all of them train.
-
-    Args:
-        report: Gets a sentence before training begins.
-
-    Returns:
-        The adapter, checked to have its weights.
 
     Raises:
         HelpersError: See `find_adapter`, and the cells of the training's notebook.

@@ -40,7 +40,6 @@ class Asking:
 
     Args:
         style: "chat" or "alpaca", as in training.
-        system_prompt: What the assistant is told first; "" for none.
         shots: Training examples that the arm base_few_shot sees as earlier turns.
     """
 
@@ -62,14 +61,7 @@ def choose_arms(config: EvaluationConfig) -> tuple[Arm, ...]:
 
 
 def plan_asking(config: EvaluationConfig, material: Material, style: str, system_prompt: str) -> Asking:
-    """Decide how the arms are asked.
-
-    Args:
-        system_prompt: As in training, or as the user said.
-
-    Returns:
-        Style, system prompt and, if an arm needs them, examples.
-    """
+    """Decide how the arms are asked."""
     if "base_few_shot" not in config.arm_names():
         return Asking(style, system_prompt)
     taken = {each.prompt.text for each in (*material.prompts, *material.references)}
@@ -83,8 +75,6 @@ def choose_shots(
     """Draw examples from the shorter half of the training rows.
 
     Args:
-        rows: Training rows; held-out rows are never among them.
-        count: How many to draw, if there are so many.
         avoid: Texts that are asked or scored; a row that asks one of them is not drawn.
     """
     places = [place for place, text in enumerate(texts) if text not in avoid]
@@ -98,7 +88,6 @@ def messages_for(question: Question, arm: Arm, asking: Asking, *, shots: int | N
     r"""Write a question as one arm is given it.
 
     Args:
-        asking: Style, system prompt and examples.
         shots: Examples to show, counted from the last; None shows all.
 
     Returns:
@@ -127,8 +116,6 @@ class Writer:
     """Writes questions for every arm.
 
     Args:
-        tokenizer: The adapter's, with its template.
-        asking: Style, system prompt and examples.
         room: The longest sequence that the model takes, in tokens.
     """
 
@@ -154,9 +141,6 @@ class Writer:
     def messages(self, question: Question, arm: Arm, answer_tokens: int) -> list[Message]:
         """Write a question for an arm, with as many examples as leave room for the answer.
 
-        Args:
-            answer_tokens: Room for the answer, in tokens.
-
         Returns:
             Messages, the last one the user's.
         """
@@ -174,9 +158,6 @@ class Writer:
 
     def with_answer(self, question: Question, arm: Arm, answer: str) -> dict[str, list[int]]:
         """Tokenize a question with a given answer and its EOS, as an arm reads it.
-
-        Args:
-            answer: The answer, whose tokens are learned.
 
         Returns:
             `input_ids` and `completion_mask`.
@@ -215,9 +196,6 @@ class Writer:
 
 def cut_at_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Cut a text at its tokens.
-
-    Args:
-        ids: The text's tokens.
 
     Returns:
         A piece for each token, white space included; together they are the text. Of a character made of several

@@ -28,7 +28,6 @@ class CachedAnswer:
     """What is kept of an answer.
 
     Args:
-        tokens: Tokens generated, the closing EOS included.
         finish_reason: "eos" or "length".
     """
 
@@ -99,10 +98,6 @@ _K = TypeVar("_K")
 def own_batch(items: Sequence[_T], size: int) -> list[_T]:
     """Return this process's batch of the next round.
 
-    Args:
-        items: What is to be done, the same in every process.
-        size: Items in a batch, at most.
-
     Returns:
         The first batch alone, the second in the second process and so on; empty where there are fewer batches.
 
@@ -115,11 +110,7 @@ def own_batch(items: Sequence[_T], size: int) -> list[_T]:
 
 
 def exchange(found: Mapping[_K, _R]) -> dict[_K, _R]:
-    """Return what all processes found, in every process.
-
-    Args:
-        found: What this one found; pickle must be able to write it.
-    """
+    """Return what all processes found, in every process."""
     return {key: value for part in gather(dict(found)) for key, value in part.items()}
 
 
@@ -127,7 +118,6 @@ def do_each(items: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
     """Do one piece of work for each item, every process its part.
 
     Args:
-        items: The same in every process.
         work: What to do. Its value must be one that pickle can write.
 
     Example:

@@ -129,11 +129,7 @@ def build_evaluation_config(*, preset: str, run_name: str | None = None, **given
 
     Args:
         preset: "smoke", "colab-t4" or "large-gpu". Resolve "auto" first (`helpers.training.session`).
-        run_name: Folder under `runs/`; by default "side-by-side".
         **given: Any parameter of `EvaluationConfig`. None means "not given".
-
-    Returns:
-        The checked configuration. Files are there; what they hold is checked when they are read.
 
     Raises:
         ConfigError: A name is unknown, a value does not fit, or two contradict each other.

@@ -61,7 +61,6 @@ def write_llm_comparator(path: Path, comparison: Comparison, overview: Overview,
     """Write the pairs for LLM Comparator; A is the tuned model, and a positive score is a preference for A.
 
     Args:
-        path: The JSON file to write. Load it at pair-code.github.io/llm-comparator, which reads it in the browser.
         overview: Its scores; those of `_FIELDS` that all answers have become columns.
         votes: Blind votes, if there are any: the score of a pair is the mean of its votes, 1 for A and -1 for B.
 

@@ -40,8 +40,6 @@ class Bench:
 
     Args:
         tokenizer: Saved beside the adapter, with its template.
-        asking: How the arms are asked.
-        base: Where the base weights came from.
         precision: "bf16", "fp16" or "fp32": what the model computes in.
         temperature: 0 for the likeliest answer, above 0 for a draw.
     """
@@ -81,10 +79,6 @@ class Bench:
 
 def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Readings:
     """Read off the model what the self-tests judge.
-
-    Args:
-        question: Any question; the model reads it.
-        arms: The arms that will answer.
 
     Returns:
         For `helpers.evaluation.sanity.judge`.

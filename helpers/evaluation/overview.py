@@ -29,9 +29,6 @@ class Overview:
     """A comparison, scored and judged.
 
     Args:
-        base: The arm that is compared against.
-        tuned: The arm that is judged.
-        table: From `score_table`.
         pairs: By measure, from `paired_differences`, tuned minus base.
         verdicts: On likelihood, on votes and on the other task, in this order; none if both arms are the base model.
         cut: Answered pairs in which an answer was cut at the length limit.
@@ -75,9 +72,6 @@ def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
 
 def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
     """Score and judge a comparison.
-
-    Args:
-        votes: Blind votes, if there are any.
 
     Raises:
         EvaluationError: See `score_table`.

@@ -21,9 +21,6 @@ from helpers.core.text import visible
 def embed_json(data: object) -> str:
     """Write JSON that is safe inside a `script` element.
 
-    Args:
-        data: Anything `json` can write.
-
     Returns:
         JSON in ASCII, in which "<", ">" and "&" are escapes, so that no text in it can end the element.
     """
@@ -32,11 +29,7 @@ def embed_json(data: object) -> str:
 
 
 def read_part(name: str) -> str:
-    r"""Read a template, style sheet or script that comes with the package.
-
-    Args:
-        name: A file name in `helpers/evaluation/templates`.
-    """
+    r"""Read a template, style sheet or script that comes with the package."""
     return files("helpers.evaluation").joinpath("templates", name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 

@@ -73,7 +73,6 @@ def read_questions(
             `topic`, `context`, `reference`, `source` and `expected_items`; or a .txt file with one prompt a line. None
             takes the sixteen bundled prompts.
         count: How many to take, spread over the file; 0 takes all.
-        task: Whose bundled prompts: "alpaca" or "dolly".
         columns: Which column is what, if that cannot be guessed; a file that has none of them is read without.
 
     Raises:
@@ -183,11 +182,7 @@ def reference_questions(rows: Sequence[Mapping[str, str]], task: str, name: str 
     context, or ask the same but for case and white space, share a source, so that statistics count them as one.
 
     Args:
-        rows: With the columns of the task.
         name: What the prompts' ids begin with.
-
-    Returns:
-        One question a row, in their order.
     """
     names, found = COLUMNS[task], []
     for place, (row, source) in enumerate(zip(rows, row_sources(rows, task), strict=True), 1):
@@ -208,13 +203,10 @@ class Material:
     """All rows of a comparison.
 
     Args:
-        prompts: Prompts to ask; they need no reference.
         references: Rows whose good answers are scored; none was trained on, as far as is known.
         answered: How many of the references, counted from the first, are answered too.
         train: The rows that the adapter was trained on, or bundled ones where those are not at hand.
         task: The columns of `train`: "alpaca" or "dolly".
-        train_known: Whether `train` are the adapter's own rows.
-        notes: What a reader must know about where the rows come from.
         other_task: The task that was not trained, "alpaca" or "dolly".
         other: Bundled rows of that task, whose good answers show what training cost elsewhere.
         as_trained: Whether the adapter's own rows are scored as training scored them.
@@ -242,9 +234,6 @@ class Material:
 
 def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
     """Read prompts, references and training rows.
-
-    Args:
-        training: Its run's configuration, from `training_config`.
 
     Returns:
         The rows; no reference is asked among the prompts or the training rows.
@@ -357,12 +346,7 @@ def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> t
 
 
 def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
-    """Return a row of prompts under plain names; of a conversation the first question, and its answer as reference.
-
-    Args:
-        row: As the file has it.
-        named: The columns that the user named, by part.
-    """
+    """Return a row of prompts under plain names; of a conversation the first question, and its answer as reference."""
     if not isinstance(row, Mapping):
         return row
     names = {"instruction": "prompt", "input": "context", "output": "reference"}
@@ -384,10 +368,6 @@ def _exchanges(
     rows: Sequence[Row], task: str, what: str, left_out: Mapping[str, int] | None = None
 ) -> tuple[list[Row], list[str]]:
     """Return the first exchange of each conversation as a row of instructions; other rows as they are.
-
-    Args:
-        what: What notes call the rows.
-        left_out: How many were left out before, by reason.
 
     Returns:
         The rows under the task's columns, and notes on what was left out.

@@ -35,9 +35,6 @@ class Readings:
 def judge(readings: Readings) -> list[dict[str, str]]:
     """Judge what was read.
 
-    Args:
-        readings: From `helpers.evaluation.generate.take_readings`.
-
     Raises:
         EvaluationError: A test fails.
     """

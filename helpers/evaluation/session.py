@@ -103,7 +103,6 @@ def compare(
     """Put prompts, arms, answers and scores together.
 
     Args:
-        training: The configuration of its run.
         other_task: Scores of base and tuned on rows of the task that was not trained.
     """
     model = training.model.model_name.rstrip("/").rpartition("/")[2]
@@ -155,10 +154,6 @@ def write_files(
 ) -> list[dict[str, str]]:
     """Write the report, and the files that other tools read.
 
-    Args:
-        neighbours: The nearest training example of each prompt.
-        votes: Blind votes, if there are any.
-
     Returns:
         A row a file: its path as people type it, and what it is for.
     """
@@ -181,11 +176,7 @@ def write_files(
 
 
 def finish_evaluation(run: RunDirectory, comparison: Comparison, overview: Overview, **more: Any) -> None:
-    """Write the numbers into `metrics.json`, and into the manifest that everything asked for was done.
-
-    Args:
-        **more: Further entries of `metrics.json`, such as `votes`.
-    """
+    """Write the numbers into `metrics.json`, and into the manifest that everything asked for was done."""
     answered = len({answer.prompt_id for answer in comparison.answers})
     run.update_metrics(
         verdict=overview.headline(),

@@ -33,12 +33,7 @@ _MISSING = {
 
 
 def show_pairs(comparison: Comparison, overview: Overview, ids: Sequence[str]) -> Shown:
-    """Show pairs of answers side by side, with the words marked that only one of them has.
-
-    Args:
-        overview: Its table, for the badges.
-        ids: Prompts to show, in this order.
-    """
+    """Show pairs of answers side by side, with the words marked that only one of them has."""
     cards = {card["id"]: card for card in prompt_cards(comparison, overview)}
     chosen = [cards[name] for name in ids if name in cards]
     return Shown("".join(map(_card, chosen)), "\n\n".join(map(_plain, chosen)))

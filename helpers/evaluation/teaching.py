@@ -42,9 +42,6 @@ def rows_needed(found: Estimate, effect: float) -> int | None:
     The smallest n at which the paired t interval excludes zero with a power of 80 %, if other rows spread and share
     sources as these do: about ((1.96 + 0.84) s / effect)^2 rows, with s the standard error times the root of the rows.
 
-    Args:
-        effect: The mean difference to be found, in the same unit.
-
     Returns:
         A number of rows, at least 2; None when these differences have no spread to learn from.
 

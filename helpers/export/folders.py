@@ -42,9 +42,6 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 def refuse_foreign(folder: Path) -> None:
     """Raise if a folder holds anything but an earlier export of this package.
 
-    Args:
-        folder: The folder to be written.
-
     Raises:
         ExportError: It is a file or a link, or holds files that its `export.json` does not list.
     """
@@ -62,12 +59,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def record_export(folder: Path, **facts: Any) -> None:
-    """Write `export.json`: the facts given and every file with its size in bytes.
-
-    Args:
-        folder: The exported folder, or its stage.
-        **facts: What to keep besides, such as how it was made; JSON values.
-    """
+    """Write `export.json`: the facts given and every file with its size in bytes."""
     earlier = _read_record(folder)
     sizes = {
         p.relative_to(folder).as_posix(): p.stat().st_size
@@ -79,9 +71,6 @@ def record_export(folder: Path, **facts: Any) -> None:
 
 def tensor_files(folder: Path) -> dict[str, str]:
     """Return which safetensors file holds each tensor, from the index or the one file.
-
-    Args:
-        folder: A model in Hugging Face's layout.
 
     Returns:
         Tensor name -> file name.
@@ -138,9 +127,6 @@ def open_weights(path: Path) -> Iterator[Any]:
 
 def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Compare the tensors that stand in the files with those that should, without reading their values.
-
-    Args:
-        shapes: The shape of every tensor, by name.
 
     Raises:
         ExportError: A tensor is missing, too many, of another shape, or the index names a wrong file.

@@ -17,12 +17,10 @@ CLEARLY_LESS = 0.9
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out rows and their losses.
+    """Held-out rows, and their losses without the adapter and with it.
 
     Args:
         rows: With `input_ids` and `completion_mask`.
-        base: Each row's loss before training.
-        tuned: After it.
         sources: Rows that share one count once; None if no two do.
     """
 
@@ -44,9 +42,7 @@ class GainKept:
         share: (NLL base - NLL export) / (NLL base - NLL tuned); None unless the gain's own interval lies above 0.
         low: Lower end of its 95 % interval, for the gain as it was measured; None without one, or where the rows cannot
             bear a verdict on the gain.
-        high: Upper end.
         gain: The mean of base minus tuned, in nats a token.
-        rows: How many rows were scored.
     """
 
     share: float | None
@@ -87,12 +83,6 @@ def share_of_gain_kept(
 
     The share is a ratio of two means over the same rows, so its interval is that of the mean of each row's
     (base - export) - share * (base - tuned), divided by the gain (Fieller's linear form, the delta method).
-
-    Args:
-        base: One score a row, without the adapter.
-        tuned: With the adapter, in memory.
-        export: Of the export, reloaded.
-        sources: Rows that share one count once; None if no two do.
     """
     gains = [a.mean() - b.mean() for a, b in zip(base, tuned, strict=True)]
     kept = [a.mean() - b.mean() for a, b in zip(base, export, strict=True)]

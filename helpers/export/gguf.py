@@ -30,9 +30,7 @@ class GgufResult:
     """What was written and read back.
 
     Args:
-        quantization: Its type, such as "q8_0".
         worst_error: Largest relative error of a tensor (root mean square) against the merged model.
-        gain: How much of the held-out gain it keeps, if that was asked.
     """
 
     file: str
@@ -69,10 +67,7 @@ def export_gguf(
         merged: What `merge_16bit` wrote and `verify_merged` passed.
         folder: Where to: missing, empty, or an earlier export.
         quantization: "f16", "bf16" or "q8_0"; "q6_k", "q5_k_m" and "q4_k_m" where llama.cpp's llama-quantize is found.
-        name: The model's name in the file.
-        system: The system prompt of the training, for the Modelfile.
         max_seq_length: Longest conversation, in tokens, for the Modelfile.
-        heldout: Held-out rows with their losses, to say how much of the gain the file keeps.
 
     Raises:
         ConfigError: The type is unknown.

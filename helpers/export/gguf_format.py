@@ -75,7 +75,6 @@ class GgufTensor:
     """One tensor of a GGUF file.
 
     Args:
-        name: Its name in the file.
         source: Its name in the merged model.
         shape: Its shape, rows first.
         kind: How it is stored: "F32", "F16", "BF16" or "Q8_0".
@@ -128,9 +127,6 @@ def read_tensor(merged: Path, source: str, config: dict[str, Any]) -> np.ndarray
 
     llama.cpp rotates neighbouring dimensions where transformers rotates the two halves of a head, so the rows of query
     and key are interleaved (`permute` in llama.cpp's convert_hf_to_gguf.py).
-
-    Args:
-        source: The tensor's name in it.
     """
     with open_weights(merged / tensor_files(merged)[source]) as file:
         values = file.get_tensor(source).float().numpy()
@@ -146,13 +142,7 @@ def _rotated_heads(source: str, config: dict[str, Any]) -> int | None:
 
 
 def unpack_gguf(file: Path, merged: Path, folder: Path) -> None:
-    """Write a GGUF file's weights in fp16, with the merged model's names, order of rows and configuration.
-
-    Args:
-        file: The GGUF file.
-        merged: The merged model that it was made from.
-        folder: Where to; it is made.
-    """
+    """Write a GGUF file's weights in fp16, with the merged model's names, order of rows and configuration."""
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize

@@ -24,7 +24,6 @@ class PublishResult:
     """What stands on the Hub.
 
     Args:
-        private: Whether only its owner sees it.
         files: Files compared with the local ones.
     """
 
@@ -39,10 +38,8 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
     """Push a folder to a model repository and compare what arrived, file by file, with what was sent.
 
     Args:
-        folder: An adapter, a merged model or a GGUF folder.
         repo_id: Such as "name/model". The repository is made if need be.
         token: With write permission; by default HF_TOKEN from the environment or Colab's secrets. Never shown.
-        private: Whether the repository must be private.
 
     Raises:
         ConfigError: `repo_id` is not "owner/name".

@@ -48,7 +48,6 @@ def saving_adapter(model: Any, tokenizer: Any, folder: Path | str, *, base: str 
     """Save an adapter and its tokenizer inside the block, in place of an earlier adapter; afterwards all can read it.
 
     Args:
-        tokenizer: With the template that it was trained with.
         base: The base model's name for whoever loads the adapter, best its hub id; by default the name PEFT knows.
 
     Yields:

@@ -61,10 +61,7 @@ def merge_16bit(
     adapter adds is often less than half a step of that grid, so that rounding to bf16 drops it.
 
     Args:
-        model: The tuned PEFT model. It is not changed.
-        tokenizer: With the template that it was trained with.
         folder: Where to: missing, empty, or an earlier export.
-        dtype: "fp16" or "bf16": the type that is written.
         shard_bytes: Largest weight file, in bytes.
 
     Raises:

@@ -38,10 +38,8 @@ class Reference:
         sequences: Prompt and the tuned model's greedy answer, as token ids.
         tuned: Logits that predict the answer's tokens: one float32 tensor a prompt, positions x vocabulary.
         base: The same with the adapter switched off.
-        base_answers: The base's own greedy answers, as token ids.
         noise: What the precision of the arithmetic alone does to the tuned model's logits.
         precision: "bf16", "fp16" or "fp32": the type it was computed in.
-        template_sha256: Of the chat template in memory.
     """
 
     prompts: tuple[tuple[Message, ...], ...]
@@ -68,7 +66,6 @@ def measure_reference(
     Each prompt is run by itself: in 16 bit the logits depend on the batch (unsloth issue 9708).
 
     Args:
-        tokenizer: With the template that it was trained with.
         prompts: Conversations that end with the user's message.
 
     Raises:
@@ -115,9 +112,7 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
     """Return the logits that predict each sequence's answer, in float32 on the CPU.
 
     Args:
-        model: A causal language model in evaluation mode.
         sequences: Token ids of prompt and answer.
-        starts: Where each answer begins.
 
     Returns:
         One tensor a sequence, answer positions x vocabulary.

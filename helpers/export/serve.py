@@ -67,7 +67,6 @@ def loading_lines(kind: str, name: str, system: str | None = None) -> str:
 
     Args:
         kind: "adapter" or "merged".
-        system: The system prompt that it was trained with.
     """
     package, loader = (
         ("peft", "AutoPeftModelForCausalLM") if kind == "adapter" else ("transformers", "AutoModelForCausalLM")
@@ -114,9 +113,6 @@ def modelfile(
     Args:
         gguf: The GGUF file's name, beside the Modelfile.
         template: The chat template that the model was trained with, in Jinja.
-        eos: The token that ends an answer.
-        system: The system prompt of the training.
-        max_seq_length: Longest conversation, in tokens.
 
     Raises:
         ExportError: The template is not one of this package's, or the system prompt cannot be written.

@@ -44,21 +44,13 @@ class BaseTensor:
         return dequantize_4bit(self.parameter.data, state).float().reshape(self.shape)
 
     def delta(self, adapter: str) -> Any:
-        """Return what the adapter adds, `scaling * B @ A` (Hu et al. 2021), in float32.
-
-        Args:
-            adapter: The adapter's name in PEFT.
-        """
+        """Return what the adapter adds, `scaling * B @ A` (Hu et al. 2021), in float32."""
         down, up = self.layer.lora_A[adapter].weight.detach(), self.layer.lora_B[adapter].weight.detach()
         return (up.float() @ down.float()) * self.layer.scaling[adapter]
 
 
 def base_tensors(model: Any) -> Iterator[BaseTensor]:
-    """Yield every tensor of the base model under a PEFT model, tied ones once.
-
-    Args:
-        model: A PEFT model with LoRA layers.
-    """
+    """Yield every tensor of the base model under a PEFT model, tied ones once."""
     from peft.tuners.lora import LoraLayer
 
     base = model.get_base_model()

@@ -36,8 +36,6 @@ class Verification:
 
     Args:
         name: "adapter" or "merged".
-        numbers: What was measured, by name.
-        thresholds: The limits that the numbers were held against.
     """
 
     name: str
@@ -195,7 +193,6 @@ def judge_tokenizer(reference: Reference, result: Mapping[str, Any], eos_token_i
 
     Args:
         result: The worker's `template_sha256`, `prompt_ids` and `eos_token_id`.
-        eos_token_id: Of the tokenizer in memory.
     """
     if result["template_sha256"] is None:
         return Check("tokenizer", False, "The tokenizer has no chat template.")

@@ -48,7 +48,6 @@ def verify_adapter(
     model in memory, by moving its embedded tokens by single steps.
 
     Args:
-        tokenizer: With the template that it was trained with.
         folder: What `save_adapter` wrote.
         reference: From `measure_reference`; measured here if not given.
         base: Folder or hub id of the base model; by default the one that PEFT knows.
@@ -93,12 +92,6 @@ def verify_merged(
     Precision is measured too: on the model in memory by moving its embedded tokens by single steps, on the merged one
     by moving its weights by single steps as often as rounding does.
 
-    Args:
-        tokenizer: With the template that it was trained with.
-        folder: What `merge_16bit` wrote.
-        reference: From `measure_reference`; measured here if not given.
-        heldout: As for `verify_adapter`.
-
     Returns:
         The verdict. It is also written into `export.json` if the folder has one.
 
@@ -132,10 +125,8 @@ def measure_gain(
 
     Args:
         folder: An adapter, or a folder with a GGUF file.
-        heldout: The rows, with the losses of base and tuned model.
         base: Folder or hub id that an adapter is put on.
         merged: The model that a GGUF file was made from.
-        precision: What an adapter and its base are computed in.
 
     Raises:
         ExportError: The export cannot be loaded.

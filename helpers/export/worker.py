@@ -31,9 +31,6 @@ def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
             `completion_mask`, perhaps none); of an adapter also `base`, `revision` and `precision`; of a GGUF file the
             `merged` model that it was made from; with prompts also `prompt_ids`, `sequences` and `max_new_tokens`.
         output: An existing folder for `result.json` and, with prompts, `logits.safetensors`.
-
-    Returns:
-        The content of `result.json`.
     """
     started = time.perf_counter()
     load = {"adapter": _load_adapter, "merged": _load_merged, "gguf": _load_gguf}[request["kind"]]

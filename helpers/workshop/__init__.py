@@ -52,10 +52,6 @@ class Verdict:
 def check(name: str, answer: Any) -> Verdict:
     """Say whether an exercise's answer is right.
 
-    Args:
-        name: The exercise, as its check cell spells it.
-        answer: What the exercise asks for.
-
     Returns:
         The verdict, with a hint if the answer is not right.
 

@@ -71,11 +71,7 @@ def _grams(text: str) -> set[str]:
 
 
 def describe_leakage(neighbours: Sequence[Neighbour]) -> str:
-    """Say in words whether prompts stand among the training rows.
-
-    Args:
-        neighbours: From `nearest_examples`.
-    """
+    """Say in words whether prompts stand among the training rows."""
     known = [each for each in neighbours if each.place >= 0]
     if not known:
         return "There are no training rows to compare with."

@@ -36,9 +36,6 @@ def rouge_l(reference: str, text: str) -> float | None:
     Only a-z and 0-9 make words for `rouge-score`. Of a reference that consists mainly of other letters it would see
     a year or a name and nothing else, so there is no value.
 
-    Args:
-        text: The model's answer; an empty one scores 0.
-
     Returns:
         A share from 0 to 1, or None when fewer than half of the reference's letters and digits are a-z or 0-9.
 
@@ -55,9 +52,6 @@ def rouge_l(reference: str, text: str) -> float | None:
 
 def chrf(reference: str, text: str) -> float | None:
     """chrF++ of an answer: F2 of character 1- to 6-grams and word 1- and 2-grams (Popovic, 2017), in any script.
-
-    Args:
-        text: The model's answer; an empty one scores 0.
 
     Returns:
         A score from 0 to 100, or None when the reference is blank.

@@ -166,7 +166,6 @@ def paired_differences(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.D
     """Subtract one arm from another, prompt by prompt.
 
     Args:
-        table: From `score_table`.
         a: The arm that the difference is counted for.
 
     Returns:
@@ -190,9 +189,5 @@ def paired_differences(table: pd.DataFrame, metric: str, a: str, b: str) -> pd.D
 
 
 def estimate_difference(pairs: pd.DataFrame) -> Estimate | None:
-    """Estimate the mean of paired differences, clustered by source; None without any.
-
-    Args:
-        pairs: From `paired_differences`, or some of its rows.
-    """
+    """Estimate the mean of paired differences, clustered by source; None without any."""
     return estimate(pairs["difference"].tolist(), pairs["cluster"].tolist()) if len(pairs) else None

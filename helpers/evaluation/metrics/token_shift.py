@@ -22,7 +22,6 @@ class ShiftedToken:
     """A token of the tuned answer as the base model sees it.
 
     Args:
-        text: The piece of the answer, white space included.
         rank: Its rank among all tokens under the base model; 1 is the most likely.
         probability: Its probability under the base model, from 0 to 1.
     """
@@ -35,9 +34,6 @@ class ShiftedToken:
 def shift_of(rank: int) -> str:
     """Name the class of a rank.
 
-    Returns:
-        One of `_SHIFTS`.
-
     Example:
         >>> [shift_of(rank) for rank in (1, 2, 3, 4)]
         ['unshifted', 'marginal', 'marginal', 'shifted']
@@ -46,20 +42,13 @@ def shift_of(rank: int) -> str:
 
 
 def shift_counts(tokens: Sequence[ShiftedToken]) -> dict[str, int]:
-    """Count the tokens of each class.
-
-    Args:
-        tokens: Of one answer or of many.
-    """
+    """Count the tokens of each class."""
     counts = Counter(shift_of(token.rank) for token in tokens)
     return {name: counts[name] for name in _SHIFTS}
 
 
 def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
     """Say in words how far the tuned answers leave the base model's way.
-
-    Args:
-        tokens: Of one answer or of many.
 
     Example:
         >>> describe_shift([ShiftedToken("Yes", 1, 0.9), ShiftedToken(".", 5, 0.01)]).split(":")[0]

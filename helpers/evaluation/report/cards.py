@@ -26,9 +26,6 @@ _LEAST_SHARED = 0.2  # below this share of common words the marks would cover ne
 def badges(row: Mapping[str, float]) -> list[dict[str, str]]:
     """Say in a few words how an answer is built.
 
-    Args:
-        row: Its scores.
-
     Returns:
         Badges, each with a `text` and a `kind`: "good", "plain" or "warn".
     """
@@ -60,10 +57,6 @@ def prompt_cards(
     comparison: Comparison, overview: Overview, neighbours: Sequence[Neighbour] = ()
 ) -> list[dict[str, Any]]:
     """Lay out each prompt that was answered: the two answers of the headline, those of further arms, and flags.
-
-    Args:
-        overview: Names the two arms and has the scores.
-        neighbours: The nearest training example of each prompt.
 
     Returns:
         What the template shows, in the order of the prompts; flags are "1" or "0".
@@ -130,7 +123,6 @@ class Span:
     """A piece of an answer.
 
     Args:
-        text: The piece, white space included.
         only: Whether only this answer says it.
     """
 

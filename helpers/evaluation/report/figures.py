@@ -231,11 +231,7 @@ def _sign(value: float) -> int:
 
 
 def _lengths_caption(longer: Sequence[float], gains: Sequence[float], name: str, gained: str) -> str:
-    """Count gains among longer and among shorter answers.
-
-    Args:
-        gained: What those that gained did.
-    """
+    """Count gains among longer and among shorter answers."""
     counts = []
     for word, sign in (("longer", 1), ("shorter", -1)):
         found = [gain for words, gain in zip(longer, gains, strict=True) if _sign(words) == sign]
@@ -273,7 +269,6 @@ def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
     """Draw an answer with the tokens marked that the base model would not have chosen.
 
     Args:
-        tokens: From `helpers.evaluation.generate.token_shift`.
         title: The prompt, in a few words.
 
     Returns:

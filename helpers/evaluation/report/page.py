@@ -49,9 +49,6 @@ def write_report(
     """Write the report.
 
     Args:
-        path: The HTML file to write.
-        overview: What is said of them.
-        neighbours: The nearest training example of each prompt.
         votes: What the votes say besides the verdict, a line a statement; "" without votes.
 
     Raises:

@@ -81,11 +81,7 @@ def krippendorff_alpha(votes: Mapping[str, Mapping[str, str]]) -> float | None:
 
 
 def same_vote_share(votes: Mapping[str, Mapping[str, str]]) -> float | None:
-    """Return the share of same votes among all pairs of votes on one item; None without such pairs.
-
-    Args:
-        votes: As for `krippendorff_alpha`.
-    """
+    """Return the share of same votes among all pairs of votes on one item; None without such pairs."""
     shared = _by_item(votes).values()
     pairs = sum(len(given) * (len(given) - 1) for given in shared)
     same = sum(given.count(vote) - 1 for given in shared for vote in given)

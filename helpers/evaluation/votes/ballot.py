@@ -39,7 +39,6 @@ class BlindItem:
 
     Args:
         id: Says nothing of the arms; changes when an answer changes, so that old votes cannot count for new answers.
-        a: The answer that the page calls A.
     """
 
     id: str
@@ -50,13 +49,7 @@ class BlindItem:
 
 @dataclass(frozen=True)
 class KeyItem:
-    """Who wrote what in one item.
-
-    Args:
-        prompt_id: The `Prompt.id`.
-        a: The `Arm.name` that wrote answer A.
-        b: The `Arm.name` that wrote answer B.
-    """
+    """An item's prompt, and which arms wrote its answers A and B."""
 
     prompt_id: str
     a: str
@@ -83,12 +76,10 @@ class Vote:
     """What one person said about one item.
 
     Args:
-        item_id: The `BlindItem.id`.
         choice: One of `_CHOICES`: the better answer.
         concrete: Which answers name concrete and plausible applications: "a", "b", "both", "neither", "" if not said.
         on_topic: Which answers are on topic.
         structure: Which answers have a useful structure.
-        voter: A name for the person.
         seconds: Time spent on the item, or None.
     """
 
@@ -157,8 +148,6 @@ def write_vote_page(path: Path, items: Sequence[BlindItem], title: str) -> Path:
     """Write the voting page: one file that needs neither a kernel nor a network and exports a CSV.
 
     Args:
-        path: The HTML file to write.
-        items: From `blind_items`.
         title: What voters read above the first pair.
 
     Raises:

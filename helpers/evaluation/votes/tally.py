@@ -39,8 +39,6 @@ class Reveal:
     """What came of a vote.
 
     Args:
-        baseline: The arm that was compared against.
-        contender: The arm whose wins are counted.
         merged_outcomes: Over all voters, each prompt counted once: "win", "tie" or "loss".
         outcomes: By voter and prompt, repeated pairs counted once.
         repeats: By voter: the outcomes of each pair that was seen twice.
@@ -56,12 +54,7 @@ class Reveal:
 
 
 def reveal(votes: Iterable[Vote], key: VoteKey) -> Reveal:
-    """Turn votes for A or B into wins, ties and losses of the contender.
-
-    Args:
-        votes: From `read_votes`.
-        key: The key of the same items.
-    """
+    """Turn votes for A or B into wins, ties and losses of the contender."""
     ballots = tuple(_ballot(vote, key) for vote in votes)
     seen: dict[str, dict[str, list[str]]] = {}
     for ballot in ballots:

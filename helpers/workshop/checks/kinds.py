@@ -35,8 +35,6 @@ class Check:
     """One exercise's check.
 
     Args:
-        kind: What the answer has to be.
-        compare: Returns a hint, or "" when the answer is right.
         why: One sentence on why it matters, shown with a right answer.
     """
 
@@ -57,7 +55,6 @@ def near(
 
     Args:
         otherwise: The hint when no known mistake explains the answer.
-        mistakes: What each mistake gives, with its hint.
         tolerance: Largest difference that is taken for rounding, as a share of the number.
         decimals: What the exercise asks for: the right answer rounded to so many is right.
 
@@ -87,9 +84,6 @@ def same(
     """Compare a text, or numbers in lists, with the right ones and with what common mistakes give.
 
     Args:
-        right: The right answer, in plain Python.
-        otherwise: The hint when no known mistake explains the answer.
-        mistakes: What each mistake gives, with its hint.
         decimals: What the exercise asks for, where the answer is a list of numbers.
 
     Returns:
@@ -111,10 +105,6 @@ def same(
 
 def matching(right: Mapping[str, Any], hints: Mapping[str, str]) -> _Compare:
     """Compare a dict that gives each key one of a few values, and hint at the first that is wrong.
-
-    Args:
-        right: The right value of each key.
-        hints: What to look at, by key.
 
     Example:
         >>> matching({"A": "up"}, {"A": "Which way does it point?"})({"A": "down"})
