@@ -222,10 +222,9 @@ show_table({arm.label: bench.writer.text(material.prompts[0], arm, config.max_ne
 # two? Is the template the one from training? If a test fails, the cell stops here.
 
 # %%
-from helpers.evaluation.generate import take_readings
-from helpers.evaluation.sanity import judge
+from helpers.evaluation.generate import self_test
 
-show_table(judge(take_readings(bench, material.prompts[0], arms)))
+show_table(self_test(bench, material.prompts[0], arms))
 
 # %% [markdown]
 # ## 4. How likely is a good answer?

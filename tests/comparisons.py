@@ -128,12 +128,10 @@ def _questions():
 
 
 def _checks(bench, arms, material):
-    from helpers.evaluation.generate import take_readings
-    from helpers.evaluation.sanity import judge
+    from helpers.evaluation.generate import self_test
 
-    readings = take_readings(bench, material.prompts[0], arms)
-    return {"rows": judge(readings), "bos": {k: list(v) for k, v in readings.bos.items()}, "change": readings.change,
-            "max_length": bench.model.generation_config.max_length}  # fmt: skip
+    rows = self_test(bench, material.prompts[0], arms)
+    return {"rows": rows, "max_length": bench.model.generation_config.max_length}
 
 
 def _texts(bench, arms, material):

@@ -21,7 +21,7 @@ from helpers.evaluation.cache import AnswerCache, CachedAnswer, do_each, exchang
 from helpers.evaluation.metrics.token_shift import ShiftedToken
 from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
-from helpers.evaluation.sanity import Readings
+from helpers.evaluation.sanity import judge
 from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
 from helpers.model.load import free_memory
 from helpers.model.scoring import score_rows
@@ -29,7 +29,7 @@ from helpers.model.scoring import score_rows
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
 
-__all__ = ["Bench", "answer_all", "ask", "score_references", "take_readings", "token_shifts"]
+__all__ = ["Bench", "answer_all", "ask", "score_references", "self_test", "token_shifts"]
 
 _BASE = Arm("base", "Base", adapter=False)
 
@@ -77,13 +77,11 @@ class Bench:
         return nullcontext() if arm.adapter else self.model.disable_adapter()
 
 
-def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Readings:
-    """Read off the model what the self-tests judge.
-
-    Returns:
-        For `helpers.evaluation.sanity.judge`.
+def self_test(bench: Bench, question: Question, arms: Sequence[Arm]) -> list[dict[str, str]]:
+    """Test that the arms are what they claim to be, before any answer is shown.
 
     Raises:
+        EvaluationError: A test fails.
         RunError: Of several processes one would answer in another way.
     """
     same_everywhere("way of answering", bench.configuration())
@@ -97,7 +95,7 @@ def take_readings(bench: Bench, question: Question, arms: Sequence[Arm]) -> Read
     places = {
         name: tuple(at for at, i in enumerate(ids) if i == tokenizer.bos_token_id) for name, ids in written.items()
     }
-    return Readings(
+    return judge(
         change=float((on - off).abs().max()),
         identical=bool((on == again).all()),
         bos=None if tokenizer.bos_token_id is None else places,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from helpers.core.errors import EvaluationError
 from helpers.evaluation.records import ReferenceScore
 
-__all__ = ["judge", "reproduces_training"]
+__all__ = ["reproduces_training"]
 
 _TOLERANCE = 0.02  # nats a token; between cards and precisions the last digits move
 
 
-@dataclass(frozen=True)
-class Readings:
-    """What the self-tests look at.
+def judge(
+    change: float,
+    identical: bool,
+    bos: Mapping[str, tuple[int, ...]] | None,
+    template_sha256: str,
+    recorded_sha256: str | None,
+) -> list[dict[str, str]]:
+    """Judge the arms by what was read off the model.
 
     Args:
         change: Largest difference of a logit between adapter on and off.
@@ -23,33 +27,22 @@ class Readings:
         bos: For each arm, at which places of its prompt a BOS token stands; None for a model without one.
         template_sha256: Hash of the chat template in use.
         recorded_sha256: The hash that the training run wrote down, or None if no run is known.
-    """
-
-    change: float
-    identical: bool
-    bos: Mapping[str, tuple[int, ...]] | None
-    template_sha256: str
-    recorded_sha256: str | None
-
-
-def judge(readings: Readings) -> list[dict[str, str]]:
-    """Judge what was read.
 
     Raises:
         EvaluationError: A test fails.
     """
     untrained = "The adapter is untrained, or was not applied. Train it, or choose another adapter_dir."
-    _require(readings.change > 0, "an adapter that changes the logits", "the same logits on and off", untrained)
-    _require(readings.identical, "the same logits on, off and on again", "others", "Start a fresh kernel.")
-    for arm, places in (readings.bos or {}).items():
+    _require(change > 0, "an adapter that changes the logits", "the same logits on and off", untrained)
+    _require(identical, "the same logits on, off and on again", "others", "Start a fresh kernel.")
+    for arm, places in (bos or {}).items():
         _require(places == (0,), f"one BOS, at the start, for {arm}", f"BOS at {places}", "Look at the chat template.")
-    known = readings.recorded_sha256 is not None
-    same = readings.recorded_sha256 in (None, readings.template_sha256)
+    known = recorded_sha256 is not None
+    same = recorded_sha256 in (None, template_sha256)
     resave = "The tokenizer in the adapter folder is not the run's. Save the adapter again."
-    _require(same, "the template that the adapter was trained with", readings.template_sha256[:12], resave)
-    bos = "this model has none, and none is added" if readings.bos is None else f"yes, in all {len(readings.bos)} arms"
+    _require(same, "the template that the adapter was trained with", template_sha256[:12], resave)
+    bos = "this model has none, and none is added" if bos is None else f"yes, in all {len(bos)} arms"
     return [
-        {"test": "adapter on and off differ", "result": f"yes, a logit by up to {readings.change:.3g}"},
+        {"test": "adapter on and off differ", "result": f"yes, a logit by up to {change:.3g}"},
         {"test": "on, off, on again is identical", "result": "yes, to the last bit"},
         {"test": "exactly one BOS token", "result": bos},
         {

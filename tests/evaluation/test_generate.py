@@ -14,7 +14,7 @@ from helpers.evaluation.cache import AnswerCache, CachedAnswer
 from helpers.evaluation.metrics.token_shift import ShiftedToken, describe_shift, shift_counts
 from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Arm, Prompt, ReferenceScore
-from helpers.evaluation.sanity import Readings, judge, reproduces_training
+from helpers.evaluation.sanity import judge, reproduces_training
 
 ARMS = ("base", "tuned", "base_bare", "base_few_shot")
 
@@ -35,12 +35,9 @@ class TestSelfTests:
 
     def test_a_sound_adapter_passes_all_four(self, found):
         """Adapter on and off differ, on-off-on is identical, each prompt has one BOS, the template is the run's."""
-        assert [row["result"].split(",")[0] for row in found["checks"]["rows"]] == ["yes"] * 4
-        assert found["checks"]["change"] > 0.01
-
-    def test_every_arm_has_one_bos(self, found):
-        """The BOS stands at the start of each arm's prompt and nowhere else."""
-        assert found["checks"]["bos"] == {arm: [0] for arm in ARMS}
+        first, *others = [row["result"] for row in found["checks"]["rows"]]
+        assert others == ["yes, to the last bit", "yes, in all 4 arms", "yes"]
+        assert float(first.removeprefix("yes, a logit by up to ")) > 0.01
 
     def test_only_one_limit_of_the_answer_is_left(self, found):
         """The checkpoint's own max_length, 2048, is gone: beside max_new_tokens transformers warns of it each time."""
@@ -84,14 +81,13 @@ class TestJudging:
         """A failing test raises and says what is wrong, and what to do."""
         sound = {"change": 1e-6, "identical": True, "bos": {"base": (0,)}}
         same = "0123456789abcdef"
-        readings = Readings(**{**sound, "template_sha256": same, "recorded_sha256": same, **changes})
         with pytest.raises(EvaluationError) as caught:
-            judge(readings)
+            judge(**{**sound, "template_sha256": same, "recorded_sha256": same, **changes})
         assert str(caught.value) == f"self-test: expected {message}"
 
     def test_what_passed_is_said(self):
         """With how far the adapter moves a logit, and where the template is from."""
-        passed = judge(Readings(0.12345, True, {"base": (0,), "tuned": (0,)}, "a", "a"))
+        passed = judge(0.12345, True, {"base": (0,), "tuned": (0,)}, "a", "a")
         assert [tuple(row.values()) for row in passed] == [
             ("adapter on and off differ", "yes, a logit by up to 0.123"),
             ("on, off, on again is identical", "yes, to the last bit"),
@@ -99,12 +95,12 @@ class TestJudging:
             ("the template is the adapter's own", "yes"),
         ]
         assert {tuple(row) for row in passed} == {("test", "result")}
-        unknown = judge(Readings(0.5, True, {}, "a", None))
+        unknown = judge(0.5, True, {}, "a", None)
         assert unknown[3]["result"] == "its training run is not known"
 
     def test_a_model_without_bos_is_fine(self):
         """ChatML models have no BOS, and none is asked for."""
-        rows = judge(Readings(0.5, True, None, "a", None))
+        rows = judge(0.5, True, None, "a", None)
         assert rows[2]["result"] == "this model has none, and none is added"
 
     def test_training_loss_must_come_out_again(self):
