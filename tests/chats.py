@@ -7,8 +7,7 @@ def chats_of(examples):
     """Return examples as a table with `prompt` and `completion`."""
     from datasets import Dataset
 
-    rows = {"prompt": [list(e.prompt) for e in examples], "completion": [list(e.completion) for e in examples]}
-    return Dataset.from_dict(rows)
+    return Dataset.from_list(examples)
 
 
 def tokens_of(chats, tokenizer):

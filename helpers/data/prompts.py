@@ -1,7 +1,4 @@
-"""Rows of the two data sets as messages: plain data in, plain data out.
-
-A row becomes an `Example`: the messages that the model is given, and the one it should answer with.
-"""
+"""Rows of the two data sets as messages: plain data in, plain data out."""
 
 from __future__ import annotations
 
@@ -28,6 +25,9 @@ __all__ = [
 
 Message = dict[str, str]
 """One message: {"role": "system" | "user" | "assistant", "content": text}."""
+
+Example = dict[str, list[Message]]
+"""TRL's columns: `prompt`, what the model is given, and `completion`, what it learns to say."""
 
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -65,23 +65,6 @@ COLUMNS = {
     "alpaca": Columns("instruction", "input", "output"),
     "dolly": Columns("instruction", "context", "response", optional=("category",)),
 }
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training example.
-
-    Args:
-        prompt: The system message, if any, and the user's: what the model is given.
-        completion: The assistant's message: what the model learns to say.
-    """
-
-    prompt: tuple[Message, ...]
-    completion: tuple[Message, ...]
-
-    def messages(self) -> list[Message]:
-        """Return prompt and completion as one conversation."""
-        return [*self.prompt, *self.completion]
 
 
 def row_sources(rows: Iterable[Mapping[str, Any]], task: str) -> list[str]:
@@ -144,9 +127,7 @@ def alpaca_block(instruction: str, context: str = "") -> str:
     return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction.strip()}\n\n### Response:\n"
 
 
-def build_prompt(
-    instruction: str, context: str = "", *, style: str = "chat", system_prompt: str = ""
-) -> tuple[Message, ...]:
+def build_prompt(instruction: str, context: str = "", *, style: str = "chat", system_prompt: str = "") -> list[Message]:
     """Return the messages that ask for an answer, exactly as training rows have them.
 
     Args:
@@ -166,8 +147,8 @@ def build_prompt(
     if system_prompt and style == "alpaca":
         raise ConfigError("system_prompt", 'none with prompt_style "alpaca"', system_prompt, 'Use prompt_style "chat".')
     content = alpaca_block(instruction, context) if style == "alpaca" else user_text(instruction, context)
-    system = ({"role": "system", "content": system_prompt},) if system_prompt else ()
-    return (*system, {"role": "user", "content": content})
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": content}]
 
 
 def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", system_prompt: str = "") -> Example:
@@ -184,8 +165,8 @@ def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", sys
         ConfigError: The Alpaca style was asked for, and the row is more than a question and its answer.
 
     Example:
-        >>> build_example({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca").prompt
-        ({'role': 'user', 'content': 'Add.\n\n1 + 1'},)
+        >>> build_example({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "alpaca")["prompt"]
+        [{'role': 'user', 'content': 'Add.\n\n1 + 1'}]
     """
     if "prompt" in row:
         given = row["prompt"]
@@ -196,12 +177,12 @@ def build_example(row: Mapping[str, Any], task: str, *, style: str = "chat", sys
                 raise ConfigError("prompt_style", "rows of one question and its answer", got, remedy)
             given = build_prompt(given[0]["content"], style=style)
         elif system_prompt and given[0]["role"] != "system":
-            given = ({"role": "system", "content": system_prompt}, *given)
-        return Example(tuple(given), tuple(row["completion"]))
+            given = [{"role": "system", "content": system_prompt}, *given]
+        return {"prompt": list(given), "completion": list(row["completion"])}
     names = COLUMNS[task]
     context = row.get(names.context) or ""
     prompt = build_prompt(row[names.instruction], context, style=style, system_prompt=system_prompt)
-    return Example(prompt, ({"role": "assistant", "content": row[names.answer].strip()},))
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row[names.answer].strip()}]}
 
 
 def clean_references(text: str) -> str:

@@ -226,8 +226,7 @@ def as_messages(rows: Rows, config: DataConfig) -> Rows:
     def told(row: Row) -> Row:
         if "prompt" not in row:
             return row
-        example = build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
-        return {"prompt": list(example.prompt), "completion": list(example.completion)}
+        return build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
 
     return dataclasses.replace(
         rows, train=[told(row) for row in rows.train], heldout=[told(row) for row in rows.heldout]

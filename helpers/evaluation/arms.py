@@ -105,9 +105,9 @@ def messages_for(question: Question, arm: Arm, asking: Asking, *, shots: int | N
         question.instruction, question.context, style=asking.style, system_prompt=asking.system_prompt
     )
     if arm.prompting != "few_shot":
-        return list(prompt)
+        return prompt
     shown = asking.shots if shots is None else asking.shots[len(asking.shots) - shots :]
-    turns = [message for example in shown for message in example.messages()]
+    turns = [message for example in shown for message in (*example["prompt"], *example["completion"])]
     return [*prompt[:-1], *turns, prompt[-1]]
 
 

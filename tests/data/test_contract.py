@@ -11,7 +11,7 @@ from helpers.core.errors import ContractError
 from helpers.data import contract
 from helpers.data.chat_templates import ALPACA, MISTRAL_V3, masked_template
 from helpers.data.contract import check_tokens, check_trainer_dataset
-from helpers.data.prompts import Example, build_example
+from helpers.data.prompts import build_example
 from helpers.data.tokens import row_labels
 
 STOCK = """\
@@ -383,14 +383,14 @@ class TestConversations:
 
     def test_each_answer_and_its_eos_are_learned(self):
         """What the user says between them is given."""
-        ids, labels = ids_and_labels(Example(tuple(TALK[:1]), tuple(TALK[1:])), character_tokenizer())
+        ids, labels = ids_and_labels({"prompt": TALK[:1], "completion": TALK[1:]}, character_tokenizer())
         assert ids == self.IDS
         assert [label for label in labels if label != -100] == [SPACE, *codes("B"), EOS, SPACE, *codes("D"), EOS]
         assert labels[5:8] == (SPACE, *codes("B"), EOS)
 
     def test_an_answer_in_the_prompt_is_given(self):
         """Only the completion's answers are learned."""
-        _, labels = ids_and_labels(Example(tuple(TALK[:3]), tuple(TALK[3:])), character_tokenizer())
+        _, labels = ids_and_labels({"prompt": TALK[:3], "completion": TALK[3:]}, character_tokenizer())
         assert [label for label in labels if label != -100] == [SPACE, *codes("D"), EOS]
 
     def test_a_table_of_them_passes(self):

@@ -40,12 +40,17 @@ class TestAlpacaBlock:
         )
 
 
+def texts(example):
+    """Return what the messages of an example say."""
+    return [message["content"] for message in (*example["prompt"], *example["completion"])]
+
+
 class TestPrompt:
     """What the model is given."""
 
     def test_chat_joins_with_a_blank_line(self):
         """The input stands under the instruction."""
-        assert build_prompt("Add.", "1 and 2") == ({"role": "user", "content": "Add.\n\n1 and 2"},)
+        assert build_prompt("Add.", "1 and 2") == [{"role": "user", "content": "Add.\n\n1 and 2"}]
 
     def test_chat_without_an_input_is_the_instruction(self):
         """Nothing is added to an instruction that stands alone."""
@@ -53,10 +58,10 @@ class TestPrompt:
 
     def test_a_system_prompt_comes_first(self):
         """The system message stands before the user's."""
-        assert build_prompt("Hi", system_prompt="Be brief.") == (
+        assert build_prompt("Hi", system_prompt="Be brief.") == [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "Hi"},
-        )
+        ]
 
     def test_the_alpaca_style_is_one_user_message(self):
         """The block is the user's message."""
@@ -80,16 +85,16 @@ class TestExample:
 
     def test_an_alpaca_row(self):
         """The output is the assistant's message, everything else the prompt."""
-        example = build_example(ROW, "alpaca")
-        assert example.prompt == ({"role": "user", "content": "Add the numbers.\n\n1 and 2"},)
-        assert example.completion == ({"role": "assistant", "content": "3"},)
-        assert [m["role"] for m in example.messages()] == ["user", "assistant"]
+        assert build_example(ROW, "alpaca") == {
+            "prompt": [{"role": "user", "content": "Add the numbers.\n\n1 and 2"}],
+            "completion": [{"role": "assistant", "content": "3"}],
+        }
 
     def test_a_dolly_row(self):
         """Dolly's columns have other names and the same form."""
         row = {"instruction": "When?", "context": "In 1901.", "response": "1901", "category": "closed_qa"}
         example = build_example(row, "dolly", system_prompt="Be brief.")
-        assert [m["content"] for m in example.messages()] == ["Be brief.", "When?\n\nIn 1901.", "1901"]
+        assert texts(example) == ["Be brief.", "When?\n\nIn 1901.", "1901"]
 
     @pytest.mark.parametrize("row", [{**BARE, "input": None}, {"instruction": "Name a prime.", "output": "7"}])
     def test_a_missing_input_is_an_empty_one(self, row):
@@ -99,12 +104,12 @@ class TestExample:
     def test_surrounding_space_is_dropped(self):
         """White space around each text goes, inside it stays."""
         row = {"instruction": "\n Add. ", "input": " 1\n2 ", "output": " 3\n\n4 \n"}
-        assert [m["content"] for m in build_example(row, "alpaca").messages()] == ["Add.\n\n1\n2", "3\n\n4"]
+        assert texts(build_example(row, "alpaca")) == ["Add.\n\n1\n2", "3\n\n4"]
 
     def test_training_and_asking_give_the_same_prompt(self):
         """A row's prompt is what `build_prompt` makes when one asks by hand."""
         for style in ("chat", "alpaca"):
-            assert build_example(ROW, "alpaca", style=style).prompt == build_prompt(
+            assert build_example(ROW, "alpaca", style=style)["prompt"] == build_prompt(
                 ROW["instruction"], ROW["input"], style=style
             )
 
