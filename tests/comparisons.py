@@ -138,7 +138,7 @@ def _texts(bench, arms, material):
     question = _questions()[0]
     return {
         "prompts": {arm.name: bench.writer.text(question, arm, 8) for arm in arms},
-        "shots": [example.messages() for example in bench.asking.shots],
+        "shots": [[*example["prompt"], *example["completion"]] for example in bench.asking.shots],
         "heldout": [each.prompt.text for each in material.references],
     }
 
