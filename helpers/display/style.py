@@ -79,11 +79,7 @@ class Drawing:
         return stream.getvalue().decode("utf-8")
 
     def save(self, folder: Path) -> Path:
-        """Write the picture as PNG on white, which is readable in a dark notebook too.
-
-        Raises:
-            RunError: The disk refuses.
-        """
+        """Write the picture as PNG on white, which is readable in a dark notebook too."""
         import matplotlib
 
         content = io.BytesIO()

@@ -146,9 +146,6 @@ def _stated_text(stated: dict[str, Any], name: str, default: str) -> str:
 def training_config(source: AdapterSource, config: EvaluationConfig) -> RunConfig:
     """Return the configuration of the adapter's run, with what the comparison asks for on top.
 
-    Returns:
-        What the base model is loaded with, and what `helpers.data.rows.load_rows` takes.
-
     Raises:
         ConfigError: The two do not fit together, or nothing says which base model the adapter needs.
     """

@@ -139,11 +139,7 @@ class Writer:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def messages(self, question: Question, arm: Arm, answer_tokens: int) -> list[Message]:
-        """Write a question for an arm, with as many examples as leave room for the answer.
-
-        Returns:
-            Messages, the last one the user's.
-        """
+        """Write a question for an arm, with as many examples as leave room for the answer."""
         shots = len(self.asking.shots) if arm.prompting == "few_shot" else 0
         for count in range(shots, 0, -1):
             messages = messages_for(question, arm, self.asking, shots=count)
@@ -152,15 +148,12 @@ class Writer:
         return messages_for(question, arm, self.asking, shots=0)
 
     def text(self, question: Question, arm: Arm, answer_tokens: int) -> str:
-        """Return a prompt as the text that is tokenized; arguments as for `messages`."""
+        """Return a prompt as the text that is tokenized."""
         messages = self.messages(question, arm, answer_tokens)
         return render(self.tokenizer_of(arm), messages, answer_next=True)
 
     def with_answer(self, question: Question, arm: Arm, answer: str) -> dict[str, list[int]]:
         """Tokenize a question with a given answer and its EOS, as an arm reads it.
-
-        Returns:
-            `input_ids` and `completion_mask`.
 
         Raises:
             ContractError: The tokenizer merges characters across the border between prompt and answer.

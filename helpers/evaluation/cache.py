@@ -63,16 +63,8 @@ class AnswerCache:
         parts = json.dumps([_FORMAT, self.configuration, arm, text], sort_keys=True)
         return hashlib.sha256(parts.encode("ascii")).hexdigest()
 
-    def get(self, key: str) -> CachedAnswer | None:
-        """Return the answer under a key, or None."""
-        return self.answers.get(key)
-
     def add(self, answers: Mapping[str, CachedAnswer]) -> None:
-        """Keep answers, and write the file anew; of several processes the main one writes.
-
-        Raises:
-            RunError: The disk refuses.
-        """
+        """Keep answers, and write the file anew; of several processes the main one writes."""
         self.answers |= answers
         if self.path is not None and place().main:
             kept = {key: asdict(answer) for key, answer in self.answers.items()}
@@ -96,10 +88,7 @@ _K = TypeVar("_K")
 
 
 def own_batch(items: Sequence[_T], size: int) -> list[_T]:
-    """Return this process's batch of the next round.
-
-    Returns:
-        The first batch alone, the second in the second process and so on; empty where there are fewer batches.
+    """Return this process's batch of the next round: in the second process the second, if there are so many.
 
     Example:
         >>> own_batch(["a", "b", "c"], 2)

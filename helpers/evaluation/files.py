@@ -37,11 +37,7 @@ _PREFERENCES = {"win": 2.0, "tie": 1.5, "loss": 1.0}
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write prompts, arms, answers and reference scores as JSON.
-
-    Raises:
-        RunError: The disk refuses.
-    """
+    """Write prompts, arms, answers and reference scores as JSON."""
     write_json(path, {"format": _FORMAT} | asdict(comparison))
 
 
@@ -49,9 +45,6 @@ def write_scores(path: Path, table: pd.DataFrame) -> None:
     """Write all scores as one long CSV: a line for each prompt, arm and measure.
 
     Cells that a spreadsheet would read as a formula begin with an apostrophe, and no hidden character stays hidden.
-
-    Raises:
-        RunError: The disk refuses.
     """
     texts = table.select_dtypes(exclude="number").map(plain_cell)
     write_text(path, table.assign(**texts).to_csv(index=False, float_format="%.15g", lineterminator="\r\n"))
@@ -66,7 +59,6 @@ def write_llm_comparator(path: Path, comparison: Comparison, overview: Overview,
 
     Raises:
         EvaluationError: The votes are about other arms.
-        RunError: The disk refuses.
     """
     arms = _arms(overview, votes)
     said = {(answer.prompt_id, answer.arm): answer.text for answer in comparison.answers}
@@ -139,7 +131,6 @@ def write_alpaca_eval(folder: Path, comparison: Comparison, overview: Overview, 
 
     Raises:
         EvaluationError: The votes are about others, or two prompts have the same text.
-        RunError: The disk refuses.
     """
     tuned, base = _arms(overview, votes)
     texts = [prompt.text for prompt in comparison.prompts]

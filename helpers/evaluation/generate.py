@@ -113,14 +113,11 @@ def answer_all(
     cache: AnswerCache | None = None,
     report: Callable[[str], object] = print,
 ) -> tuple[Answer, ...]:
-    """Let every arm answer every question. Several processes share the questions among them.
+    """Let every arm answer every question, arms first. Several processes share the questions among them.
 
     Args:
         batch_size: Questions answered at a time; halved when memory runs out.
         cache: Answers of an earlier run; new ones are added. None keeps nothing.
-
-    Returns:
-        An answer for each arm and question, arms first.
 
     Raises:
         TemplateError: A prompt contains control tokens.
@@ -145,7 +142,7 @@ class _Pending:
         switch = ("on" if arm.adapter else "off") + (f" draw {draw}" if bench.temperature else "")
         texts = [bench.writer.text(question, arm, bench.max_new_tokens) for question in questions]
         self.keys = [cache.key(switch, text) for text in texts]
-        unknown = [at for at, key in enumerate(self.keys) if cache.get(key) is None]
+        unknown = [at for at, key in enumerate(self.keys) if key not in cache.answers]
         self.places = sorted(unknown, key=lambda at: len(bench.writer.ids(texts[at])))
         self.left = {each: len(self.places) - at for at, each in enumerate(self.places)}
 
@@ -225,11 +222,7 @@ def _cached(answer: GeneratedAnswer) -> CachedAnswer:
 
 
 def ask(bench: Bench, text: str, arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """Let arms answer one prompt that nobody keeps.
-
-    Returns:
-        A row an arm: `arm` and `answer`.
-    """
+    """Let arms answer one prompt that nobody keeps: a row an arm."""
     question = Question(Prompt("own", text), text)
     answers = answer_all(bench, [question], arms, batch_size=1, report=lambda line: None)
     return [{"arm": arm.label, "answer": answer.text} for arm, answer in zip(arms, answers, strict=True)]
@@ -276,9 +269,6 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
 
     Args:
         answer: What the tuned model said. It is tokenized again, without an EOS.
-
-    Returns:
-        Its tokens in order; none for an empty answer.
     """
     import torch
 
@@ -297,11 +287,7 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
 def token_shifts(
     bench: Bench, questions: Sequence[Question], answers: Sequence[Answer]
 ) -> dict[str, tuple[ShiftedToken, ...]]:
-    """Rank the tokens of the answers that had the adapter; several processes share them.
-
-    Returns:
-        The tokens of each prompt's answer; of mode aa, those of the second draw.
-    """
+    """Rank the tokens of each prompt's tuned answer, in mode aa of the second draw; several processes share them."""
     arm = next((answer.arm for answer in answers if answer.arm in ("tuned", "again")), "")
     said = {answer.prompt_id: answer for answer in answers if answer.arm == arm}
     asked = [question for question in questions if question.prompt.id in said]

@@ -19,11 +19,7 @@ from helpers.core.text import visible
 
 
 def embed_json(data: object) -> str:
-    """Write JSON that is safe inside a `script` element.
-
-    Returns:
-        JSON in ASCII, in which "<", ">" and "&" are escapes, so that no text in it can end the element.
-    """
+    """Write JSON in which "<", ">" and "&" are escapes, so that no text in it can end a `script` element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -39,9 +35,6 @@ def write_page(path: Path, name: str, context: dict[str, Any]) -> Path:
     Args:
         name: "report" or "vote": the name of its template, style sheet and script.
         context: The values the template names. Text goes through `visible`, then through HTML escaping.
-
-    Raises:
-        RunError: The disk refuses.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup

@@ -233,10 +233,7 @@ class Material:
 
 
 def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
-    """Read prompts, references and training rows.
-
-    Returns:
-        The rows; no reference is asked among the prompts or the training rows.
+    """Read prompts, references and training rows; no reference is among the other two.
 
     Raises:
         EvaluationError: A file is empty, a prompt comes twice or is named as a reference is, or too few references are
@@ -247,7 +244,7 @@ def gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig)
 
 
 def _gather(config: EvaluationConfig, source: AdapterSource, training: RunConfig) -> Material:
-    """Do what `gather` does, in the main process."""
+    """Read them in the main process."""
     prompts = read_questions(config.prompts_file, config.prompt_count, training.task, config.columns)
     own, notes, as_trained = _own_rows(source, training, needed=config.reference_data is None)
     train, task = (own.train, training.task) if own else (read_sample(training.task, "train"), training.task)
@@ -319,13 +316,7 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
 
 
 def _file_rows(path: str, task: str, seed: int, columns: str | None = None) -> tuple[list[Row], list[str]]:
-    """Read a file of references in any format, in random order, each row checked.
-
-    Of a conversation the first question and its answer are taken.
-
-    Returns:
-        The rows, and notes on what was left out.
-    """
+    """Read a file of references in any format, each row checked, in random order; and note what was left out."""
     try:
         table = read_file(path)
         found = recognise(table.rows, path, columns=columns)
@@ -367,11 +358,7 @@ def _without_turns(row: Any, named: Mapping[str, str]) -> Any:
 def _exchanges(
     rows: Sequence[Row], task: str, what: str, left_out: Mapping[str, int] | None = None
 ) -> tuple[list[Row], list[str]]:
-    """Return the first exchange of each conversation as a row of instructions; other rows as they are.
-
-    Returns:
-        The rows under the task's columns, and notes on what was left out.
-    """
+    """Return the first exchange of each conversation, under the task's columns as other rows are, and notes."""
     kept, reasons, told, later = [], Counter(left_out or {}), 0, 0
     for row in rows:
         later += "prompt" in row and len(row["completion"]) > 1

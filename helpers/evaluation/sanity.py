@@ -58,14 +58,11 @@ def _require(holds: bool, expected: str, got: str, remedy: str) -> None:
 
 
 def reproduces_training(scores: Sequence[ReferenceScore], recorded: float | None, rows: int | None) -> str:
-    """Compare the tuned arm's loss on the held-out rows with the one that training ended with.
+    """Compare the tuned arm's loss on the held-out rows with the one that training ended with, if they can be compared.
 
     Args:
         recorded: The run's last held-out loss, in nats a token, EOS included; None if it is not known.
         rows: How many rows it was measured on.
-
-    Returns:
-        A sentence; it says so when the two cannot be compared.
 
     Raises:
         EvaluationError: The losses differ: this base and this adapter are not what was trained.

@@ -64,9 +64,6 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
     Votes are read at once, so that a mistake in them does not show after everything was computed. In a notebook, a cell
     that fails from now on marks the run as failed.
 
-    Returns:
-        The directory, with `manifest.json` and `config.json` in it.
-
     Raises:
         RunError: The directory belongs to something else, to an evaluation with other parameters, or to another
             process.
@@ -78,7 +75,7 @@ def open_evaluation(config: EvaluationConfig, source: AdapterSource, *, resume: 
 
 
 def _open(config: EvaluationConfig, source: AdapterSource, resume: str) -> RunDirectory:
-    """Do what `open_evaluation` does, in the main process."""
+    """Open it in the main process."""
     check_votes(config.votes_files(), runs_root() / config.run_name)
     parameters = run_parameters(config, source)
     check_run(config.run_name, parameters, resume=resume)
@@ -152,11 +149,7 @@ def write_files(
     neighbours: Sequence[Neighbour] = (),
     votes: Reveal | None = None,
 ) -> list[dict[str, str]]:
-    """Write the report, and the files that other tools read.
-
-    Returns:
-        A row a file: its path as people type it, and what it is for.
-    """
+    """Write the report and the files that other tools read; return what each file is for."""
     said = describe_votes(votes) if votes else ""
     write_report(run.path / "report.html", comparison, overview, figures=figures, neighbours=neighbours, votes=said)
     write_comparison(run.path / "comparison.json", comparison)

@@ -32,7 +32,6 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: `folder` holds something else.
-        RunError: The disk refuses.
     """
     refuse_foreign(folder)
     with replaced_folder(folder, "the export") as staged:
@@ -71,9 +70,6 @@ def record_export(folder: Path, **facts: Any) -> None:
 
 def tensor_files(folder: Path) -> dict[str, str]:
     """Return which safetensors file holds each tensor, from the index or the one file.
-
-    Returns:
-        Tensor name -> file name.
 
     Raises:
         ExportError: There is neither an index nor `model.safetensors`, or the index names files of other folders.
@@ -167,9 +163,6 @@ def zip_run(run: RunDirectory) -> Path:
     """Put a run's adapter with its card, its script, figures, answers and rows into one zip in its folder.
 
     The zip is read back. Merged model and GGUF file are left out: they are as large as the base.
-
-    Raises:
-        RunError: The disk refuses.
     """
     target = run.path / f"{run.path.name}.zip"
     files = [path for path in run.path.iterdir() if path.suffix != ".zip"] + list(run.adapter.rglob("*"))

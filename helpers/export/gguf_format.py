@@ -26,10 +26,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: str) -> tuple[int, float, float]:
-    """Compare names, shapes, values and tokenizer of a GGUF file with the merged model.
-
-    Returns:
-        Number of tensors, largest relative error, and the limit.
+    """Compare a GGUF file with the merged model; return the number of tensors, their largest error, and its limit.
 
     Raises:
         ExportError: Something differs.

@@ -10,6 +10,7 @@ from typing import Any
 from helpers.core.config import HUB_ID, MODELS, RunConfig
 from helpers.core.files import write_text
 from helpers.core.runs import RunDirectory
+from helpers.export.gain import gain_lines
 from helpers.export.serve import loading_lines, serving_lines, sixteen_bit_name
 from helpers.export.verdict import Verification
 from helpers.runtime.lockfile import installed_versions
@@ -69,9 +70,6 @@ def write_card(
     Args:
         folder: An adapter, a merged model or a GGUF folder; which of them is seen from its files.
         name: The repository's name on the Hub, for the lines that load it; by default the folder itself.
-
-    Raises:
-        RunError: The disk refuses.
     """
     kind = (
         "adapter" if (folder / "adapter_config.json").is_file() else "gguf" if any(folder.glob("*.gguf")) else "merged"
@@ -166,7 +164,7 @@ def _use(config: RunConfig, kind: str, name: str | None) -> list[str]:
 
 def _kept(verification: Verification | None, config: RunConfig, kind: str) -> list[str]:
     """Say how much of the held-out gain this export keeps, and what was not measured."""
-    lines = verification.gains() if verification else []
+    lines = gain_lines(verification.numbers) if verification else []
     base = hub_name(config.model.model_name)
     if kind == "adapter" and config.model.load_in_4bit and base and lines and len(lines) < 2:
         lines.append(f"On `{sixteen_bit_name(base)}`, which others run it on: not measured (`score_16bit_base`).")

@@ -67,13 +67,9 @@ class Verification:
             [
                 f"{self.result}: {self.name}",
                 *(f"  {marks[c.passed]} {c.name}: {c.detail}" for c in self.checks),
-                *(f"       {line}" for line in self.gains()),
+                *(f"       {line}" for line in gain_lines(self.numbers)),
             ]
         )
-
-    def gains(self) -> list[str]:
-        """Return what is known of the held-out gain that the export keeps, a sentence each."""
-        return gain_lines(self.numbers)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers that are not finite become None."""
@@ -165,9 +161,6 @@ def judge_answers(
     Args:
         answers: The export's answers, as token ids.
         noise_largest: Largest change of a logit by precision alone.
-
-    Returns:
-        The check, and how many answers are equal.
     """
     limit = max(LIMITS["near_tie"] * noise_largest, 1e-3)
     wanted = reference.answers()

@@ -38,11 +38,7 @@ class Neighbour:
 
 
 def nearest_examples(prompts: Sequence[Prompt], examples: Sequence[str]) -> tuple[Neighbour, ...]:
-    """Find the training example that is nearest to each prompt.
-
-    Returns:
-        One neighbour a prompt, in their order; of equally near examples, the first.
-    """
+    """Find the training example that is nearest to each prompt; of equally near ones, the first."""
     grams = [_grams(text) for text in examples]
     having: dict[str, list[int]] = defaultdict(list)
     for place, found in enumerate(grams):

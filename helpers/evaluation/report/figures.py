@@ -37,13 +37,10 @@ _VOTES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 
 
 def draw_all(comparison: Comparison, overview: Overview, votes: Reveal | None = None) -> dict[str, Drawing]:
-    """Draw everything that can be drawn.
+    """Draw everything for which there are data: "differences", "categories", "ladder" and "lengths", by name.
 
     Args:
         votes: Blind votes, which then take the place of ROUGE-L beside length.
-
-    Returns:
-        Pictures by name: "differences", "categories", "ladder", "lengths"; without data, there is none.
     """
     found: list[Drawing | None] = []
     if name := next((name for name in (JUDGED, "rouge_l") if name in overview.pairs), None):
@@ -103,11 +100,7 @@ def _sides(found: Estimate, name: str) -> tuple[int, int]:
 
 
 def _draw_categories(overview: Overview, name: str) -> Drawing | None:
-    """Draw one measure for each category: an interval where there are six prompts or more, else counts.
-
-    Returns:
-        The picture; None with fewer than two categories.
-    """
+    """Draw one measure for each category, if there are two: an interval for six prompts or more, else counts."""
     pairs = overview.pairs[name]
     groups = {label: rows for label, rows in pairs.groupby("category", sort=False) if label}
     if len(groups) < 2:
@@ -133,11 +126,7 @@ def _draw_categories(overview: Overview, name: str) -> Drawing | None:
 
 
 def draw_ladder(comparison: Comparison, overview: Overview) -> Drawing | None:
-    """Draw how far each way of asking gets: every arm against the base with its template.
-
-    Returns:
-        The picture; None with fewer than three arms or without references.
-    """
+    """Draw how far each way of asking gets, every arm against the base; None for two arms or without references."""
     arms = ordered_arms(comparison)
     if len(arms) < 3 or JUDGED not in overview.pairs:
         return None
@@ -193,11 +182,7 @@ def _examples_words(overview: Overview) -> str:
 def draw_lengths(overview: Overview, votes: Reveal | None = None) -> Drawing | None:
     """Draw each prompt's gain over the difference in length: are answers only better for being longer?
 
-    Args:
-        votes: If there are any, the gain is who won.
-
-    Returns:
-        The picture; None without answers that have a gain.
+    The gain is who won the votes, or without votes ROUGE-L; None where no answer has either.
     """
     pairs = overview.pairs.get("words")
     if votes is not None:
@@ -266,13 +251,10 @@ def lay_out(tokens: Sequence[ShiftedToken], columns: int = _COLUMNS) -> list[tup
 
 
 def draw_shift(tokens: Sequence[ShiftedToken], title: str) -> Drawing:
-    """Draw an answer with the tokens marked that the base model would not have chosen.
+    """Draw an answer, or its beginning, with the tokens marked that the base model would not have chosen.
 
     Args:
         title: The prompt, in a few words.
-
-    Returns:
-        The picture; of a long answer, its beginning.
     """
     placed = [each for each in lay_out(tokens) if each[0] < _LINES]
     lines = max((line for line, *_ in placed), default=0) + 1

@@ -50,9 +50,6 @@ def write_report(
 
     Args:
         votes: What the votes say besides the verdict, a line a statement; "" without votes.
-
-    Raises:
-        RunError: The disk refuses.
     """
     cards = prompt_cards(comparison, overview, neighbours)
     arms = ordered_arms(comparison)

@@ -14,14 +14,7 @@ from helpers.core.errors import EvaluationError
 def wins_needed(votes: int) -> int | None:
     """Return the fewest wins that coin tosses give in fewer than 5 of 100 (two-sided exact sign test).
 
-    Args:
-        votes: Decided votes; ties are not counted.
-
-    Returns:
-        A number of wins, or None when even a clean sweep is not enough, as with 5 votes.
-
-    Raises:
-        EvaluationError: `votes` is negative.
+    None when even a clean sweep of the decided votes is not enough.
 
     Example:
         >>> [wins_needed(votes) for votes in (5, 6, 10, 20, 30, 50, 100)]
@@ -37,9 +30,6 @@ def wins_needed(votes: int) -> int | None:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float] | None:
     """Return Wilson's 95 % interval of a share, sound for few trials too; None without trials.
-
-    Raises:
-        EvaluationError: A count is negative, or there are more successes than trials.
 
     Example:
         >>> [round(end, 3) for end in wilson_interval(9, 10)]

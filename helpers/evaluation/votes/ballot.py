@@ -98,15 +98,12 @@ _COLUMNS = [field.name for field in fields(Vote)]
 def blind_items(
     comparison: Comparison, seed: int, repeats: int = 2, *, arms: tuple[str, str] = ("base", "tuned")
 ) -> tuple[tuple[BlindItem, ...], VoteKey]:
-    """Shuffle the pairs, hide who wrote what, and show a few pairs twice.
+    """Shuffle the pairs, each arm in half of them as A, hide who wrote what, and show a few pairs twice.
 
     Args:
         seed: The same seed and answers give the same items, so a page and its key can be made again.
         repeats: Pairs that come again with the answers exchanged, in the second half; at most one for each prompt.
         arms: Names of the baseline and the contender.
-
-    Returns:
-        The items in the order of the page, and their key. Each arm is A in half of the pairs.
 
     Raises:
         EvaluationError: No prompt has answers of both arms.
@@ -164,11 +161,7 @@ def write_vote_page(path: Path, items: Sequence[BlindItem], title: str) -> Path:
 
 
 def write_key(path: Path, key: VoteKey) -> Path:
-    """Write the key as JSON. Keep it from the voters until they have voted.
-
-    Raises:
-        RunError: The disk refuses.
-    """
+    """Write the key as JSON. Keep it from the voters until they have voted."""
     write_text(path, json.dumps({"format": _FORMAT} | asdict(key), indent=1) + "\n")
     return path
 

@@ -36,9 +36,6 @@ def prepare_vote(
     """Shuffle the pairs and write the voting page and, apart from it, its key.
 
     Of more than `_MOST_PAIRS` answered prompts the first are voted on, those without a reference before the others.
-
-    Returns:
-        The items in the order of the page, and the key.
     """
     answered = {answer.prompt_id for answer in comparison.answers}
     prompts = [prompt for prompt in comparison.prompts if prompt.id in answered]
