@@ -40,11 +40,11 @@ def judge(
     same = recorded_sha256 in (None, template_sha256)
     resave = "The tokenizer in the adapter folder is not the run's. Save the adapter again."
     _require(same, "the template that the adapter was trained with", template_sha256[:12], resave)
-    bos = "this model has none, and none is added" if bos is None else f"yes, in all {len(bos)} arms"
+    one = "this model has none, and none is added" if bos is None else f"yes, in all {len(bos)} arms"
     return [
         {"test": "adapter on and off differ", "result": f"yes, a logit by up to {change:.3g}"},
         {"test": "on, off, on again is identical", "result": "yes, to the last bit"},
-        {"test": "exactly one BOS token", "result": bos},
+        {"test": "exactly one BOS token", "result": one},
         {
             "test": "the template is the adapter's own",
             "result": "yes" if known else "its training run is not known",

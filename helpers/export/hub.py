@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.core.config import HUB_ID
 from helpers.core.errors import ConfigError, ExportError
+from helpers.core.files import file_sha256
 from helpers.export.folders import read_settings
 from helpers.runtime.setup import read_secret
-
-_BLOCK = 2**20
 
 _OURS = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "adapter_config.json")
 """Files that a loader would pick up if an earlier push left them behind."""
@@ -62,7 +62,8 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
                 "Nothing was pushed. Choose another name, or make the repository private on its settings page.",
             )
         info = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload fine-tuned model")
-        remote = _list_remote(api, repo_id, info.oid)
+        tree = api.list_repo_tree(repo_id, recursive=True, revision=info.oid)
+        remote = {entry.path: entry for entry in tree if hasattr(entry, "size")}
     except ExportError:
         raise
     except Exception as error:  # the hub client raises a dozen unrelated types
@@ -71,11 +72,11 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
     return PublishResult(f"{api.endpoint}/{repo_id}", info.oid, not visible, len(local), sum(local.values()))
 
 
-def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dict[str, int]:
+def compare_remote(folder: Path, remote: Mapping[str, Any]) -> dict[str, int]:
     """Compare a pushed folder with the remote file list.
 
     Args:
-        remote: Path -> `size` in bytes, and `sha256` or `blob_id` (git's SHA-1) where the Hub gives one.
+        remote: The Hub's entry of each path, with `lfs.sha256`, or without `lfs` git's `blob_id`.
 
     Returns:
         The local files with their sizes in bytes.
@@ -83,7 +84,6 @@ def compare_remote(folder: Path | str, remote: dict[str, dict[str, Any]]) -> dic
     Raises:
         ExportError: A file is missing, differs, or an older one that loaders would read was left behind.
     """
-    folder = Path(folder)
     local = {
         p.relative_to(folder).as_posix(): p
         for p in sorted(folder.rglob("*"))
@@ -128,37 +128,13 @@ def _check_before(folder: Path, repo_id: str, token: str | None) -> None:
             )
 
 
-def _list_remote(api: Any, repo_id: str, commit: str) -> dict[str, dict[str, Any]]:
-    """Return the files of a commit, with size and hash."""
-    files = {}
-    for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit):
-        if hasattr(entry, "size"):
-            lfs = getattr(entry, "lfs", None)
-            files[entry.path] = {
-                "size": entry.size,
-                "sha256": lfs.sha256 if lfs else None,
-                "blob_id": None if lfs else entry.blob_id,
-            }
-    return files
-
-
-def _same(path: Path, remote: dict[str, Any]) -> bool:
-    """Return whether a local file has the size and the hash of the remote one."""
-    size = path.stat().st_size
-    if remote["size"] != size:
-        return False
-    if remote.get("sha256"):
-        return _digest(path, hashlib.sha256()) == remote["sha256"]
-    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    return not remote.get("blob_id") or _digest(path, git) == remote["blob_id"]
-
-
-def _digest(path: Path, digest: Any) -> str:
-    """Return a file's hash, read in blocks."""
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _same(path: Path, remote: Any) -> bool:
+    """Return whether a local file has the hash of the remote one."""
+    if remote.lfs:
+        return file_sha256(path) == remote.lfs.sha256
+    content = path.read_bytes()  # what the Hub does not keep as LFS is small
+    git = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False)
+    return git.hexdigest() == remote.blob_id
 
 
 def _translate(error: Exception, repo_id: str, token: str) -> ExportError:

@@ -88,10 +88,8 @@ def measure_reference(
     with jitter_activations(model):
         noise = measure_distance(tuned, answer_logits(model, sequences, starts))
     with model.disable_adapter():
-        base, base_answers = (
-            answer_logits(model, sequences, starts),
-            answer_greedily(model, ids, max_new_tokens, tokenizer),
-        )
+        base = answer_logits(model, sequences, starts)
+        base_answers = answer_greedily(model, ids, max_new_tokens, tokenizer)
     if training:
         getattr(model, "for_training", model.train)()  # Unsloth's also switches gradient checkpointing back on
     return Reference(
@@ -119,14 +117,21 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
     """
     import torch
 
-    device, found = model.get_input_embeddings().weight.device, []
-    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+    device, found = _device(model), []
     for sequence, start in zip(sequences, starts, strict=True):
         ids = torch.tensor([list(sequence)], device=device)
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         found.append(logits[0, start - 1 : -1].float().cpu())
     return found
+
+
+def _device(model: Any) -> Any:
+    """Return where a model takes its tokens, which for weights that wait elsewhere is the card."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
 
 
 def answer_greedily(
@@ -140,13 +145,9 @@ def answer_greedily(
     """
     import torch
 
-    device = model.get_input_embeddings().weight.device
-    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
-    ends = (
-        {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        if tokenizer is not None
-        else {}
-    )
+    device, ends = _device(model), {}
+    if tokenizer is not None:
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     answers = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)], device=device)

@@ -11,7 +11,7 @@ from helpers.data.prompts import build_example
 from helpers.evaluation.adapter import AdapterSource, check_base, same_base_name
 from helpers.evaluation.arms import Asking, choose_shots, messages_for
 from helpers.evaluation.cache import AnswerCache, CachedAnswer
-from helpers.evaluation.metrics.token_shift import ShiftedToken, describe_shift, shift_counts
+from helpers.evaluation.metrics.token_shift import ShiftedToken, describe_shift
 from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import judge, reproduces_training
@@ -278,8 +278,10 @@ class TestTokenShift:
     def test_classes_are_the_papers(self):
         """Rank 1 is unshifted, 2 and 3 are marginal, all else is shifted."""
         tokens = [ShiftedToken("x", rank, 0.1) for rank in (1, 1, 2, 3, 4, 900)]
-        assert shift_counts(tokens) == {"unshifted": 2, "marginal": 2, "shifted": 2}
-        assert describe_shift(tokens).startswith("Of 6 tokens the base model would have chosen 2 too (33 %)")
+        assert describe_shift(tokens) == (
+            "Of 6 tokens the base model would have chosen 2 too (33 %): 2 more were among its first three (33 %), "
+            "2 were not (33 %)."
+        )
         assert describe_shift([]) == "There is no token to rank: the answers are empty."
 
 
@@ -321,7 +323,9 @@ class TestCache:
         """A second cache on the file knows the answers of the first."""
         cache = AnswerCache(tmp_path / "c.json", {"base": "x"})
         cache.add({cache.key("on", "a"): CachedAnswer("b", 2, "eos")})
-        assert AnswerCache(tmp_path / "c.json", {"base": "x"}).get(cache.key("on", "a")) == CachedAnswer("b", 2, "eos")
+        assert AnswerCache(tmp_path / "c.json", {"base": "x"}).answers[cache.key("on", "a")] == CachedAnswer(
+            "b", 2, "eos"
+        )
 
     def test_another_configuration_knows_nothing(self, tmp_path):
         """Another adapter, arm or prompt is another key."""

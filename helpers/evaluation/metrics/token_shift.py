@@ -41,12 +41,6 @@ def shift_of(rank: int) -> str:
     return "unshifted" if rank <= 1 else "marginal" if rank <= 3 else "shifted"
 
 
-def shift_counts(tokens: Sequence[ShiftedToken]) -> dict[str, int]:
-    """Count the tokens of each class."""
-    counts = Counter(shift_of(token.rank) for token in tokens)
-    return {name: counts[name] for name in _SHIFTS}
-
-
 def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
     """Say in words how far the tuned answers leave the base model's way.
 
@@ -54,7 +48,7 @@ def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
         >>> describe_shift([ShiftedToken("Yes", 1, 0.9), ShiftedToken(".", 5, 0.01)]).split(":")[0]
         'Of 2 tokens the base model would have chosen 1 too (50 %)'
     """
-    counts, total = shift_counts(tokens), len(tokens)
+    counts, total = Counter(shift_of(token.rank) for token in tokens), len(tokens)
     if not total:
         return "There is no token to rank: the answers are empty."
     same, near, far = (counts[name] for name in _SHIFTS)

@@ -54,8 +54,8 @@ def draw_differences(overview: Overview, name: str) -> Drawing:
     found = overview.estimates[name]
     values = sorted(overview.pairs[name]["difference"])
     figure, axes = new_figure(min(1.7 + 0.13 * len(values), 6.5))
-    for better, color, marker in ((True, BETTER, "o"), (False, WORSE, "v"), (None, NEITHER, "s")):
-        places = [i for i, value in enumerate(values) if _is_better(value, name) is better]
+    for side, color, marker in ((True, BETTER, "o"), (False, WORSE, "v"), (None, NEITHER, "s")):
+        places = [i for i, value in enumerate(values) if _is_better(value, name) is side]
         axes.hlines(places, 0, [values[i] for i in places], color=color, linewidth=1.3, alpha=0.55)
         axes.plot([values[i] for i in places], places, marker, color=color, markersize=4.5, linestyle="")
     mean_at = -max(1.6, 0.09 * len(values))

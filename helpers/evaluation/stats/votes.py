@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from helpers.core.errors import EvaluationError
-
 
 def wins_needed(votes: int) -> int | None:
     """Return the fewest wins that coin tosses give in fewer than 5 of 100 (two-sided exact sign test).
@@ -22,8 +20,6 @@ def wins_needed(votes: int) -> int | None:
     """
     from scipy import stats
 
-    if votes < 0:
-        raise EvaluationError("votes", "a count of at least 0", votes, "Count the decided votes.")
     enough = (wins for wins in range(votes // 2 + 1, votes + 1) if 2 * stats.binom.sf(wins - 1, votes, 0.5) < 0.05)
     return next(enough, None)
 
@@ -37,8 +33,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float] | None:
     """
     from scipy import stats
 
-    if not 0 <= successes <= trials:
-        raise EvaluationError("successes", f"a count from 0 to {trials}", successes, "Count the trials again.")
     if not trials:
         return None
     ends = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
