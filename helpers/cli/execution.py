@@ -189,9 +189,12 @@ class _StrictEngine(Engine):
             raise _kernel_died(manager.nb.cells, manager.current, getattr(client.started, "exit_code", None)) from error
         except CellTimeoutError:
             manager.cell_exception(manager.nb.cells[manager.current], manager.current)
-            raise _endless(manager.nb.cells, manager.current, cell_timeout or 0) from None
+            limit = f"within {cell_timeout:,} s"
+            said, remedy = f"It did not end {limit}.", "Raise --cell-timeout (0 for no limit) if it does need longer."
+            place = manager.nb.cells, manager.current
+            raise _failed(*place, f"a cell that ends {limit}", "none", said, remedy) from None
         except RuntimeError as error:  # what jupyter_client raises when a kernel does not come up
-            raise _kernel_missing(str(error)) from error
+            raise CellError("kernel", "a kernel that starts", str(error), "Run python -m helpers doctor.") from error
         finally:
             manager.notebook_complete()
         _check_all_ran(manager.nb.cells, manager.raised)
@@ -209,7 +212,8 @@ def _check_all_ran(cells: list[nbformat.NotebookNode], raised: Mapping[int, Cell
         if failed or index in raised:
             raise _stopped(cells, index, raised.get(index))
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise _not_run(cells, index)
+            said = "It was not run, and no cell above shows an error: the kernel stopped answering."
+            raise _failed(cells, index, "a cell that is run", "no run", said)
 
 
 def execute(
@@ -318,21 +322,7 @@ def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None)
         said = _shorten(error["traceback"]) or f"{name}: {message}"
         if refused := disk_error("what this cell writes", Path.cwd(), message):
             said += "\n\n" + textwrap.fill(str(refused), 110, break_long_words=False, break_on_hyphens=False)
-    return CellError(_where(cells, index), "a cell that runs", name, details=_details(cells, index, said))
-
-
-def _not_run(cells: Sequence[Mapping[str, Any]], index: int) -> CellError:
-    """Describe a cell that was not run, though no cell before it says why."""
-    said = "It was not run, and no cell above shows an error: the kernel stopped answering."
-    return CellError(_where(cells, index), "a cell that is run", "no run", details=_details(cells, index, said))
-
-
-def _endless(cells: Sequence[Mapping[str, Any]], index: int, seconds: int) -> CellError:
-    """Describe a cell that took longer than `cell_timeout`."""
-    remedy = "Raise --cell-timeout (0 for no limit) if it does need longer."
-    said = f"It did not end within {seconds:,} s. {remedy}"
-    place = _where(cells, index)
-    return CellError(place, f"a cell that ends within {seconds:,} s", "none", remedy, _details(cells, index, said))
+    return _failed(cells, index, "a cell that runs", name, said)
 
 
 def _kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int | None) -> CellError:
@@ -349,33 +339,30 @@ def _kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int 
         got = _signal_name(-exit_code)
         if got == "SIGKILL":
             remedy = "Most often memory ran out: try a smaller batch_size, max_seq_length or model."
-    said = f"The kernel died: {got}. {remedy}".rstrip()
-    return CellError(_where(cells, index), "a kernel that lives", got, remedy, _details(cells, index, said))
+    return _failed(cells, index, "a kernel that lives", got, f"The kernel died: {got}.", remedy)
 
 
-def _kernel_missing(message: str) -> CellError:
-    """Describe a kernel that did not start."""
-    return CellError("kernel", "a kernel that starts", message, "Run python -m helpers doctor.")
+def _failed(
+    cells: Sequence[Mapping[str, Any]], index: int, expected: str, got: str, said: str, remedy: str = ""
+) -> CellError:
+    """Return the error of a cell; its details name the place, as 'cell 12 of 40, In [7], under "3. Train"'.
 
-
-def _where(cells: Sequence[Mapping[str, Any]], index: int) -> str:
-    """Say which cell, as 'cell 12 of 40, In [7], under "3. Train"'."""
+    Args:
+        said: What is shown below the cell's source, with the remedy.
+    """
     texts = (cell["source"] for cell in cells[:index] if cell["cell_type"] == "markdown")
     headings = [title for text in texts for title in re.findall(r"^#{1,6}\s+(.*\S)", text, re.MULTILINE)]
     count = cells[index].get("execution_count")
     parts = [f"cell {index + 1} of {len(cells)}"]
     parts += [f"In [{count}]"] if count else []
     parts += [f'under "{headings[-1]}"'] if headings else []
-    return ", ".join(parts)
-
-
-def _details(cells: Sequence[Mapping[str, Any]], index: int, said: str) -> str:
-    """Return the lines shown for a failing cell."""
+    place = ", ".join(parts)
     lines = cells[index]["source"].rstrip().splitlines()
     cut = [f"... {len(lines) - _LONGEST_SOURCE} more lines"] if len(lines) > _LONGEST_SOURCE else []
     source = textwrap.indent("\n".join([*lines[:_LONGEST_SOURCE], *cut]), "    ")
-    place = _where(cells, index)
-    return f"\n{place[0].upper()}{place[1:]}, failed:\n\n{source}\n\n{said}\n"
+    said = f"{said} {remedy}" if remedy else said
+    details = f"\n{place[0].upper()}{place[1:]}, failed:\n\n{source}\n\n{said}\n"
+    return CellError(place, expected, got, remedy, details)
 
 
 def _signal_name(number: int) -> str:
