@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import helpers.core.errors
-from helpers.cli.parameters import TYPES, Plan, find_task, read_notebook, read_parameters
+from helpers.cli.parameters import TYPES, find_task, read_notebook, read_parameters
 from helpers.core.errors import CellError, ConfigError, RunError
 from helpers.core.lock import holding, refuse_held
 from helpers.core.paths import folder_name
@@ -80,22 +80,43 @@ def find_notebook(name: str) -> Path:
     return path.resolve()
 
 
-def check_parameters(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], Plan | None]:
-    """Check a notebook's parameters by name, by type, and together.
+def check_parameters(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, dict[str, Any]] | None]:
+    """Check a notebook's parameters by name, by type, and together with the GPU, as the notebook will.
 
     Args:
         given: Values by name. Text that spells a number, true or false is taken for a parameter of that type, and
             "none" for None where that is the default.
 
     Returns:
-        The given parameters, in their types, and what they plan; None for a notebook without a task.
+        The given parameters, in their types, and what `Task.plan` returns; None for a notebook without a task.
 
     Raises:
         ConfigError: A name is unknown, a value does not fit or holds a secret, or two contradict each other.
         StackError: The preset needs a GPU and there is none.
     """
-    values = _convert(path, given)
-    return values, _configure(path, values)
+    facts = read_notebook(path)["metadata"].get(METADATA)
+    named = facts.get("task") if isinstance(facts, dict) else None
+    known, task = read_parameters(path), None if named is None else find_task(named)
+    limits = task.parameters() if task else {}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(name, f"the name of a parameter of {path.stem}", value, nearest(name, list(known)))
+        if secrets_in(str(value)):
+            remedy = "Executed notebooks keep their parameters. Set the environment variable HF_TOKEN instead."
+            raise ConfigError(name, "no secret", redact(str(value)), remedy)
+        if known[name].default is None and (value is None or str(value).lower() == "none"):
+            values[name] = None
+        else:
+            values[name] = coerce(name, value, TYPES[known[name].type], limits[name].metadata if name in limits else {})
+    if task is None:
+        return values, None
+    everything = {name: parameter.default for name, parameter in known.items()} | values
+    preset: Any = everything.get("preset")
+    run_name: Any = everything.get("run_name")
+    settings = {name: value for name, value in everything.items() if name in limits}
+    task.plan("colab-t4" if preset == "auto" else preset, run_name, settings)
+    return values, task.plan(_resolve(preset), run_name, settings)
 
 
 def run_notebook(
@@ -131,8 +152,8 @@ def run_notebook(
         folder = _open_folder(run_name or values.get("run_name") or path.stem)
     else:
         defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
-        check_run(plan.run_name, plan.parameters, resume={"resume": "auto", **defaults, **values}["resume"])
-        folder = RunDirectory(runs_root() / plan.run_name)
+        check_run(*plan, resume={"resume": "auto", **defaults, **values}["resume"])
+        folder = RunDirectory(runs_root() / plan[0])
     refuse_held(folder.path)
     with holding(folder.path / _EXECUTING):  # the run's own lock is for the kernel to take
         _execute(path, values, folder, cell_timeout, report)
@@ -148,44 +169,6 @@ def _with_run(path: Path, given: Mapping[str, Any], run_name: str | None, resume
         if given.get(key, value) != value:
             raise ConfigError(key, "one value", f"{value} and {given[key]}", "Leave one of the two out.")
     return {**given, **added}
-
-
-def _convert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check names and types."""
-    task = _task(path)
-    known, limits = read_parameters(path), find_task(task).parameters() if task else {}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in known:
-            raise ConfigError(name, f"the name of a parameter of {path.stem}", value, nearest(name, list(known)))
-        if secrets_in(str(value)):
-            remedy = "Executed notebooks keep their parameters. Set the environment variable HF_TOKEN instead."
-            raise ConfigError(name, "no secret", redact(str(value)), remedy)
-        if known[name].default is None and (value is None or str(value).lower() == "none"):
-            values[name] = None
-        else:
-            values[name] = coerce(name, value, TYPES[known[name].type], limits[name].metadata if name in limits else {})
-    return values
-
-
-def _task(path: Path) -> str | None:
-    """Return the task in a notebook's metadata, or None."""
-    facts = read_notebook(path)["metadata"].get(METADATA)
-    return facts.get("task") if isinstance(facts, dict) else None
-
-
-def _configure(path: Path, values: Mapping[str, Any]) -> Plan | None:
-    """Check all parameters together, and the GPU, as the notebook will; None for a notebook without a task."""
-    name = _task(path)
-    if name is None:
-        return None
-    task = find_task(name)
-    everything = {name: parameter.default for name, parameter in read_parameters(path).items()} | dict(values)
-    preset: Any = everything.get("preset")
-    run_name: Any = everything.get("run_name")
-    settings = {name: value for name, value in everything.items() if name in task.parameters()}
-    task.plan("colab-t4" if preset == "auto" else preset, run_name, settings)
-    return task.plan(_resolve(preset), run_name, settings)
 
 
 def _resolve(preset: str) -> str:

@@ -128,30 +128,19 @@ def _by_papermill(line: str) -> Parameter | None:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run that may begin.
-
-    Args:
-        parameters: What decides whether an earlier run of that name is the same one.
-    """
-
-    run_name: str
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Task:
     """A kind of notebook.
 
     Args:
         run_name: What the parameter `run_name` does if nobody gives it.
         parameters: Returns each parameter but `preset`, `run_name` and `resume`, with help, unit and limits.
-        plan: Takes a resolved preset, a run name or None, and values by name; checks them together.
+        plan: Takes a resolved preset, a run name or None, and values by name; checks them together, and returns the
+            run's name and what decides whether an earlier run of that name is the same one.
     """
 
     run_name: str
     parameters: Callable[[], dict[str, dataclasses.Field]]
-    plan: Callable[[str, str | None, Mapping[str, Any]], Plan]
+    plan: Callable[[str, str | None, Mapping[str, Any]], tuple[str, dict[str, Any]]]
 
 
 def typed_values(pairs: Sequence[str]) -> dict[str, str]:
@@ -192,9 +181,9 @@ def find_task(name: str) -> Task:
 def _training(task: str) -> Task:
     """Return a training notebook's task."""
 
-    def plan(preset: str, run_name: str | None, values: Mapping[str, Any]) -> Plan:
+    def plan(preset: str, run_name: str | None, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         config = build_config(task, preset=preset, run_name=run_name, **values)
-        return Plan(config.run_name, config.flat())
+        return config.run_name, config.flat()
 
     return Task("folder under runs/; None takes the task and the preset", lambda: parameters(task), plan)
 
@@ -205,7 +194,7 @@ def _evaluation_parameters() -> dict[str, dataclasses.Field]:
     return evaluation_parameters()
 
 
-def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any]) -> Plan:
+def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Check a comparison's parameters, and that its adapter and prompts are there."""
     from helpers.evaluation.adapter import known_adapter, source_name, training_config
     from helpers.evaluation.config import build_evaluation_config
@@ -216,7 +205,7 @@ def _plan_evaluation(preset: str, run_name: str | None, values: Mapping[str, Any
     named = source_name(config, source)
     task = training_config(source, config).task if source else config.task or "alpaca"
     read_questions(config.prompts_file, config.prompt_count, task, config.columns)
-    return Plan(config.run_name, {**config.identity(), "adapter_dir": named})
+    return config.run_name, {**config.identity(), "adapter_dir": named}
 
 
 TASKS = {

@@ -115,8 +115,8 @@ class TestParameters:
     def test_the_runner_checks_them_together(self, runs_folder):
         """Before a kernel starts: the adapter is there, and the prompts can be read."""
         make_run(runs_folder, "trained")
-        plan = find_task("side_by_side").plan("smoke", None, {})
-        assert (plan.run_name, plan.parameters["adapter_dir"]) == ("side-by-side", "runs/trained")
+        name, parameters = find_task("side_by_side").plan("smoke", None, {})
+        assert (name, parameters["adapter_dir"]) == ("side-by-side", "runs/trained")
         with pytest.raises(EvaluationError, match="prompt_count"):
             find_task("side_by_side").plan("smoke", None, {"prompt_count": 99})
 
