@@ -225,9 +225,6 @@ def adapter_shape(path: Path) -> dict[str, int]:
 
     Returns:
         `num_hidden_layers`, `hidden_size` and `intermediate_size`, as far as the tensors tell.
-
-    Raises:
-        EvaluationError: The file is damaged, or a matrix in it is none.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -275,11 +272,7 @@ def _base_config(base: str, revision: str | None) -> dict[str, Any]:
 
 
 def check_base(source: AdapterSource, base: str, config: Mapping[str, Any]) -> None:
-    """Refuse an adapter that was made for another base model.
-
-    Raises:
-        EvaluationError: The names or the sizes differ; the message says which base the adapter was made for.
-    """
+    """Refuse an adapter that was made for another base model."""
     shape = adapter_shape(source.folder / WEIGHTS[1])
     fits = shape and all(config.get(name) == size for name, size in shape.items())
     if fits and same_base_name(source.base, base):
@@ -306,9 +299,6 @@ def first_training(config: EvaluationConfig) -> RunConfig:
 
     Args:
         config: The comparison; what it says of model, task and prompts holds for the training too.
-
-    Raises:
-        ConfigError: What it says does not fit together.
     """
     names = ("model_name", "system_prompt", "prompt_style")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -318,23 +308,14 @@ def first_training(config: EvaluationConfig) -> RunConfig:
 
 
 def known_adapter(config: EvaluationConfig) -> AdapterSource | None:
-    """Return the adapter to compare, or None where none is named and no training run is complete.
-
-    Raises:
-        ConfigError: There is no such adapter.
-        EvaluationError: The folder lacks the adapter's weights or settings.
-    """
+    """Return the adapter to compare, or None where none is named and no training run is complete."""
     if config.adapter_dir is None and not complete_runs():
         return None
     return find_adapter(config.adapter_dir)
 
 
 def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
-    """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`.
-
-    Raises:
-        ConfigError: The short training would not work.
-    """
+    """Return what the adapter of a comparison is called, training nothing: see `AdapterSource.shown`."""
     return source.shown() if source else f"runs/{first_training(config).run_name}"
 
 

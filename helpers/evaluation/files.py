@@ -56,9 +56,6 @@ def write_llm_comparator(path: Path, comparison: Comparison, overview: Overview,
     Args:
         overview: Its scores; those of `_FIELDS` that all answers have become columns.
         votes: Blind votes, if there are any: the score of a pair is the mean of its votes, 1 for A and -1 for B.
-
-    Raises:
-        EvaluationError: The votes are about other arms.
     """
     arms = _arms(overview, votes)
     said = {(answer.prompt_id, answer.arm): answer.text for answer in comparison.answers}
@@ -128,9 +125,6 @@ def write_alpaca_eval(folder: Path, comparison: Comparison, overview: Overview, 
     Args:
         folder: Where `model_outputs.json` (tuned), `reference_outputs.json` (base) and `annotations.json` go.
         votes: Blind votes; each voter is an annotator, and a pair seen twice counts once.
-
-    Raises:
-        EvaluationError: The votes are about others, or two prompts have the same text.
     """
     tuned, base = _arms(overview, votes)
     texts = [prompt.text for prompt in comparison.prompts]

@@ -71,11 +71,7 @@ def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
 
 
 def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
-    """Score and judge a comparison.
-
-    Raises:
-        EvaluationError: See `score_table`.
-    """
+    """Score and judge a comparison."""
     base, tuned = headline_arms(comparison)
     table = score_table(comparison)
     same = (base.adapter, base.prompting) == (tuned.adapter, tuned.prompting)  # mode aa

@@ -27,9 +27,6 @@ def judge(
         bos: For each arm, at which places of its prompt a BOS token stands; None for a model without one.
         template_sha256: Hash of the chat template in use.
         recorded_sha256: The hash that the training run wrote down, or None if no run is known.
-
-    Raises:
-        EvaluationError: A test fails.
     """
     untrained = "The adapter is untrained, or was not applied. Train it, or choose another adapter_dir."
     _require(change > 0, "an adapter that changes the logits", "the same logits on and off", untrained)

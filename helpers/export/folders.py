@@ -39,11 +39,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise if a folder holds anything but an earlier export of this package.
-
-    Raises:
-        ExportError: It is a file or a link, or holds files that its `export.json` does not list.
-    """
+    """Raise if a folder holds anything but an earlier export of this package."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ExportError("folder", "a folder", str(folder), "Choose another place; nothing was changed.")
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.exists() else []
@@ -69,11 +65,7 @@ def record_export(folder: Path, **facts: Any) -> None:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Return which safetensors file holds each tensor, from the index or the one file.
-
-    Raises:
-        ExportError: There is neither an index nor `model.safetensors`, or the index names files of other folders.
-    """
+    """Return which safetensors file holds each tensor, from the index or the one file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = read_settings(folder, index.name).get("weight_map")
@@ -87,11 +79,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object that lies beside weights, such as `config.json`.
-
-    Raises:
-        ExportError: The file is missing, damaged, or not an object.
-    """
+    """Read a JSON object that lies beside weights, such as `config.json`."""
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -107,9 +95,6 @@ def open_weights(path: Path) -> Iterator[Any]:
 
     Yields:
         The open file, with `keys`, `get_slice` and `get_tensor`.
-
-    Raises:
-        ExportError: It is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -122,11 +107,7 @@ def open_weights(path: Path) -> Iterator[Any]:
 
 
 def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the tensors that stand in the files with those that should, without reading their values.
-
-    Raises:
-        ExportError: A tensor is missing, too many, of another shape, or the index names a wrong file.
-    """
+    """Compare the tensors that stand in the files with those that should, without reading their values."""
     index = tensor_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for name in sorted(set(index.values())):

@@ -26,11 +26,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def check_gguf(file: Path, merged: Path, config: dict[str, Any], quantization: str) -> tuple[int, float, float]:
-    """Compare a GGUF file with the merged model; return the number of tensors, their largest error, and its limit.
-
-    Raises:
-        ExportError: Something differs.
-    """
+    """Compare a GGUF file with the merged model; return the number of tensors, their largest error, and its limit."""
     import numpy as np
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -97,9 +93,6 @@ def gguf_tensors(merged: Path, config: dict[str, Any], quantization: str) -> Ite
 
     Args:
         quantization: "f16", "bf16" or "q8_0".
-
-    Raises:
-        ExportError: A tensor has no name in GGUF.
     """
     from gguf import MODEL_ARCH, get_tensor_name_map
 

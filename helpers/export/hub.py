@@ -80,9 +80,6 @@ def compare_remote(folder: Path, remote: Mapping[str, Any]) -> dict[str, int]:
 
     Returns:
         The local files with their sizes in bytes.
-
-    Raises:
-        ExportError: A file is missing, differs, or an older one that loaders would read was left behind.
     """
     local = {
         p.relative_to(folder).as_posix(): p

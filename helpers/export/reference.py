@@ -69,7 +69,7 @@ def measure_reference(
         prompts: Conversations that end with the user's message.
 
     Raises:
-        ExportError: The model has no adapter, or its logits are not numbers.
+        ExportError: The model has no adapter.
         TemplateError: A prompt contains control tokens.
     """
     if not hasattr(model, "disable_adapter"):

@@ -113,9 +113,6 @@ def modelfile(
     Args:
         gguf: The GGUF file's name, beside the Modelfile.
         template: The chat template that the model was trained with, in Jinja.
-
-    Raises:
-        ExportError: The template is not one of this package's, or the system prompt cannot be written.
     """
     if template not in OLLAMA:
         remedy = "Write the Modelfile by hand: https://docs.ollama.com/modelfile."

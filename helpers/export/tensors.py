@@ -63,11 +63,7 @@ def base_tensors(model: Any) -> Iterator[BaseTensor]:
 
 
 def refuse_unmergeable(model: Any) -> str:
-    """Raise unless a model carries exactly one plain LoRA adapter on linear layers.
-
-    Raises:
-        ExportError: There is no adapter, it is merged already, or it is of a kind that is not merged here.
-    """
+    """Raise unless a model carries exactly one plain LoRA adapter on linear layers."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):

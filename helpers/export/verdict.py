@@ -87,11 +87,7 @@ class Verification:
         return json.loads(json.dumps(content, allow_nan=False))
 
     def require(self) -> Verification:
-        """Return itself unless it failed; what cannot be told is marked as not proven, and may be used with care.
-
-        Raises:
-            ExportError: It failed, with what is wrong.
-        """
+        """Return itself unless it failed; what cannot be told is marked as not proven, and may be used with care."""
         if self.passed is False:
             raise ExportError(self.name, "an export that is the tuned model", "FAIL", self.explanation)
         return self

@@ -81,9 +81,6 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
         The frame described at the top of this module, in the order of prompts and arms. Measures are those of
         `METRICS`, `asked_items`, and of each reference the sums in nats `reference_nll` and `reference_eos_nll` with
         `reference_tokens` and `reference_bytes`.
-
-    Raises:
-        EvaluationError: A score is impossible.
     """
     import pandas as pd
 

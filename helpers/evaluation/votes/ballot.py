@@ -146,12 +146,7 @@ def write_vote_page(path: Path, items: Sequence[BlindItem], title: str) -> Path:
 
     Args:
         title: What voters read above the first pair.
-
-    Raises:
-        EvaluationError: There are no items.
     """
-    if not items:
-        raise EvaluationError("items", "at least one pair to vote on", [], "Pass what `blind_items` returned.")
     from markupsafe import Markup
 
     rows = [{name: visible(text) for name, text in asdict(item).items()} for item in items]
@@ -167,11 +162,7 @@ def write_key(path: Path, key: VoteKey) -> Path:
 
 
 def read_key(path: Path) -> VoteKey:
-    """Read what `write_key` wrote, now or when answers were still called left and right.
-
-    Raises:
-        EvaluationError: The file is missing or is not such a key.
-    """
+    """Read what `write_key` wrote, now or when answers were still called left and right."""
     remedy = "Pass the key that was written together with the voting page."
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -62,20 +62,13 @@ def check_votes(files: Sequence[str], folder: Path) -> None:
 
     Args:
         folder: The comparison's run; an earlier run's key there tells whether the votes are on its page.
-
-    Raises:
-        EvaluationError: A file cannot be read, or its votes belong to other items.
     """
     if files:
         read_votes(files, read_key(folder / _KEY) if (folder / _KEY).is_file() else None)
 
 
 def count_votes(files: Sequence[str], key: VoteKey) -> Reveal | None:
-    """Read the votes there are and reveal who wrote what; None without votes.
-
-    Raises:
-        EvaluationError: A file cannot be read, or its votes belong to other items.
-    """
+    """Read the votes there are and reveal who wrote what; None without votes."""
     return reveal(read_votes(files, key), key) if files else None
 
 
