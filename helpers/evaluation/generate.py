@@ -23,6 +23,7 @@ from helpers.evaluation.prompts import Question
 from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import judge
 from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
+from helpers.model.distance import logits_of
 from helpers.model.load import free_memory
 from helpers.model.scoring import score_rows
 
@@ -86,10 +87,10 @@ def self_test(bench: Bench, question: Question, arms: Sequence[Arm]) -> list[dic
     """
     same_everywhere("way of answering", bench.configuration())
     ids = bench.writer.ids(bench.writer.text(question, _BASE, bench.max_new_tokens))
-    on = _logits(bench, ids)
+    on = logits_of(bench.model, ids)
     with bench.playing(_BASE):
-        off = _logits(bench, ids)
-    again = _logits(bench, ids)
+        off = logits_of(bench.model, ids)
+    again = logits_of(bench.model, ids)
     tokenizer, run = bench.tokenizer, bench.source.run
     written = {arm.name: bench.writer.ids(bench.writer.text(question, arm, bench.max_new_tokens)) for arm in arms}
     places = {
@@ -275,7 +276,7 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
     row = bench.writer.with_answer(question, _BASE, answer.text)
     start = row["completion_mask"].index(1)
     with bench.playing(_BASE):
-        logits = _logits(bench, row["input_ids"])[start - 1 : -2]
+        logits = logits_of(bench.model, row["input_ids"])[start - 1 : -2]
     chosen = torch.tensor(row["input_ids"][start:-1], dtype=torch.long)
     picked = logits.gather(1, chosen[:, None])
     ranks = (logits > picked).sum(1) + 1
@@ -293,17 +294,3 @@ def token_shifts(
     asked = [question for question in questions if question.prompt.id in said]
     found = do_each(asked, lambda question: token_shift(bench, question, said[question.prompt.id]))
     return {question.prompt.id: tokens for question, tokens in zip(asked, found, strict=True)}
-
-
-def _logits(bench: Bench, ids: Sequence[int]) -> Any:
-    """Run one sequence and return its logits, shape (tokens, vocabulary), in float32 on the CPU."""
-    import torch
-
-    model, training = bench.model, bench.model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            batch = torch.tensor([list(ids)], device=next(model.parameters()).device)
-            return model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits[0].float().cpu()
-    finally:
-        model.train(training)

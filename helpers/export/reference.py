@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import refuse_control_text, render, template_sha256
-from helpers.model.distance import Distance, jitter_activations, measure_distance
+from helpers.model.distance import Distance, input_device, jitter_activations, logits_of, measure_distance
 from helpers.runtime.hardware import precision_of
 
 if TYPE_CHECKING:
@@ -107,31 +107,13 @@ def measure_reference(
 
 
 def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
-    """Return the logits that predict each sequence's answer, in float32 on the CPU.
+    """Return the logits that predict each sequence's answer: a tensor each, answer positions x vocabulary.
 
     Args:
         sequences: Token ids of prompt and answer.
-
-    Returns:
-        One tensor a sequence, answer positions x vocabulary.
+        starts: Where the answers begin.
     """
-    import torch
-
-    device, found = _device(model), []
-    for sequence, start in zip(sequences, starts, strict=True):
-        ids = torch.tensor([list(sequence)], device=device)
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        found.append(logits[0, start - 1 : -1].float().cpu())
-    return found
-
-
-def _device(model: Any) -> Any:
-    """Return where a model takes its tokens, which for weights that wait elsewhere is the card."""
-    import torch
-
-    device = model.get_input_embeddings().weight.device
-    return torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+    return [logits_of(model, ids)[start - 1 : -1] for ids, start in zip(sequences, starts, strict=True)]
 
 
 def answer_greedily(
@@ -145,7 +127,7 @@ def answer_greedily(
     """
     import torch
 
-    device, ends = _device(model), {}
+    device, ends = input_device(model), {}
     if tokenizer is not None:
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     answers = []

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Check", "Distance", "add_distances", "jitter_activations", "jitter_weights", "measure_distance", "word"]
+__all__ = [
+    "Check",
+    "Distance",
+    "add_distances",
+    "input_device",
+    "jitter_activations",
+    "jitter_weights",
+    "logits_of",
+    "measure_distance",
+    "word",
+]
 
 _MANTISSA_BITS = {"bf16": 7, "fp16": 10, "fp32": 23}
 
@@ -55,6 +65,27 @@ class Distance:
     largest: float
     kl: float
     same_choice: float
+
+
+def input_device(model: Any) -> Any:
+    """Return where a model takes its tokens: the card, if its weights wait elsewhere."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
+
+
+def logits_of(model: Any, tokens: Sequence[int]) -> Any:
+    """Run one sequence in evaluation mode; return its logits, tokens x vocabulary, in float32 on the CPU."""
+    import torch
+
+    training, ids = model.training, torch.tensor([list(tokens)], device=input_device(model))
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()
+    finally:
+        model.train(training)
 
 
 def measure_distance(first: Sequence[Any], second: Sequence[Any]) -> Distance:

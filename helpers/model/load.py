@@ -40,6 +40,9 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 NAMES = "Name an alias, a model's id on huggingface.co, or a folder with config.json and .safetensors files."
 OFFLINE = "It is not in this machine's cache, and the hub cannot be reached: connect, or name a folder that holds it."
 
+_PROBE = range(100, 132)
+"""Tokens by which a base model is compared with itself."""
+
 _CPU_NOTES = re.compile(r"Unsloth [\w.]+: no GPU found|Unsloth \(CPU\): \w+ on \d+ CPU threads")
 
 
@@ -187,7 +190,7 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    from helpers.model.distance import jitter_activations, measure_distance
+    from helpers.model.distance import jitter_activations, logits_of, measure_distance
 
     remedy = "Train again, or name the base model that the adapter was made for."
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -198,9 +201,9 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
     endless = ExportError("adapter_dir", "an adapter that is attached within ten minutes", str(folder), pattern)
     training = model.training
     model.eval()
-    before = _probe(model)
+    before = [logits_of(model, _PROBE)]
     with jitter_activations(model):
-        rounding = measure_distance(before, _probe(model)).rms
+        rounding = measure_distance(before, [logits_of(model, _PROBE)]).rms
     rounding = max(rounding, _step_of_logits(model, before), 1e-6)
     try:
         with time_limit(600, endless), warnings.catch_warnings():
@@ -220,24 +223,13 @@ def put_adapter(model: Any, folder: Path | str) -> Any:
         said = f"{len(wrong)} missing or unexpected, such as {wrong[0]}"
         raise ExportError("adapter_dir", "the adapter's weights, all of them and no others", said, remedy)
     with tuned.disable_adapter():
-        moved = measure_distance(before, _probe(tuned)).rms
+        moved = measure_distance(before, [logits_of(tuned, _PROBE)]).rms
     if not moved <= 4 * rounding:
         said = f"logits that are {moved:.2g} off with the adapter switched off; rounding explains {rounding:.2g}"
         remedy = "It changes the base weights, as PiSSA, OLoRA and layer_replication do; merge it, or train plain LoRA."
         raise ExportError("adapter_dir", "an adapter that leaves the base model as it is", said, remedy)
     tuned.train(training)
     return tuned
-
-
-def _probe(model: Any) -> list[Any]:
-    """Return the logits of a few fixed tokens."""
-    import torch
-
-    device = model.get_input_embeddings().weight.device
-    device = torch.device("cuda") if device.type == "meta" and torch.cuda.is_available() else device
-    ids = torch.arange(100, 132, device=device).unsqueeze(0)
-    with torch.no_grad():
-        return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()]
 
 
 def _step_of_logits(model: Any, logits: list[Any]) -> float:
