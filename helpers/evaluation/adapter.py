@@ -18,6 +18,7 @@ from helpers.core.runs import RunDirectory, runs_root
 from helpers.core.settings import nearest
 from helpers.evaluation.config import EvaluationConfig
 from helpers.training.persist import connect_drive
+from helpers.training.program import TRAINING, find_program, run_program
 
 __all__ = [
     "check_adapter",
@@ -319,10 +320,18 @@ def source_name(config: EvaluationConfig, source: AdapterSource | None) -> str:
     return source.shown() if source else f"runs/{first_training(config).run_name}"
 
 
-def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] = print) -> AdapterSource:
+def provide_adapter(
+    config: EvaluationConfig,
+    *,
+    train: Callable[[Path, dict[str, Any]], Any] = run_program,
+    report: Callable[[str], None] = print,
+) -> AdapterSource:
     """Find the adapter to compare; train one briefly where none is named and no training run is complete.
 
     Of several processes the main one looks, and all of them train.
+
+    Args:
+        train: Runs a notebook's source with its parameters.
 
     Raises:
         HelpersError: See `find_adapter`, and the cells of the training's notebook.
@@ -331,13 +340,12 @@ def provide_adapter(config: EvaluationConfig, *, report: Callable[[str], None] =
     if source is not None:
         return source
     from helpers.model.load import free_memory
-    from helpers.training.program import TRAINING, find_program, run_program
 
     training = first_training(config)
     values = training.flat()
     given = {name: values[name] for name in ("preset", "run_name", *sorted(training.given))}
     report(f"There is no adapter yet: first {FIRST_STEPS} training steps are run, in runs/{FIRST_RUN}.")
-    run_program(find_program(TRAINING[training.task]), {**given, "resume": "auto"})
+    train(find_program(TRAINING[training.task]), {**given, "resume": "auto"})
     free_memory()
     return on_main(lambda: find_adapter(None))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from helpers.cli import compare
+from helpers.__main__ import main
 from helpers.cli.compare import read_evaluation
 from helpers.core.errors import ConfigError
 from helpers.evaluation.cache import do_each, exchange, own_batch
@@ -41,9 +41,11 @@ def test_values_of_several_processes_come_in_order(second, monkeypatch):
     """The second of three does items 1 and 4, and gets the others' values from them."""
     asked = []
     others = [{0: "zero", 3: "three"}, None, {2: "two"}]
-    monkeypatch.setattr(
-        "helpers.evaluation.cache.gather", lambda own: [own if part is None else part for part in others]
-    )
+
+    def all_gather_object(values, own):
+        values[:] = [own if part is None else part for part in others]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
     assert do_each(range(5), lambda item: asked.append(item) or f"own {item}") == [
         "zero", "own 1", "two", "three", "own 4",
     ]  # fmt: skip
@@ -68,18 +70,17 @@ def test_a_trainings_configuration_is_refused(tmp_path, values):
         read_evaluation(path)
 
 
-def test_the_file_is_found_from_where_it_was_named(tmp_path, monkeypatch):
-    """Although the paths within it begin at the folder where it was written."""
+def test_the_file_is_found_from_where_it_was_named(tmp_path, monkeypatch, capsys):
+    """Although the paths within it begin at the folder where it was written: it is read again there, and refused."""
     config = build_evaluation_config(preset="smoke", run_name="c")
     written, run = tmp_path / "written", tmp_path / "runs" / "c"
     for folder in (written, run):
         folder.mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"kind": "side_by_side", "folder": str(written), **config.flat()}))
-    began = []
+    values = {"kind": "side_by_side", "folder": str(written), **config.flat(), "max_new_tokens": 0}
+    (run / "config.json").write_text(json.dumps(values))
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("HELPERS_RUNS_DIR", "elsewhere")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare, "compare_run", lambda found, *, resume: began.append((found, Path.cwd(), resume)))
-    monkeypatch.setattr("helpers.core.summary.summarize", lambda made: "")
-    assert compare.run_compare(argparse.Namespace(config=Path("runs/c/config.json"), resume="auto")) == 0
-    assert began == [(config, written, "auto")]
+    assert main(["compare", "runs/c/config.json"]) == 2
+    assert "max_new_tokens: expected" in capsys.readouterr().err
+    assert Path.cwd() == written
