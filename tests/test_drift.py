@@ -158,8 +158,12 @@ DICTIONARIES = ("datasets.DatasetDict",)
 """A dictionary takes any keyword."""
 
 
-def what_moved():
-    """Return a sentence for each thing that the package uses and that is not there any more."""
+def what_moved(read=USED):
+    """Return a sentence for each thing that the package uses and that is not there any more.
+
+    Args:
+        read: What is read without being imported or called.
+    """
     moved = []
     for name, keyword, where in sorted(USES, key=str):
         places = IMPORTED.get(name, ())
@@ -168,7 +172,7 @@ def what_moved():
             moved.append(f"{name}, used in {where}, is not in {' or '.join(places) or 'the table IMPORTED'}")
         elif keyword and name not in DICTIONARIES and not any(takes(node, keyword) for node in found):
             moved.append(f"{name} does not take {keyword}, which {where} gives")
-    for place, keywords in USED.items():
+    for place, keywords in read.items():
         found = definitions(place)
         moved += [] if found else [f"{place} is gone"]
         moved += [f"{place} has no {each}" for each in keywords if found and not any(takes(n, each) for n in found)]
@@ -237,8 +241,9 @@ def test_what_moved_is_named(before, after, named, tmp_path, monkeypatch):
     for name in ("sft_config", "base_config", "sft_trainer"):
         text = (sources.package_root("trl") / f"trl/trainer/{name}.py").read_text(encoding="utf-8")
         (tmp_path / "trl" / "trainer" / f"{name}.py").write_text(text.replace(before, after), encoding="utf-8")
-    elsewhere = {"trl": tmp_path}
-    usual = sources.package_root
-    monkeypatch.setattr(sources, "package_root", lambda package: elsewhere.get(package) or usual(package))
-    monkeypatch.setattr("test_drift.USED", {})
-    assert what_moved() == named
+    monkeypatch.setenv("STACK_SOURCES", str(tmp_path))
+    sources.package_root.cache_clear()
+    try:
+        assert what_moved(read={}) == named
+    finally:
+        sources.package_root.cache_clear()

@@ -59,8 +59,15 @@ def test_alone_everything_is_done_here(alone):
 
 def test_what_differs_between_processes_is_refused(alone, monkeypatch):
     """As with GPUs of which one trains in 8 bit and the other does not; alone there is nothing to differ."""
+    import torch
+
+    def all_gather_object(values, own):
+        values[:] = [own, "fp16"]
+
     same_everywhere("number format", "bf16")
-    monkeypatch.setattr("helpers.core.distributed.gather", lambda value: [value, "fp16"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
     same_everywhere("number format", "fp16")
     with pytest.raises(StackError, match="the same number format in each, got 'process 0: bf16; process 1: fp16'"):
         same_everywhere("number format", "bf16")

@@ -12,7 +12,6 @@ import errno
 import itertools
 import json
 import os
-import shutil
 import subprocess
 
 import datasets
@@ -271,13 +270,13 @@ FOLDERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", FOLDERS)
-def test_each_folder_that_cannot_be_written_is_the_earlier_one(refusing, tuned, merged, monkeypatch, what):
+def test_each_folder_that_cannot_be_written_is_the_earlier_one(refusing, tuned, merged, leave_free, what):
     """The same error for all, in the system's words where the writer passes them on; every file keeps its sum."""
     disk, reason, strike = refusing
     folder = disk / "run"
     (folder / "script").mkdir(parents=True)
     (folder / "rows_train.jsonl").write_text("{}\n" * 10_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
+    leave_free(10**12)
     FOLDERS[what](folder, tuned, merged)
     kept = contents(disk)
     assert len(kept) > 1

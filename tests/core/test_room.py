@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
-from helpers.core import files as disk
 from helpers.core.config import build_config
 from helpers.core.errors import RunError
 from helpers.core.lock import release_lock
@@ -21,16 +18,6 @@ GIB = 2**30
 def config(task="dolly", **given):
     """Return a run of Mistral-7B."""
     return build_config(task, preset="colab-t4", **given)
-
-
-@pytest.fixture
-def free(monkeypatch):
-    """A function that says how much the disk has free."""
-
-    def free(size):
-        monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**13, 0, size))
-
-    return free
 
 
 class TestNeeds:
@@ -66,9 +53,9 @@ class TestNeeds:
 class TestPreflight:
     """Before the first download."""
 
-    def test_a_small_disk_stops_the_run_before_anything_is_written(self, runs_folder, free):
-        """The message says how much is needed, for what, how much is free, and what to do."""
-        free(10 * GIB)
+    def test_a_small_disk_stops_the_run_before_anything_is_written(self, runs_folder, leave_free):
+        """The message says how much is needed, for what, how much is leave_free, and what to do."""
+        leave_free(10 * GIB)
         with pytest.raises(RunError) as caught:
             start_run(config(run_name="run"))
         assert caught.value.expected == (
@@ -78,27 +65,29 @@ class TestPreflight:
         assert "HELPERS_RUNS_DIR" in caught.value.remedy
         assert not runs_folder.exists()
 
-    def test_a_large_disk_is_said_to_have_room(self, runs_folder, free):
+    def test_a_large_disk_is_said_to_have_room(self, runs_folder, leave_free):
         """The sentence names the sum."""
-        free(16 * GIB)
+        leave_free(16 * GIB)
         said = preflight_room(RunDirectory(runs_folder / "run"), config())
         assert said.startswith("The run's disk has room for 3 checkpoints, the adapter and the merged model: 15.5 GiB")
 
-    def test_what_an_earlier_run_left_is_replaced(self, runs_folder, free, monkeypatch):
+    def test_what_an_earlier_run_left_is_replaced(self, runs_folder, leave_free):
         """A run that goes on needs no more than what is missing."""
-        free(3 * GIB)
-        monkeypatch.setattr("helpers.memory.disk.folder_bytes", lambda folder: 14 * GIB)
+        leave_free(3 * GIB)
+        (runs_folder / "run").mkdir(parents=True)
+        with (runs_folder / "run" / "model.safetensors").open("wb") as earlier:
+            earlier.truncate(14 * GIB)  # takes no place on the disk
         assert preflight_room(RunDirectory(runs_folder / "run"), config())
 
-    def test_an_unknown_model_is_not_predicted(self, runs_folder, free):
+    def test_an_unknown_model_is_not_predicted(self, runs_folder, leave_free):
         """Of a hub model that was never loaded, nothing is known."""
-        free(0)
+        leave_free(0)
         said = preflight_room(RunDirectory(runs_folder / "run"), config(model_name="org/never-loaded"))
         assert said == "The shape of org/never-loaded is not known yet, so its files are not predicted."
 
-    def test_a_run_with_room_begins(self, runs_folder, free):
+    def test_a_run_with_room_begins(self, runs_folder, leave_free):
         """Nothing is in the way of a run that fits."""
-        free(100 * GIB)
+        leave_free(100 * GIB)
         run = start_run(config(run_name="run"))
         assert run.manifest()["state"] == "running"
         release_lock(run.path)

@@ -17,7 +17,6 @@ import psutil
 import pytest
 from filelock._identity import host_name, process_start_token
 
-from helpers.core import lock
 from helpers.core.errors import RunError
 from helpers.core.lock import HOLDER, LOCK, MARKER, Holder, find_holder, hold_lock, release_lock
 
@@ -147,10 +146,10 @@ class TestLock:
         hold_lock(folder / "deep" / "down")
         release_lock(folder / "deep" / "down")
 
-        def odd(*_, **__):
+        def odd(*_):
             raise OSError("odd")
 
-        monkeypatch.setattr(lock, "_acquire", odd)
+        monkeypatch.setattr(fcntl, "flock", odd)
         with pytest.raises(RunError, match="got 'odd'"):
             hold_lock(folder)
 

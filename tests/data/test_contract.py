@@ -8,7 +8,6 @@ from chats import chats_of, tokens_of
 from datasets import Dataset
 
 from helpers.core.errors import ContractError
-from helpers.data import contract
 from helpers.data.chat_templates import ALPACA, MISTRAL_V3, masked_template
 from helpers.data.contract import check_tokens, check_trainer_dataset
 from helpers.data.prompts import build_example
@@ -444,10 +443,9 @@ class TestPrompts:
             "Mask what the prompt is: completion_mask is 0 there, and 1 for the answer.",
         )
 
-    def test_a_sample_over_the_whole_table_is_looked_at(self, monkeypatch):
-        """Of 16 rows, the first too long, with room for four in the sample: every third of those that are kept."""
-        monkeypatch.setattr(contract, "RETOKENIZED", 4)
-        rows = [row("Hi", "Y" * 200), *[row()] * 15]
-        for faulty in (1, 4, 7, 10, 13):
+    def test_a_sample_over_the_whole_table_is_looked_at(self):
+        """Of 770 rows, the first too long, a sample of 256 or a few more: every third of those that are kept."""
+        rows = [row("Hi", "Y" * 200), *[row()] * 769]
+        for faulty in (1, 4, 385, 766, 769):
             assert error_of(self.check, [faulty], rows).field == f"row {faulty}"
-        assert len(self.check([2, 3, 5, 6, 8, 9, 11, 12, 14, 15], rows).kept) == 15
+        assert len(self.check([number for number in range(2, 770) if number % 3 != 1], rows).kept) == 769
