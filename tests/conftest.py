@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -71,6 +72,40 @@ def unsloth_modes(monkeypatch) -> list[str]:
     module = types.SimpleNamespace(FastLanguageModel=types.SimpleNamespace(**switch))
     monkeypatch.setitem(sys.modules, "unsloth", module)
     return modes
+
+
+@pytest.fixture
+def imagine_cards(monkeypatch):
+    """Gives this machine cards, each with (free, total) bytes of memory; returns the shares that torch is held to."""
+
+    def imagine(*memory, name="NVIDIA H100", capability=(9, 0)) -> dict[int, float]:
+        import torch
+
+        limits: dict[int, float] = {}
+        cuda = {
+            "is_available": lambda: bool(memory),
+            "device_count": lambda: len(memory),
+            "current_device": lambda: 0,
+            "mem_get_info": lambda card=0: memory[card],
+            "get_device_name": lambda card: name,
+            "get_device_capability": lambda card: capability,
+            "set_per_process_memory_fraction": lambda share, card: limits.__setitem__(card, share),
+        }
+        for function, stand_in in cuda.items():
+            monkeypatch.setattr(torch.cuda, function, stand_in)
+        return limits
+
+    return imagine
+
+
+@pytest.fixture
+def leave_free(monkeypatch):
+    """Makes every disk have so many bytes free."""
+
+    def leave(size: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**13, 0, size))
+
+    return leave
 
 
 @pytest.fixture

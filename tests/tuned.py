@@ -41,15 +41,13 @@ class Stranger:
             text=True,
         )
 
-    def __call__(self, request, output):
-        """Take the place of `helpers.export.verify._run_worker`."""
-        from helpers.core.errors import ExportError
-
-        self.process.stdin.write(json.dumps([str(request), str(output)]) + "\n")
+    def __call__(self, command, **_):
+        """Take the place of `subprocess.run` for the command that ends with a request and its folder."""
+        self.process.stdin.write(json.dumps(command[-2:]) + "\n")
         self.process.stdin.flush()
         line = next(line for line in self.process.stdout if line.startswith("answer "))
-        if error := json.loads(line.removeprefix("answer ")):
-            raise ExportError("verification", "an export that can be loaded", error)
+        error = json.loads(line.removeprefix("answer "))
+        return subprocess.CompletedProcess(command, int(bool(error)), "", error)
 
     def close(self):
         """End the process."""

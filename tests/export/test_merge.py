@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from tuned import tuned_mistral
 
 from helpers.core.errors import ConfigError, ExportError, RunError
-from helpers.export import merge
 from helpers.export.folders import check_weight_files, record_export, refuse_foreign, staged_folder
 from helpers.export.merge import merge_16bit
 from helpers.export.tensors import base_tensors
@@ -145,14 +143,16 @@ def test_interrupted_export_leaves_nothing(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "first"
 
 
-def test_too_little_room_is_refused_with_numbers(tuned, tmp_path, monkeypatch):
+def test_too_little_room_is_refused_with_numbers(tuned, tmp_path, monkeypatch, leave_free):
     """Too little disk or memory is refused before anything is written: 2 bytes a weight, and 32 MiB beside them."""
-    with monkeypatch.context() as small:
-        small.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**8, 0, 10_000_000))
-        with pytest.raises(RunError, match=r"at least 40\.1 MiB free at .* for the merged model") as caught:
-            merge_16bit(*tuned, tmp_path / "deep" / "merged")
-        assert caught.value.field == "disk"
-    monkeypatch.setattr(merge, "available_memory", lambda: 1000)
+    leave_free(10_000_000)
+    with pytest.raises(RunError, match=r"at least 40\.1 MiB free at .* for the merged model") as caught:
+        merge_16bit(*tuned, tmp_path / "deep" / "merged")
+    assert caught.value.field == "disk"
+    leave_free(10**12)
+    read = Path.read_text
+    said = {Path("/proc/meminfo"): "MemTotal: 99999999 kB\nMemAvailable: 1 kB\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: said.get(path) or read(path, **how))
     with pytest.raises(ExportError, match=r"memory: expected .* of main memory free to merge, got '0\.0 MiB'"):
         merge_16bit(*tuned, tmp_path / "merged")
     assert names(tmp_path) == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from tiny import build_mistral
 from tuned import Stranger, quantize_nf4, rewrite, tuned_mistral
 
 from helpers.core.errors import ExportError
-from helpers.export import loadable, verify
+from helpers.export import loadable
 from helpers.export.gain import HeldOut, share_of_gain_kept
 from helpers.export.merge import merge_16bit
 from helpers.export.reference import measure_reference
@@ -49,7 +51,7 @@ def stranger():
 @pytest.fixture
 def shared_process(stranger, monkeypatch):
     """Let verification ask the shared process instead of starting one each time."""
-    monkeypatch.setattr(verify, "_run_worker", stranger)
+    monkeypatch.setattr(subprocess, "run", stranger)
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +320,7 @@ def test_damaged_file_is_an_export_error(tuned, reference, merged, tmp_path, sha
 
 def test_dead_worker_is_an_export_error(tuned, reference, merged, monkeypatch):
     """A process that ends without an answer gives an error with its last line."""
-    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ExportError, match="exit status 1"):
         verify_merged(*tuned, merged, reference=reference)
 

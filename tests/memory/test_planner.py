@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 import types
 
@@ -14,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.cli import plan as plan_command
 from helpers.cli.plan import CARDS, add_command, parse_gpu
 from helpers.core.config import build_config
 from helpers.core.errors import ConfigError, StackError
@@ -34,9 +34,8 @@ from helpers.memory.plan import (
 from helpers.memory.predict import GIB, predict_peak
 from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape
 from helpers.model.patches import UNSLOTH_TESTED, attention
-from helpers.model.patches.attention import choose_attention
-from helpers.runtime.calibration import Calibration
 from helpers.runtime.hardware import SPLIT, Gpu
+from helpers.runtime.lockfile import installed_version
 from helpers.training import machine, session
 
 GPUS = {name: parse_gpu(name).total_bytes for name in CARDS}
@@ -636,15 +635,17 @@ class TestPreflight:
 class TestCommand:
     """`python -m helpers plan`."""
 
-    @pytest.fixture(autouse=True)
-    def attention(self, monkeypatch):
-        """Attention on cards from 8.0 on is the kernel of torch 2.11, whatever is installed here."""
-        monkeypatch.setattr(plan_command, "installed_attention", self.choose)
+    @pytest.fixture
+    def this_card(self, imagine_cards, monkeypatch):
+        """Gives this machine a card that multiplies matrices at a pace of 100 TFLOP/s."""
 
-    def choose(self, capability, *, wanted=True):
-        """Choose as with torch 2.11 and the unsloth that this project was made for."""
-        versions = {"torch_version": "2.11.0", "unsloth_version": UNSLOTH_TESTED}
-        return choose_attention(**versions, capability=capability, flash_attn=False, xformers=False, wanted=wanted)
+        def give(gpu):
+            imagine_cards((gpu.free_bytes, gpu.total_bytes), name=gpu.name, capability=gpu.capability)
+            pace = {"tflops": 100.0, "precision": "bf16", "size": 8192, "gpu": gpu.name}
+            done = subprocess.CompletedProcess([], 0, json.dumps(pace) + "\n", "")
+            monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+
+        return give
 
     def test_a_run_that_fits(self, capsys):
         """The table, the peak, the layout's reasons and the verdict are printed, and the status is 0."""
@@ -683,7 +684,11 @@ class TestCommand:
         pairs = [part for name, value in given.items() for part in ("-p", f"{name}={str(value).lower()}")]
         command("--gpu", card, "--row-length", "300", "--preset", "colab-t4", *pairs)
         printed = capsys.readouterr().out
-        monkeypatch.setattr(machine, "loaded_attention", self.choose)
+        installed = attention.installed_attention((8, 9)).name
+        found = {"HAS_FLASH_ATTENTION": installed == "flash-attn", "HAS_XFORMERS": installed == "xformers"}
+        unsloth = types.SimpleNamespace(__version__=installed_version("unsloth"))
+        monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+        monkeypatch.setitem(sys.modules, attention.DISPATCH, types.SimpleNamespace(**found))
         gpu = Gpu(card, capability, size, size)
         found = machine.fit_layout(config(**given), [300] * 80, RunDirectory(tmp_path), find=lambda: gpu).config.train
         reasons = capsys.readouterr().out.splitlines()
@@ -704,11 +709,9 @@ class TestCommand:
             (Gpu("RTX 4080", (8, 9), 16 * GIB, 15 * GIB), "colab-t4"),
         ],
     )
-    def test_auto_is_the_preset_that_a_notebook_takes(self, capsys, monkeypatch, gpu, preset):
+    def test_auto_is_the_preset_that_a_notebook_takes(self, capsys, this_card, gpu, preset):
         """It goes by the card's size and capability, not by what happens to be free."""
-        for module in (plan_command, session):
-            monkeypatch.setattr(module, "find_gpu", lambda: gpu)
-        monkeypatch.setattr(plan_command, "calibrate_apart", lambda: Calibration(100.0, "bf16", 8192, gpu.name))
+        this_card(gpu)
         command()
         printed = capsys.readouterr().out
         assert printed.startswith(f"alpaca, {preset}: ")
@@ -735,15 +738,15 @@ class TestCommand:
         assert command("--gpu", "24gb", "--row-length", "233", "-p", "gradient_checkpointing=false") == 0
         assert "1,864 tokens in the largest micro-batch" in capsys.readouterr().out
 
-    def test_without_a_card(self, capsys, monkeypatch):
+    def test_without_a_card(self, capsys, imagine_cards):
         """Without --gpu and without a GPU there is a table and no verdict."""
-        monkeypatch.setattr(plan_command, "find_gpu", lambda: None)
+        imagine_cards()
         assert command("--preset", "smoke") == 0
         assert "No GPU here: name a card with --gpu" in capsys.readouterr().out
 
-    def test_this_machines_card(self, capsys, monkeypatch):
+    def test_this_machines_card(self, capsys, this_card):
         """Without --gpu the free memory of this machine's card counts."""
-        monkeypatch.setattr(plan_command, "find_gpu", lambda: T4)
+        this_card(T4)
         assert command() == 0
         assert "(Tesla T4)" in capsys.readouterr().out
 

@@ -23,25 +23,11 @@ GIB = 2**30
 
 
 @pytest.fixture
-def two_cards(monkeypatch):
+def two_cards(monkeypatch, imagine_cards):
     """A machine with two cards of 80 GiB, of which 70 and 30 are free; returns the limits that were set."""
-    import torch
-
-    limits = {}
     for name in ("RANK", "WORLD_SIZE", SPLIT):
         monkeypatch.delenv(name, raising=False)
-    cuda = {
-        "is_available": lambda: True,
-        "device_count": lambda: 2,
-        "current_device": lambda: 0,
-        "mem_get_info": lambda card=0: ([70, 30][card] * GIB, 80 * GIB),
-        "get_device_name": lambda card: "NVIDIA H100",
-        "get_device_capability": lambda card: (9, 0),
-        "set_per_process_memory_fraction": lambda share, card: limits.__setitem__(card, share),
-    }
-    for name, function in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    return limits
+    return imagine_cards((70 * GIB, 80 * GIB), (30 * GIB, 80 * GIB))
 
 
 def test_nothing_is_split_unless_asked_for(two_cards):
@@ -170,12 +156,10 @@ def test_several_processes_are_refused(monkeypatch):
         split_share()
 
 
-def test_one_card_is_refused(two_cards, monkeypatch):
+def test_one_card_is_refused(imagine_cards, monkeypatch):
     """There is nothing to split over."""
-    import torch
-
     monkeypatch.setenv(SPLIT, "1")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    imagine_cards((70 * GIB, 80 * GIB))
     with pytest.raises(StackError, match="expected two or more with HELPERS_SPLIT, got 1"):
         loader_options()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import ConfigError
+from helpers.core.files import write_json
+from helpers.core.runs import RunDirectory
 from helpers.training import job
 
 
@@ -19,16 +21,18 @@ def steps(monkeypatch, tmp_path):
     """Let each step only note its name; `launch(rank)` runs a job as one of two processes and returns the names."""
     noted: list[str] = []
     monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: noted.append("meet"))
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda *_, **__: noted.append("tell"))
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
     monkeypatch.setattr("torch.serialization.register_package", lambda *_: None)
     monkeypatch.setattr("helpers.model.load.import_unsloth", lambda: noted.append("import"))
-    monkeypatch.setattr(job, "on_main", lambda work: noted.append("tell") or work())
-    monkeypatch.setattr("helpers.core.summary.summarize", lambda run: noted.append("summarize") or "")
     for name in ("datasets.disable_progress_bars", "transformers.utils.logging.disable_progress_bar",
                  "transformers.utils.logging.set_verbosity_error"):  # fmt: skip
         monkeypatch.setattr(name, lambda: None)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"run_name": "x", "folder": os.getcwd()}))
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.path / "metrics.json", {"eval_loss_before": 2.0, "eval_loss_after": 1.5})
 
     def launch(rank, check=None):
         """Run the job."""
@@ -37,7 +41,7 @@ def steps(monkeypatch, tmp_path):
             monkeypatch.setenv(name, str(value))
         before = sys.stdout
         try:
-            job.run_job(path, check or (lambda _: noted.append("check")), lambda _: noted.append("work"))
+            job.run_job(path, check or (lambda _: noted.append("check")), lambda _: noted.append("work") or run)
         finally:
             if sys.stdout is not before:  # as in a process that is not the main one
                 sys.stdout.close()
@@ -48,10 +52,12 @@ def steps(monkeypatch, tmp_path):
     return launch
 
 
-def test_unsloth_is_imported_before_the_processes_meet(steps):
-    """Afterwards its import waits for the others, which may be doing something else."""
-    assert steps(0) == ["check", "import", "meet", "tell", "work", "summarize"]
+def test_unsloth_is_imported_before_the_processes_meet(steps, capsys):
+    """Afterwards its import waits for the others, which may be doing something else; the main one shows the summary."""
+    assert steps(0) == ["check", "import", "meet", "tell", "work"]
+    assert "held-out loss  2.000 -> 1.500" in capsys.readouterr().out
     assert steps(1) == ["import", "meet", "tell", "work"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_configuration_that_is_wrong_ends_the_main_process_at_once(steps):

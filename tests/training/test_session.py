@@ -13,9 +13,8 @@ from helpers.core.errors import ConfigError, RunError
 from helpers.core.lock import find_holder, release_lock
 from helpers.core.runs import RunDirectory
 from helpers.runtime.hardware import Gpu
-from helpers.training import session
 from helpers.training.machine import fit_layout
-from helpers.training.session import configure, finish_run, start_run
+from helpers.training.session import configure, finish_run, record_data, start_run
 
 
 @pytest.fixture
@@ -87,9 +86,9 @@ class TestLayout:
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["batch_size", "Checkpointing", "No", "Optimizer", "Loss:"]
 
-    def test_another_card_goes_on_with_the_run(self, config, monkeypatch):
+    def test_another_card_goes_on_with_the_run(self, config, leave_free):
         """The run's record has the parameters, not what a card made of them."""
-        monkeypatch.setattr(session, "preflight_room", lambda *_: None)
+        leave_free(10**12)
         wanted = build_config("alpaca", preset="colab-t4", run_name="run")
         first = start_run(wanted)
         for gib in (12, 14):
@@ -103,49 +102,51 @@ class TestLayout:
             configure("alpaca", preset="smoke", gradient_checkpointing=True, checkpoint_skip_layers=31)
 
 
+@pytest.fixture
+def cells(monkeypatch):
+    """What IPython calls after a cell: a list that start_run adds to."""
+    called = []
+    events = types.SimpleNamespace(
+        callbacks={"post_run_cell": called},
+        register=lambda event, call: called.append(call),
+        unregister=lambda event, call: called.remove(call),
+    )
+    shell = types.SimpleNamespace(events=events)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    return called
+
+
+def cell_result(error=None):
+    """What IPython says of a cell."""
+    return types.SimpleNamespace(error_in_exec=error, error_before_exec=None)
+
+
 class TestCells:
     """In a notebook."""
-
-    @pytest.fixture
-    def cells(self, monkeypatch):
-        """What IPython calls after a cell: a list that start_run adds to."""
-        called = []
-        events = types.SimpleNamespace(
-            callbacks={"post_run_cell": called},
-            register=lambda event, call: called.append(call),
-            unregister=lambda event, call: called.remove(call),
-        )
-        shell = types.SimpleNamespace(events=events)
-        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-        return called
-
-    def result(self, error=None):
-        """What IPython says of a cell."""
-        return types.SimpleNamespace(error_in_exec=error, error_before_exec=None)
 
     def test_a_cell_that_fails_marks_the_run(self, config, cells):
         """The manifest says that it failed, and how."""
         run = start_run(config)
-        cells[0](self.result(ValueError("a mistake")))
+        cells[0](cell_result(ValueError("a mistake")))
         assert (run.manifest()["state"], run.manifest()["failure"]) == ("failed", "ValueError: a mistake")
 
     def test_an_interrupted_cell_is_no_failure(self, config, cells):
         """The run can go on."""
         run = start_run(config)
-        cells[0](self.result(KeyboardInterrupt()))
+        cells[0](cell_result(KeyboardInterrupt()))
         assert run.manifest()["state"] == "interrupted"
 
     def test_a_cell_that_works_changes_nothing(self, config, cells):
         """The run is running until it is finished."""
         run = start_run(config)
-        cells[0](self.result())
+        cells[0](cell_result())
         assert run.manifest()["state"] == "running"
 
     def test_a_finished_run_stays_finished(self, config, cells):
         """Trying something out in the cells below does not spoil the run."""
         run = start_run(config)
         finish_run(run)
-        cells[0](self.result(ValueError("a typing mistake")))
+        cells[0](cell_result(ValueError("a typing mistake")))
         assert run.manifest()["state"] == "complete"
 
     def test_a_second_start_leaves_one_watch(self, config, cells):
@@ -176,15 +177,12 @@ class TestComparison:
         open_evaluation(*comparison)
         assert find_holder(runs_folder / "side") is not None
 
-    def test_a_cell_that_fails_marks_it(self, comparison, monkeypatch):
+    def test_a_cell_that_fails_marks_it(self, comparison, cells):
         """Its manifest says that it failed and why, instead of running for ever."""
-        from helpers.evaluation import session as lesson
+        from helpers.evaluation.session import open_evaluation
 
-        watched = []
-        monkeypatch.setattr(lesson, "watch_cells", watched.append)
-        run = lesson.open_evaluation(*comparison)
-        assert watched == [run]
-        run.mark_failed(RuntimeError("no answers"))
+        run = open_evaluation(*comparison)
+        cells[0](cell_result(RuntimeError("no answers")))
         assert (run.manifest()["state"], run.manifest()["failure"]) == ("failed", "RuntimeError: no answers")
 
     def test_starting_again_forgets_the_failure(self, comparison):
@@ -207,7 +205,7 @@ def test_a_resumed_run_keeps_the_commits_it_began_with(tmp_path):
     def record(base, data):
         source = f"ada/rows at {data * 40}"
         both = {"train": rows, "heldout": rows}
-        session.record_data(run, both, source=source, tokenizer=tokenizer, base_commit=base * 40, **known)
+        record_data(run, both, source=source, tokenizer=tokenizer, base_commit=base * 40, **known)
 
     record("a", "b")
     assert (run.manifest()["base_commit"], run.manifest()["data_commit"]) == ("a" * 40, "b" * 40)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,44 +10,49 @@ from datasets import Dataset
 
 from helpers.core.config import build_config
 from helpers.core.errors import ContractError, StackError
+from helpers.model.patches import UNSLOTH_TESTED
+from helpers.model.patches.attention import DISPATCH
 from helpers.training import speed
 
 ROWS = Dataset.from_list([{"input_ids": [1, 5, 6, 2], "completion_mask": [0, 0, 1, 1]}] * 3)
 
 
-def check(monkeypatch, *, asked, done, on_gpu, rows=ROWS):
-    """Check a trainer that packs or not; return its mode and the callbacks that were taken from it."""
-    mode = {"optimizer": "adamw", "precision": "fp32", "attention": "sdpa", "packing": done}
-    monkeypatch.setattr(speed, "training_mode", lambda *_: mode)
-    monkeypatch.setattr(speed, "find_gpu", lambda: object() if on_gpu else None)
-    removed: list[type] = []
-    args = SimpleNamespace(report_to=[])
-    trainer = SimpleNamespace(args=args, train_dataset=rows, remove_callback=removed.append)
-    return speed.check_trainer(trainer, build_config("alpaca", preset="colab-t4", packing=asked), ROWS), removed
+@pytest.fixture
+def check(imagine_cards):
+    """Checks a trainer that packs or not; returns its mode and the callbacks that were taken from it."""
+
+    def check(*, asked, done, on_gpu, rows=ROWS):
+        imagine_cards(*[(70 << 30, 80 << 30)] * on_gpu)
+        removed: list[type] = []
+        args = SimpleNamespace(report_to=[], packing=done, padding_free=False, optim="adamw")
+        trainer = SimpleNamespace(args=args, train_dataset=rows, remove_callback=removed.append)
+        return speed.check_trainer(trainer, build_config("alpaca", preset="colab-t4", packing=asked), ROWS), removed
+
+    return check
 
 
 @pytest.mark.parametrize(
     ("asked", "done", "on_gpu"), [(True, True, True), (False, False, True), (False, True, True), (True, False, False)]
 )
-def test_what_was_asked_for_passes(monkeypatch, asked, done, on_gpu):
+def test_what_was_asked_for_passes(check, asked, done, on_gpu):
     """A trainer that packs when asked to, or need not, is accepted; on a CPU nothing is packed."""
-    mode, removed = check(monkeypatch, asked=asked, done=done, on_gpu=on_gpu)
+    mode, removed = check(asked=asked, done=done, on_gpu=on_gpu)
     assert mode["packing"] is done
     assert [each.__name__ for each in removed] == ["PrinterCallback"]
 
 
-def test_a_silent_fallback_is_an_error(monkeypatch):
+def test_a_silent_fallback_is_an_error(check):
     """A trainer that on a GPU does not pack although it was asked to is refused, with what it does."""
     with pytest.raises(StackError, match="a trainer that packs, because packing is True") as caught:
-        check(monkeypatch, asked=True, done=False, on_gpu=True)
+        check(asked=True, done=False, on_gpu=True)
     assert "'packing': False" in caught.value.got
 
 
-def test_rows_that_the_trainer_changed_are_an_error(monkeypatch):
+def test_rows_that_the_trainer_changed_are_an_error(check):
     """Its own labels are compared with those that were checked."""
     learned = Dataset.from_list([{**row, "completion_mask": [0, 1, 1, 1]} for row in ROWS])
     with pytest.raises(ContractError, match="6 supervised tokens, got 9"):
-        check(monkeypatch, asked=False, done=False, on_gpu=True, rows=learned)
+        check(asked=False, done=False, on_gpu=True, rows=learned)
 
 
 class TestGraphedLayers:
@@ -98,25 +103,25 @@ class TestGraphedLayers:
         assert (mode["adapters"], mode["adapters_reason"]) == ("separate", "there is no GPU")
 
 
-@pytest.mark.parametrize(("adapters", "seen"), [("fused", ["entered", "trained", "left"]), ("separate", ["trained"])])
-def test_adapter_products_are_taken_together_where_the_mode_says_so(monkeypatch, adapters, seen):
+@pytest.mark.parametrize(("capability", "replaced"), [((9, 0), True), ((7, 5), False)])
+def test_adapter_products_are_taken_together_where_the_card_gains(monkeypatch, imagine_cards, capability, replaced):
     """While it trains, and no longer; otherwise Unsloth's functions stay."""
-    found = []
+    kernels = SimpleNamespace(LoRA_QKV="theirs", LoRA_W="theirs", LoRA_MLP="theirs")
+    dispatch = SimpleNamespace(HAS_FLASH_ATTENTION=True, HAS_XFORMERS=False, select_attention_backend=len)
+    modules = {
+        "unsloth": SimpleNamespace(__version__=UNSLOTH_TESTED),
+        "unsloth.kernels": SimpleNamespace(fast_lora=kernels),
+        "unsloth.utils": SimpleNamespace(attention_dispatch=dispatch),
+        DISPATCH: dispatch,
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    imagine_cards((70 << 30, 80 << 30), capability=capability)
+    args = SimpleNamespace(packing=False, padding_free=False, optim="adamw")
     model = SimpleNamespace(parameters=lambda: [])
-
-    @contextmanager
-    def fused_adapters(given):
-        assert given is model
-        found.append("entered")
-        yield
-        found.append("left")
-
-    monkeypatch.setattr(speed, "training_mode", lambda *_: {"adapters": adapters, "graphs": False})
-    monkeypatch.setattr(speed, "fused_adapters", fused_adapters)
-    trainer = SimpleNamespace(model=model, training_step=len, _inner_training_loop=len)
-    record = SimpleNamespace(counter=None)
+    trainer = SimpleNamespace(args=args, model=model, training_step=len, _inner_training_loop=len)
     config = build_config("alpaca", preset="colab-t4")
-    checkpoints = SimpleNamespace(config=config, record=record, run=None, close=lambda: None)
+    checkpoints = SimpleNamespace(config=config, record=SimpleNamespace(counter=None), run=None, close=lambda: None)
     with speed.fast_training(trainer, checkpoints):
-        found.append("trained")
-    assert found == seen
+        assert (kernels.LoRA_MLP != "theirs") is replaced
+    assert set(vars(kernels).values()) == {"theirs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ import pytest
 from helpers.core.config import FREE_TO_CHANGE, build_config
 from helpers.core.errors import ConfigError, StackError
 from helpers.core.runs import RunDirectory
-from helpers.training import tracking
 from helpers.training.tracking import require_tracker, track_configuration, tracking_arguments
 
+TRACKERS = ("trackio", "tensorboard", "tensorboardX", "wandb")
 VARIABLES = (
     "NETRC",
     "TENSORBOARD_LOGGING_DIR",
@@ -36,7 +37,8 @@ def clean(tmp_path, monkeypatch):
 @pytest.fixture
 def installed(monkeypatch):
     """Every tracker counts as installed."""
-    monkeypatch.setattr(tracking, "require_tracker", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name in TRACKERS or find(name, *rest))
 
 
 def config(report_to):
@@ -86,7 +88,8 @@ class TestRequire:
     @pytest.mark.parametrize("name", ["trackio", "tensorboard", "wandb"])
     def test_a_missing_package_is_an_error_that_says_what_to_install(self, monkeypatch, name):
         """The message names the parameter, the package and the way out."""
-        monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda package: None)
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda each, *rest: each not in TRACKERS and find(each, *rest))
         with pytest.raises(StackError) as caught:
             require_tracker(name)
         assert caught.value.field == "report_to"
@@ -94,7 +97,7 @@ class TestRequire:
 
     def test_either_package_of_tensorboard_will_do(self, monkeypatch):
         """The package tensorboardX alone is enough, as it is for transformers."""
-        monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda package: package == "tensorboardX" or None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda package: package == "tensorboardX" or None)
         assert require_tracker("tensorboard") is None
 
 
@@ -170,28 +173,19 @@ class TestConfiguration:
 
     @pytest.mark.parametrize("name", ["trackio", "wandb"])
     def test_they_go_into_the_runs_configuration(self, monkeypatch, name):
-        """Two trackers keep them under one name, beside what transformers sends."""
+        """Two trackers keep them under one name, beside what transformers sends; the main process alone starts them."""
         got = []
         tracker = SimpleNamespace(config=SimpleNamespace(update=lambda values, **options: got.append(values)))
         monkeypatch.setitem(sys.modules, name, tracker)
         trainer = Trainer()
         track_configuration(trainer, config(name))
+        trainer.begin(main=False)
         assert got == []
         trainer.begin()
         (values,) = got
         assert values["notebook"]["dataset_name"] == "sample"
         assert values["notebook"]["task"] == "alpaca"
         assert values["notebook"]["report_to"] == name
-
-    def test_only_the_main_process_sends_them(self, monkeypatch):
-        """In the others transformers starts no tracker, and wandb refuses to be told of anything then."""
-        sent = []
-        monkeypatch.setitem(tracking._SENDERS, "wandb", lambda trainer, values: sent.append(values["task"]))
-        for main in (False, True):
-            trainer = Trainer()
-            track_configuration(trainer, config("wandb"))
-            trainer.begin(main=main)
-        assert sent == ["alpaca"]
 
     def test_tensorboard_shows_them_as_text(self):
         """The writer that transformers opened gets them."""
