@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from papermill.translators import PythonTranslator
 from small_notebooks import PARAMETERS, write_notebook
 
-from helpers.cli import notebooks
 from helpers.cli.execution import _check_all_ran, executed_text
 from helpers.cli.notebooks import CellError, _open_folder, check_parameters, find_notebook, run_notebook
 from helpers.cli.parameters import read_parameters
@@ -22,6 +22,7 @@ from helpers.core.files import write_json
 from helpers.core.lock import hold_lock, release_lock
 from tools.notebook_lint import expected_parameters
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "\n".join(
     f"{name} = {default!r}  # type: {kind}  {text}"
     for name, (kind, text) in expected_parameters().items()
@@ -47,7 +48,7 @@ def training(tmp_path):
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Starting a kernel fails the test."""
-    monkeypatch.setattr(notebooks, "_execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
 
 
 class TestFinding:
@@ -57,16 +58,14 @@ class TestFinding:
         """Any .ipynb file can be run."""
         assert find_notebook(str(small)) == small.resolve()
 
-    def test_a_name_means_the_notebook_of_the_checkout(self, small, monkeypatch):
+    def test_a_name_means_the_notebook_of_the_checkout(self):
         """A name without an ending is looked up in the notebooks folder."""
-        monkeypatch.setattr(notebooks, "list_notebooks", lambda: [small])
-        assert find_notebook("small") == small.resolve()
+        assert find_notebook("dolly_business") == ROOT / "notebooks" / "dolly_business.ipynb"
 
-    def test_an_unknown_name_names_the_nearest(self, small, monkeypatch):
+    def test_an_unknown_name_names_the_nearest(self):
         """A typing mistake is answered with the name that was meant."""
-        monkeypatch.setattr(notebooks, "list_notebooks", lambda: [small])
-        with pytest.raises(RunError, match=r"^notebook: .*got 'smal'\. Did you mean small\?$"):
-            find_notebook("smal")
+        with pytest.raises(RunError, match=r"^notebook: .*got 'doly_busines'\. Did you mean dolly_business\?$"):
+            find_notebook("doly_busines")
 
     def test_a_missing_file_is_said_to_be_missing(self, tmp_path):
         """A path that leads nowhere is not looked up as a name."""

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from helpers.core.errors import ConfigError
-from tools import badges, release
+from tools import release
 from tools.badges import (
     NotebookFacts,
     badge_links,
@@ -327,17 +327,17 @@ class TestTexts:
 class TestCommand:
     """`scripts/build_badges`."""
 
-    def test_badges_are_written_and_checked(self, tmp_path, monkeypatch, capsys):
-        """`--check` fails until the files are written, and writes nothing; `--repo` and `--ref` win over the file."""
+    def test_badges_are_written_and_checked(self, repository, capsys):
+        """`--check` writes nothing and fails until the files are written; `--repo` and `--ref` are kept."""
+        tmp_path, _ = repository
         table = tmp_path / "colab_badges.md"
-        monkeypatch.setattr(badges, "release_texts", lambda root, repository, ref: {table: f"{repository} {ref}\n"})
         (tmp_path / "pyproject.toml").write_text('[tool.mistral-qlora-notebooks]\nrepository = "a/b"\nref = "v1"\n')
         assert main(["--check"], tmp_path) == 1
         assert not table.exists()
         assert main(["--repo", "c/d", "--ref", "v2"], tmp_path) == 0
-        assert table.read_text() == "c/d v2\n"
-        assert main(["--check", "--repo", "c/d", "--ref", "v2"], tmp_path) == 0
-        assert main(["--check"], tmp_path) == 1
+        assert "https://colab.research.google.com/github/c/d/blob/v2/notebooks/counting.ipynb" in table.read_text()
+        assert main(["--check"], tmp_path) == 0
+        assert main(["--check", "--repo", "a/b", "--ref", "v1"], tmp_path) == 1
         assert "colab_badges.md is out of date" in capsys.readouterr().err
 
 

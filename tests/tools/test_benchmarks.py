@@ -134,13 +134,15 @@ class TestOptions:
         calls, given = [], ["--model", "M", "--data", "D", "--rounds", "2", "--only", "unsloth,ours", "--budget", "900"]
         rates = {"unsloth": ("unsloth, one by one", 4, 8.0), "ours": ("ours, steady state", 512, 1240.0)}
 
-        def one(script, name, limit, launcher):
+        def process(command, **_):
+            _, script, *_, name = command
             calls.append((Path(script).name, name))
             engine, prompts, rate = rates[name]
             found = [{"name": engine, "arm": "tuned", "prompts": prompts, "tokens_per_s": rate}]
-            return {"results": found, "machine": {"gpus": ["Card"]}, "process_seconds": 1.0}
+            said = "RESULT " + json.dumps({"results": found, "machine": {"gpus": ["Card"]}})
+            return SimpleNamespace(communicate=lambda timeout: (said, None), returncode=0)
 
-        monkeypatch.setattr(bench, "run_one", one)
+        monkeypatch.setattr(subprocess, "Popen", process)
         monkeypatch.setattr(sys, "argv", ["generate.py", *given, "--out", str(tmp_path / "generate.json")])
         generate.main()
         assert calls == [("generate.py", "unsloth"), ("generate.py", "ours")] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -36,10 +37,10 @@ def script(monkeypatch, runs_folder):
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     loader.exec_module(module)
-    paces = iter([Calibration(800.0, "bf16", 8192, "A card"), Calibration(600.0, "bf16", 8192, "A card")])
-    monkeypatch.setattr(module, "calibrate_apart", lambda: next(paces))
+    module.paces = [Calibration(600.0, "bf16", 8192, "A card"), Calibration(800.0, "bf16", 8192, "A card")]
+    module.calibrate_apart = module.paces.pop
     module.given = {}
-    monkeypatch.setattr(module, "run_notebook", lambda *args, **kwargs: pretend(module.given, *args, **kwargs))
+    module.run_notebook = functools.partial(pretend, module.given)
     return module
 
 
@@ -92,7 +93,7 @@ class TestStatus:
                 raise RunError("cell 3", "a cell that runs", "ZeroDivisionError")
             pretend(script.given, name, given, **options)
 
-        monkeypatch.setattr(script, "run_notebook", stop)
+        script.run_notebook = stop
         assert call(script, monkeypatch) == 1
         failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
         assert len(failed) == 1
@@ -101,7 +102,7 @@ class TestStatus:
 
     def test_without_a_card_nothing_is_run(self, script, monkeypatch, capsys):
         """Status 2, one line, and how to try the script."""
-        monkeypatch.setattr(script, "calibrate_apart", lambda: Calibration(0.1, "fp32", 1024, None))
+        script.paces[:] = [Calibration(0.1, "fp32", 1024, None)]
         assert call(script, monkeypatch) == 2
         assert "preset: expected a GPU for 'gpu-ci', got 'no GPU'" in capsys.readouterr().err
         assert script.given == {}
