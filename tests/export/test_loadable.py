@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from tuned import rewrite, tuned_mistral
@@ -19,12 +20,19 @@ def tuned(tiny_mistral):
     return tuned_mistral(tiny_mistral)
 
 
+@pytest.fixture(scope="module")
+def written(tuned, tmp_path_factory):
+    """An adapter and a merged model. Shared: do not change them."""
+    folder = tmp_path_factory.mktemp("written")
+    save_adapter(*tuned, folder / "adapter", base="ada/base")
+    merge_16bit(*tuned, folder / "merged")
+    return folder
+
+
 @pytest.fixture
-def folders(tuned, tmp_path):
+def folders(written, tmp_path):
     """An adapter and a merged model of one's own."""
-    save_adapter(*tuned, tmp_path / "adapter", base="ada/base")
-    merge_16bit(*tuned, tmp_path / "merged")
-    return {name: tmp_path / name for name in ("adapter", "merged")}
+    return {name: shutil.copytree(written / name, tmp_path / name) for name in ("adapter", "merged")}
 
 
 def change(path, **values):
