@@ -80,7 +80,7 @@ ASKED = """
 import json, sys
 from pathlib import Path
 from helpers.evaluation.adapter import _base_config
-from helpers.export.gguf_format import read_vocabulary
+from helpers.export.gguf_format import read_tokenizer
 from helpers.export.worker import answer_request
 from helpers.model.load import import_unsloth
 import_unsloth()
@@ -97,7 +97,7 @@ for load in (
     lambda: _base_config(str(folder), None),
     lambda: answer_request({**request, "kind": "adapter"}, output),
     lambda: answer_request({**request, "kind": "merged"}, output),
-    lambda: read_vocabulary(folder, 8),
+    lambda: read_tokenizer(folder, 8),
 ):
     try:
         load()
