@@ -38,14 +38,15 @@
 # - how to save and merge an adapter, and prove that both work.
 #
 # **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type*), 4 GB of downloads, 16 GB of disk, and about
-# three quarters of an hour. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU: preset
-# `smoke`, a small model in a few minutes.
+# 45 minutes. On Kaggle: *Settings → Accelerator → GPU T4* and *Internet on*. Without a GPU:
+# `preset = "smoke"`, a few minutes.
 
 # %% [markdown]
 # ## 1. Parameters
 #
-# `preset = "auto"` looks at the GPU and chooses `colab-t4` or `large-gpu`; `smoke` runs anywhere. A value that you write
-# here wins over the preset's. The second block may stay as it is.
+# `preset = "auto"` looks at the GPU and chooses `colab-t4` or `large-gpu`. `smoke` runs anywhere: SmolLM2, unquantized,
+# on bundled rows, with the template ChatML; its answers stay weak. A value that you write here wins over the preset's.
+# The second block may stay as it is.
 
 # %% tags=["parameters"]
 preset = "auto"  # type: str  auto, colab-t4, large-gpu or smoke
@@ -135,7 +136,7 @@ from helpers.runtime.setup import setup_notebook
 report = setup_notebook(smoke=config.preset == "smoke")
 
 # %% [markdown]
-# Everything that this run makes goes into one folder. Colab deletes its disk when a session ends. With
+# All that this run makes goes into one folder. Colab deletes its disk when a session ends. With
 # `persist_dir = "/content/drive/MyDrive/runs"` the training's *checkpoints* and the adapter are also copied to your Google
 # Drive. Run the notebook again with the same parameters, and it goes on from the newest checkpoint; others need a new
 # `run_name`.
@@ -163,7 +164,7 @@ from trl import SFTConfig, SFTTrainer
 # ## 2. Rows: what the model learns from
 #
 # `instruction` says what to do, `input` holds a text to do it with and is often empty, `output` is the answer to learn.
-# The rows come from the *hub* of Hugging Face; preset `smoke` has its own.
+# The rows come from the *hub* of Hugging Face.
 #
 # `seed` fixes which rows are drawn: the same number, the same rows. The *held-out* rows are never trained on.
 
@@ -318,12 +319,16 @@ heldout_dataset = tokens["heldout"].select(checked["heldout"].kept)
 
 # %% [markdown]
 # The shortest row as the model sees it: grey tokens are given, underlined blue ones are learned (*supervised*), EOS too.
-# Below, how long all rows are.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_lengths, show_mask
 
 show_mask(min(train_dataset, key=lambda row: len(row["input_ids"])), tokenizer)
+
+# %% [markdown]
+# How long are all rows?
+
+# %% tags=["main"]
 plot_lengths(checked["train"].lengths, limit, run.path / "lengths.png")
 
 # %% [markdown]
@@ -423,7 +428,7 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# The training cells are also written into the run's folder, as a plain script with these values.
+# The training cells, as a plain script in the run's folder:
 
 # %% tags=["main"]
 from helpers.training.script import write_script
@@ -445,8 +450,8 @@ with fast_training(trainer, checkpoints):
 #
 # The grey line jumps, because each step sees other rows. The blue one is always measured on the same held-out rows: if it
 # falls, held-out answers became more likely. If it turns upwards while the grey one falls, the model learns its rows by
-# heart. Below the figure, fixed rules judge the same curve, and the rows' mean change has an interval, because it may be
-# luck. If that lies below zero, and the rows suffice, answers like these became more likely. Then the cost.
+# heart. Above the figure, fixed rules judge the same curve, and the rows' mean change has an interval, because it may be
+# luck. If that lies below zero, and the rows suffice, answers like these became more likely.
 
 # %% tags=["main"]
 from helpers.display.tables import plot_losses
@@ -454,12 +459,11 @@ from helpers.training.curves import judge_curve
 from helpers.training.result import describe_change
 
 run.update_metrics(**record.result.metrics())
-plot_losses(run.metrics(), run.path / "loss.png")
-print(judge_curve(run.metrics()).text)
+metrics, peak = run.metrics(), record.result.peak_memory_bytes / 2**30
+print(judge_curve(metrics).text)
 print(describe_change(record.result))
-shown = ("train_seconds", "examples_per_second", "tokens_per_second", "supervised_tokens")
-cost = {name: run.metrics()[name] for name in shown}
-show_table({**cost, "peak memory, GiB": record.result.peak_memory_bytes / 2**30})
+print(f"{metrics['train_seconds']:.0f} s, {metrics['tokens_per_second']:.0f} tokens a second, peak memory {peak:.1f} GiB")
+plot_losses(metrics, run.path / "loss.png")
 
 # %% [markdown]
 # ## 8. Save, merge, and load back
@@ -553,7 +557,7 @@ FastLanguageModel.for_inference(model)
 answer(question)
 
 # %% [markdown]
-# Five more: reasoning, summarization, explanation, translation, problem solving, written exactly as the training rows.
+# Five more: reasoning, summarization, explanation, translation, problem solving, written as the training rows.
 
 # %% tags=["notebook"]
 questions = [
@@ -644,3 +648,4 @@ finish_run(run)
 # 1. Set `learning_rate` ten times higher, under a new `run_name`. What do grey and blue line do?
 # 2. Train with `prompt_style = "alpaca"`. Why are the held-out losses not quite comparable? (Which tokens are given?)
 # 3. Put five rows of your own, one without `output`, into a `.jsonl` file for `dataset_name`. Which check complains?
+# 4. Give this run's name to `side_by_side_eval`, as `adapter_dir`.

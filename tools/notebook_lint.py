@@ -100,7 +100,7 @@ def check_notebook(path: Path, badges: str | None = None) -> list[str]:
         StackError: jupytext is not installed.
     """
     content = read_notebook(path)
-    checks = [_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose]
+    checks = [_outputs, _ids, _metadata, _lengths, _definitions, _dead_code, _prose, _unseen]
     if any("core" in cell["metadata"].get("tags", []) for cell in content["cells"]):
         checks += [_words, _shown_calls, _import_order, _one_process]
     problems = [problem for check in checks for problem in check(content)]
@@ -234,6 +234,16 @@ def _prose(content: dict[str, Any]) -> Iterator[str]:
     introduced = sum(pair == ("markdown", "code") for pair in pairwise(kinds))
     if code and introduced < PROSE_SHARE * code:
         yield f"{introduced} of {code} code cells follow a Markdown cell, less than {PROSE_SHARE:.0%}"
+
+
+def _unseen(content: dict[str, Any]) -> Iterator[str]:
+    for number, source in _code(content):
+        for node in (_tree(source) or ast.Module([], [])).body[:-1]:
+            call = (
+                ast.unparse(node.value.func) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else ""
+            )
+            if call.startswith(("show_", "plot_")):
+                yield f"cell {number} calls {call} before its last line; a notebook shows the last value alone"
 
 
 def _tags(content: dict[str, Any], number: int) -> set[str]:

@@ -122,6 +122,10 @@ class TestChecks:
             ("def f():\n" + "    x = 1\n" * 10, "cell 5 defines f in 11 lines; put it into the package"),
             ("\n".join(f"x{i} = {i}" for i in range(16)), "cell 5 has 16 lines, more than 15"),
             ("\n".join(f"x{i} = {i}" for i in range(11)), "the median code cell has 6.0 lines, more than 4"),
+            (
+                "plot_losses(1)\nprint(1)",
+                "cell 5 calls plot_losses before its last line; a notebook shows the last value alone",
+            ),
             ("print(", "cell 5 is not Python"),
             ("", "cell 5 is empty"),
         ],
