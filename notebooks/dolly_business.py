@@ -38,7 +38,7 @@
 #
 # **What it needs.** On Colab: a free T4 GPU (*Runtime → Change runtime type → T4 GPU*), about 4 GB of downloads, 16 GB
 # of disk for the merged model, and about three quarters of an hour. On Kaggle: *Settings → Accelerator → GPU T4* and
-# *Internet on*. Without a GPU: preset `smoke`. If terms such as *token*, *adapter* or *held-out* are new to you, take
+# *Internet on*. Without a GPU: `preset = "smoke"`, a small model with weak answers, in a few minutes. If terms such as *token*, *adapter* or *held-out* are new to you, take
 # `alpaca_instruction` first.
 
 # %% [markdown]
@@ -253,7 +253,7 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 # %% [markdown]
 # The *chat template* turns messages into text. The one that Mistral's files on the hub carry leaves the system prompt
 # out of rows that end with an answer, so that the model would be trained without it and used with it. This one gives
-# the same tokens as Mistral's own library.
+# the same tokens as Mistral's own library. (The small model of preset `smoke` has another, ChatML.)
 
 # %%
 from helpers.data.chat_templates import find_template
@@ -622,4 +622,4 @@ finish_run(run)
 #    the answers? (Preset `smoke` has 16 such rows, and 5 held out: set `num_epochs = 4` too, for enough steps.)
 # 2. Write your own `system_prompt`, for your company. Does the assistant keep to it when a question leads away from it?
 # 3. Compare the sizes of `adapter` and `merged` in the run's folder. What does one give up with `merge_16bit = False`?
-# 4. Run `side_by_side_eval` on this adapter, and let a colleague vote without knowing which answer is whose.
+# 4. Run `side_by_side_eval` on this adapter (`adapter_dir` takes this run's name), and let a colleague vote without knowing which answer is whose.

@@ -368,7 +368,7 @@ show_pairs(comparison, overview, pick_ids(comparison, 4))
 # %% [markdown]
 # All measures, with the paired difference of tuned and base. ROUGE-L and chrF++ see wording, not truth: a right answer
 # in other words scores low. Look at *Cut at the limit* first: where many answers were cut, the others measure how
-# answers begin.
+# answers begin. (Each row counts once here. In section 4 each token did, so its NLL is another number.)
 
 # %% tags=["main"]
 from helpers.evaluation.metrics.reference import chrf_signature
@@ -397,8 +397,7 @@ from helpers.evaluation.overview import verdict_rows
 show_table(verdict_rows(overview) or {"verdict": "none: both arms are the base model"}, limit=900)
 
 # %% [markdown]
-# The likelihood as a picture: every row, and below the rows' mean (the table had the tokens') with its interval. Do few
-# rows carry it?
+# The likelihood as a picture: every row, and below the rows' mean with its interval. Do few rows carry it?
 
 # %% tags=["main"]
 from helpers.evaluation.report.figures import draw_all
