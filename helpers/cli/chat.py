@@ -34,10 +34,8 @@ def converse(lines: Iterable[str], answer: Answer, *, system: str = "", who: str
     """Hold a conversation: one history for the tuned model and one for its base.
 
     Args:
-        lines: What the user types, line by line.
         answer: Lets one of the two answer.
         system: The system prompt of the training, which begins each conversation.
-        who: "base", "tuned" or "both": who answers at first.
     """
     start = [{"role": "system", "content": system}] if system else []
     print(f"system prompt: {visible(system) or 'none'}\n{HELP}")

@@ -24,7 +24,6 @@ def describe_data(name: str, columns: str | None = None) -> str:
 
     Args:
         name: A file of rows, or the name of a data set on the hub.
-        columns: Which column is what, if that cannot be guessed.
 
     Returns:
         Lines: the number of rows, the format with its columns, lengths, what is left out and why, and warnings.

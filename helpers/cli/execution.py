@@ -231,9 +231,7 @@ def execute(
 
     Args:
         notebook: The .ipynb file; it is not changed.
-        parameters: Checked values by name.
         executed_copy: Where the executed notebook is written, after each cell.
-        report: Called with each line that is worth showing.
         cell_timeout: Seconds that a cell may take; None for as many as it likes.
 
     Raises:
@@ -260,9 +258,6 @@ def executed_text(notebook: nbformat.NotebookNode) -> str:
     Widget state is left out (it bloats the file, and GitHub shows "Invalid Notebook": colabtools issue 5255), as are
     papermill's local paths. Progress bars go, and what a cell printed piece by piece becomes one text:
     nbconvert would put each word of a streamed answer on a line of its own.
-
-    Args:
-        notebook: As papermill holds it; not changed.
     """
     clean = copy.deepcopy(notebook)
     clean.metadata.pop("widgets", None)
@@ -305,7 +300,6 @@ def _stopped(cells: Sequence[Mapping[str, Any]], index: int, raised: Any = None)
     """Describe a cell that raised.
 
     Args:
-        index: Which one raised, from 0.
         raised: nbclient's CellExecutionError, all that is known if the cell shows no error.
     """
     outputs = [output for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
@@ -329,7 +323,6 @@ def _kernel_died(cells: Sequence[Mapping[str, Any]], index: int, exit_code: int 
     """Describe a cell during which the kernel's process ended.
 
     Args:
-        index: Which one was running, from 0.
         exit_code: As `subprocess` gives it: negative for a signal. None if unknown.
     """
     got, remedy = f"exit status {exit_code}", ""

@@ -35,9 +35,7 @@ class Parameter:
     """One parameter of a notebook.
 
     Args:
-        default: Its value if nobody gives one.
         type: "int", "float", "bool" or "str". One whose default is None takes None as well.
-        help: What it does, with its unit.
     """
 
     name: str
@@ -162,9 +160,6 @@ def typed_values(pairs: Sequence[str]) -> dict[str, str]:
 
 def find_task(name: str) -> Task:
     """Return the task of a name.
-
-    Args:
-        name: As in a notebook's metadata.
 
     Raises:
         ConfigError: There is no such task.

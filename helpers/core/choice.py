@@ -14,7 +14,6 @@ class Choice:
 
     Args:
         name: Of what was chosen, such as "adamw_8bit" or "graphs".
-        reason: Why, in a sentence that can be printed.
 
     Example:
         >>> print(Choice("adamw_8bit", "The card has 14.7 GiB, less than 20.0 GiB."))
@@ -30,9 +29,6 @@ class Choice:
 
 def choose_unless(against: Iterable[tuple[bool, str]], chosen: Choice, otherwise: str) -> Choice:
     """Return what is chosen unless a condition holds; then the other way, for the reason of the first that does.
-
-    Args:
-        against: Conditions, each with its reason.
 
     Example:
         >>> print(choose_unless([(True, "it is off")], Choice("graphs", "it is faster"), "none"))

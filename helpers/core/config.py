@@ -388,9 +388,6 @@ def file_kind(name: str) -> str | None:
 def check_skip_layers(skip: int, layers: int) -> None:
     """Raise when more layers are to keep their activations than there are.
 
-    Args:
-        skip: `checkpoint_skip_layers`.
-
     Raises:
         ConfigError: It is more. Unsloth would take the model's number without a word.
     """

@@ -221,7 +221,6 @@ class Share:
     """One process's part of an optimizer step.
 
     Args:
-        processes: How many share the step.
         batch_size: Rows in one forward pass of one process.
         gradient_accumulation: Forward passes of one process in one optimizer step.
     """
@@ -306,7 +305,6 @@ def explain_peer_exit(error: BaseException, last_step: int | None = None) -> Pee
     """Return what an error means if another process is gone.
 
     Args:
-        error: What was raised in this process.
         last_step: Step of the last complete checkpoint, if there is one.
 
     Returns:

@@ -32,7 +32,6 @@ def user_folder(field: str, text: str) -> Path:
     """Return a folder that a user named as an absolute path; it need not exist.
 
     Args:
-        field: The parameter or environment variable that names it.
         text: As it was given; a leading "~" is the user's home.
 
     Returns:

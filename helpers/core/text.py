@@ -64,9 +64,7 @@ def format_number(
     """Return a number with a true minus sign and thousands grouped; a dash for what is not a finite number.
 
     Args:
-        value: A number, or anything else, such as None.
         places: Decimals; None for as many as two or three figures need.
-        sign: Whether to write a plus sign too.
         share: Whether it is a share of 1, to be written in percent.
 
     Example:

@@ -21,7 +21,6 @@ def time_limit(seconds: float, error: HelpersError) -> Iterator[None]:
     Windows. Elsewhere the block takes as long as it takes.
 
     Args:
-        seconds: How long the block may take.
         error: What is raised then; it names whose file it was.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():

@@ -222,9 +222,6 @@ def find_control_text(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
 
     Such a text would be read as control: an `</s>` inside an answer ends it, an `[INST]` begins a new turn.
 
-    Args:
-        tokenizer: Says which strings are control tokens.
-
     Returns:
         (index, control string) of each text that contains one, the first found in each.
     """
@@ -240,7 +237,6 @@ def refuse_control_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
     """Raise if a prompt contains a control token spelled out.
 
     Args:
-        tokenizer: Says which strings are control tokens.
         field: What to call the prompts in the message.
 
     Raises:

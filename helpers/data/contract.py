@@ -38,7 +38,6 @@ class CheckedRows:
 
     Args:
         kept: Numbers of the rows that passed.
-        left_out: Rows left out, by reason.
         lengths: Of the rows that passed, in tokens.
         supervised_tokens: Tokens of these rows that the loss is taken over.
     """

@@ -87,7 +87,6 @@ class Format:
 
     Args:
         used: The source's column for each part, such as {"instruction": "Question", "output": "Answer"}.
-        unused: The columns that are not read.
         chat: Whether rows become messages; otherwise an instruction, an input and an output.
     """
 
@@ -207,7 +206,6 @@ def named_columns(columns: str, there: Sequence[str]) -> dict[str, str]:
 
     Args:
         columns: The parameter of that name.
-        there: The columns that there are.
 
     Raises:
         ConfigError: It names a part or a column that does not exist; the message lists those that do.

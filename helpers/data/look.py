@@ -60,7 +60,6 @@ class Look:
 
         Args:
             index: Its place in the source, from 0.
-            row: As the source has it.
         """
         try:
             converted = self._format.convert(row)
@@ -98,11 +97,7 @@ class Look:
         return f"{repeated} of {total} rows repeat another row's question. " if repeated else ""
 
     def check(self, total: int, source: str) -> None:
-        """Raise when too large a share of the rows is unusable: of the whole data set, or of the rows looked at.
-
-        Args:
-            total: Rows of the whole data set.
-        """
+        """Raise when too large a share of the rows is unusable: of the whole data set, or of the rows looked at."""
         bad, seen = len(self._damaged), self._asked.total() + len(self._damaged) + self._untrainable
         if bad > min(MAX_BAD_SHARE * total, max(MAX_BAD_SHARE * seen, _CHANCE)):
             index, reason = self._damaged[0]

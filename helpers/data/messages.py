@@ -53,7 +53,6 @@ def read_messages(turns: Sequence[Any], before: int = 0) -> list[Message]:
     """Return messages of any of the formats with the roles that templates know.
 
     Args:
-        turns: As the source has them.
         before: How many messages of the conversation come before.
 
     Returns:
@@ -71,7 +70,6 @@ def read_conversation(turns: Sequence[Any], system: list[Message]) -> dict[str, 
     """Return a whole conversation as `prompt` and `completion`; each answer is learned that is not marked as given.
 
     Args:
-        turns: As the source has them.
         system: The system message of a column of its own, if there is one.
 
     Raises:
@@ -133,7 +131,6 @@ def learned_rows(
     something else than it will see in use, unless it is a row of its own.
 
     Args:
-        prompt: The messages that are given.
         completion: The rest, from the first answer that is learned on.
         single: Whether each answer becomes a row.
 

@@ -48,7 +48,6 @@ class Columns:
         instruction: The column with the task.
         context: The column with the text that the task is about; it may be empty or missing.
         answer: The column with the answer to learn.
-        optional: Further columns that are read if present.
     """
 
     instruction: str
@@ -74,7 +73,6 @@ def row_sources(rows: Iterable[Mapping[str, Any]], task: str) -> list[str]:
 
     Args:
         rows: With the columns of the task, or with lists of messages, `prompt` and `completion`.
-        task: "alpaca" or "dolly".
 
     Returns:
         Such as "context of row 1"; "" for a row that shares neither.
@@ -111,9 +109,6 @@ def user_text(instruction: str, context: str = "") -> str:
 def alpaca_block(instruction: str, context: str = "") -> str:
     """Write the classic Alpaca prompt, up to and including the line break after `### Response:`.
 
-    Args:
-        context: The input it refers to, or "".
-
     Returns:
         Stanford's text with the preamble that fits.
 
@@ -131,7 +126,6 @@ def build_prompt(instruction: str, context: str = "", *, style: str = "chat", sy
     """Return the messages that ask for an answer, exactly as training rows have them.
 
     Args:
-        context: The text it refers to, or "".
         system_prompt: Put before the user's message; "" for none, as the Alpaca block has no place for one.
 
     Raises:

@@ -58,8 +58,6 @@ class Rows:
     Args:
         heldout: Rows kept apart; nothing is asked twice.
         source: Where they come from, with the revision of a hub data set.
-        total: How many rows the source has.
-        left_out: How many rows were unusable, by reason.
         notes: What else to know of them: the format, the columns that are not used, and warnings.
         drawn: Numbers of the rows taken, in the order of the draw, and of those that were looked at and left out; empty
             for the bundled rows, and for conversations, of which one makes several rows.
@@ -265,7 +263,6 @@ def open_source(name: str, revision: str | None = None, columns: str | None = No
     Args:
         name: A local file, or the name of a data set on the hub.
         revision: The hub's; None takes the one pinned here, or the newest.
-        columns: Which column is what, if that cannot be guessed.
 
     Returns:
         The rows, all in memory if they are from a file.
@@ -402,9 +399,7 @@ def _fit(config: DataConfig, usable: int, given: Collection[str], *, complete: b
     """Return the numbers of held-out and training rows: those given, or what fits the data.
 
     Args:
-        given: The parameters that the user set; other numbers adapt.
         complete: Whether these are all rows of the source.
-        why: Why there are few; "" for no special reason.
     """
     heldout, train = config.heldout_rows, config.train_rows
     if complete and "heldout_rows" not in given:

@@ -18,8 +18,6 @@ def choose_categories(indices: Sequence[int], category_of: Callable[[int], Any],
     """Keep the rows of some categories.
 
     Args:
-        indices: Row numbers, in the order of the draw.
-        category_of: Returns a row's category, or None.
         wanted: Categories separated by commas; None or "" keeps all rows.
 
     Raises:
@@ -45,9 +43,6 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
     """Reorder rows so that any first part of them has each category in proportion to its share of all.
 
     The k-th of a category's n rows goes to the place (k + 1/2) / n of the whole; within a category the order stays.
-
-    Args:
-        indices: Row numbers, in the order of the draw.
 
     Example:
         >>> in_proportion([0, 1, 2, 3, 4, 5], ["a", "a", "a", "a", "b", "b"].__getitem__)

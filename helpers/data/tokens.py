@@ -56,10 +56,8 @@ class MessageColumns:
     """All rows' messages, one after the other.
 
     Args:
-        texts: What they say.
         roles: Of each, shape (messages of all rows,).
         rows: The number of the row that each is in, the same shape.
-        total: How many rows there are.
     """
 
     texts: list[str]
@@ -147,7 +145,6 @@ def message_columns(chats: Dataset, name: str) -> MessageColumns:
     """Return a column of lists of messages as flat columns.
 
     Args:
-        chats: The table.
         name: "prompt" or "completion".
     """
     import numpy as np

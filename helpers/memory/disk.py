@@ -77,7 +77,6 @@ def gguf_bytes(weights: int, kind: str) -> int:
     """Return what writing a GGUF file takes, in bytes.
 
     Args:
-        weights: The model's number of weights.
         kind: A key of `GGUF_BITS`.
     """
     between = 0 if kind in _GGUF_WRITTEN else 2 * weights  # llama-quantize reads a 16-bit file

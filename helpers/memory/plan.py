@@ -49,7 +49,6 @@ def largest_micro_batch(lengths: tuple[int, ...], size: int) -> int:
 
     Args:
         lengths: Of the rows, in tokens; at least one.
-        size: Rows in a micro-batch.
 
     Example:
         >>> largest_micro_batch((100, 100, 300), 2)
@@ -171,8 +170,7 @@ def advise(
 
     Args:
         gpu_bytes: Free memory of the card, in bytes.
-        lengths: See `predict_config`, as for the next three.
-        attention: How batches go through it.
+        lengths: See `predict_config`, as for attention and processes.
         total_bytes: Memory of the card, in bytes; None takes `gpu_bytes`.
 
     Returns:

@@ -140,7 +140,6 @@ def predict_peak(
         tokens: In the largest micro-batch; by default, and always with packing, batch_size x seq_length.
         four_bit: Linear layers in NF4; else in 16 bit.
         checkpointing: Unsloth's: layers are recomputed, their inputs wait on the host.
-        packing: Sequences are filled with several rows.
         skip_layers: Layers that keep their activations in spite of checkpointing.
         dropout: Of the adapter's inputs; more than 0 keeps masks.
         dtype_bytes: Of activations and 16-bit weights.

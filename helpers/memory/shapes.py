@@ -15,9 +15,6 @@ __all__ = ["MISTRAL_7B", "ModelShape", "shape_of"]
 def whole(name: str, value: Any, *, low: int = 1) -> int:
     """Return a value that is a whole number.
 
-    Args:
-        name: What it is, as the caller typed it.
-
     Raises:
         ConfigError: It is not a whole number, or less than `low`.
     """

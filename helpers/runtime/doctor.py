@@ -99,7 +99,6 @@ def doctor(
         needed: Names that must be there. None means everything in the lock on one's own machine, and `NEEDED` on
             Colab and Kaggle, whose other packages are their own business.
         waivers: Requirements that are not followed; None reads them from the package's lock.
-        requires: What a version of a package declares.
         host: The machine; None looks at this one.
 
     Returns:

@@ -65,8 +65,6 @@ class Gpu:
 
     Args:
         capability: CUDA compute capability, major and minor: (7, 5) for a T4.
-        total_bytes: Its memory, in bytes.
-        free_bytes: What of it is free now, in bytes.
         count: How many GPUs torch sees.
     """
 
@@ -96,11 +94,8 @@ class Host:
     """The machine and what is installed on it, as far as can be told without importing torch.
 
     Args:
-        python: The running Python's version, such as "3.12.4".
         system: As `platform.system` names it, such as "Linux".
         service: "colab", "kaggle", or "local" for a machine of one's own.
-        torch_cuda: See `torch_cuda`.
-        xformers_torch: See `xformers_torch`.
     """
 
     python: str

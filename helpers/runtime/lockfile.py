@@ -222,8 +222,6 @@ class Stack:
     """A set of versions and the rules to judge it by.
 
     Args:
-        waivers: Requirements that are not followed, by name.
-        requires: What a version of a package declares.
         python: Version of the Python that markers are judged for; None is the running one.
         frozen: Patterns of names that are never installed or replaced.
         known: What has been parsed already.
@@ -315,7 +313,6 @@ def install_plan(
     Args:
         python: Version of the runtime's Python, such as "3.13"; None is the running one.
         needed: Names that the notebooks import. Those in `STACK` must be at their pin.
-        waivers: Requirements that are not followed.
         requires: What a version of a package declares. What is not known yet, because the wheel is not there, cannot
             be planned for: plan again after installing, until the plan is empty.
 

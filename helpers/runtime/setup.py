@@ -41,7 +41,6 @@ def setup_notebook(
         multi_gpu: Leave all GPUs visible. By default a process sees the first one only.
         host: The machine; None looks at this one.
         versions: Returns what is installed, by normalized name.
-        modules: What the kernel has imported.
 
     Raises:
         StackError: Python is not supported, the kernel holds an old torch, numpy or pyarrow, an installation failed,
