@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measure the peak GPU memory of training beside its prediction, to check and refit
-`helpers.memory.predict.CALIBRATION`.
+"""Measure the peak GPU memory of training beside its prediction, to check and refit the
+numbers in `helpers.memory.predict`.
 
     python scripts/measure_memory.py MODEL_DIR [--configurations FILE.json] [--only 0,3] [--steps 4] > measured.jsonl
 

@@ -19,7 +19,7 @@ from helpers.memory.plan import (
     peak_settings,
     shape_for,
 )
-from helpers.memory.predict import CALIBRATION, GIB, loss_rows, predict_peak
+from helpers.memory.predict import GIB, LOGIT_BYTES, loss_rows, predict_peak
 from helpers.memory.shapes import ModelShape
 from helpers.model.patches.cuda_graphs import MOST_TOKENS, choose_graphs, recorded_size
 from helpers.runtime.hardware import Gpu
@@ -255,7 +255,7 @@ def _why_this_loss(shape: ModelShape, tokens: int) -> str:
     """Say what bounds the memory of the loss."""
     if changed := [name for name in _LOSS_VARIABLES if os.environ.get(name)]:
         return f"Loss: {' and '.join(changed)} is set, and what it makes Unsloth keep is not counted in the prediction."
-    rows, logit = loss_rows(shape, tokens), CALIBRATION.logit_bytes * shape.vocab / GIB
+    rows, logit = loss_rows(shape, tokens), LOGIT_BYTES * shape.vocab / GIB
     if rows == tokens:
         return f"Loss: the logits of all {tokens:,} tokens of a pass at once are assumed, {tokens * logit:.2f} GiB."
     return (

@@ -1,9 +1,8 @@
 """How much GPU memory a QLoRA run needs at its peak, computed without a GPU.
 
 Each part follows from the model's shape and from what Unsloth keeps, read in unsloth 2026.10.9 and unsloth-zoo; the
-method of each part has its formula. `Calibration` holds the few numbers that no source states. They were set by
-measured peaks (`torch.cuda.max_memory_allocated`, Mistral-7B in NF4 on an H100); `scripts/measure_memory.py` measures
-again.
+method of each part has its formula. The few numbers that no source states were set by measured peaks
+(`torch.cuda.max_memory_allocated`, Mistral-7B in NF4 on an H100); `scripts/measure_memory.py` measures again.
 
 Not counted: the CUDA context (0.3 to 0.6 GiB, not torch's to count) and what the allocator cannot use for being in
 pieces. `helpers.memory.plan` leaves 8 % of the free memory for both.
@@ -49,31 +48,28 @@ _OFFLOAD_BYTES = 2 * 2**20
 MINIMUM_SIZE)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Numbers fitted to measurements, or read from Unsloth's code, that a new version may change.
+# Fitted to measurements, or read from Unsloth's code, and a new version may change them.
 
-    Args:
-        backward_tensors: Tensors of (tokens, hidden size) alive beside a layer's own activations in its backward pass:
-            the gradient that comes in, the one that goes out, and the last hidden state.
-        staging_tensors: As above, more of them with checkpointing: two buffers for inputs coming back from the host,
-            and the recomputed layer's output.
-        row_tensors: Tensors of (tokens, heads x head size) that a layer keeps more with attention "rows": 1.0 is the
-            copy that puts the rows' outputs together; the rest is fitted.
-        logit_bytes: Bytes a logit in the loss: float32, which the gradient overwrites.
-        loss_logits: The loss goes through the rows in chunks of about this many logits; see `loss_rows`.
-        workspace_bytes: cuBLAS's workspace, rotary tables and other small things, in bytes.
-    """
+_BACKWARD_TENSORS = 3
+"""Tensors of (tokens, hidden size) alive beside a layer's own activations in its backward pass: the gradient that comes
+in, the one that goes out, and the last hidden state."""
 
-    backward_tensors: float = 3.0
-    staging_tensors: float = 3.0
-    row_tensors: float = 1.7
-    logit_bytes: float = 4.0
-    loss_logits: int = 512 * 151936
-    workspace_bytes: int = 48 * 2**20
+_STAGING_TENSORS = 3
+"""More of them with checkpointing: two buffers for inputs coming back from the host, and the recomputed layer's
+output."""
 
+_ROW_TENSORS = 1.7
+"""Tensors of (tokens, heads x head size) that a layer keeps more with attention "rows": 1.0 is the copy that puts the
+rows' outputs together; the rest is fitted."""
 
-CALIBRATION = Calibration()
+LOGIT_BYTES = 4
+"""Bytes a logit in the loss: float32, which the gradient overwrites."""
+
+_LOSS_LOGITS = 512 * 151936
+"""The loss goes through the rows in chunks of about this many logits; see `loss_rows`."""
+
+_WORKSPACE_BYTES = 48 * 2**20
+"""cuBLAS's workspace, rotary tables and other small things, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +124,6 @@ def predict_peak(
     dtype_bytes: int = 2,
     optimizer: str = "adamw_8bit",
     processes: int = 1,
-    calibration: Calibration = CALIBRATION,
 ) -> Prediction:
     """Predict the peak of training with LoRA on all linear layers.
 
@@ -168,7 +163,7 @@ def predict_peak(
     tensors, sets = shape.lora_tensors(rank), 2 if whole("processes", processes) > 1 else 1
     weight = NF4_BYTES if four_bit else dtype_bytes
     matrix = max(inputs * outputs for inputs, outputs in shape.linear_layers()) * dtype_bytes if four_bit else 0
-    token = _Token(shape, dtype_bytes, calibration, attention=attention, dropout=dropout > 0)
+    token = _Token(shape, dtype_bytes, attention=attention, dropout=dropout > 0)
     kept = shape.layers if not checkpointing else skip_layers
     return Prediction(
         weights=round(shape.linear_parameters() * weight),
@@ -176,12 +171,10 @@ def predict_peak(
         adapter=4 * sum(tensors),
         gradients=4 * sum(tensors) * sets,
         optimizer=round(sum(n * (OPTIMIZERS[optimizer] if n >= _SMALLEST_8BIT else 8) for n in tensors)),
-        workspace=calibration.workspace_bytes + matrix,
+        workspace=_WORKSPACE_BYTES + matrix,
         activations=round(tokens * kept * token.layer() + _waiting(tokens, shape.layers - kept, token.hidden())),
         temporary=round(tokens * token.backward(recomputed=kept < shape.layers)) + matrix,
-        cross_entropy=round(
-            loss_rows(shape, tokens, calibration) * shape.vocab * calibration.logit_bytes + tokens * 3 * token.hidden()
-        ),
+        cross_entropy=round(loss_rows(shape, tokens) * shape.vocab * LOGIT_BYTES + tokens * 3 * token.hidden()),
         tokens=tokens,
     )
 
@@ -192,7 +185,6 @@ class _Token:
 
     shape: ModelShape
     dtype_bytes: int
-    calibration: Calibration
     attention: str
     dropout: bool
 
@@ -219,14 +211,13 @@ class _Token:
         """
         wide, narrow = self.shape.attention_width(), self.shape.key_width()
         expanded = wide + 2 * (wide - narrow)
-        return {"varlen": 0, "rows": self.calibration.row_tensors * wide, "expanded": expanded}[self.attention]
+        return {"varlen": 0, "rows": _ROW_TENSORS * wide, "expanded": expanded}[self.attention]
 
     def backward(self, *, recomputed: bool) -> float:
         """What a layer's backward pass needs: the MLP's gradient (intermediate wide; the two others overwrite gate and
         up), gradients of the stream, and with checkpointing the layer's own activations and the staging buffers.
         """
-        c = self.calibration
-        streams = c.backward_tensors + (c.staging_tensors if recomputed else 0)
+        streams = _BACKWARD_TENSORS + (_STAGING_TENSORS if recomputed else 0)
         own = self.layer() if recomputed else 0
         return own + self.shape.intermediate * self.dtype_bytes + streams * self.hidden()
 
@@ -237,10 +228,10 @@ def _waiting(tokens: int, layers: int, hidden: int) -> int:
     return size * (layers if size <= _OFFLOAD_BYTES else min(layers, 1))
 
 
-def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRATION) -> int:
+def loss_rows(shape: ModelShape, tokens: int) -> int:
     """Return for how many tokens logits exist at once, as Unsloth's loss chooses it (fused_linear_rows in unsloth_zoo).
 
-    A power of two: tokens x hidden / vocab, but at least `loss_logits` / vocab, within LOSS_ROWS and LOSS_BYTES.
+    A power of two: tokens x hidden / vocab, but at least _LOSS_LOGITS / vocab, within LOSS_ROWS and LOSS_BYTES.
     Unsloth keeps to half of the free memory too, and leaves tokens without a label out; neither is counted here.
     UNSLOTH_CE_LOSS_TARGET_GB or UNSLOTH_CE_LOSS_N_CHUNKS, when set, send it down another path, with 16 bytes a logit.
 
@@ -253,9 +244,9 @@ def loss_rows(shape: ModelShape, tokens: int, calibration: Calibration = CALIBRA
         2048
     """
     low, high = _LOSS_ROWS
-    least = max(_power_of_two(calibration.loss_logits // shape.vocab), low)
+    least = max(_power_of_two(_LOSS_LOGITS // shape.vocab), low)
     wanted = max(_power_of_two(tokens * shape.hidden // shape.vocab), least)
-    most = int(LOSS_BYTES // (shape.vocab * calibration.logit_bytes))
+    most = int(LOSS_BYTES // (shape.vocab * LOGIT_BYTES))
     return max(min(wanted, high, most, tokens), 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.core.errors import ConfigError
 from helpers.core.text import format_bytes
-from helpers.memory.predict import CALIBRATION, GIB, loss_rows, predict_peak
+from helpers.memory.predict import GIB, loss_rows, predict_peak
 from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of
 
 CONFIG = {
@@ -185,11 +185,6 @@ class TestParts:
     def test_packing_fills_every_sequence(self):
         """With packing a micro-batch has batch_size x seq_length tokens whatever `tokens` says."""
         assert mistral(packing=True, tokens=5).tokens == 4096
-
-    def test_constants_can_be_refitted(self):
-        """A prediction takes other constants."""
-        other = dataclasses.replace(CALIBRATION, workspace_bytes=0)
-        assert mistral().total() - mistral(calibration=other).total() == 48 * 2**20
 
     def test_bytes_are_shown_as_gib(self):
         """One decimal is enough for a prediction."""
