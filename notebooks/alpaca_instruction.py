@@ -153,11 +153,9 @@ print("this run:", run.shown())
 # first.
 
 # %% tags=["core"]
-from unsloth import FastLanguageModel  # isort: skip
+from unsloth import FastLanguageModel  # first: it changes the others
 import torch
 from datasets import DatasetDict, load_dataset
-from peft import PeftModel
-from transformers import TextStreamer
 from trl import SFTConfig, SFTTrainer
 
 # %% [markdown]
@@ -201,8 +199,8 @@ def to_messages(row):
     }
 
 
-if "prompt" in rows["train"].column_names:
-    chats = rows  # a data set of conversations
+if drawn.conversations:
+    chats = rows
 else:
     chats = rows.map(to_messages, remove_columns=rows["train"].column_names)
 print(chats["train"][0])
@@ -265,6 +263,9 @@ tokenizer.padding_side = "right"  # in training, rows are filled up after the an
 # decoding), until EOS or `max_new_tokens`; `TextStreamer` prints the words as they come.
 
 # %% tags=["notebook"]
+from transformers import TextStreamer
+
+
 def answer(question):
     prompt = to_messages({"instruction": question, "output": ""})["prompt"]
     inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -428,14 +429,6 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# The training cells, as a plain script in the run's folder:
-
-# %% tags=["main"]
-from helpers.training.script import write_script
-
-script = write_script(run, globals())
-
-# %% [markdown]
 # The loss is the mean of $-\log p$ over the answer's tokens, where $p$ is the probability that the model gave to the right
 # token: 0 is certainty, 0.69 the toss of a coin. A short training warms up for at most half of its steps. `fast_training`
 # computes the same, but for rounding, faster.
@@ -476,6 +469,14 @@ from helpers.export import hub_name, saving_adapter
 with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.model_name)) as adapter:
     model.save_pretrained(adapter)
     tokenizer.save_pretrained(adapter)
+
+# %% [markdown]
+# The training cells, as a plain script in the run's folder:
+
+# %% tags=["main"]
+from helpers.training.script import write_script
+
+script = write_script(run, globals())
 
 # %% [markdown]
 # A fresh process loads it with transformers and PEFT alone. To pass, its *logits*, scores of every next token, must be
@@ -532,6 +533,7 @@ for name, proof in proofs.items():
 # %%
 from helpers.model.load import free_memory
 from helpers.training.reload import prove_adapter
+from peft import PeftModel
 
 del trainer, model
 free_memory()

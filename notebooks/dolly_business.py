@@ -152,11 +152,9 @@ print("this run:", run.shown())
 # first.
 
 # %% tags=["core"]
-from unsloth import FastLanguageModel  # isort: skip
+from unsloth import FastLanguageModel  # first: it changes the others
 import torch
 from datasets import DatasetDict, load_dataset
-from peft import PeftModel
-from transformers import TextStreamer
 from trl import SFTConfig, SFTTrainer
 
 # %% [markdown]
@@ -219,8 +217,8 @@ def to_messages(row):
     }
 
 
-if "prompt" in rows["train"].column_names:
-    chats = rows  # a data set of conversations
+if drawn.conversations:
+    chats = rows
 else:
     chats = rows.map(to_messages, remove_columns=rows["train"].column_names)
 print(chats["train"][0])
@@ -279,6 +277,8 @@ print(tokenizer.apply_chat_template(first["prompt"] + first["completion"], token
 # model will answer the same question.
 
 # %% tags=["notebook"]
+from transformers import TextStreamer
+
 question = "You are an AI consultant in a large industrial company. Suggest three concrete ways to use machine learning in predictive maintenance for production lines."
 
 
@@ -423,14 +423,6 @@ steps = count_steps(trainer)
 show_table({"optimizer steps": steps, "rows or packed sequences a step": config.train.rows_per_step(), **mode})
 
 # %% [markdown]
-# The training cells are also written into the run's folder, as a plain script with these values.
-
-# %% tags=["main"]
-from helpers.training.script import write_script
-
-script = write_script(run, globals())
-
-# %% [markdown]
 # `fast_training` computes the same, but for rounding, faster. A short training warms up for at most half of its steps.
 
 # %% tags=["core"]
@@ -465,6 +457,14 @@ from helpers.export import hub_name, saving_adapter
 with saving_adapter(model, tokenizer, run.adapter, base=hub_name(config.model.model_name)) as adapter:
     model.save_pretrained(adapter)
     tokenizer.save_pretrained(adapter)
+
+# %% [markdown]
+# The training cells are also written into the run's folder, as a plain script with these values.
+
+# %% tags=["main"]
+from helpers.training.script import write_script
+
+script = write_script(run, globals())
 
 # %% [markdown]
 # The tuned model and its base answer a few fixed questions. Their *logits*, one number for each token that could come
@@ -532,6 +532,7 @@ for name, proof in proofs.items():
 # %%
 from helpers.model.load import free_memory
 from helpers.training.reload import prove_adapter
+from peft import PeftModel
 
 del trainer, model
 free_memory()

@@ -26,6 +26,7 @@ __all__ = [
     "ALPACA",
     "CHATML",
     "MISTRAL_V3",
+    "ChatTemplate",
     "find_control_text",
     "find_template",
     "install_template",

@@ -136,6 +136,11 @@ class DrawnRows:
     heldout: SeededRows
     rows: Rows
 
+    @property
+    def conversations(self) -> bool:
+        """Whether the rows are messages already, in the columns `prompt` and `completion`."""
+        return "prompt" in self.rows.train[0]
+
     def describe(self) -> str:
         """Say where the rows are from, how many are taken, and what was left out."""
         rows = self.rows

@@ -1,17 +1,18 @@
 """The training of a run as a plain script without this package: what `python -m helpers eject` gives.
 
-A notebook's cells tagged "core" are the training. Their text is kept as it stands; what this package and the other
-cells computed (`cfg.learning_rate`, `**machine.sft`) is replaced by its value, and a choice that a value decides by the
-branch taken. What has no value to write down, a callback or a context manager, is left out: it watches the training
-and does not change it. So is what prints, and what the training does not read, such as the held-out rows. Functions of
-this package that stay are written out.
+A notebook's cells tagged "core" are the training. They are written as they were executed, edited or not, with this
+run's values, by the rules of `helpers.training.script_cells`. A run whose cells do not fit these rules has no script,
+and its manifest says why.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from helpers.core.distributed import place
 from helpers.core.errors import RunError
 from helpers.core.files import write_bytes, write_text
 from helpers.core.runs import RunDirectory
+from helpers.data.chat_templates import ChatTemplate
 from helpers.model.smollm2 import smollm2_folder
-from helpers.training.program import TRAINING, find_program, read_cells
-from helpers.training.script_layout import bound, from_package, lay_out
-from helpers.training.script_values import ValueWriter
+from helpers.training.program import TRAINING, Cell, find_program, read_cells
+from helpers.training.script_cells import write_cells
+from helpers.training.script_text import find_names
+from helpers.training.script_values import Recipe, as_source
 
 __all__ = ["copy_inputs", "read_script", "write_script"]
 
@@ -39,28 +42,29 @@ _ALONE = ("ddp_find_unused_parameters", "device_map", "use_cpu")
 _SHOWN = ("dataloader_pin_memory", "disable_tqdm", "logging_nan_inf_filter", "project", "report_to", "run_name")
 """Arguments that change what is shown, logged or warned of, and nothing else."""
 
+_AGAIN = "Restart the kernel and run all cells."
+
 
 def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
-    """Write a notebook's training, with this run's values, into the run's folder; return the text.
-
-    In Jupyter the cells are those that were executed, also where they were edited.
+    """Write a notebook's training, with this run's values, into the run's folder; return it, or why there is none.
 
     Args:
-        namespace: The notebook's `globals()`, once the trainer is built.
+        namespace: The notebook's `globals()`, after the training's last cell.
     """
-    cells = read_cells(find_program(TRAINING[namespace["config"].task]))
-    others = [cell.text for cell in cells if "core" not in cell.tags]
-    core = [_executed(cell.text, [c.text for c in cells], namespace) for cell in cells if "core" in cell.tags]
-    values = _for_one_process(namespace)
-    if namespace["config"].model.model_name == _SMALL_MODEL:
-        values["base"] = _SMALL_MODEL
-    train = namespace["config"].train
-    chosen = train.keep == "best" or train.early_stopping is not None
-    left_out = "`keep` and `early_stopping` are not in it: it trains to the end, and keeps the last adapter."
-    text = make_script(
-        core, others, values, title=run.path.name, folder=str(run.path), notes=[left_out] if chosen else []
-    )
-    write_text(run.path / _SCRIPT, text)
+    config = namespace["config"]
+    notes = ["The notebook measured losses on `heldout_dataset`; this script does not use it."]
+    if config.train.keep == "best" or config.train.early_stopping is not None:
+        notes.append("`keep` and `early_stopping` are not in it: it trains to the end, and keeps the last adapter.")
+    refused, text = None, ""
+    try:
+        cells = executed_cells(read_cells(find_program(TRAINING[config.task])), namespace.get("In", ()))
+        text = make_script(cells, script_values(namespace, run.path), title=run.path.name, notes=notes)
+        write_text(run.path / _SCRIPT, text)
+    except RunError as error:
+        refused = [error.field, error.expected, str(error.got), error.remedy]
+        text = f"No script: {error}\n"
+        (run.path / _SCRIPT).unlink(missing_ok=True)
+    run.update_manifest(script_refused=refused)
     return text
 
 
@@ -68,9 +72,11 @@ def read_script(run: RunDirectory) -> str:
     """Return the script that a run left.
 
     Raises:
-        RunError: It left none.
+        RunError: It left none, or could not.
     """
     path = run.path / _SCRIPT
+    if refused := run.manifest().get("script_refused"):
+        raise RunError(*refused)
     if not path.is_file():
         remedy = "Run its notebook again: with the same parameters nothing is trained twice."
         raise RunError("run", f"a run whose training wrote {_SCRIPT}", run.shown(), remedy)
@@ -95,53 +101,118 @@ def _inputs(script: str) -> list[str]:
     return sorted(set(re.findall(rf"[\"'](rows_\w+\.jsonl|{_SMALL_MODEL})[\"']", script)))
 
 
-def make_script(
-    core: Sequence[str],
-    others: Sequence[str],
-    namespace: Mapping[str, Any],
-    *,
-    title: str,
-    folder: str,
-    notes: Sequence[str] = (),
-) -> str:
+def make_script(cells: Sequence[Cell], namespace: Mapping[str, Any], *, title: str, notes: Sequence[str] = ()) -> str:
     """Return cells as one script.
 
     Args:
-        core: The text of each cell that is the training.
-        others: Of all other cells; what they bind is replaced by its value.
         title: What the script's first line names.
-        folder: The run's, which the script does not write into.
-        notes: Sentences on what the script leaves out.
+        notes: Sentences on what the script does not do.
+
+    Raises:
+        RunError: They cannot be written as a script that does the same.
     """
-    package = {name: module for text in [*others, *core] for name, module in from_package(text)}
-    made = {name for text in others for name in bound(text)} - {name for text in core for name in bound(text)}
-    writer = ValueWriter({name: namespace[name] for name in made if name in namespace}, namespace, package, folder)
-    body = lay_out([writer.fold(text) for text in core], package).replace(f'"{folder}/', '"')
-    lines = [f"{title}: the training alone, with this run's values, for one process."]
-    lines += ["", *notes] if notes else []
+    body = write_cells(cells, namespace)
+    words = f"{title}: the training alone, with this run's values, for one process."
     if names := _inputs(body):
-        lines += [
-            "",
-            f"It reads {' and '.join(names)}, which `python -m helpers eject {title} -o FILE` puts beside it.",
-        ]
-    words = "\n".join([*lines, ""] if len(lines) > 1 else lines)
+        read = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        notes = [f"It reads {read}, which `python -m helpers eject {title} -o FILE` puts beside it.", *notes]
+    if notes:
+        words += f"\n\n{textwrap.fill(' '.join(notes), 112, break_on_hyphens=False)}\n"
     return f'"""{words}"""\n\n{body}\n'
 
 
-def _executed(text: str, known: Sequence[str], namespace: Mapping[str, Any]) -> str:
-    """Return a cell's text as it was executed: another text only where somebody edited the cell."""
-    entries = [each.strip("\n") for each in namespace.get("In", ())]
-    if not entries or text in entries:
-        return text
-    edited = [entry for entry in entries if entry and entry not in known]
-    return next(iter(get_close_matches(text, edited, n=1, cutoff=0.7)), text)
+def executed_cells(cells: Sequence[Cell], history: Sequence[str]) -> list[Cell]:
+    """Return a notebook's cells, and those that were added to it, in the order of their last execution.
+
+    What ran after the training's last cell is left out.
+
+    Args:
+        cells: All of the notebook's.
+        history: IPython's `In`; empty outside of Jupyter, where the cells ran in their order.
+
+    Raises:
+        RunError: The cells of the training did not run once each, in their order.
+    """
+    texts = [cell.text for cell in cells]
+    runs: dict[int, list[int]] = {}
+    ran: dict[int, Cell] = {}
+    for at, text in enumerate(each.strip("\n") for each in history):
+        if text and _is_python(text):  # else it did not run
+            known = [text] if text in texts else get_close_matches(text, texts, n=1, cutoff=0.7)
+            ran[at] = dataclasses.replace(cells[texts.index(known[0])], text=text) if known else Cell(0, (), text)
+            runs.setdefault(texts.index(known[0]) if known else -1 - at, []).append(at)
+    if not history:
+        ran = {at: cell for at, cell in enumerate(cells) if "notebook" not in cell.tags}
+        runs = {at: [at] for at in ran}
+    before = -1
+    for number in [number for number, cell in enumerate(cells) if "core" in cell.tags]:
+        here = [at for at in runs.get(number, []) if at > before]
+        if not here or (len(here) > 1 and _rebinds(ran[here[-1]].text)):
+            shown = texts[number].split("\n")[0]
+            raise RunError("cell", "the training's cells to have run once, in their order", shown, _AGAIN)
+        before = here[-1]
+    last = {each[-1] for each in runs.values()}
+    return [ran[at] for at in sorted(last) if at <= before]
 
 
-def _for_one_process(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values for a training in one process, with the same rows a step."""
-    layout, machine, count = namespace["layout"], namespace["machine"], place().count
+def _rebinds(text: str) -> bool:
+    """Say whether a cell gives another result when it runs again: if it binds a name to what is made of the same."""
+    nodes = [node for node in ast.parse(text).body if not isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    names = [find_names(ast.unparse(node)) for node in nodes]
+    return any(
+        isinstance(node, ast.AugAssign) or each.bound & each.read for node, each in zip(nodes, names, strict=True)
+    )
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Checkpoints:
+    """What stands for the notebook's: a folder of the script's own."""
+
+    folder: str = "checkpoints"
+
+
+def script_values(namespace: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the values for a training in one process, with the same rows a step, beside the files that it reads.
+
+    Args:
+        namespace: The notebook's variables.
+        folder: The run's, which the script does not read.
+    """
+    values, count = {**namespace, "checkpoints": _Checkpoints()}, place().count
+    layout, machine = namespace["layout"], namespace["machine"]
     unneeded = (*_SHOWN, *_ALONE) if count > 1 else _SHOWN
     parts = ("loading", "sft")
     given = {part: {k: v for k, v in getattr(machine, part).items() if k not in unneeded} for part in parts}
-    layout = dataclasses.replace(layout, gradient_accumulation=layout.gradient_accumulation * count)
-    return {**namespace, "layout": layout, "machine": dataclasses.replace(machine, **given)}
+    values["machine"] = dataclasses.replace(machine, **given)
+    values["layout"] = dataclasses.replace(layout, gradient_accumulation=layout.gradient_accumulation * count)
+    if namespace["config"].model.model_name == _SMALL_MODEL:
+        values["base"] = _SMALL_MODEL
+    if drawn := namespace.get("drawn"):
+        files = {part: name.removeprefix(f"{folder}/") for part, name in drawn.source.get("data_files", {}).items()}
+        source = drawn.source | ({"data_files": files} if files else {})
+        values["drawn"] = dataclasses.replace(drawn, source=source)
+    if "template" in namespace:
+        values["template"] = template_recipes(namespace["template"])
+    return values
+
+
+def template_recipes(template: ChatTemplate) -> ChatTemplate:
+    """Return a template as a text of several lines, and the one with marks as a change of one of them."""
+    text, masked = template.text, template.masked
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    lines = [f'chat_template = """\\\n{escaped}"""']
+    pairs = zip(text.split("\n"), masked.split("\n"), strict=False)
+    changed = [(as_source(old.strip()), as_source(new.strip())) for old, new in pairs if old != new]
+    if len(changed) == 1:
+        change = "# The same with marks around the answers, which are what is learned.\n"
+        change += "masked_template = chat_template.replace(\n    {},\n    {},\n)".format(*changed[0])
+        masked = Recipe(masked, [*lines, change], "masked_template")
+    return dataclasses.replace(template, text=Recipe(text, lines, "chat_template"), masked=masked)

@@ -1,255 +1,208 @@
-"""A cell's text with values in the place of expressions: the first half of writing a run's script."""
+"""Values in the place of expressions: how a script gets what its run's other cells computed."""
 
 from __future__ import annotations
 
 import ast
-import textwrap
-from collections.abc import Mapping
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
-from helpers.training.script_layout import assigned, calls, from_package
+from helpers.training.script_text import CellText
 
-_PURE = ("max", "min")
-"""Functions whose value may stand in the place of a call."""
+_WATCHING = ("callbacks", "resume_from_checkpoint")
+"""Arguments of the libraries for which this package has objects that a script does without."""
+
+COMPUTED = {"max": max, "min": min}
+"""Functions of values whose result is a value."""
+
+ACTING = (
+    ast.Await, ast.Call, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.ListComp, ast.NamedExpr, ast.SetComp,
+    ast.Starred, ast.Yield, ast.YieldFrom,
+)  # fmt: skip
+"""Expressions that may do more than give a value."""
 
 
-class _NoLiteralError(Exception):
-    """A value that cannot be written down."""
-
-
-class ValueWriter:
-    """Writes cells with values in the place of expressions.
+class Recipe(str):
+    """A text that knows the lines of Python that make it.
 
     Args:
-        values: What other cells made, by name.
-        namespace: All of the notebook's variables, which decide its branches.
-        package: The modules of the names that are imported from this package.
+        lines: They need no names but each other's.
+        source: An expression that gives the text.
     """
 
-    def __init__(
-        self, values: dict[str, Any], namespace: Mapping[str, Any], package: dict[str, str], folder: str
-    ) -> None:
-        self.values, self.namespace, self.package, self.folder = values, namespace, package, folder
+    lines: tuple[str, ...]
+    source: str
+
+    def __new__(cls, text: str, lines: Sequence[str], source: str) -> Recipe:
+        """Return the text, which is one like any other."""
+        made = super().__new__(cls, text)
+        made.lines, made.source = tuple(lines), source
+        return made
+
+
+def substitute(
+    text: CellText, node: ast.stmt, values: Mapping[str, Any], works: Callable[[Any], bool]
+) -> tuple[ast.stmt, list[str]]:
+    """Put values in the place of expressions, in a statement's text and in a copy of it.
+
+    Args:
+        works: Says whether a value's own lines and source, if it has them, give it in the script.
+
+    Returns:
+        The copy, and the lines that it needs above it.
+    """
+    change = _Substitution(text, values, works)
+    return change.visit(copy.deepcopy(node)), change.lines
+
+
+class _Substitution(ast.NodeTransformer):
+    def __init__(self, text: CellText, values: Mapping[str, Any], works: Callable[[Any], bool]) -> None:
+        self.text, self.values, self.works = text, values, works
         self.lines: list[str] = []
-        self.texts: list[tuple[str, str]] = []
 
-    def fold(self, text: str) -> list[str]:
-        """Return one cell's statements."""
-        nodes, lines = ast.parse(text).body, text.split("\n")
-        parts = [part for node in nodes for part in self._statement(lines, node)]
-        comments = [line for line in lines[: nodes[0].lineno - 1] if line.startswith("#")] if nodes else []
-        return ["\n".join([*comments, parts[0]]), *parts[1:]] if parts else []
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr) and not isinstance(node, ast.FormattedValue) and (found := self._literal(node)):
+            return self._replaced(node, self._source(found[0]))
+        return super().visit(node)
 
-    def _statement(self, lines: list[str], node: ast.stmt) -> list[str]:
-        """Return one statement, after the lines that draw its rows; none if it is left out."""
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers"):
-            return []
-        if isinstance(node, ast.With) and all(self._watches(item.context_expr) for item in node.items):
-            for item in node.items:
-                if isinstance(item.optional_vars, ast.Name):
-                    self.values[item.optional_vars.id] = item.optional_vars.id
-            return self._inside(lines, node.body)
-        if isinstance(node, ast.If) and (taken := self._branch(node)) is not None:
-            return self._inside(lines, taken) if taken else []
-        if isinstance(node, (ast.Assign, ast.Expr)) and self._by_package(node):
-            self.values |= {name: self.namespace[name] for name in assigned(node)}
-            return []
-        before = len(self.lines)
-        folded = self._folded("\n".join(lines[node.lineno - 1 : node.end_lineno]))
-        if isinstance(node, ast.Assign):
-            self._remember(node)
-        for line in self.lines[before:]:
-            self.package |= dict(from_package(line))
-        return [*(line for line in self.lines[before:] if not line.startswith("from helpers")), folded]
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        if (decided := decide(node.test, self.values)) is None:
+            return self.generic_visit(node)
+        chosen = node.body if decided else node.orelse
+        (start, end), (first, last) = self.text.span(node), self.text.span(chosen)
+        self.text.cut(start, first)
+        self.text.cut(last, end)
+        return self.visit(chosen)
 
-    def _inside(self, lines: list[str], body: list[ast.stmt]) -> list[str]:
-        """Return the statements of a block without the line above it."""
-        return self.fold(textwrap.dedent("\n".join(lines[body[0].lineno - 1 : body[-1].end_lineno])))
-
-    def _by_package(self, node: ast.Assign | ast.Expr) -> bool:
-        """Say whether a statement prints, or binds what this package or values alone give."""
-        if not self.namespace.keys() >= assigned(node):
-            return False
-        called = {ast.unparse(call.func) for call in calls(node.value)}
-        if called & {*self.package, "print"}:
-            return True
-        try:
-            self._value(node.value)
-        except _NoLiteralError:
-            pass  # such as a configuration
-        except KeyError:
-            return False
-        return isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets)
-
-    def _remember(self, node: ast.Assign) -> None:
-        """Keep a long text under the name that it has in the script."""
-        try:
-            value = self._value(node.value)
-        except (KeyError, _NoLiteralError):
-            return
-        if _is_long(value):
-            self.texts.append((ast.unparse(node.targets[0]), value))
-
-    def _branch(self, node: ast.If) -> list[ast.stmt] | None:
-        """Return the statements that run, if a value decides it."""
-        try:
-            return node.body if self._value(node.test, {**self.namespace, **self.values}) else node.orelse
-        except (KeyError, _NoLiteralError):
-            return None
-
-    def _folded(self, text: str) -> str:
-        """Return a statement's text with values in the place of expressions."""
-        raw, starts = text.encode(), [0]
-        for line in text.split("\n"):
-            starts.append(starts[-1] + len(line.encode()) + 1)
-        edits: list[tuple[int, int, str]] = []
-
-        def span(node: Any) -> tuple[int, int]:
-            return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-
-        def visit(node: ast.AST) -> None:
-            if isinstance(node, ast.keyword):
-                keyword(node)
-            elif isinstance(node, ast.IfExp) and (chosen := self._chosen(node)) is not None:
-                start, end = span(chosen)
-                inner = self._folded(raw[start:end].decode())
-                edits.append((*span(node), inner))
-            elif not (isinstance(node, ast.expr) and written(node)):
-                for each in ast.iter_child_nodes(node):
-                    visit(each)
-
-        def written(node: ast.expr) -> bool:
-            try:
-                edits.append((*span(node), self._attribute(node) or self._shown(self._value(node), node)))
-            except (KeyError, _NoLiteralError):
-                return False
-            return True
-
-        def keyword(node: ast.keyword) -> None:
-            start, end = span(node)
-            try:
-                value = self._value(node.value)
-            except _NoLiteralError:
-                drop(start, end)
-                return
-            except KeyError:
-                if self._watches(node.value):
-                    drop(start, end)
-                else:
-                    visit(node.value)
-                return
-            if value is None:
-                drop(start, end)
-            elif node.arg is not None:
-                edits.append((*span(node.value), self._shown(value, node.value)))
-            elif value:
-                alone = not raw[raw.rfind(b"\n", 0, start) + 1 : start].strip()
-                gap = ",\n" + " " * node.col_offset if alone else ", "
-                edits.append((start, end, gap.join(f"{k}={self._shown(v)}" for k, v in value.items())))
-            else:
-                drop(start, end)
-
-        def drop(start: int, end: int) -> None:
-            """Leave a keyword out, with its line if it stands alone there."""
-            line, stop = raw.rfind(b"\n", 0, start) + 1, end + raw[end : end + 1].count(b",")
-            alone = not raw[line:start].strip() and raw[stop : stop + 1] == b"\n"
-            edits.append((line, stop + 1, "") if alone else (start, stop + raw[stop : stop + 1].count(b" "), ""))
-
-        visit(ast.parse(text))
-        for start, end, new in sorted(edits, reverse=True):
-            raw = raw[:start] + new.encode() + raw[end:]
-        return raw.decode()
-
-    def _chosen(self, node: ast.IfExp) -> ast.expr | None:
-        try:
-            return node.body if self._value(node.test) else node.orelse
-        except (KeyError, _NoLiteralError):
-            return None
-
-    def _value(self, node: ast.expr, known: Mapping[str, Any] | None = None) -> Any:
-        """Return the value of an expression over the other cells' names alone.
-
-        Args:
-            known: The names that it may have, instead of those.
-
-        Raises:
-            KeyError: It has other names, or none.
-            _NoLiteralError: Its value cannot be written down.
-        """
-        values = self.values if known is None else known
-        names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-        if any(ast.unparse(call.func) not in _PURE for call in ast.walk(node) if isinstance(call, ast.Call)):
-            raise KeyError("a call")
-        if not names - set(_PURE) or not names <= {*values, *_PURE}:
-            raise KeyError("other names")
-        value = eval(compile(ast.Expression(node), "", "eval"), dict(values))  # noqa: S307 - the notebook's text
-        if isinstance(value, str) and value.startswith(f"{self.folder}/checkpoints"):
-            return "checkpoints"
-        try:
-            same = ast.literal_eval(repr(value)) == value
-        except (ValueError, SyntaxError):
-            same = False
-        if not same:
-            raise _NoLiteralError
-        return value
-
-    def _attribute(self, node: ast.expr) -> str | None:
-        """Return `getattr(torch, NAME)` with the name's value as it is usually written; None for anything else."""
+    def visit_Call(self, node: ast.Call) -> Any:
         match node:
-            case ast.Call(func=ast.Name("getattr"), args=[ast.Name(owner), name]):
-                return f"{owner}.{self._value(name)}"
-        return None
+            case ast.Call(ast.Name("getattr"), [ast.Name(owner), name]):
+                found = self._literal(name)
+                if found and _is_name(found[0]):
+                    return self._replaced(node, f"{owner}.{found[0]}")
+            case ast.Call(ast.Attribute(attr="select"), [numbers]) if found := self._literal(numbers):
+                source = self._source(found[0])
+                numbers = self._replaced(numbers, re.sub(r"^list\((range\(\d+\))\)$", r"\1", source))
+                return ast.Call(self.visit(node.func), [numbers], node.keywords)
+        node.func, node.args = self.visit(node.func), [self.visit(each) for each in node.args]
+        node.keywords = [new for each in node.keywords for new in self._argument(each)]
+        return node
 
-    def _watches(self, node: ast.expr) -> bool:
-        """Say whether an expression is something that other cells made and that only watches."""
-        if isinstance(node, ast.Call):
-            root = node.func
-            while isinstance(root, ast.Attribute):
-                root = root.value
-            return isinstance(root, ast.Name) and root.id in {*self.values, *self.package}
-        return isinstance(node, ast.List) and any(isinstance(e, ast.Name) and e.id in self.values for e in node.elts)
+    def _argument(self, node: ast.keyword) -> list[ast.keyword]:
+        """Return an argument: none if it watches, several for a dictionary of them."""
+        parts = node.value.elts if isinstance(node.value, ast.List) else [node.value]
+        kept = [each for each in parts if node.arg not in _WATCHING or not self._is_ours(each)]
+        found = self._literal(node.value) if node.arg is None else None
+        if (parts and not kept) or found == ({},):
+            self.text.drop(node)
+            return []
+        if found and isinstance(found[0], dict) and all(map(_is_name, found[0])):
+            new = [f"{name}={self._source(value)}" for name, value in found[0].items()]
+            self.text.replace(node, (",\n" + " " * node.col_offset if self.text.is_alone(node) else ", ").join(new))
+            return list(_expression(f"f({', '.join(new)})").keywords)
+        if len(kept) < len(parts):
+            node.value = self._replaced(node.value, ast.unparse(ast.List(kept, ast.Load())))
+        node.value = self.visit(node.value)
+        return [node]
 
-    def _shown(self, value: Any, node: ast.expr | None = None) -> str:
-        """Return a value as source: rows by their draw, numbers in a row as a range, long text over several lines.
+    def _is_ours(self, node: ast.expr) -> bool:
+        """Say whether an expression is an object of this package, or what a method of one returns."""
+        root = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else node
+        found = evaluate(root, self.values)
+        return found is not None and type(found[0]).__module__.startswith("helpers.")
 
-        Args:
-            node: What it stands for; the last part of a dotted name may become a name of the script.
-        """
-        if getattr(value, "lines", ()):
-            self.lines += [line for line in value.lines if line not in self.lines]
-            return value.source
-        if isinstance(value, list) and len(value) > 3 and all(type(each) is int for each in value):
-            whole = range(value[0], value[-1] + 1)
-            if value == list(whole):
-                return f"range({value[0]}, {value[-1] + 1})" if value[0] else f"range({value[-1] + 1})"
-            lacking = sorted(set(range(value[-1] + 1)) - set(value))
-            if value == sorted(value) and len(lacking) < len(value) / 4:
-                return f"[i for i in range({value[-1] + 1}) if i not in {set(lacking)}]"
-        if not _is_long(value) or '"""' in value:
-            return _literal(value)
-        for name, known in self.texts:
-            if isinstance(node, ast.Attribute) and (change := _change(known, value)):
-                self.lines.append(f"{node.attr} = {name}.replace(\n    {change[0]},\n    {change[1]},\n)")
-                return node.attr
-        text = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"""\\\n{text}"""'
+    def _literal(self, node: ast.expr) -> tuple[Any] | None:
+        """Return the value of an expression of values alone, if Python can write it."""
+        found = evaluate(node, self.values)
+        return found if found and is_literal(found[0]) else None
+
+    def _replaced(self, node: ast.expr, source: str) -> Any:
+        self.text.replace(node, source)
+        return _expression(source)
+
+    def _source(self, value: Any) -> str:
+        if not self.works(value):
+            return as_source(value)
+        self.lines += value.lines
+        return str(value.source)
 
 
-def _is_long(value: Any) -> bool:
-    return isinstance(value, str) and value.count("\n") > 2
-
-
-def _literal(value: Any) -> str:
-    """Return a value as source, text in double quotes where that needs no escapes."""
+def as_source(value: Any) -> str:
+    """Return a value as Python: rising numbers as a range, text in double quotes where that needs no escapes."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_literal(name)}: {_literal(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{as_source(name)}: {as_source(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+        if len(value) > 3 and all(type(each) is int and each >= 0 for each in value) and value == sorted({*value}):
+            whole, lacking = f"range({value[-1] + 1})", {*range(value[-1])} - {*value}
+            if len(lacking) < len(value) / 4:
+                return f"[i for i in {whole} if i not in {lacking}]" if lacking else f"list({whole})"
+        return "[" + ", ".join(map(as_source, value)) + "]"
     text = repr(value)
     return f'"{text[1:-1]}"' if isinstance(value, str) and '"' not in text else text
 
 
-def _change(old: str, new: str) -> tuple[str, str] | None:
-    """Return the one line of a text, and what takes its place in another, as source; None if they differ in more."""
-    pairs = [(a.strip(), b.strip()) for a, b in zip(old.split("\n"), new.split("\n"), strict=False) if a != b]
-    return (_literal(pairs[0][0]), _literal(pairs[0][1])) if len(pairs) == 1 and old.replace(*pairs[0]) == new else None
+def evaluate(node: ast.expr, values: Mapping[str, Any]) -> tuple[Any] | None:
+    """Return the value of an expression of values alone; None for any other."""
+    parts = list(ast.walk(node))
+    names = {each.id for each in parts if isinstance(each, ast.Name)}
+    acting = [each for each in parts if isinstance(each, ACTING)]
+    computed = [each for each in acting if isinstance(each, ast.Call) and ast.unparse(each.func) in COMPUTED]
+    if len(acting) > len(computed) or not names <= values.keys() or names <= COMPUTED.keys() or not _is_read(node):
+        return None
+    try:
+        code = compile(ast.fix_missing_locations(ast.Expression(node)), "", "eval")
+        return (eval(code, {"__builtins__": {}}, dict(values)),)  # noqa: S307 - the notebook's own expression
+    except Exception:
+        return None
+
+
+def decide(node: ast.expr, values: Mapping[str, Any]) -> bool | None:
+    """Return whether a test holds; None if values alone cannot say."""
+    found = evaluate(ast.UnaryOp(ast.Not(), node), values)
+    return None if found is None else not found[0]
+
+
+def is_literal(value: Any) -> bool:
+    """Say whether Python reads the same value from what it writes of it."""
+    try:
+        return bool(repr(ast.literal_eval(repr(value))) == repr(value))
+    except Exception:
+        return False
+
+
+def is_changeable(value: Any) -> bool:
+    """Say whether a value may be another one later."""
+    return isinstance(value, (dict, list, set))
+
+
+def stored_owners(node: ast.stmt) -> Iterator[str]:
+    """Yield the names of what a statement assigns an attribute or an item of, or deletes one of."""
+    for each in ast.walk(node):
+        if isinstance(each, (ast.Attribute, ast.Subscript)) and not _is_read(each):
+            while isinstance(each, (ast.Attribute, ast.Subscript)):
+                each = each.value
+            if isinstance(each, ast.Name):
+                yield each.id
+
+
+def changed_value(node: ast.stmt, values: Mapping[str, Any]) -> str | None:
+    """Return a value that a statement may change: by an assignment to a part, a method, or a call for its effect."""
+    calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
+    suspects = [call.func.value for call in calls if isinstance(call.func, ast.Attribute)]
+    suspects += node.value.args if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+    changed = [each for each in suspects if (found := evaluate(each, values)) and is_changeable(found[0])]
+    return next(iter([*(name for name in stored_owners(node) if name in values), *map(ast.unparse, changed)]), None)
+
+
+def _is_read(node: ast.AST) -> bool:
+    return isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and not iskeyword(value)
+
+
+def _expression(source: str) -> Any:
+    return ast.parse(source, mode="eval").body
