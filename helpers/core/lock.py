@@ -43,13 +43,11 @@ class Holder:
 
     Args:
         pid: Process id, 0 if unknown.
-        started: Its start, in seconds since 1970, 0 if unknown.
         since: When it took the lock, in UTC.
     """
 
     pid: int = 0
     host: str = ""
-    started: float = 0.0
     since: str = ""
 
     def __str__(self) -> str:
@@ -78,7 +76,7 @@ def hold_lock(folder: Path) -> None:
     with contextlib.suppress(OSError, RunError):  # on a full disk the lock holds, unsigned
         (folder / HOLDER).unlink(missing_ok=True)
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write_json(folder / HOLDER, asdict(Holder(os.getpid(), platform.node(), _start_of(os.getpid()) or 0.0, since)))
+        write_json(folder / HOLDER, asdict(Holder(os.getpid(), platform.node(), since)))
 
 
 def release_lock(folder: Path) -> None:
@@ -126,8 +124,8 @@ def find_holder(folder: Path) -> Holder | None:
         _acquire(folder).release()
     except Timeout:
         return _read(folder)
-    except OSError:  # a run of somebody else's, in which nothing can be tried
-        return _unless_gone(_read(folder))
+    except OSError:  # a run of somebody else's, in which nothing can be written
+        return _read(folder) if _is_locked(folder) else None
     return None
 
 
@@ -160,28 +158,20 @@ def _read(folder: Path) -> Holder:
     """Return whom the file beside the lock names; nobody in particular when it cannot be read."""
     try:
         value = read_json(folder / HOLDER)
-        return Holder(int(value["pid"]), str(value["host"]), float(value["started"]), str(value["since"]))
+        return Holder(int(value["pid"]), str(value["host"]), str(value["since"]))
     except (RunError, ValueError, TypeError, KeyError, OverflowError):
         return Holder()
 
 
-def _unless_gone(holder: Holder) -> Holder | None:
-    """Return the holder unless it is known to have ended. On another machine that cannot be known."""
-    if holder.pid and holder.host != platform.node():
-        return holder
-    start = _start_of(holder.pid) if holder.pid else None
-    if start is None or (start and holder.started and abs(start - holder.started) > 5):
-        return None
-    return holder
-
-
-def _start_of(pid: int) -> float | None:
-    """Return when a process started, in seconds since 1970, 0 if it may not be asked; None if none has that id."""
-    import psutil
-
+def _is_locked(folder: Path) -> bool:
+    """Ask the kernel through a file opened for reading; where it cannot say, the marker is believed."""
     try:
-        return psutil.Process(pid).create_time()
-    except (psutil.NoSuchProcess, ValueError, OverflowError):  # also a number that no process has
-        return None
-    except psutil.Error:
-        return 0.0
+        import fcntl
+
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return (folder / MARKER).is_file()
+    return False
