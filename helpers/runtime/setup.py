@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.core.errors import StackError
 from helpers.runtime.doctor import SUPPORTED_PYTHON, Report, doctor, python_findings
-from helpers.runtime.hardware import Host, read_host, where
+from helpers.runtime.hardware import Host, read_host, split_share, where
 from helpers.runtime.lockfile import NEEDED, SMOKE, install_plan, installed_versions, read_lock, read_waivers
 
 __all__ = ["quiet_libraries", "read_secret", "setup_notebook"]
@@ -26,7 +26,6 @@ __all__ = ["quiet_libraries", "read_secret", "setup_notebook"]
 def setup_notebook(
     *,
     smoke: bool = False,
-    multi_gpu: bool = False,
     host: Host | None = None,
     versions: Callable[[], dict[str, str]] = installed_versions,
     modules: Mapping[str, Any] = sys.modules,
@@ -38,7 +37,6 @@ def setup_notebook(
 
     Args:
         smoke: Preset smoke is going to be used, so its small model is needed too.
-        multi_gpu: Leave all GPUs visible. By default a process sees the first one only.
         host: The machine; None looks at this one.
         versions: Returns what is installed, by normalized name.
 
@@ -47,7 +45,7 @@ def setup_notebook(
             the kernel must be restarted after one, or the doctor found a problem.
     """
     host = host or read_host()
-    _prepare_process(multi_gpu, host)
+    _prepare_process(host)
     for finding in python_findings(host.python):
         raise StackError("Python", f"one of {', '.join(SUPPORTED_PYTHON)}", host.python, finding.remedy)
     _refuse_stale(modules)
@@ -62,16 +60,16 @@ def setup_notebook(
     return report
 
 
-def _prepare_process(multi_gpu: bool, host: Host) -> None:
+def _prepare_process(host: Host) -> None:
     """Set what must be set before torch and unsloth are imported; what the user has set stays.
 
     Unsloth trains on one GPU unless told otherwise and fails in odd ways on Kaggle's two T4
-    (unslothai/unsloth#431, #2467).
+    (unslothai/unsloth#431, #2467), so a process sees the first GPU only, unless the model is split over all of them.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
-    if host.driver and len(host.driver.names) > 1 and not multi_gpu:
+    if host.driver and len(host.driver.names) > 1 and not split_share():
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     quiet_libraries()
 

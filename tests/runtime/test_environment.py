@@ -15,7 +15,7 @@ from runtimes import COLAB, HOST, own_machine, runtime
 
 from helpers.core.errors import StackError
 from helpers.runtime import setup as environment
-from helpers.runtime.hardware import Driver, Host
+from helpers.runtime.hardware import SPLIT, Driver, Host
 from helpers.runtime.setup import read_secret, setup_notebook
 
 ROOT = Path(__file__).parents[2]
@@ -120,24 +120,25 @@ class TestSetup:
         assert importlib.import_module("pyarrow").__version__ == importlib.metadata.version("pyarrow")
 
     @pytest.mark.parametrize(
-        ("cards", "multi_gpu", "visible"),
-        [(1, False, None), (2, False, "0"), (2, True, None)],
+        ("cards", "share", "visible"),
+        [(1, "", None), (2, "", "0"), (2, "1", None)],
     )
-    def test_the_first_of_several_gpus_is_pinned(self, cards, multi_gpu, visible):
-        """With two GPUs a process sees the first one, unless both are asked for."""
-        environment._prepare_process(multi_gpu, Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * cards)))
+    def test_the_first_of_several_gpus_is_pinned(self, cards, share, visible):
+        """With two GPUs a process sees the first one, unless the model is split over both."""
+        os.environ[SPLIT] = share
+        environment._prepare_process(Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * cards)))
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
     def test_what_the_user_set_stays(self):
         """A visible-devices list of the user's own is left alone, and so is a tokenizers setting."""
         os.environ |= {"CUDA_VISIBLE_DEVICES": "1", "TOKENIZERS_PARALLELISM": "true"}
-        environment._prepare_process(False, Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * 2)))
+        environment._prepare_process(Host("3.12.4", driver=Driver("550", "12.4", ("Tesla T4",) * 2)))
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["TOKENIZERS_PARALLELISM"]) == ("1", "true")
 
     def test_statistics_are_off(self):
         """Unsloth's download of a statistics file is turned off before it is imported."""
         os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)
-        environment._prepare_process(False, HOST)
+        environment._prepare_process(HOST)
         assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
 
     def test_an_imported_distribution_is_found_by_its_modules(self):
