@@ -213,5 +213,6 @@ def _install(dispatch: Any) -> None:
 def _replace_everywhere(old: Any, new: Any) -> None:
     """Replace the dispatcher in every module that imported it by name."""
     for module in list(sys.modules.values()):
-        if vars(module).get("select_attention_backend") is old:  # getattr would load what is loaded lazily
+        # getattr would load what is loaded lazily; a module that may not be imported is None
+        if module is not None and vars(module).get("select_attention_backend") is old:
             module.select_attention_backend = new  # type: ignore[attr-defined]
