@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers whose threads wait for each other are several times slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+sys.modules["rfc3987_syntax"] = None  # optional to jsonschema, which nbformat imports: its grammar takes over a second
 
 
 def pytest_collection():
@@ -27,7 +28,8 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    """Let it work again."""
+    """Let it work again, on what tests make."""
+    gc.freeze()
     gc.enable()
 
 

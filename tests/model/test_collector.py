@@ -25,6 +25,7 @@ def frozen(monkeypatch):
     gc.freeze()
     with leave_alone():  # forgets what was set aside
         pass
+    gc.freeze()
 
 
 def made(number=10_000):
