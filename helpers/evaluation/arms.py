@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -173,18 +173,13 @@ class Writer:
         texts = [f"{each.prompt.text}\n{each.prompt.reference}" for each in questions]
         control = {place for place, _ in find_control_text(texts, self.tokenizer)}
         others = [question for place, question in enumerate(questions) if place not in control]
-        rows = ((question, list(self._rows_that_fit(question, arms))) for question in others)
-        kept = [(question, found) for question, found in rows if len(found) == len(arms)]
+        kept = []
+        for question in others:
+            rows = [self.with_answer(question, arm, question.prompt.reference or "") for arm in arms]
+            if all(len(row["input_ids"]) <= self.room for row in rows):
+                kept.append((question, rows))
         left_out = {"control tokens in the text": len(control), "too long": len(others) - len(kept)}
         return kept, {reason: count for reason, count in left_out.items() if count}
-
-    def _rows_that_fit(self, question: Question, arms: Sequence[Arm]) -> Iterator[dict[str, list[int]]]:
-        """Yield a question with its reference as each arm reads it, up to the first that is too long."""
-        for arm in arms:
-            row = self.with_answer(question, arm, question.prompt.reference or "")
-            if len(row["input_ids"]) > self.room:
-                return
-            yield row
 
 
 def cut_at_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:

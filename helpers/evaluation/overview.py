@@ -64,15 +64,10 @@ class Overview:
         return sorted((name for name, gain in gains.items() if gain < 0), key=gains.__getitem__)[:5]
 
 
-def headline_arms(comparison: Comparison) -> tuple[Arm, Arm]:
-    """Return the two arms that are shown side by side: "base" and "tuned", or those of mode aa."""
-    named = {arm.name: arm for arm in comparison.arms}
-    return named["base"], named["tuned" if "tuned" in named else "again"]
-
-
 def look_over(comparison: Comparison, votes: Reveal | None = None) -> Overview:
     """Score and judge a comparison."""
-    base, tuned = headline_arms(comparison)
+    arms = {arm.name: arm for arm in comparison.arms}
+    base, tuned = arms["base"], arms["tuned" if "tuned" in arms else "again"]
     table = score_table(comparison)
     same = (base.adapter, base.prompting) == (tuned.adapter, tuned.prompting)  # mode aa
     pairs = {}

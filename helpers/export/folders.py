@@ -43,7 +43,9 @@ def refuse_foreign(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ExportError("folder", "a folder", str(folder), "Choose another place; nothing was changed.")
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.exists() else []
-    foreign = [name for name in found if name not in {*_recorded(folder), RECORD, CARD}]
+    recorded = set(_read_record(folder).get("files", {}))
+    recorded |= {parent.as_posix() for name in recorded for parent in Path(name).parents}
+    foreign = [name for name in found if name not in {*recorded, RECORD, CARD}]
     if foreign or (found and RECORD not in found):
         raise ExportError(
             "folder",
@@ -118,12 +120,6 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     wrong = sorted(k for k in {*shapes, *found, *index} if shapes.get(k) != found.get(k) or k not in index)
     if wrong:
         raise ExportError("folder", f"{len(shapes)} tensors of known shapes in the files", wrong[:5], "Merge again.")
-
-
-def _recorded(folder: Path) -> set[str]:
-    """Return the names that `export.json` lists, with the folders they are in."""
-    names = set(_read_record(folder).get("files", {}))
-    return names | {parent.as_posix() for name in names for parent in Path(name).parents}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

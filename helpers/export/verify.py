@@ -192,8 +192,8 @@ def _judge(
     answers, counts = judge_answers(reference, result["answers"], noise[1])
     fresh = Check("fresh process", not result["unsloth_loaded"], f"Loaded without Unsloth: {result['loaded']}.")
     numbers = {
-        **_flat("tuned_to_export", tuned),
-        **_flat("tuned_to_base", base),
+        **{f"tuned_to_export_{name}": value for name, value in asdict(tuned).items()},
+        **{f"tuned_to_base_{name}": value for name, value in asdict(base).items()},
         "base_to_export_rms": export_base.rms,
         "noise_rms": noise[0],
         "noise_largest": noise[1],
@@ -211,11 +211,6 @@ def _judge(
     if (folder / RECORD).is_file():
         record_export(folder, verification=verification.as_dict())
     return verification
-
-
-def _flat(name: str, distance: Distance) -> dict[str, float]:
-    """Return a distance as single numbers."""
-    return {f"{name}_{key}": value for key, value in asdict(distance).items()}
 
 
 def _ask_stranger(

@@ -17,7 +17,7 @@ from helpers.display import style
 from helpers.display.style import Drawing
 from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.metrics.contamination import Neighbour
-from helpers.evaluation.overview import headline_arms, look_over
+from helpers.evaluation.overview import look_over
 from helpers.evaluation.pages import embed_json, read_part
 from helpers.evaluation.records import Answer, Arm, Comparison, Prompt, ReferenceScore
 from helpers.evaluation.report.cards import Span, badges, prompt_cards, word_diff
@@ -182,12 +182,6 @@ def test_report_without_answers_says_so(tmp_path):
     assert "0 answered, 5 scored against a reference" in text
 
 
-def test_headline_arms_of_an_a_a_run_are_the_first_two():
-    """Base against base with another seed: no arm has an adapter, so the first two are compared."""
-    arms = (Arm("base", "Base", adapter=False), Arm("again", "Base, seed 2", adapter=False))
-    assert headline_arms(Comparison(run_info(), (), arms, ())) == arms
-
-
 def test_gains_prefer_reference_scores():
     """NLL gains are base minus tuned, per token and with the EOS, for the prompts both arms scored."""
     overview = look_over(example())
@@ -208,9 +202,13 @@ def test_gains_fall_back_on_rouge():
 
 def test_two_draws_of_one_model_are_not_judged():
     """In an A/A test the headline says that differences are noise, and there is no NLL to compare."""
-    comparison = example()
-    arms = (comparison.arms[0], replace(comparison.arms[1], adapter=False))
-    overview = look_over(replace(comparison, arms=arms))
+    base, again = Arm("base", "Base", adapter=False), Arm("again", "Base, second draw", adapter=False)
+    records = [*example().answers, *example().references]
+    drawn = [replace(each, arm="again") if each.arm == "tuned" else each for each in records]
+    answers, scores = ([each for each in drawn if isinstance(each, kind)] for kind in (Answer, ReferenceScore))
+    comparison = replace(example(), arms=(base, again), answers=tuple(answers), references=tuple(scores))
+    overview = look_over(comparison)
+    assert (overview.base, overview.tuned) == (base, again)
     assert (overview.verdicts, "nll_with_eos" in overview.estimates) == ((), False)
     assert overview.headline() == "Both answers come from the base model: whatever differs here is noise."
 
