@@ -70,24 +70,22 @@ class Drawing:
 
     def svg(self) -> str:
         """Return the picture as SVG, without a background."""
-        import matplotlib
-
-        stream = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            metadata = {"Date": None, "Creator": None}
-            self.figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata=metadata)
-        return stream.getvalue().decode("utf-8")
+        metadata = {"Date": None, "Creator": None}
+        return self._written(format="svg", transparent=True, metadata=metadata).decode("utf-8")
 
     def save(self, folder: Path) -> Path:
         """Write the picture as PNG on white, which is readable in a dark notebook too."""
+        path = folder / f"{self.name}.png"
+        write_bytes(path, self._written(format="png", dpi=150, facecolor="white"))
+        return path
+
+    def _written(self, **options: Any) -> bytes:
         import matplotlib
 
         content = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
-            self.figure.savefig(content, format="png", dpi=150, facecolor="white", bbox_inches="tight")
-        path = folder / f"{self.name}.png"
-        write_bytes(path, content.getvalue())
-        return path
+            self.figure.savefig(content, bbox_inches="tight", **options)
+        return content.getvalue()
 
 
 def new_figure(height: float, *, width: float = 4.4, grid: Literal["x", "y", "both", ""] = "x") -> tuple[Figure, Axes]:
@@ -121,14 +119,13 @@ def plain_text(text: str, limit: int = 0) -> str:
     Returns:
         The text; a character that the font lacks becomes "□".
     """
-    known = _characters()
+    known = characters("DejaVu Sans Mono")
     line = "".join(c if ord(c) in known else "□" for c in " ".join(text.split())).replace("$", r"\$")
     return line if not limit or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def _characters() -> frozenset[int]:
-    """Return the characters of the house font."""
-    from matplotlib import font_manager, ft2font
+def characters(font: str) -> frozenset[int]:
+    """Return the characters that a font of matplotlib has."""
+    from matplotlib.font_manager import findfont, get_font
 
-    path = font_manager.findfont("DejaVu Sans Mono")
-    return frozenset(ft2font.FT2Font(path).get_charmap())
+    return frozenset(get_font(findfont(font)).get_charmap())

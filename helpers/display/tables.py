@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.core.files import write_bytes
 from helpers.core.text import format_table, visible
-from helpers.display.style import INK, LEARNED, NEITHER, SOFT
+from helpers.display.style import INK, LEARNED, NEITHER, SOFT, characters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +168,9 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Pict
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.5)
     note = ""
-    if not all(map(_can_draw, names)):  # numbers, from the top down, and a key in the page's own fonts
+    if not characters("DejaVu Sans").issuperset(
+        map(ord, "".join(names))
+    ):  # numbers, from the top down, and a key in the page's own fonts
         axes.set_yticks(range(len(names)), [str(number) for number in range(len(names), 0, -1)])
         note = "\n".join(f"{number}: {name}" for number, name in enumerate(reversed(names), 1))
     return _save(figure, path, note)
@@ -222,14 +224,6 @@ def _figure(height: float, *, grid: Literal["x", "y"] = "y") -> tuple[Figure, Ax
     axes.grid(axis=grid, alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _can_draw(text: str) -> bool:
-    """Say whether matplotlib's font has every character, so that none comes out as a box."""
-    from matplotlib.font_manager import findfont, get_font
-
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    return all(ord(character) in glyphs for character in text)
 
 
 def _save(figure: Figure, path: Path | str, note: str = "") -> Picture:

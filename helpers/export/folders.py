@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.core.errors import ExportError
-from helpers.core.files import replaced_folder, write_json, writing
+from helpers.core.errors import ExportError, RunError
+from helpers.core.files import read_json, replaced_folder, write_json, writing
 from helpers.core.runs import RunDirectory
 
 RECORD = "export.json"
@@ -125,10 +125,10 @@ def check_weight_files(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
 def _read_record(folder: Path) -> dict[str, Any]:
     """Return `export.json`, or {} if there is none that can be read."""
     try:
-        value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(folder / RECORD)
+    except RunError:
         return {}
-    return value if isinstance(value, dict) and isinstance(value.get("files", {}), dict) else {}
+    return value if isinstance(value.get("files", {}), dict) else {}
 
 
 def weight_bytes(folder: Path) -> int:
