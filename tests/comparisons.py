@@ -279,8 +279,7 @@ def _shift(bench, material):
         with torch.no_grad(), bench.model.disable_adapter():
             logits = bench.model(input_ids=torch.tensor([whole[:at]])).logits[0, -1]
         ranks.append(int((logits > logits[whole[at]]).sum()) + 1)
-    return {"text": "".join(token.text for token in found), "ranks": [token.rank for token in found], "plain": ranks,
-            "probabilities": [token.probability for token in found]}  # fmt: skip
+    return {"text": "".join(token.text for token in found), "ranks": [token.rank for token in found], "plain": ranks}
 
 
 def _one_prompt(bench, arms, material):

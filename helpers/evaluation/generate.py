@@ -280,9 +280,8 @@ def token_shift(bench: Bench, question: Question, answer: Answer) -> tuple[Shift
     chosen = torch.tensor(row["input_ids"][start:-1], dtype=torch.long)
     picked = logits.gather(1, chosen[:, None])
     ranks = (logits > picked).sum(1) + 1
-    shares = logits.softmax(-1).gather(1, chosen[:, None])[:, 0]
     texts = cut_at_tokens(bench.tokenizer, chosen.tolist())
-    return tuple(ShiftedToken(*each) for each in zip(texts, ranks.tolist(), shares.tolist(), strict=True))
+    return tuple(ShiftedToken(*each) for each in zip(texts, ranks.tolist(), strict=True))
 
 
 def token_shifts(

@@ -29,9 +29,7 @@ class PublishResult:
 
     url: str
     commit: str
-    private: bool
     files: int
-    bytes: int
 
 
 def publish(folder: Path | str, repo_id: str, *, token: str | None = None, private: bool = True) -> PublishResult:
@@ -53,8 +51,7 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
-        visible = not api.repo_info(repo_id).private
-        if private and visible:
+        if private and not api.repo_info(repo_id).private:
             raise ExportError(
                 "hub_repo",
                 "a private repository",
@@ -68,19 +65,11 @@ def publish(folder: Path | str, repo_id: str, *, token: str | None = None, priva
         raise
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise _translate(error, repo_id, token or "") from None
-    local = compare_remote(folder, remote)
-    return PublishResult(f"{api.endpoint}/{repo_id}", info.oid, not visible, len(local), sum(local.values()))
+    return PublishResult(f"{api.endpoint}/{repo_id}", info.oid, _compare(folder, remote))
 
 
-def compare_remote(folder: Path, remote: Mapping[str, Any]) -> dict[str, int]:
-    """Compare a pushed folder with the remote file list.
-
-    Args:
-        remote: The Hub's entry of each path, with `lfs.sha256`, or without `lfs` git's `blob_id`.
-
-    Returns:
-        The local files with their sizes in bytes.
-    """
+def _compare(folder: Path, remote: Mapping[str, Any]) -> int:
+    """Compare a pushed folder with the Hub's entries by path; return the number of files."""
     local = {
         p.relative_to(folder).as_posix(): p
         for p in sorted(folder.rglob("*"))
@@ -98,7 +87,7 @@ def compare_remote(folder: Path, remote: Mapping[str, Any]) -> dict[str, int]:
             "; ".join(faults[:5]),
             "Push again; delete files of an earlier push on the Hub first.",
         )
-    return {name: path.stat().st_size for name, path in local.items()}
+    return len(local)
 
 
 def _check_before(folder: Path, repo_id: str, token: str | None) -> None:

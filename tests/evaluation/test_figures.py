@@ -147,18 +147,18 @@ class TestFigures:
 
     def test_tokens_break_between_words(self):
         """A token that does not fit goes to the next line without its space; a full stop may stick out."""
-        tokens = [ShiftedToken(text, 1, 0.5) for text in ("One", " two", ".", "\n\n", "Three", " fourfive")]
+        tokens = [ShiftedToken(text, 1) for text in ("One", " two", ".", "\n\n", "Three", " fourfive")]
         placed = [(line, column, text) for line, column, text, _ in lay_out(tokens, columns=7)]
         assert placed == [(0, 0, "One"), (0, 4, "two"), (0, 7, "."), (2, 0, "Three"), (3, 0, "fourfiv")]
 
     @pytest.mark.parametrize("texts", [(), ("$", "\\", "{", "\u65e5", "\U0001f600", "\u202e", "")])
     def test_any_answer_can_be_drawn(self, texts):
         """An empty answer, and one full of signs."""
-        assert draw_shift([ShiftedToken(text, 5, 0.1) for text in texts], "$x").svg().startswith("<?xml")
+        assert draw_shift([ShiftedToken(text, 5) for text in texts], "$x").svg().startswith("<?xml")
 
     def test_long_answers_show_their_beginning(self):
         """The caption says so."""
-        assert "shows the beginning" in draw_shift([ShiftedToken(" word", 1, 0.5)] * 400, "x").caption
+        assert "shows the beginning" in draw_shift([ShiftedToken(" word", 1)] * 400, "x").caption
 
 
 class TestGallery:

@@ -23,12 +23,10 @@ class ShiftedToken:
 
     Args:
         rank: Its rank among all tokens under the base model; 1 is the most likely.
-        probability: Its probability under the base model, from 0 to 1.
     """
 
     text: str
     rank: int
-    probability: float
 
 
 def shift_of(rank: int) -> str:
@@ -45,7 +43,7 @@ def describe_shift(tokens: Sequence[ShiftedToken]) -> str:
     """Say in words how far the tuned answers leave the base model's way.
 
     Example:
-        >>> describe_shift([ShiftedToken("Yes", 1, 0.9), ShiftedToken(".", 5, 0.01)]).split(":")[0]
+        >>> describe_shift([ShiftedToken("Yes", 1), ShiftedToken(".", 5)]).split(":")[0]
         'Of 2 tokens the base model would have chosen 1 too (50 %)'
     """
     counts, total = Counter(shift_of(token.rank) for token in tokens), len(tokens)
