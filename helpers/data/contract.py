@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ContractError
 from helpers.data.chat_templates import find_control_text, render
@@ -84,20 +84,14 @@ def check_tokens(
             control.setdefault(int(messages.rows[place]), string)
     left_out: Counter[str] = Counter(f"contains {string}" for string in control.values())
     columns = trainer_columns(tokens)
-    figures = _row_figures(columns, tokenizer, answers=said[1].count("assistant"))
-    kept: list[int] = []
-    for index, (length, row) in enumerate(zip(columns.lengths.tolist(), figures, strict=True)):
-        if index in control:
-            continue
-        if length > max_seq_length:
-            left_out[f"longer than {max_seq_length} tokens"] += 1
-            continue
-        _check_figures(f"row {index}", tokenizer, row)
-        kept.append(index)
+    usable = [index for index in range(len(tokens)) if index not in control]
+    kept = [index for index in usable if columns.lengths[index] <= max_seq_length]
+    if longer := len(usable) - len(kept):
+        left_out[f"longer than {max_seq_length} tokens"] = longer
+    supervised = _check_learned(columns, kept, tokenizer, answers=said[1].count("assistant"))
     _check_lost(left_out, len(tokens))
     _check_prompts(kept, tokens, chats, tokenizer)
     _check_system(kept, columns, said[0], tokenizer)
-    supervised = sum(figures[index].supervised for index in kept)
     return CheckedRows(kept, dict(left_out), columns.lengths[kept].tolist(), supervised)
 
 
@@ -142,30 +136,18 @@ def check_trainer_dataset(rows: Dataset, checked: Dataset) -> None:
         )
 
 
-class _Figures(NamedTuple):
-    """What a row's tokens and labels say.
+def _check_learned(
+    columns: TokenColumns, kept: list[int], tokenizer: PreTrainedTokenizerBase, *, answers: np.ndarray
+) -> int:
+    """Raise if a row does not learn its answers, each with its EOS, or has another number of BOS than one.
 
     Args:
-        supervised: Tokens that the loss is taken over.
-        last: The last label.
-        bos: How often BOS comes; 1 for models that have none.
-        starts: Whether BOS, if there is one, is the first token.
-        answers: Answers that there are.
-        learned: Runs of tokens that are learned.
-        ended: Those of them that end in EOS.
+        kept: Numbers of the rows to check.
+        answers: How many answers each row of the table has.
+
+    Returns:
+        Tokens of these rows that the loss is taken over.
     """
-
-    supervised: int
-    last: int
-    bos: int
-    starts: bool
-    answers: int
-    learned: int
-    ended: int
-
-
-def _row_figures(columns: TokenColumns, tokenizer: PreTrainedTokenizerBase, *, answers: np.ndarray) -> list[_Figures]:
-    """Return the figures of all rows; `answers` is how many answers each has."""
     import numpy as np
 
     ids, labels = columns.input_ids, columns.labels
@@ -179,17 +161,40 @@ def _row_figures(columns: TokenColumns, tokenizer: PreTrainedTokenizerBase, *, a
     learned = labels != IGNORED
     closes = learned & ~np.append(learned[1:], False)
     closes[lasts] = learned[lasts]
-    bos = tokenizer.bos_token_id
-    figures = (
-        count(learned),
-        labels[lasts],
-        np.ones_like(ends) if bos is None else count(ids == bos),
-        np.ones_like(ends, bool) if bos is None else ids[np.minimum(starts, lasts)] == bos,
-        answers,
-        count(closes),
-        count(closes & (ids == tokenizer.eos_token_id)),
-    )
-    return [_Figures(*row) for row in zip(*(each.tolist() for each in figures), strict=True)]
+    supervised, last, runs = count(learned), labels[lasts], count(closes)
+    ended = count(closes & (ids == tokenizer.eos_token_id))
+    bos, begins = np.ones_like(ends), np.ones_like(ends, bool)
+    if tokenizer.bos_token_id is not None:
+        bos, begins = count(ids == tokenizer.bos_token_id), ids[np.minimum(starts, lasts)] == tokenizer.bos_token_id
+    checks = (supervised < 2, last != tokenizer.eos_token_id, (bos != 1) | ~begins, (answers != runs) | (runs != ended))
+    wrong = np.stack(checks)[:, kept]
+    if wrong.any():
+        place = int(wrong.any(axis=0).argmax())
+        row = kept[place]
+        faults = (
+            (
+                "an answer of at least one token and its EOS",
+                int(supervised[row]),
+                "Give the row an answer, or leave it out.",
+            ),
+            (
+                f"the EOS token {tokenizer.eos_token} as its last label",
+                int(last[row]),
+                "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
+            ),
+            (
+                "exactly one BOS, at its start",
+                int(bos[row]),
+                "Tokenize with add_special_tokens=False: the template writes BOS.",
+            ),
+            (
+                f"{answers[row]} answers that are learned, each ended by {tokenizer.eos_token}",
+                f"{runs[row]} with {ended[row]} of these",
+                "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them.",
+            ),
+        )
+        raise ContractError(f"row {row}", *faults[int(wrong[:, place].argmax())])
+    return int(supervised[kept].sum())
 
 
 def _check_prompts(kept: Sequence[int], tokens: Dataset, chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -250,38 +255,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             "a PAD token other than EOS",
             tokenizer.pad_token,
             "Otherwise the EOS of each row is masked as padding and answers never end.",
-        )
-
-
-def _check_figures(where: str, tokenizer: PreTrainedTokenizerBase, row: _Figures) -> None:
-    """Raise if a row does not learn its answers, each with its EOS, or has another number of BOS than one."""
-    if row.supervised < 2:
-        raise ContractError(
-            where,
-            "an answer of at least one token and its EOS",
-            row.supervised,
-            "Give the row an answer, or leave it out.",
-        )
-    if row.last != tokenizer.eos_token_id:
-        raise ContractError(
-            where,
-            f"the EOS token {tokenizer.eos_token} as its last label",
-            row.last,
-            "The chat template does not end an answer with EOS: use helpers.data.chat_templates.install_template.",
-        )
-    if row.bos != 1 or not row.starts:
-        raise ContractError(
-            where,
-            "exactly one BOS, at its start",
-            row.bos,
-            "Tokenize with add_special_tokens=False: the template writes BOS.",
-        )
-    if not row.answers == row.learned == row.ended:
-        raise ContractError(
-            where,
-            f"{row.answers} answers that are learned, each ended by {tokenizer.eos_token}",
-            f"{row.learned} with {row.ended} of these",
-            "completion_mask is 1 for each answer and its EOS, and 0 for what the user says between them.",
         )
 
 
