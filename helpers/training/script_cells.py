@@ -18,7 +18,7 @@ import builtins
 import copy
 import inspect
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from types import NoneType
@@ -76,7 +76,7 @@ class _Writer:
     def __init__(self, cells: Sequence[Cell], namespace: Mapping[str, Any]) -> None:
         self.cells = [(CellText(cell.text), "core" in cell.tags) for cell in cells]
         self.namespace, self.origin = dict(namespace), dict[str, str]()
-        self.unbound, self.imports, self.made = dict[str, ast.stmt](), set[str](), list[str]()
+        self.unbound, self.imports, self.made = dict[str, ast.stmt](), defaultdict[str, set[str]](set), list[str]()
         self.bindings = Counter(name for text, _ in self.cells for node in text.body for name in _names(node).bound)
 
     def write(self) -> str:
@@ -98,7 +98,9 @@ class _Writer:
         for name in sorted(used & {name for name, origin in self.origin.items() if origin.startswith("helpers")}):
             found = getattr(sys.modules[self.origin[name]], name, None)
             self._write_out(name, found, written, ast.parse(name).body[0])
-        return _joined(sorted(self.imports), list(written.values()), [part for part in parts if part])
+        imports = [begin + ", ".join(sorted(names)) for begin, names in self.imports.items()]
+        imports.sort(key=lambda line: (line.startswith("from "), line))
+        return _joined(imports, list(written.values()), [part for part in parts if part])
 
     def _note(self, node: ast.stmt) -> None:
         """Take note of what a statement binds that is not written."""
@@ -188,7 +190,7 @@ class _Writer:
             if _package(node):
                 self._note(node)
             elif isinstance(node, ast.Import):
-                self.imports.add(line)
+                self.imports[f"import {node.names[0].name}"] = set()
             elif line not in self.made:
                 self.made.append(line)
                 self.origin |= dict.fromkeys(_names(node).bound, "script")
@@ -220,7 +222,7 @@ class _Writer:
         elif getattr(value, "__name__", "") != name or module.startswith("helpers.") > inspect.isfunction(value):
             raise _refusal(name, "a function that needs no more than texts and other functions", node)
         elif inspect.ismodule(value) or not module.startswith("helpers."):
-            self.imports.add(f"from {module} import {name}" if module else f"import {name}")
+            self.imports[f"from {module} import " if module else f"import {name}"] |= {name} if module else set()
         elif name not in written:
             text = CellText(inspect.getsource(value))
             (whole,) = text.body

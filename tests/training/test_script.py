@@ -62,7 +62,7 @@ def cell(text, *tags):
 def write(core, between="", **values):
     """Return the script of one core cell after a cell that binds the values, before another one that runs later."""
     values = {"cfg": CFG, "watcher": WATCHER, **values}
-    before = PACKAGE + "\n".join(f"{name} = ..." for name in values if name not in ("a", "layout"))
+    before = PACKAGE + "\n".join(f"{name} = ..." for name in values if name not in ("a", "data", "layout"))
     parts = core.split("\n%%\n")
     cells = [cell(before), cell(parts[0], "core"), cell(between), *(cell(part, "core") for part in parts[1:])]
     return write_cells(cells, values)
@@ -194,6 +194,15 @@ class TestRules:
         )
         assert write(f"{core}\norder = 2", rows=rows).count("data.select([0, 2])") == 2
         assert "data.select([2, 1])" in write(core, rows=SeededRows([2, 1], lines, "order[:2]"))
+        lines = [
+            "from helpers.data.selection import in_proportion",
+            'order = in_proportion(range(3), data["kind"].__getitem__)',
+        ]
+        text = write(core, rows=SeededRows([0, 2, 1], lines, "order"), data={"kind": "aab"})
+        assert text.startswith("from collections import Counter\nfrom collections.abc import Callable, Sequence\n")
+        assert "def in_proportion(" in text
+        assert text.endswith("x = data.select(order)\ny = data.select(order)")
+        assert "data.select([0, 2, 1])" in write(f"{core}\ndata = 2", rows=SeededRows([0, 2, 1], lines, "order"))
 
     def test_functions_of_the_data_are_written_out(self):
         """With what they need, without docstring, and only if they are called; one that reads files is refused."""
