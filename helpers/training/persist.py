@@ -81,7 +81,7 @@ def prepare_persist(run: RunDirectory, persist_dir: str, *, resume: str) -> list
         return _prepare(run, there, persist_dir, resume)
     except OSError as error:
         remedy = "Check its permissions and that it is still mounted, or leave persist_dir out."
-        raise RunError("persist_dir", "a folder that can be used", error.strerror or str(error), remedy) from error
+        raise RunError("persist_dir", "a folder that can be used", _reason(error), remedy) from error
 
 
 def _prepare(run: RunDirectory, there: RunDirectory, persist_dir: str, resume: str) -> list[str]:
@@ -137,8 +137,8 @@ def keep_result(run: RunDirectory, persist_dir: str) -> str:
             if (run.path / name).is_file():
                 write_text(there.path / name, (run.path / name).read_text(encoding="utf-8"))
     except (OSError, RunError) as error:
-        said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        return f"persist_dir: the adapter was not copied to {there.path} ({said}). It is in {run.shown('adapter')}."
+        why = _reason(error)
+        return f"persist_dir: the adapter was not copied to {there.path} ({why}). It is in {run.shown('adapter')}."
     return f"The adapter is also in {there.path}."
 
 
@@ -177,8 +177,7 @@ class Persister:
 
     def close(self) -> list[str]:
         """Wait until the newest checkpoint is copied; return what went wrong."""
-        thread = self._thread
-        if thread is not None:
+        if thread := self._thread:
             thread.join()
         return self.news()
 
@@ -194,12 +193,9 @@ class Persister:
             try:
                 self._persist(checkpoint)
             except (OSError, RunError) as error:
-                said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                what = f"the checkpoint of step {checkpoint.step} was not copied to {self.there.path}"
                 with self._change:
-                    self._news.append(
-                        f"persist_dir: the checkpoint of step {checkpoint.step} was not copied to "
-                        f"{self.there.path} ({said}). Training goes on."
-                    )
+                    self._news.append(f"persist_dir: {what} ({_reason(error)}). Training goes on.")
 
     def _persist(self, checkpoint: Checkpoint) -> None:
         """Copy one, then remove those before the newest few."""
@@ -207,6 +203,10 @@ class Persister:
         _copy(checkpoint, self.there.checkpoints)
         for path in step_folders(self.there.checkpoints)[KEPT:]:
             empty_and_remove(path)
+
+
+def _reason(error: OSError | RunError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _copy(checkpoint: Checkpoint, target: Path) -> None:
