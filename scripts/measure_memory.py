@@ -30,6 +30,7 @@ from helpers.core.config import RunConfig, build_config
 from helpers.memory.plan import attention_kind
 from helpers.memory.predict import GIB, predict_peak
 from helpers.memory.shapes import ModelShape, shape_of
+from helpers.runtime.hardware import find_gpu
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,12 +159,14 @@ def measure(model: Path, configuration: dict[str, Any], steps: int) -> dict[str,
         trainer.train()
         peak = allocated()
         mode = training_mode(trainer, config)
-    predicted = predict(shape_of(model), configuration, mode["attention"], gpu_capability())
+    gpu = find_gpu()
+    capability = gpu.capability if gpu else (9, 0)  # an H100's
+    predicted = predict(shape_of(model), configuration, mode["attention"], capability)
     total = predicted.total()
     return {
         "configuration": configuration,
         "mode": mode,
-        "gpu": gpu_name(),
+        "gpu": gpu.name if gpu else None,
         "tokens": predicted.tokens,
         "parts": dataclasses.asdict(predicted),
         "before_bytes": before,
@@ -233,20 +236,6 @@ def allocated(*, reset: bool = False) -> int | None:
     if reset:
         torch.cuda.reset_peak_memory_stats()
     return peak
-
-
-def gpu_capability() -> tuple[int, int]:
-    """The card's compute capability; an H100's without a card."""
-    import torch
-
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-
-
-def gpu_name() -> str | None:
-    """The card's name; None without one."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":
