@@ -71,6 +71,10 @@ class Rows:
     notes: tuple[str, ...] = ()
     drawn: tuple[tuple[int, ...], frozenset[int]] = ((), frozenset())
 
+    def changed(self, change: Callable[[Row], Row]) -> Rows:
+        """Return the rows with each of them changed."""
+        return dataclasses.replace(self, train=[*map(change, self.train)], heldout=[*map(change, self.heldout)])
+
 
 def load_rows(
     config: DataConfig, task: str, seed: int, *, given: Collection[str] = ("train_rows", "heldout_rows")
@@ -231,9 +235,7 @@ def as_messages(rows: Rows, config: DataConfig) -> Rows:
             return row
         return build_example(row, "", style=config.prompt_style, system_prompt=config.system_prompt)
 
-    return dataclasses.replace(
-        rows, train=[told(row) for row in rows.train], heldout=[told(row) for row in rows.heldout]
-    )
+    return rows.changed(told)
 
 
 def _used(row: Any, task: str) -> Row:

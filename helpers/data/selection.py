@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from helpers.core.errors import DataError
 from helpers.core.settings import nearest
 from helpers.data.prompts import clean_references
 
-__all__ = ["clean_rows"]
+__all__ = ["clean_row"]
 
 
 def choose_categories(indices: Sequence[int], category_of: Callable[[int], Any], wanted: str | None) -> list[int]:
@@ -59,11 +58,6 @@ def in_proportion(indices: Sequence[int], category_of: Callable[[int], Any]) -> 
     return sorted(indices, key=place.__getitem__)
 
 
-def clean_rows(rows: Any) -> Any:
-    """Return a `helpers.data.rows.Rows` without reference marks such as "[1]" in any text of any row."""
-
-    def clean(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: clean_references(text) if isinstance(text, str) else text for name, text in row.items()}
-
-    parts = {"train": [clean(row) for row in rows.train], "heldout": [clean(row) for row in rows.heldout]}
-    return dataclasses.replace(rows, **parts)
+def clean_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without reference marks such as "[1]" in any of its texts."""
+    return {name: clean_references(text) if isinstance(text, str) else text for name, text in row.items()}

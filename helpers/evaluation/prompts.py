@@ -37,7 +37,7 @@ from helpers.data.rows import (
     read_sample,
     rename_columns,
 )
-from helpers.data.selection import clean_rows
+from helpers.data.selection import clean_row
 from helpers.evaluation.adapter import AdapterSource
 from helpers.evaluation.config import EvaluationConfig
 from helpers.evaluation.records import Prompt
@@ -302,7 +302,7 @@ def _own_rows(source: AdapterSource, training: RunConfig, *, needed: bool) -> tu
         return None, [note], True
     recorded = source.run.manifest().get("data_fingerprint")
     for clean in (False, True):  # dolly_business removes reference marks before it trains
-        version = clean_rows(rows) if clean else rows
+        version = rows.changed(clean_row) if clean else rows
         told = as_messages(version, training.data)
         if recorded in (None, data_fingerprint(told.train, told.heldout, training.task)):
             train, shown = _exchanges(version.train, training.task, "training rows")

@@ -10,7 +10,7 @@ import pytest
 from helpers.core.config import DataConfig
 from helpers.core.errors import DataError
 from helpers.data.rows import Rows, load_rows
-from helpers.data.selection import choose_categories, clean_rows, in_proportion
+from helpers.data.selection import choose_categories, clean_row, in_proportion
 
 
 class TestChooseCategories:
@@ -99,13 +99,13 @@ class TestCleanRows:
     def test_marks_are_removed_everywhere(self):
         """Context and response lose their marks, in both parts."""
         row = {"instruction": "Who?", "context": "Founded in 1901.[2] Sold in 1950. [3]", "response": "Anna.[1]"}
-        cleaned = clean_rows(Rows([row], [row], "test", 2))
+        cleaned = Rows([row], [row], "test", 2).changed(clean_row)
         assert cleaned.train[0]["context"] == "Founded in 1901. Sold in 1950."
         assert cleaned.heldout[0]["response"] == "Anna."
 
     def test_the_bundled_rows_have_some(self):
         """The bundled Dolly rows carry marks for the cleaning to find."""
         rows = load_rows(DataConfig(dataset_name="sample", train_rows=0, heldout_rows=40), "dolly", seed=1)
-        cleaned = clean_rows(rows)
+        cleaned = rows.changed(clean_row)
         assert sum(a != b for a, b in zip(rows.train, cleaned.train, strict=True)) == 10
         assert sum(a != b for a, b in zip(rows.heldout, cleaned.heldout, strict=True)) == 3
