@@ -19,7 +19,7 @@ from helpers.core.text import format_bytes
 from helpers.export.folders import RECORD, open_weights, record_export, tensor_files, weight_bytes
 from helpers.export.gain import GainKept, HeldOut, share_of_gain_kept
 from helpers.export.loadable import find_faults
-from helpers.export.reference import Reference, measure_reference
+from helpers.export.reference import Reference
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 from helpers.export.verdict import Verification, judge_answers, judge_base, judge_distance, judge_tokenizer
 from helpers.model.distance import Check, Distance, add_distances, measure_distance
@@ -37,7 +37,7 @@ def verify_adapter(
     tokenizer: Any,
     folder: Path | str,
     *,
-    reference: Reference | None = None,
+    reference: Reference,
     base: str | None = None,
     heldout: HeldOut | None = None,
     base_16bit: str | None = None,
@@ -49,7 +49,6 @@ def verify_adapter(
 
     Args:
         folder: What `save_adapter` wrote.
-        reference: From `measure_reference`; measured here if not given.
         base: Folder or hub id of the base model; by default the one that PEFT knows.
         heldout: Held-out rows with their losses, to say how much of the gain the export keeps.
         base_16bit: Hub id of the base in 16 bit, to say the same of the adapter on that one; it is downloaded.
@@ -64,7 +63,6 @@ def verify_adapter(
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ExportError("adapter", f"a folder with {name}", str(folder), "Save the adapter first.")
-    reference = reference or measure_reference(model, tokenizer)
     base = base or model.active_peft_config.base_model_name_or_path
     result, logits = _ask_stranger("adapter", folder, model, reference, base, heldout)
     bare = measure_distance(reference.base, logits["base"])
@@ -84,7 +82,7 @@ def verify_merged(
     tokenizer: Any,
     folder: Path | str,
     *,
-    reference: Reference | None = None,
+    reference: Reference,
     heldout: HeldOut | None = None,
 ) -> Verification:
     """Reload the merged model in a fresh process and compare it with the model in memory; also weight by weight.
@@ -101,7 +99,6 @@ def verify_merged(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
-    reference = reference or measure_reference(model, tokenizer)
     stored, numbers, lost = _compare_weights(model, folder)
     result, logits = _ask_stranger("merged", folder, model, reference, heldout=heldout)
     moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)

@@ -85,22 +85,18 @@ class TestLikelihood:
     """The first question."""
 
     @pytest.mark.parametrize(
-        ("values", "held_out", "outcome", "sentence"),
+        ("values", "outcome", "sentence"),
         [
-            (FALL, True, "better", "Held-out answers became more likely."),
-            ([-d for d in FALL], True, "worse", "Held-out answers became less likely."),
-            (FALL, False, "better", "The reference answers became more likely."),
-            (UNCLEAR, True, "cannot tell", "Cannot tell whether held-out answers became more likely."),
-            (FALL[:8], True, "cannot tell", "Cannot tell whether held-out answers became more likely."),
-            ([0.0] * 20, True, "cannot tell", "Held-out answers are as likely as before."),
+            (FALL, "better", "Held-out answers became more likely."),
+            ([-d for d in FALL], "worse", "Held-out answers became less likely."),
+            ([0.0] * 20, "cannot tell", "Held-out answers are as likely as before."),
         ],
-        ids=["fall", "rise", "unknown-rows", "unclear", "few", "same"],
+        ids=["fall", "rise", "same"],
     )
-    def test_the_interval_decides_where_the_rows_suffice(self, values, held_out, outcome, sentence):
-        """Held-out is only said of rows that are known to be."""
-        found = judge_likelihood(estimate(values), held_out=held_out)
+    def test_the_interval_decides_where_the_rows_suffice(self, values, outcome, sentence):
+        """In either direction."""
+        found = judge_likelihood(estimate(values), held_out=True)
         assert (found.outcome, found.sentence) == (outcome, sentence)
-        assert ("is not known" in found.basis) is not held_out
 
     def test_lopsided_rows_are_counted(self):
         """What is said of most rows is not said of their mean."""
@@ -150,34 +146,6 @@ class TestOtherTask:
         draws = 0.05 + 0.1 * (random.lognormal(0, 1, (1000, rows)) - np.exp(0.5))
         called = [judge_other_task(estimate(each), "dolly", held_out=True).outcome == "not worse" for each in draws]
         assert np.mean(called) <= 0.06 + 0.015
-
-
-class TestPreference:
-    """The second question."""
-
-    @pytest.mark.parametrize(
-        ("votes", "outcome", "words"),
-        [
-            ((9, 3, 1), "preferred", "Voters: its own answers are preferred."),
-            ((1, 0, 9), "not preferred", "Voters: its own answers are liked less."),
-            ((6, 0, 2), "cannot tell", "One side needs 8 of the 8 decided votes."),
-            ((3, 1, 0), "cannot tell", "So few could be chance."),
-            ((0, 2, 0), "cannot tell", "So few could be chance."),
-        ],
-    )
-    def test_the_sign_test_decides(self, votes, outcome, words):
-        """Ties do not count."""
-        found = judge_votes(*votes, pairs=13, cut=0)
-        assert found.outcome == outcome
-        assert words in f"{found.sentence} {found.basis}"
-
-    def test_answers_that_nobody_compared_are_not_judged(self):
-        """The sentence says how many pairs there are, and how many of them have no end."""
-        found = judge_votes(0, 0, 0, pairs=12, cut=11)
-        assert found.outcome == "cannot tell"
-        assert found.sentence == (
-            "Cannot tell whether its own answers are better (12 pairs, 11 with an answer cut at the length limit)."
-        )
 
 
 MORE, LOST = "Are held-out answers more likely?", "What was lost on dolly rows, which it was not trained on?"
@@ -333,11 +301,11 @@ WHOLE = [
         Verdict(OWN, "cannot tell", OPEN, "Votes: tuned 0, base 0, ties 1; 1 pair. So few could be chance."),
     ),
     (
-        judge_votes(0, 0, 0, pairs=2, cut=0),
+        judge_votes(0, 0, 0, pairs=12, cut=11),
         Verdict(
             OWN,
             "cannot tell",
-            "Cannot tell whether its own answers are better (2 pairs).",
+            "Cannot tell whether its own answers are better (12 pairs, 11 with an answer cut at the length limit).",
             "Nobody has compared them: read them, or vote on vote.html.",
         ),
     ),

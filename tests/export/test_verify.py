@@ -325,12 +325,12 @@ def test_dead_worker_is_an_export_error(tuned, reference, merged, monkeypatch):
         verify_merged(*tuned, merged, reference=reference)
 
 
-def test_folders_without_an_export_are_refused(tuned, tmp_path):
+def test_folders_without_an_export_are_refused(tuned, reference, tmp_path):
     """Verification of an empty folder says what is missing."""
     with pytest.raises(ExportError, match=r"adapter_config\.json"):
-        verify_adapter(*tuned, tmp_path)
+        verify_adapter(*tuned, tmp_path, reference=reference)
     with pytest.raises(ExportError, match=r"config\.json"):
-        verify_merged(*tuned, tmp_path)
+        verify_merged(*tuned, tmp_path, reference=reference)
 
 
 def test_reference_needs_an_adapter(tuned):
