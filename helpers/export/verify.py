@@ -22,7 +22,7 @@ from helpers.export.loadable import find_faults
 from helpers.export.reference import Reference
 from helpers.export.tensors import BaseTensor, base_tensors, refuse_unmergeable
 from helpers.export.verdict import Verification, judge_answers, judge_base, judge_distance, judge_tokenizer
-from helpers.model.distance import Check, Distance, add_distances, measure_distance
+from helpers.model.distance import Check, measure_distance
 from helpers.model.load import free_memory
 from helpers.model.scoring import RowScore
 
@@ -101,8 +101,8 @@ def verify_merged(
         raise ExportError("merged", "a folder with config.json", str(folder), "Merge first.")
     stored, numbers, lost = _compare_weights(model, folder)
     result, logits = _ask_stranger("merged", folder, model, reference, heldout=heldout)
-    moved = Distance(result["noise_rms"], 0.0, result["noise_largest"], 0.0, 1.0)
-    noise = add_distances(reference.noise, moved)
+    known = reference.noise  # independent of what rounding the weights does
+    noise = math.hypot(known.rms, result["noise_rms"]), known.largest + result["noise_largest"]
     numbers |= _kept(result, heldout)
     return _judge(tokenizer, reference, result, logits["export"], noise, (stored,), folder, lost, **numbers)
 

@@ -11,7 +11,6 @@ from typing import Any
 __all__ = [
     "Check",
     "Distance",
-    "add_distances",
     "input_device",
     "jitter_activations",
     "jitter_weights",
@@ -110,11 +109,6 @@ def measure_distance(first: Sequence[Any], second: Sequence[Any]) -> Distance:
     return Distance(
         apart.square().mean().sqrt().item(), apart.mean().item(), apart.max().item(), kl.item(), same.item()
     )
-
-
-def add_distances(first: Distance, second: Distance) -> tuple[float, float]:
-    """Return (rms, largest) of two independent disturbances together."""
-    return math.hypot(first.rms, second.rms), first.largest + second.largest
 
 
 @contextmanager
