@@ -25,6 +25,7 @@ from helpers.data.readers import read_file
 from helpers.data.selection import choose_categories, in_proportion
 
 __all__ = [
+    "DrawnRows",
     "Row",
     "Rows",
     "as_messages",

@@ -22,7 +22,9 @@ from helpers.core.errors import RunError
 from helpers.core.files import write_bytes, write_text
 from helpers.core.runs import RunDirectory
 from helpers.data.chat_templates import ChatTemplate
+from helpers.data.rows import DrawnRows
 from helpers.model.smollm2 import smollm2_folder
+from helpers.training.machine import Machine, StepLayout
 from helpers.training.program import TRAINING, Cell, find_program, read_cells
 from helpers.training.script_cells import write_cells
 from helpers.training.script_text import find_names
@@ -187,20 +189,23 @@ def script_values(namespace: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: The run's, which the script does not read.
     """
     values, count = {**namespace, "checkpoints": _Checkpoints()}, place().count
-    layout, machine = namespace["layout"], namespace["machine"]
     unneeded = (*_SHOWN, *_ALONE) if count > 1 else _SHOWN
-    parts = ("loading", "sft")
-    given = {part: {k: v for k, v in getattr(machine, part).items() if k not in unneeded} for part in parts}
-    values["machine"] = dataclasses.replace(machine, **given)
-    values["layout"] = dataclasses.replace(layout, gradient_accumulation=layout.gradient_accumulation * count)
+    for name, value in namespace.items():
+        match value:
+            case Machine():
+                parts = (value.loading, value.sft)
+                loading, sft = ({k: v for k, v in part.items() if k not in unneeded} for part in parts)
+                values[name] = dataclasses.replace(value, loading=loading, sft=sft)
+            case StepLayout():
+                accumulation = value.gradient_accumulation * count
+                values[name] = dataclasses.replace(value, gradient_accumulation=accumulation)
+            case DrawnRows(source={"data_files": dict(files)}):
+                files = {part: file.removeprefix(f"{folder}/") for part, file in files.items()}
+                values[name] = dataclasses.replace(value, source={**value.source, "data_files": files})
+            case ChatTemplate():
+                values[name] = template_recipes(value)
     if namespace["config"].model.model_name == _SMALL_MODEL:
         values["base"] = _SMALL_MODEL
-    if drawn := namespace.get("drawn"):
-        files = {part: name.removeprefix(f"{folder}/") for part, name in drawn.source.get("data_files", {}).items()}
-        source = drawn.source | ({"data_files": files} if files else {})
-        values["drawn"] = dataclasses.replace(drawn, source=source)
-    if "template" in namespace:
-        values["template"] = template_recipes(namespace["template"])
     return values
 
 

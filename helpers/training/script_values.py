@@ -82,10 +82,10 @@ class _Substitution(ast.NodeTransformer):
                 found = self._literal(name)
                 if found and _is_name(found[0]):
                     return self._replaced(node, f"{owner}.{found[0]}")
-            case ast.Call(ast.Attribute(attr="select"), [numbers]) if found := self._literal(numbers):
+            case ast.Call(ast.Attribute(attr="select"), [numbers], []) if found := self._literal(numbers):
                 source = self._source(found[0])
                 numbers = self._replaced(numbers, re.sub(r"^list\((range\(\d+\))\)$", r"\1", source))
-                return ast.Call(self.visit(node.func), [numbers], node.keywords)
+                return ast.Call(self.visit(node.func), [numbers], [])
         node.func, node.args = self.visit(node.func), [self.visit(each) for each in node.args]
         node.keywords = [new for each in node.keywords for new in self._argument(each)]
         return node

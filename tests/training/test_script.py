@@ -30,6 +30,7 @@ from helpers.training.script import (
     executed_cells,
     make_script,
     read_script,
+    script_values,
     template_recipes,
     write_script,
 )
@@ -410,6 +411,19 @@ class TestRun:
         assert not (tmp_path / "train.py").exists()
         write_script(run, namespace)
         assert read_script(run).startswith('"""')
+
+    def test_the_machine_s_values_become_those_of_one_process(self, tmp_path):
+        """What is only shown is left out; files of the run lie beside the script."""
+        files = {"train": str(tmp_path / "rows_train.jsonl"), "test": "/home/me/rows.jsonl"}
+        rows = SeededRows([0])
+        drawn = DrawnRows({"path": "json", "data_files": files}, "test", rows, rows, Rows([], [], "rows", 1))
+        machine = Machine("fp32", {"use_safetensors": True}, {"bf16": True, "disable_tqdm": True}, {})
+        namespace = {**notebook(), "drawn": drawn, "machine": machine, "base": "/home/me/smollm2"}
+        values = script_values(namespace, tmp_path)
+        assert values["drawn"].source["data_files"] == {"train": "rows_train.jsonl", "test": "/home/me/rows.jsonl"}
+        assert (values["machine"].loading, values["machine"].sft) == ({"use_safetensors": True}, {"bf16": True})
+        assert (values["base"], values["checkpoints"].folder) == ("smollm2-135m", "checkpoints")
+        assert drawn.source["data_files"] == files
 
     def test_a_run_without_one_is_refused(self, tmp_path):
         """The remedy is to run the notebook again."""
