@@ -477,14 +477,16 @@ items, key = prepare_vote(run, comparison, overview)
 print(f"{len(items)} pairs to vote on: {run.shown('vote.html')}\n{warn_of_cut_pairs(overview)}")
 
 # %% [markdown]
-# The reveal. Each prompt counts once, however many people voted, and ties do not count. *Krippendorff's alpha* says how
-# far voters agree beyond chance: 0 is chance, 1 full agreement.
+# The reveal: the second verdict, now with votes. Each prompt counts once, however many people voted, and ties do not count.
+# *Krippendorff's alpha* says how far voters agree beyond chance: 0 is chance, 1 full agreement.
 
 # %% tags=["main"]
 from helpers.evaluation.votes.vote import count_votes, describe_votes
 
 votes = count_votes(config.votes_files(), key)
 overview = look_over(comparison, votes)
+for verdict in overview.verdicts[1:2]:  # there is none if both arms are the base model
+    print(textwrap.fill(f"{verdict.question} {verdict.outcome}. {verdict.basis}", 100))
 print(describe_votes(votes))
 
 # %% [markdown]

@@ -185,6 +185,26 @@ class TestSideBySideNotebook:
         assert [name for name in sorted(names) if not (comparison / name).is_file()] == []
         assert read_json(comparison / "manifest.json")["state"] == "complete"
 
+    def test_votes_are_revealed_when_it_runs_again(self, runs, comparison, lines):
+        """Two people of one name, in two files, are two voters, and the reveal names wins, losses and ties."""
+        items = read_json(comparison / "vote_key.json")["items"]
+        files = [runs.parent / f"votes-kim{again}.csv" for again in ("", " (1)")]
+        for file, choice in zip(files, ("a", "tie"), strict=True):
+            rows = [f"{each},{choice},,,,Kim,1" for each in items]
+            file.write_text(
+                "\n".join(["item_id,choice,concrete,on_topic,structure,voter,seconds", *rows]), encoding="utf-8"
+            )
+        given = {"preset": "smoke", "adapter_dir": "tiny", "arms": "base,tuned", "max_new_tokens": 8, "prompt_count": 3}
+        given |= {"reference_rows": 8, "answered_rows": 2, "votes_file": ",".join(map(str, files))}
+        run_notebook("side_by_side_eval", given, run_name="comparison", report=lines.append)
+        cells = read_json(comparison / "notebook.ipynb")["cells"]
+        cell = next(each for each in cells if "count_votes(" in "".join(each["source"]))
+        said = "".join("".join(output.get("text", [])) for output in cell["outputs"])
+        assert re.search(
+            r"Are the tuned model's answers preferred\? cannot tell\. Votes: tuned \d, base \d, ties \d; 5 pairs", said
+        )
+        assert "Kim (votes-kim (1)) judged " in said
+
 
 class TestComparisonAlone:
     """`side_by_side_eval` opened first, as by its badge, where nothing was trained."""

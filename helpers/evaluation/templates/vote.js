@@ -111,7 +111,7 @@
     var link = document.createElement("a");
     var name = state.voter.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "") || "voter";
     link.href = URL.createObjectURL(new Blob(["\ufeff" + table()], { type: "text/csv;charset=utf-8" }));
-    link.download = "votes-" + name + ".csv";
+    link.download = "votes-" + name + "-" + state.mark + ".csv";
     document.body.appendChild(link);
     link.click();
     link.remove();
@@ -130,7 +130,8 @@
 
   find("begin").addEventListener("submit", function (event) {
     event.preventDefault();
-    state.voter = find("voter").value.trim() || "voter-" + Math.random().toString(36).slice(2, 8);
+    state.mark = state.mark || Math.random().toString(36).slice(2, 6);  // two voters of one name, two files
+    state.voter = find("voter").value.trim() || "voter-" + state.mark;
     show(state.place);
   });
   find("back").addEventListener("click", function () { show(state.place - 1); });
