@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -142,16 +143,22 @@ USED = {
 
 
 NOTEBOOKS = HELPERS.parent / "notebooks"
-USES = calls_into(HELPERS, LIBRARIES) | calls_into(NOTEBOOKS, LIBRARIES)
-"""What the package and the notebooks call, with which keywords, and where."""
-
 TRAINING = HELPERS / "training"
-SETTINGS = (
-    {keyword for name, keyword, _ in USES if name == "trl.SFTConfig" and keyword}
-    | keys_of(TRAINING / "machine.py", "fit_machine", "sft")
-    | keys_of(TRAINING / "tracking.py", "tracking_arguments")
-)
-"""What the trainer is told."""
+
+
+@cache
+def uses():
+    """Return what the package and the notebooks call, with which keywords, and where."""
+    return calls_into(HELPERS, LIBRARIES) | calls_into(NOTEBOOKS, LIBRARIES)
+
+
+def settings():
+    """Return what the trainer is told."""
+    return (
+        {keyword for name, keyword, _ in uses() if name == "trl.SFTConfig" and keyword}
+        | keys_of(TRAINING / "machine.py", "fit_machine", "sft")
+        | keys_of(TRAINING / "tracking.py", "tracking_arguments")
+    )
 
 
 DICTIONARIES = ("datasets.DatasetDict",)
@@ -165,7 +172,7 @@ def what_moved(read=USED):
         read: What is read without being imported or called.
     """
     moved = []
-    for name, keyword, where in sorted(USES, key=str):
+    for name, keyword, where in sorted(uses(), key=str):
         places = IMPORTED.get(name, ())
         found = [node for place in places for node in definitions(place)]
         if not found:
@@ -177,7 +184,7 @@ def what_moved(read=USED):
         moved += [] if found else [f"{place} is gone"]
         moved += [f"{place} has no {each}" for each in keywords if found and not any(takes(n, each) for n in found)]
     known = [node for place in SFT for node in definitions(place)]
-    return moved + [f"SFTConfig has no {each}" for each in sorted(SETTINGS) if not any(takes(n, each) for n in known)]
+    return moved + [f"SFTConfig has no {each}" for each in sorted(settings()) if not any(takes(n, each) for n in known)]
 
 
 def test_nothing_moved():
@@ -187,13 +194,13 @@ def test_nothing_moved():
 
 def test_every_import_is_named():
     """The table of imports has what package and notebooks import, and nothing that they do not."""
-    used = {name for name, _, _ in USES}
+    used = {name for name, _, _ in uses()}
     assert used == set(IMPORTED)
 
 
 def test_settings_are_found():
     """The settings that are checked are those of the trainer and of the trackers."""
-    assert {"max_length", "completion_only_loss", "packing", "optim", "report_to", "run_name", "project"} <= SETTINGS
+    assert {"max_length", "completion_only_loss", "packing", "optim", "report_to", "run_name", "project"} <= settings()
 
 
 def test_an_upgrade_unpacks_what_is_read():

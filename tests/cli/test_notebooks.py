@@ -445,8 +445,8 @@ class TestFailing:
         """The error names the cell and the limit; without one a cell may take as long as it likes."""
         monkeypatch.setenv("HELPERS_RUNS_DIR", str(tmp_path / "runs"))
         path = write_notebook(tmp_path / "bad.ipynb", "# Title", "while True:\n    pass", "print('never')")
-        with pytest.raises(CellError, match=r"^cell 3 of 4.*: expected a cell that ends within 2 s") as caught:
-            run_notebook(str(path), {}, run_name="bad", cell_timeout=2, report=[].append)
+        with pytest.raises(CellError, match=r"^cell 3 of 4.*: expected a cell that ends within 1 s") as caught:
+            run_notebook(str(path), {}, run_name="bad", cell_timeout=1, report=[].append)
         assert caught.value.remedy == "Raise --cell-timeout (0 for no limit) if it does need longer."
 
     def test_a_cell_that_was_not_run_is_a_failure(self):

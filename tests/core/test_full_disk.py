@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -51,6 +52,14 @@ from helpers.training.script import copy_inputs
 
 CURVE = {"train_loss": [[1, 2.0], [2, 1.9]], "eval_loss": [[0, 2.0], [2, 1.8]]}
 COMPARISON, MANY = plain_comparison(), plain_comparison(200)
+
+
+@functools.cache
+def overview():
+    """Return what there is to say of the many."""
+    return look_over(MANY)
+
+
 ROWS = [{"instruction": "x", "response": "y", "category": "a"}]
 
 
@@ -83,9 +92,9 @@ WRITES = {
     "vote.html": lambda path: write_vote_page(path, blind_items(COMPARISON, 1)[0], "x"),
     "vote_key.json": lambda path: write_key(path, blind_items(plain_comparison(200), 1)[1]),
     "comparison.json": lambda path: write_comparison(path, MANY),
-    "scores.csv": lambda path: write_scores(path, look_over(MANY).table),
-    "llm_comparator.json": lambda path: write_llm_comparator(path, MANY, look_over(MANY)),
-    "model_outputs.json": lambda path: write_alpaca_eval(path.parent, MANY, look_over(MANY)),
+    "scores.csv": lambda path: write_scores(path, overview().table),
+    "llm_comparator.json": lambda path: write_llm_comparator(path, MANY, overview()),
+    "model_outputs.json": lambda path: write_alpaca_eval(path.parent, MANY, overview()),
     "answers_cache.json": lambda path: AnswerCache(path, {}).add({"k": CachedAnswer("x" * 20_000, 1, "eos")}),
     "notebook.ipynb": save_notebook,
     "config.json": lambda path: write_json(path, {"x": "x" * 20_000}),
