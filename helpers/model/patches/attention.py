@@ -18,7 +18,7 @@ from typing import Any
 from helpers.core.choice import Choice
 from helpers.model.patches import UNSLOTH_TESTED
 from helpers.runtime.hardware import find_gpu, xformers_torch
-from helpers.runtime.lockfile import installed_versions
+from helpers.runtime.lockfile import installed_version
 
 __all__ = ["enable_varlen", "flash_varlen", "installed_attention", "loaded_attention"]
 
@@ -107,7 +107,8 @@ def installed_attention(
         The choice; "sdpa" where torch or unsloth is not installed.
     """
     if versions is None:
-        versions, xformers_built_for = installed_versions(), xformers_torch()
+        found = {name: installed_version(name) for name in ("torch", "unsloth", "flash-attn")}
+        versions, xformers_built_for = {name: version for name, version in found.items() if version}, xformers_torch()
     if missing := [name for name in ("torch", "unsloth") if name not in versions]:
         return Choice("sdpa", f"{missing[0]} is not installed")
     torch_version, built = versions["torch"], xformers_built_for or ""
