@@ -55,6 +55,18 @@ def hostile_page(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def plain_page(tmp_path_factory):
+    """The text of a report of a plain comparison."""
+    return report(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def example_page(tmp_path_factory):
+    """The text of a report of `example`."""
+    return report(tmp_path_factory.mktemp("example"), example())
+
+
 def example(**changes):
     """Make six prompts: p1 is truncated, p2 equal, p3 much longer, and tuning hurts p4 and p5."""
     comparison = plain_comparison(6)
@@ -100,37 +112,36 @@ def test_policy_lets_in_the_one_script(hostile_page):
     )
 
 
-def test_page_names_no_address(tmp_path):
+def test_page_names_no_address(plain_page):
     """A report of harmless texts holds no address of any host: fonts, styles and scripts are its own."""
-    page = report(tmp_path)
-    assert re.findall(r"(?:https?:|url\(|@import|//[a-z])", page) == []
+    assert re.findall(r"(?:https?:|url\(|@import|//[a-z])", plain_page) == []
 
 
-def test_reads_without_script(tmp_path):
+def test_reads_without_script(plain_page):
     """Without JavaScript all answers are visible; what is hidden is the toolbar and the theme button, which need it."""
-    page = Page(report(tmp_path))
+    page = Page(plain_page)
     assert [attrs["id"] for _, attrs in page.elements if "hidden" in attrs] == ["theme", "tools"]
     assert "plan a route before noon and check it p3" in page.said
 
 
-def test_every_control_has_a_name(tmp_path):
+def test_every_control_has_a_name(plain_page):
     """Inputs and selects stand inside labels, and buttons have text, so a screen reader can name them."""
-    text = report(tmp_path)
-    labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
-    assert len(labels) == len(re.findall(r"<(?:input|select)", text)) == 7
-    assert re.findall(r"<button[^>]*>(.*?)</button>", text) == ["Dark mode", "Reset"]
+    labels = re.findall(r"<label>.*?</label>", plain_page, re.DOTALL)
+    assert len(labels) == len(re.findall(r"<(?:input|select)", plain_page)) == 7
+    assert re.findall(r"<button[^>]*>(.*?)</button>", plain_page) == ["Dark mode", "Reset"]
 
 
-def test_verdict_comes_first(tmp_path):
+def test_verdict_comes_first(example_page):
     """The headline stands before the first table, the first table before the first answer."""
-    text = report(tmp_path, example())
-    places = [text.index(mark) for mark in ("<h1>", "Cannot tell whether held-out answers", "<table", 'class="card"')]
+    places = [
+        example_page.index(mark) for mark in ("<h1>", "Cannot tell whether held-out answers", "<table", 'class="card"')
+    ]
     assert places == sorted(places)
 
 
-def test_report_of_answers_alone_has_no_other_sections(tmp_path):
+def test_report_of_answers_alone_has_no_other_sections(plain_page):
     """Sections without content are left out."""
-    assert re.findall(r'<h2 id="(\w+)"', report(tmp_path)) == ["verdict", "measures", "prompts", "about"]
+    assert re.findall(r'<h2 id="(\w+)"', plain_page) == ["verdict", "measures", "prompts", "about"]
 
 
 def test_report_of_everything_has_all_sections(hostile_page):
@@ -139,24 +150,24 @@ def test_report_of_everything_has_all_sections(hostile_page):
     assert ids == ["verdict", "votes", "measures", "figures", "hurt", "prompts", "about"]
 
 
-def test_each_measure_is_defined_where_it_stands(tmp_path):
+def test_each_measure_is_defined_where_it_stands(example_page):
     """A line under its name."""
-    text = report(tmp_path, example())
-    assert 'NLL with EOS, nats/token<span class="meaning">Mean -log p of the reference' in text
-    assert "6 more measures, described and not judged" in text
+    assert 'NLL with EOS, nats/token<span class="meaning">Mean -log p of the reference' in example_page
+    assert "6 more measures, described and not judged" in example_page
 
 
-def test_what_a_verdict_rests_on_is_folded_under_it(tmp_path):
+def test_what_a_verdict_rests_on_is_folded_under_it(example_page):
     """Its outcome, with a sign and not with colour alone, and its figures."""
-    page = report(tmp_path, example())
-    assert re.search(r'<span class="state cannot-tell"><span aria-hidden="true">○ </span>cannot tell</span>', page)
-    assert "5 independent rows are too few, 12 are needed. NLL with EOS:" in page
-    assert "How to read this" in page[: page.index("<table")]
+    assert re.search(
+        r'<span class="state cannot-tell"><span aria-hidden="true">○ </span>cannot tell</span>', example_page
+    )
+    assert "5 independent rows are too few, 12 are needed. NLL with EOS:" in example_page
+    assert "How to read this" in example_page[: example_page.index("<table")]
 
 
-def test_a_page_has_one_minus_sign(tmp_path):
+def test_a_page_has_one_minus_sign(example_page):
     """No hyphen stands before a number that is shown."""
-    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", report(tmp_path, example()), flags=re.DOTALL)
+    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", example_page, flags=re.DOTALL)
     assert re.findall(r"(?<![\w-])-\d", text) == []
     assert "\u2212" in text
 
@@ -327,9 +338,9 @@ def test_nothing_runs_and_nothing_overflows(hostile_page, tmp_path, width):
 
 
 @needs_chromium
-def test_policy_stops_what_escaping_would_miss(tmp_path):
+def test_policy_stops_what_escaping_would_miss(plain_page, tmp_path):
     """A payload planted past the escaping does not run, while the page's own script does its work."""
-    page = report(tmp_path)
+    page = plain_page
     payload = f'<script>{RUN}</script><img src="data:," onerror="{RUN}"><a id="a" href="javascript:{RUN}">x</a>'
     page = page.replace("<main>", f"<main>{payload}", 1)
     script = "var find = document.getElementById.bind(document); find('a').click();"
@@ -371,10 +382,9 @@ return found;
 
 
 @needs_chromium
-def test_filters_orders_and_theme_work(tmp_path):
+def test_filters_orders_and_theme_work(example_page, tmp_path):
     """Each control does what its label says; marks differ in line style, not in colour alone."""
-    page = report(tmp_path, example())
-    assert run_in_page(page, BEHAVE, tmp_path, keep_policy=True, width=1280) == {
+    assert run_in_page(example_page, BEHAVE, tmp_path, keep_policy=True, width=1280) == {
         "all": "p0 p1 p2 p3 p4 p5",
         "search": "p4",
         "count": "1 of 6 prompts shown",
