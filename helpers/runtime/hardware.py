@@ -38,7 +38,6 @@ __all__ = [
     "choose_precision",
     "describe_hardware",
     "find_gpu",
-    "held_bytes",
     "loader_options",
     "own_cards",
     "precision_of",
@@ -122,10 +121,13 @@ def where() -> Literal["colab", "kaggle", "local"]:
     return "colab" if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules else "local"
 
 
-def find_gpu() -> Gpu | None:
+def find_gpu(*, held_is_free: bool = False) -> Gpu | None:
     """The GPU that training would use; None without one. Imports torch and opens a CUDA context.
 
     Where a model is split over all cards (`split_share`), they count as one with the memory of all.
+
+    Args:
+        held_is_free: Whether what this process holds already counts as free; a card never has more than its share.
 
     Raises:
         StackError: torch is not installed.
@@ -136,10 +138,14 @@ def find_gpu() -> Gpu | None:
         raise StackError("torch", "torch to be installed", None, "Install it first, as pytorch.org says.") from error
     if not torch.cuda.is_available():
         return None
-    own = torch.cuda.current_device()  # the first one, or what `helpers.core.distributed.join` chose
-    free, total = _pool([torch.cuda.mem_get_info(card) for card in own_cards()], split_share() or 1.0)
-    name, (major, minor) = torch.cuda.get_device_name(own), torch.cuda.get_device_capability(own)
-    return Gpu(name, (major, minor), total, free, torch.cuda.device_count())
+    first = torch.cuda.current_device()  # the first one, or what `helpers.core.distributed.join` chose
+    share, cards = split_share() or 1.0, own_cards()
+    memory = [torch.cuda.mem_get_info(card) for card in cards]
+    held = [torch.cuda.memory_reserved(card) if held_is_free else 0 for card in cards]
+    usable = [int(share * total) for _, total in memory]
+    free = sum(min(free + own, most) for (free, _), own, most in zip(memory, held, usable, strict=True))
+    name, (major, minor) = torch.cuda.get_device_name(first), torch.cuda.get_device_capability(first)
+    return Gpu(name, (major, minor), sum(usable), free, torch.cuda.device_count())
 
 
 def choose_precision(capability: tuple[int, int] | None) -> Literal["bf16", "fp16", "fp32"]:
@@ -341,44 +347,11 @@ def split_share() -> float | None:
     return share or None
 
 
-def _pool(memory: list[tuple[int, int]], share: float) -> tuple[int, int]:
-    """Return what the cards have together.
-
-    Args:
-        memory: (free, total) of each card, in bytes.
-        share: Of each card's total, how much is used at most.
-
-    Returns:
-        (free, total), in bytes.
-
-    Example:
-        >>> _pool([(70, 80), (30, 80)], 0.5)
-        (70, 80)
-    """
-    return sum(min(free, int(share * total)) for free, total in memory), sum(int(share * each) for _, each in memory)
-
-
 def own_cards() -> list[int]:
     """Return the numbers of the cards that this process uses: all for a model that is split, else its own."""
     import torch
 
     return list(range(torch.cuda.device_count())) if split_share() else [torch.cuda.current_device()]
-
-
-def held_bytes() -> int:
-    """Return what this process could use beyond the free memory of its cards because it holds it already, in bytes.
-
-    With what it holds and what is free, a card counts up to its share.
-    """
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return 0
-    share, cards = split_share() or 1.0, own_cards()
-    memory = [torch.cuda.mem_get_info(card) for card in cards]
-    own = [torch.cuda.memory_reserved(card) for card in cards]
-    with_own = [(free + held, total) for (free, total), held in zip(memory, own, strict=True)]
-    return _pool(with_own, share)[0] - _pool(memory, share)[0]
 
 
 def loader_options() -> dict[str, Any]:

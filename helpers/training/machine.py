@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from helpers.memory.layout import plan_layout
 from helpers.memory.plan import choose_optimizer
 from helpers.model.load import model_source
 from helpers.model.patches.attention import loaded_attention
-from helpers.runtime.hardware import TORCH_NAMES, Gpu, choose_precision, find_gpu, held_bytes, loader_options
+from helpers.runtime.hardware import TORCH_NAMES, Gpu, choose_precision, find_gpu, loader_options
 from helpers.training.tracking import tracking_arguments
 
 __all__ = ["base_model", "fit_layout", "fit_machine"]
@@ -124,8 +124,11 @@ class StepLayout:
     lora: dict[str, Any]
 
 
+_find_gpu = functools.partial(find_gpu, held_is_free=True)  # what is held already is part of the prediction
+
+
 def fit_layout(
-    config: RunConfig, lengths: Sequence[int], run: RunDirectory, *, find: Callable[[], Gpu | None] = find_gpu
+    config: RunConfig, lengths: Sequence[int], run: RunDirectory, *, find: Callable[[], Gpu | None] = _find_gpu
 ) -> StepLayout:
     """Choose how the rows of an optimizer step are laid out on this machine's GPU, the fastest way that fits; say why.
 
@@ -143,9 +146,8 @@ def fit_layout(
         StackError: Nothing fits.
     """
     processes, gpu, attention = place().count, find(), "sdpa"
-    if gpu is not None:  # what this process holds already is part of the prediction
+    if gpu is not None:
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention).name
-        gpu = dataclasses.replace(gpu, free_bytes=gpu.free_bytes + held_bytes())
     own = local_config(config, processes)
     own, reasons = on_main(lambda: plan_layout(own, gpu, lengths, chosen=attention, processes=processes))
     print("\n".join(reasons))

@@ -15,7 +15,7 @@ from helpers.core.errors import ConfigError, HelpersError, RunError, StackError
 from helpers.core.runs import RunDirectory
 from helpers.model.decoding.support import unsupported
 from helpers.runtime import hardware
-from helpers.runtime.hardware import SPLIT, Gpu, held_bytes, loader_options, own_cards, split_share
+from helpers.runtime.hardware import SPLIT, Gpu, loader_options, own_cards, split_share
 from helpers.training.failures import explained
 from helpers.training.machine import fit_layout
 
@@ -75,7 +75,7 @@ def hold(monkeypatch, total, *cards):
 
 def usable():
     """Return the memory that a layout is planned with, in GiB."""
-    return (hardware.find_gpu().free_bytes + held_bytes()) / GIB
+    return hardware.find_gpu(held_is_free=True).free_bytes / GIB
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,6 @@ def test_what_is_held_counts_on_each_card(two_cards, monkeypatch, share, total, 
     monkeypatch.setenv(SPLIT, share)
     hold(monkeypatch, total, *cards)
     assert usable() == pytest.approx(expected, abs=0.01)
-
-
-def test_nothing_is_held_before_a_card_is_opened():
-    """No card is asked, which would open it."""
-    assert held_bytes() == 0
 
 
 def test_a_model_of_70b_fits_on_two_cards(two_cards, monkeypatch, tmp_path, capsys):
