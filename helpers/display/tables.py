@@ -130,8 +130,10 @@ def plot_losses(metrics: Mapping[str, Any], path: Path | str) -> Picture:
     axes.plot(steps, losses, color=NEITHER, linewidth=1.2, label="training rows, one step each")
     held_steps, held = zip(*metrics["eval_loss"], strict=True)
     axes.plot(held_steps, held, color=LEARNED, marker="o", linewidth=2, label="held-out rows")
-    for step, loss, side in ((held_steps[0], held[0], "left"), (held_steps[-1], held[-1], "right")):
-        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 9), "ha": side}
+    ends = ((held_steps[0], held[0], held[1:2], "left"), (held_steps[-1], held[-1], held[-2:-1], "right"))
+    for step, loss, beside, side in ends:
+        below = bool(beside) and loss < beside[0]  # clear of the line
+        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, -19 if below else 9), "ha": side}
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # the grey line may pass here
         axes.annotate(f"{loss:.3f}", (step, loss), **place, color=LEARNED, bbox=paper)
     axes.set_xlabel("optimizer step")

@@ -22,7 +22,7 @@
 # - to recognise rows that train without complaint and teach the wrong thing,
 # - what padding wastes, and what packing has to get right.
 #
-# **What it needs.** No GPU. About 25 minutes. Exercise 2 uses the tokenizer of a small real model, which a first run
+# **What it needs.** No GPU. About 30 minutes. Exercise 2 uses the tokenizer of a small real model, which a first run
 # unpacks in about a minute.
 #
 # Each exercise ends with a check. Replace the three dots with your answer, run that cell, then the check, as often as you
