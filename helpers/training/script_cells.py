@@ -53,6 +53,8 @@ class _Statement(NamedTuple):
     text: str
     names: Names
     above: Sequence[str] = ()
+    plain: bool = False
+    """Whether it only defines a function."""
 
 
 def write_cells(cells: Sequence[Cell], namespace: Mapping[str, Any]) -> str:
@@ -87,9 +89,7 @@ class _Writer:
             for node in [] if core else text.body:
                 self._note(node)
         used = {name for part in parts for each in part for name in each.names.read}
-        parts = [
-            [each for each in part if each.names.bound & used or not each.text.startswith("def ")] for part in parts
-        ]
+        parts = [[each for each in part if each.names.bound & used or not each.plain] for part in parts]
         used = {name for part in parts for each in part for name in each.names.read}
         for name in sorted(self.unbound.keys() & used):
             if not self._is(name, "script"):
@@ -149,7 +149,7 @@ class _Writer:
         match node:
             case ast.Call(ast.Name("print" | "display" as name), arguments, []) if name not in self.origin:
                 shown = arguments
-        return not any(isinstance(each, ACTING) for part in shown for each in ast.walk(part))
+        return not any(map(_acts, shown))
 
     def _is_made(self, node: ast.Assign, values: Mapping[str, Any]) -> bool:
         """Say whether names alone are bound, to what this package returns or to a value that cannot be a literal."""
@@ -181,7 +181,8 @@ class _Writer:
             if name in self.origin and not self._is(name, "script") and not _binds_surely(new, name):
                 raise _refusal(name, "a name that no other cell binds", node)
             self.origin[name] = "script"
-        return [*self._making(lines), _Statement(text.statement(node, new), names, text.above(node))]
+        plain = isinstance(node, ast.FunctionDef) and not node.decorator_list and not _acts(node.args)
+        return [*self._making(lines), _Statement(text.statement(node, new), names, text.above(node), plain)]
 
     def _making(self, lines: Sequence[str]) -> Iterator[_Statement]:
         """Yield the lines that make values, each once and the imports apart."""
@@ -234,6 +235,11 @@ class _Writer:
                 del plain.body[0]
                 text.cut(*(text.span(each)[0] for each in whole.body[:2]))
             written[name] = text.statement(whole, plain)
+
+
+def _acts(node: ast.AST) -> bool:
+    """Say whether a node may do more than give a value."""
+    return any(isinstance(each, ACTING) for each in ast.walk(node))
 
 
 def _binds_surely(node: ast.stmt, name: str) -> bool:

@@ -105,6 +105,7 @@ class TestRules:
             ("a = cfg.sizes\nx = f(a)", "x = f([3, 1])"),
             ("cfg = 3\nx = f(cfg)", "cfg = 3\nx = f(cfg)"),
             ("def g(cfg):\n    return cfg.rate", ""),
+            ("def g(a=f()):\n    return a", "def g(a=f()):\n    return a"),
             ("def g(cfg):\n    return cfg.rate\nx = g(1)", "def g(cfg):\n    return cfg.rate\n\n\nx = g(1)"),
             ("@f\ndef g(a=cfg.rate):\n    # b\n\n    return a", "@f\ndef g(a=0.5):\n    # b\n\n    return a"),
             ("# one\n\n# two\nx = f(1)  # noqa: S101\n\n\ny = 1", "# one\n# two\nx = f(1)\n\ny = 1"),
