@@ -82,6 +82,7 @@ def imagine_cards(monkeypatch):
 
     def imagine(*memory, name="NVIDIA H100", capability=(9, 0)) -> dict[int, float]:
         import torch
+        from transformers import TrainerCallback  # noqa: F401 - imported later, it would look for what these cards lack
 
         limits: dict[int, float] = {}
         cuda = {

@@ -132,12 +132,14 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
             _seed_dropout(config.train.seed)
         stack.enter_context(quick_steps(trainer))
         mode = training_mode(trainer, config)
-        if mode["adapters"] == "fused":
-            stack.enter_context(fused_adapters(trainer.model))
+        fused = mode["adapters"] == "fused"
+        taken = stack.enter_context(fused_adapters(trainer.model)) if fused else set[str]()
         if mode["graphs"]:
             record.graphs = _graphed_layers(trainer, config, record.lengths)
             stack.enter_context(record.graphs.installed())
         yield
+        if fused and not taken and record.counter.passed:
+            record.result.mode |= {"adapters": "separate", "adapters_reason": "Unsloth compiled these layers"}
 
 
 def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> GraphedLayers:

@@ -415,6 +415,7 @@ class TestCommit:
         """The package in a checkout with one commit."""
         made = copied_to(tmp_path / "checkout")
         git(tmp_path / "checkout", "init", "--quiet")
+        (tmp_path / "checkout/.git/info/exclude").write_text("__pycache__/")
         git(tmp_path / "checkout", "add", "helpers/core/runs.py")
         git(tmp_path / "checkout", "commit", "--quiet", "--message", "All there is")
         return made

@@ -117,9 +117,9 @@ class TestNumbers:
         """In float64, with another scale for each projection, up to rounding; Unsloth's function is not called."""
         group, count = projections(name), getattr(kernels, name)
         wanted = outputs_and_gradients(lambda x: plain(name, x, group), group)
-        with fused_adapters(TRAINED, kernels):
+        with fused_adapters(TRAINED, kernels) as taken:
             found = outputs_and_gradients(lambda x: getattr(kernels, name).apply(x, *arguments(name, group)), group)
-        assert count.calls == 0
+        assert (count.calls, taken) == (0, {name})
         assert near(found, wanted, rtol=1e-10, atol=1e-10)
         assert all(each.abs().max() > 0 for each in found[1])
 
@@ -182,8 +182,9 @@ class TestNumbers:
             (TRAINED, packed, ()),
             (TRAINED, bare, ()),
         ):
-            with fused_adapters(model, kernels):
+            with fused_adapters(model, kernels) as taken:
                 getattr(kernels, name).apply(x, *arguments(name, given, more))
+            assert not taken
         assert count.calls == 6
 
     def test_afterwards_unsloths_are_back(self, kernels, name):

@@ -121,7 +121,9 @@ def test_adapter_products_are_taken_together_where_the_card_gains(monkeypatch, i
     model = SimpleNamespace(parameters=lambda: [])
     trainer = SimpleNamespace(args=args, model=model, training_step=len, _inner_training_loop=len)
     config = build_config("alpaca", preset="colab-t4")
-    checkpoints = SimpleNamespace(config=config, record=SimpleNamespace(counter=None), run=None, close=lambda: None)
+    checkpoints = SimpleNamespace(
+        config=config, record=SimpleNamespace(counter=SimpleNamespace(passed=0)), run=None, close=lambda: None
+    )
     with speed.fast_training(trainer, checkpoints):
         assert (kernels.LoRA_MLP != "theirs") is replaced
     assert set(vars(kernels).values()) == {"theirs"}

@@ -65,11 +65,11 @@ def choose_adapters(config: RunConfig, gpu: Gpu | None, *, unsloth_version: str 
 
 
 @contextmanager
-def fused_adapters(model: Any, kernels: Any = None) -> Iterator[None]:
+def fused_adapters(model: Any, kernels: Any = None) -> Iterator[set[str]]:
     """Take the adapter's products together inside the block while the model trains; afterwards all is as before.
 
-    Evaluation inside the block, compiled layers, and projections that have no adapter, a bias, dropout, or weights in
-    another format than NF4 or the activations' own take Unsloth's way.
+    Yields the names of Unsloth's functions whose products were taken together so far. Evaluation, compiled layers, and
+    projections without adapter, with bias or dropout, or of other weights than NF4 or x's own type take Unsloth's way.
 
     Args:
         kernels: The module with Unsloth's three functions; by default `unsloth.kernels.fast_lora`.
@@ -78,18 +78,19 @@ def fused_adapters(model: Any, kernels: Any = None) -> Iterator[None]:
         from unsloth.kernels import fast_lora
 
         kernels = fast_lora
+    taken: set[str] = set()
     with ExitStack() as stack:
-        for name, form in _FORMS.items():
-            apply = _replacement(form, getattr(kernels, name), model, kernels)
+        for name in _FORMS:
+            apply = _replacement(name, getattr(kernels, name), model, kernels, taken)
             stack.enter_context(replaced_method(kernels, name, SimpleNamespace(apply=apply)))
-        yield
+        yield taken
 
 
-def _replacement(form: tuple[int, int, int], original: Any, model: Any, kernels: Any) -> Callable[..., Any]:
+def _replacement(name: str, original: Any, model: Any, kernels: Any, taken: set[str]) -> Callable[..., Any]:
     """Return an `apply` that takes the fused way where it holds, and Unsloth's elsewhere."""
     import torch
 
-    projections, gates, inplace = form
+    projections, gates, inplace = _FORMS[name]
     function = _functions()[bool(gates)]
 
     def apply(x: Any, *args: Any) -> Any:
@@ -98,6 +99,7 @@ def _replacement(form: tuple[int, int, int], original: Any, model: Any, kernels:
         may, more = more[:inplace], more[inplace:]
         if torch.compiler.is_compiling() or not model.training or not _plain(x, flat, more):
             return original.apply(x, *args)
+        taken.add(name)
         overwrite = any(may) and not kernels._rms_layernorm._SAVE_OUTPUT  # a norm may have kept x for itself
         return function.apply(x, kernels, overwrite, *kernel, *flat)
 
