@@ -15,12 +15,13 @@ TORCH := torch==2.13.0
 # plugin nbval, which takes a second to load, is for one test, which starts it in a process of its own.
 TESTS := -n 2 --dist loadfile --no-loadscope-reorder -p no:nbval
 
-# uv installs the same versions in a third of the time; it takes its indexes from the variables that pip reads, too.
+# uv installs the same versions faster; it takes its indexes from the variables that pip reads, too. Like pip it compiles:
+# compiled during the tests, where warnings are errors, torchao's strings would stop them.
 UV := $(shell command -v uv 2>/dev/null)
 FROM := $(if $(PIP_INDEX_URL),--index-url $(PIP_INDEX_URL)) $(foreach url,$(PIP_EXTRA_INDEX_URL),--extra-index-url $(url)) \
         $(foreach place,$(PIP_FIND_LINKS),--find-links $(place)) --index-strategy unsafe-best-match
 # From / it does not see pyproject.toml, whose overrides, made for the lock, leave torch out.
-INSTALL := $(if $(UV),$(UV) --directory / pip install -q --python "$(CURDIR)/$(RUN)" $(FROM),$(RUN) -m pip install -q)
+INSTALL := $(if $(UV),$(UV) --directory / pip install -q --compile-bytecode --python "$(CURDIR)/$(RUN)" $(FROM),$(RUN) -m pip install -q)
 
 .PHONY: demo test quick check readers doctor release clean
 
