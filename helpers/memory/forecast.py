@@ -102,16 +102,16 @@ class Forecast:
         return self.train_seconds + self.heldout_seconds
 
     def describe(self) -> str:
-        """Say it in a sentence, with what it rests on."""
-        basis = f"{self.efficiency:.0%} of it assumed"
+        """Say it in two sentences: how long, and what that rests on."""
+        measured = f"{format_minutes(self.heldout_seconds)} of it to measure held-out losses"
+        basis = "no run of this model has finished here yet"
         if self.runs:
             runs = f"{self.runs} earlier run{'s' if self.runs > 1 else ''}"
-            basis += f", and {self.ratio:.2f} times as long, as {runs} took here"
-        else:
-            basis += ", since no run of this model has finished here yet"
+            basis = f"times {self.ratio:.2f}, because {runs} took so much longer or shorter here"
         return (
-            f"Training will take about {format_minutes(self.seconds())}, {format_minutes(self.heldout_seconds)} of it "
-            f"for held-out losses: {self.operations:.2g} operations at {self.tflops:.3g} TFLOP/s, {basis}."
+            f"Training will take about {format_minutes(self.seconds())}, {measured}. This is reckoned from "
+            f"{self.operations:.2g} operations and {self.efficiency:.0%} of this machine's {self.tflops:.3g} TFLOP/s; "
+            f"{basis}."
         )
 
     def record(self) -> dict[str, Any]:
