@@ -172,6 +172,8 @@ def _is_locked(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except PermissionError:  # then the file beside it is all there is to go by
+        return (folder / HOLDER).is_file() or (folder / MARKER).is_file()
     except (ImportError, OSError):
         return (folder / MARKER).is_file()
     return False

@@ -77,9 +77,16 @@ def _read(path: Path) -> dict[str, CachedAnswer]:
         content = read_json(path)
         if content["format"] != _FORMAT:
             return {}
-        return {key: CachedAnswer(**value) for key, value in content["answers"].items()}
+        found = {key: CachedAnswer(**value) for key, value in content["answers"].items()}
+        return found if all(map(_sound, found.values())) else {}
     except (RunError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _sound(answer: CachedAnswer) -> bool:
+    """Say whether a file's answer has what an answer must have."""
+    known = answer.finish_reason in ("eos", "length")
+    return known and isinstance(answer.text, str) and isinstance(answer.tokens, int)
 
 
 _T = TypeVar("_T")

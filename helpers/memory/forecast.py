@@ -243,7 +243,8 @@ def learned_ratio(kind: Mapping[str, Any], past: Sequence[Mapping[str, Any]]) ->
 def _known(calibration: Calibration, past: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether a run has finished on this card, so that its kernels are compiled."""
     finished = [each for each in (run.get("forecast") or {} for run in past) if each.get("outcome_train_seconds")]
-    return any((each.get("kind") or {}).get("gpu") == calibration.gpu for each in finished)
+    kinds = [each.get("kind") for each in finished]
+    return any(isinstance(kind, Mapping) and kind.get("gpu") == calibration.gpu for kind in kinds)
 
 
 def past_metrics(root: Path) -> list[dict[str, Any]]:
@@ -252,7 +253,9 @@ def past_metrics(root: Path) -> list[dict[str, Any]]:
     found = []
     for path in files:
         with suppress(RunError):  # a damaged file says nothing
-            found.append(read_json(path))
+            metrics = read_json(path)
+            if isinstance(metrics.get("forecast") or {}, dict):
+                found.append(metrics)
     return found
 
 

@@ -229,6 +229,15 @@ class TestLearned:
                 (tmp_path / name / "metrics.json").write_text(text, encoding="utf-8")
         assert past_metrics(tmp_path) == [{"x": 1}]
 
+    def test_a_forecast_that_is_none_says_nothing(self, tmp_path):
+        """A list where the forecast should be, and a text where its kind should be."""
+        for name, written in (("a", [1]), ("b", {"kind": "x", "outcome_train_seconds": 3.0, "ratio": 1.0})):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "metrics.json").write_text(json.dumps({"forecast": written}), encoding="utf-8")
+        past = past_metrics(tmp_path)
+        assert len(past) == 1
+        assert forecast(config(), [50] * 8, H100, past=past) == forecast(config(), [50] * 8, H100)
+
     def test_the_sentence_says_what_it_rests_on(self):
         """Operations, pace, the share assumed, and what earlier runs took."""
         first = forecast(config(), [50] * 8).describe()

@@ -340,6 +340,10 @@ class TestCheck:
         """Where the order does not matter, a set is as good as a list."""
         assert check("leaks", {1, 4, 6}).right
 
+    def test_a_set_is_no_list_where_the_order_matters(self):
+        """It has none."""
+        assert check("unblind", {4, 2, 1}).text.endswith("and yours is a set.")
+
     def test_labels_and_questions_are_counted(self):
         """An answer of another length, or outcomes of more questions than there are, are counted for the student."""
         assert check("labels", [1, 2]).text.startswith("Not yet: The row has 22 tokens, and you have 2 labels.")

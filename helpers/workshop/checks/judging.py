@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.workshop.checks.kinds import COUNTS, NUMBER, NUMBERS, WHOLE, Check, near, same
+from helpers.workshop.checks.kinds import COUNTS, NUMBER, NUMBERS, PLACES, WHOLE, Check, near, same
 
 _LEAKED = {1, 4, 6}
 """Held-out rows that also stand among the training rows, from 0."""
@@ -120,7 +120,7 @@ JUDGING: dict[str, Check] = {
         "with twenty numbers you will usually find one: choose yours beforehand, or correct for the number (Holm).",
     ),
     "leaks": Check(
-        COUNTS, _leaks, "a held-out row that was trained on measures memory, and every number taken on it flatters."
+        PLACES, _leaks, "a held-out row that was trained on measures memory, and every number taken on it flatters."
     ),
 }
 """The checks by exercise."""

@@ -146,9 +146,9 @@ def _rounding(answer: list[float], right: list[float], decimals: int | None) -> 
 
 
 def plain(value: Any) -> Any:
-    """Turn tuples, sets, arrays and tensors into lists, and numpy's numbers into Python's."""
+    """Turn tuples, arrays and tensors into lists, and numpy's numbers into Python's. A set has no order, and stays."""
     value = value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
-    return [plain(each) for each in value] if isinstance(value, list | tuple | set) else value
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _number(value: Any) -> float | None:
@@ -192,6 +192,7 @@ TEXT = Kind("text", lambda value: value if isinstance(value, str) else None)
 WHOLE = Kind("a whole number", _whole)
 NUMBER = Kind("a number", _number)
 COUNTS = Kind("a list of whole numbers", _whole_list)
+PLACES = Kind("a list of whole numbers", lambda value: _whole_list(list(value) if isinstance(value, set) else value))
 NUMBERS = Kind("a list of numbers", _number_list)
 GROUPS = Kind("a list of lists of whole numbers", lambda value: _list(value, _whole_list))
 MATRIX = Kind("a matrix of numbers: an array, or a list of rows", lambda value: _list(value, _number_list))
