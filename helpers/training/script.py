@@ -19,7 +19,7 @@ from typing import Any
 
 from helpers.core.distributed import place
 from helpers.core.errors import RunError
-from helpers.core.files import write_bytes, write_text
+from helpers.core.files import write_bytes, write_text, writing
 from helpers.core.runs import RunDirectory
 from helpers.data.chat_templates import ChatTemplate
 from helpers.data.rows import DrawnRows
@@ -27,8 +27,8 @@ from helpers.model.smollm2 import smollm2_folder
 from helpers.training.machine import Machine, StepLayout
 from helpers.training.program import TRAINING, Cell, find_program, read_cells
 from helpers.training.script_cells import write_cells
-from helpers.training.script_text import find_names
-from helpers.training.script_values import Recipe, as_source
+from helpers.training.script_text import Names, find_names
+from helpers.training.script_values import Recipe, as_source, stored_owners
 
 __all__ = ["copy_inputs", "read_script", "write_script"]
 
@@ -61,11 +61,13 @@ def write_script(run: RunDirectory, namespace: Mapping[str, Any]) -> str:
     try:
         cells = executed_cells(read_cells(find_program(TRAINING[config.task])), namespace.get("In", ()))
         text = make_script(cells, script_values(namespace, run.path), title=run.path.name, notes=notes)
-        write_text(run.path / _SCRIPT, text)
     except RunError as error:
         refused = [error.field, error.expected, str(error.got), error.remedy]
         text = f"No script: {error}\n"
-        (run.path / _SCRIPT).unlink(missing_ok=True)
+        with writing(_SCRIPT, run.path, only=True):
+            (run.path / _SCRIPT).unlink(missing_ok=True)
+    else:
+        write_text(run.path / _SCRIPT, text)
     run.update_manifest(script_refused=refused)
     return text
 
@@ -80,7 +82,7 @@ def read_script(run: RunDirectory) -> str:
     if refused := run.manifest().get("script_refused"):
         raise RunError(*refused)
     if not path.is_file():
-        remedy = "Run its notebook again: with the same parameters nothing is trained twice."
+        remedy = "It is written once the adapter is saved. Run its notebook again: training goes on where it stopped."
         raise RunError("run", f"a run whose training wrote {_SCRIPT}", run.shown(), remedy)
     return path.read_text(encoding="utf-8")
 
@@ -153,14 +155,31 @@ def executed_cells(cells: Sequence[Cell], history: Sequence[str]) -> list[Cell]:
             shown = texts[number].split("\n")[0]
             raise RunError("cell", "the training's cells to have run once, in their order", shown, _AGAIN)
         before = here[-1]
-    last = {each[-1] for each in runs.values()}
-    return [ran[at] for at in sorted(last) if at <= before]
+    last = sorted({each[-1] for each in runs.values()})
+    kept = [ran[at] for at in last if at <= before]
+    read = _all_names([cell for cell in kept if "core" in cell.tags]).read
+    given = _all_names([cell for cell in kept if "core" not in cell.tags]).bound & read
+    later = [ran[at] for at in last if at > before]
+    parts = {name for each in later for node in ast.parse(each.text).body for name in stored_owners(node)}
+    if changed := given & (_all_names(later).bound | parts):
+        raise RunError(min(changed), "a value that no cell changes after the training", "another one", _AGAIN)
+    return kept
+
+
+def _all_names(cells: Sequence[Cell]) -> Names:
+    try:
+        return find_names("\n".join(cell.text for cell in cells))
+    except SyntaxError as error:
+        raise RunError("cell", "Python that runs outside of notebooks too", str(error.msg), _AGAIN) from None
 
 
 def _rebinds(text: str) -> bool:
     """Say whether a cell gives another result when it runs again: if it binds a name to what is made of the same."""
     nodes = [node for node in ast.parse(text).body if not isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-    names = [find_names(ast.unparse(node)) for node in nodes]
+    try:
+        names = [find_names(ast.unparse(node)) for node in nodes]
+    except SyntaxError:  # an `await` outside of functions
+        return True
     return any(
         isinstance(node, ast.AugAssign) or each.bound & each.read for node, each in zip(nodes, names, strict=True)
     )
@@ -168,7 +187,7 @@ def _rebinds(text: str) -> bool:
 
 def _is_python(text: str) -> bool:
     try:
-        ast.parse(text)
+        compile(text, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError:
         return False
     return True

@@ -8,7 +8,8 @@
 5. `with fast_training(...)` and `with saving_adapter(...) as folder` are replaced by their bodies.
 6. Callbacks of this package, and the checkpoint to go on from, are left out of a call.
 7. What only shows something is left out, and so is a function that nothing reads.
-8. A script is refused if it would read a name that it does not bind, or a value that changed after it was read.
+8. A script is refused if it would read a name that it does not bind, or a value that changed after it was read,
+   as far as bindings, assignments and methods of lists and dictionaries show.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from helpers.training.script_values import (
     ACTING,
     COMPUTED,
     as_source,
+    changed_names,
     changed_value,
     decide,
     evaluate,
@@ -80,6 +82,8 @@ class _Writer:
         self.namespace, self.origin = dict(namespace), dict[str, str]()
         self.unbound, self.imports, self.made = dict[str, ast.stmt](), defaultdict[str, set[str]](set), list[str]()
         self.bindings = Counter(name for text, _ in self.cells for node in text.body for name in _names(node).bound)
+        for node in [node for text, core in self.cells if not core for node in text.body]:
+            self.bindings.update(changed_names(node, self.namespace))
 
     def write(self) -> str:
         """Return the script."""

@@ -24,6 +24,13 @@ ACTING = (
 """Expressions that may do more than give a value."""
 
 
+_CHANGING = {
+    "add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault",
+    "sort", "update",
+}  # fmt: skip
+"""Methods that change a list, a dictionary or a set."""
+
+
 class Recipe(str):
     """A text that knows the lines of Python that make it.
 
@@ -194,6 +201,17 @@ def changed_value(node: ast.stmt, values: Mapping[str, Any]) -> str | None:
     suspects += node.value.args if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
     changed = [each for each in suspects if (found := evaluate(each, values)) and is_changeable(found[0])]
     return next(iter([*(name for name in stored_owners(node) if name in values), *map(ast.unparse, changed)]), None)
+
+
+def changed_names(node: ast.stmt, values: Mapping[str, Any]) -> set[str]:
+    """Return the names of values of which a statement changes a part: by assignment, or a method of a list or such."""
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    owners = [func.value for func in calls if isinstance(func, ast.Attribute) and func.attr in _CHANGING]
+    changed = [each for each in owners if (found := evaluate(each, values)) and is_changeable(found[0])]
+    return {
+        *stored_owners(node),
+        *(name.id for each in changed for name in ast.walk(each) if isinstance(name, ast.Name)),
+    }
 
 
 def _is_read(node: ast.AST) -> bool:

@@ -139,7 +139,10 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
             stack.enter_context(record.graphs.installed())
         yield
         if fused and not taken and record.counter.passed:
-            record.result.mode |= {"adapters": "separate", "adapters_reason": "Unsloth compiled these layers"}
+            record.result.mode |= {
+                "adapters": "separate",
+                "adapters_reason": "in no pass were the layers in a form for it, as where Unsloth compiles them",
+            }
 
 
 def _graphed_layers(trainer: Any, config: RunConfig, lengths: Sequence[int]) -> GraphedLayers:

@@ -376,12 +376,29 @@ class TestRun:
         with pytest.raises(RunError, match="cell: expected the training's cells to have run once, in their order"):
             executed_cells(self.CELLS, history)
 
+    def test_a_cell_that_never_ran_does_not_count(self):
+        """Python read it, and refused to compile it."""
+        assert [
+            each.text for each in executed_cells(self.CELLS, ["first = 1", "x = 3\nreturn x", "last = first + 1"])
+        ] == [
+            "first = 1",
+            "last = first + 1",
+        ]
+
+    def test_a_value_that_is_bound_again_after_the_training_is_refused(self):
+        """Its value at the end is not the one that the training read."""
+        history = ["rate = 1", "first = rate", "last = first + 1", "rate = 2"]
+        with pytest.raises(RunError, match="rate: expected a value that no cell changes after the training"):
+            executed_cells((cell("first = rate", "core"), cell("last = first + 1", "core")), history)
+
     def test_a_cell_that_builds_upon_itself_may_run_once(self):
         """The second time it gives another result."""
         cells = [cell("rows = f(rows)", "core")]
         assert len(executed_cells(cells, ["rows = f(rows)"])) == 1
         with pytest.raises(RunError, match="to have run once"):
             executed_cells(cells, ["rows = f(rows)", "rows = f(rows)"])
+        with pytest.raises(RunError, match="to have run once"):
+            executed_cells([cell("await f()", "core")], ["await f()", "await f()"])
 
     def test_a_notebook_is_written_as_it_ran(self, tmp_path):
         """IPython's `In` has an edited cell; what was added and only shows is left out."""
@@ -412,6 +429,23 @@ class TestRun:
         assert not (tmp_path / "train.py").exists()
         write_script(run, namespace)
         assert read_script(run).startswith('"""')
+
+    @pytest.mark.parametrize(
+        ("added", "after"),
+        [("cfg.learning_rate = 1.0", 1), ("cfg.learning_rate = 1.0", 99), ("machine.sft.update(a=1)", 1)],
+    )
+    def test_a_part_that_an_added_cell_changes_is_refused(self, tmp_path, added, after):
+        """Wherever the cell stands: a value's part is taken as it is at the end."""
+        texts = [each.text for each in read_cells(find_program("alpaca_instruction"))]
+        place = next(at for at, text in enumerate(texts) if "SFTConfig(" in text)
+        texts.insert(place + after, added)
+        assert write_script(RunDirectory(tmp_path), {**notebook(), "In": ["", *texts]}).startswith("No script: ")
+
+    def test_a_disk_s_refusal_is_no_refusal_of_the_cells(self, tmp_path):
+        """It says what the disk said, as elsewhere."""
+        (tmp_path / "train.py").mkdir()
+        with pytest.raises(RunError, match="room for"):
+            write_script(RunDirectory(tmp_path), notebook())
 
     def test_the_machine_s_values_become_those_of_one_process(self, tmp_path):
         """What is only shown is left out; files of the run lie beside the script."""
