@@ -157,13 +157,17 @@ def executed_cells(cells: Sequence[Cell], history: Sequence[str]) -> list[Cell]:
         before = here[-1]
     last = sorted({each[-1] for each in runs.values()})
     kept = [ran[at] for at in last if at <= before]
+    _check_later(kept, [ran[at] for at in last if at > before])
+    return kept
+
+
+def _check_later(kept: Sequence[Cell], later: Sequence[Cell]) -> None:
+    """Raise if a cell after the training binds or changes a value that the training read: the values are today's."""
     read = _all_names([cell for cell in kept if "core" in cell.tags]).read
     given = _all_names([cell for cell in kept if "core" not in cell.tags]).bound & read
-    later = [ran[at] for at in last if at > before]
     parts = {name for each in later for node in ast.parse(each.text).body for name in stored_owners(node)}
     if changed := given & (_all_names(later).bound | parts):
         raise RunError(min(changed), "a value that no cell changes after the training", "another one", _AGAIN)
-    return kept
 
 
 def _all_names(cells: Sequence[Cell]) -> Names:
