@@ -11,6 +11,12 @@ import pytest
 from helpers.model.patches.imports import leave_alone, long_lived
 
 
+def run_afresh(code):
+    """Run code in a fresh process, which must not fail."""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
 class Collector:
     """Stands for the garbage collector's books: how many objects it looks at, and how many are frozen."""
 
@@ -94,8 +100,7 @@ class TestImports:
             "frozen = gc.get_freeze_count(); assert frozen > 100_000, frozen\n"
             "held = [[] for _ in range(50_000)]; import_unsloth(); assert gc.get_freeze_count() <= frozen"
         )
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-2000:]
+        run_afresh(code)
 
 
 class TestTraining:
@@ -143,5 +148,4 @@ class TestTraining:
             "with leave_alone():\n    assert gc.get_freeze_count() > 2000\n"
             "assert gc.get_freeze_count() == 0; gc.collect(); assert not alive()\n"
         )
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-2000:]
+        run_afresh(code)
