@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Shown", "plot_categories", "plot_lengths", "plot_losses", "show_mask", "show_table"]
 
 _CELL = "padding:.35em .8em;text-align:left;vertical-align:top;border-bottom:1px solid #8884;white-space:pre-wrap"
-_BLOCK = "padding:.2em .8em;margin:.5em 0;white-space:pre-wrap"
 _SCROLL = "overflow-x:auto;max-width:100%"
 
 
