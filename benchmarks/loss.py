@@ -21,13 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from bench import add_options, measure_all, say
 from official import SEED, tokens_and_labels
 from program import mode
-from stopwatch import rows_in
+from stopwatch import fast_training, rows_in
 from train import side
 
 HELDOUT, EVERY, RATE, WARMUP = 64, 80, 2e-4, 40  # all but the rate in examples
@@ -86,7 +87,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step, power), math.ceil(WARMUP / per_step)
     rows = json.loads(Path(options.data).read_text(encoding="utf-8"))[-HELDOUT:]
     heldout = Heldout(trainer, tokens_and_labels(rows, trainer.processing_class), None if packed else wanted["batch"])
-    trainer.train()
+    with fast_training(trainer) if whose == "ours" else nullcontext():
+        trainer.train()
     return {
         "seed": options.seed,
         "examples_per_step": per_step,

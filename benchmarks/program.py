@@ -101,13 +101,13 @@ def first_rows(data: str, count: int) -> str:
 
 
 def mode(trainer: Any) -> dict[str, Any]:
-    """Return what a trainer really does; of ours, with attention and graphs."""
+    """Return what a trainer does, or did; of ours, with attention, graphs and the adapter's products."""
     from helpers.training.callbacks import Checkpoints
     from helpers.training.speed import training_mode
 
     for each in trainer.callback_handler.callbacks:
         if isinstance(each, Checkpoints):
-            return training_mode(trainer, each.config)
+            return training_mode(trainer, each.config) | each.record.result.mode
     args = trainer.args
     found = {"packing": bool(args.packing), "optimizer": str(getattr(args.optim, "value", args.optim))}
     found["padding_free"] = bool(getattr(trainer, "padding_free", False) or args.padding_free)
