@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["T4_SETTINGS", "imitate_t4"]
 
-T4_SETTINGS = {"precision": "fp16", "varlen_attention": False, "cuda_graphs": False, "fused_adapters": False}
+T4_SETTINGS = {"precision": "fp16", "cuda_graphs": False, "fused_adapters": False}
 """Parameters of a training notebook that a T4 cannot have otherwise."""
 
 

@@ -18,6 +18,7 @@ from helpers.core.errors import ConfigError, StackError
 from helpers.core.text import format_bytes
 from helpers.memory.predict import GIB, OPTIMIZERS, Prediction, predict_peak
 from helpers.memory.shapes import MISTRAL_7B, SMOLLM2_135M, ModelShape, shape_of
+from helpers.model.patches.attention import MEMORY_EFFICIENT
 from helpers.runtime.hardware import LARGE_GPU_BYTES, Gpu
 
 __all__ = [
@@ -235,9 +236,9 @@ def attention_kind(capability: tuple[int, int], chosen: str = "sdpa") -> str:
         >>> attention_kind((7, 5))
         'expanded'
     """
-    if chosen.startswith("varlen") or chosen == "flash-attn":
-        return "varlen"
-    return "expanded" if chosen == "xformers" or capability < (8, 0) else "rows"
+    if chosen in ("xformers", MEMORY_EFFICIENT) or capability < (8, 0):
+        return "expanded"
+    return "varlen" if chosen.startswith("varlen") or chosen == "flash-attn" else "rows"
 
 
 def divisors(number: int) -> list[int]:

@@ -26,7 +26,7 @@ for each block of 256 values (bitsandbytes, Dettmers et al. 2021, arXiv 2110.028
 ATTENTION = {
     "varlen": "all rows of a batch in one call (flash-attn, torch's varlen_attn, helpers.model.patches.attention)",
     "rows": "a call for each row, on compute capability 8.0 or more",
-    "expanded": "a call for each row, keys and values repeated for each query head: older cards",
+    "expanded": "keys and values repeated for each query head: older cards, in one call or a call for each row",
 }
 """The ways in which Unsloth's padding-free batches go through attention (unsloth/utils/attention_dispatch.py)."""
 

@@ -151,6 +151,8 @@ class TestPredictConfig:
             ((9, 0), "varlen (torch kernel)", "varlen"),
             ((8, 9), "flash-attn", "varlen"),
             ((8, 9), "xformers", "expanded"),
+            ((7, 5), "varlen (memory-efficient kernel)", "expanded"),
+            ((9, 0), "varlen (memory-efficient kernel)", "expanded"),
         ],
     )
     def test_attention_by_card(self, capability, chosen, kind):

@@ -13,7 +13,7 @@ import pytest
 from sources import package_root
 
 from helpers.model.patches import UNSLOTH_TESTED, attention
-from helpers.model.patches.attention import choose_attention, flash_varlen
+from helpers.model.patches.attention import choose_attention, efficient_varlen, flash_varlen
 
 ROOT = Path(__file__).resolve().parents[2]
 DISPATCH = "unsloth/utils/attention_dispatch.py"
@@ -33,7 +33,10 @@ class TestChoice:
         [
             ({}, "varlen (torch kernel)", "torch 2.11 carries the kernel"),
             ({"capability": None}, "sdpa", "there is no GPU"),
-            ({"capability": (7, 5)}, "sdpa", "compute capability 7.5 has no flash kernel"),
+            ({"capability": (7, 5)}, "varlen (memory-efficient kernel)", "needs compute capability 8.0"),
+            ({"flash": False}, "varlen (memory-efficient kernel)", "needs compute capability 8.0"),
+            ({"capability": (7, 5), "wanted": False}, "sdpa", "varlen_attention is off"),
+            ({"capability": (7, 5), "torch_version": "2.13.0"}, "sdpa", "not with torch 2.13.0"),
             ({"capability": (7, 5), "xformers": True}, "xformers", "xformers loads"),
             ({"flash_attn": True}, "flash-attn", "flash-attn is installed"),
             ({"torch_version": "2.12.0"}, "varlen (torch)", "from torch 2.12 on"),
@@ -67,7 +70,7 @@ class TestInstall:
     def test_only_rows_without_padding_take_it(self, dispatch):
         """Batches of several rows go to the kernel, others where they went before."""
         first, second = dispatch
-        attention._install(first)
+        attention._install(first, flash_varlen)
         assert first.flash_attn_varlen_func is flash_varlen
         assert second.select_attention_backend(use_varlen=True) == "flash"
         assert second.select_attention_backend() == "sdpa"
@@ -76,14 +79,15 @@ class TestInstall:
         """The former function is kept, and comes back in every module."""
         first, second = dispatch
         original = first.select_attention_backend
-        attention._install(first)
+        attention._install(first, flash_varlen)
         attention._replace_everywhere(first.select_attention_backend, first.select_attention_backend.wrapped)
         assert first.select_attention_backend is second.select_attention_backend is original
 
-    def test_a_window_is_refused(self):
+    @pytest.mark.parametrize("kernel", [flash_varlen, efficient_varlen])
+    def test_a_window_is_refused(self, kernel):
         """A window would be ignored silently, so it is an error."""
-        with pytest.raises(NotImplementedError, match="no attention window"):
-            flash_varlen(None, None, None, None, None, 1, 1, window_size=(4096, 0))
+        with pytest.raises(NotImplementedError, match="this attention has no window"):
+            kernel(None, None, None, None, None, 1, 1, window_size=(4096, 0))
 
     def test_no_window_is_none(self, monkeypatch):
         """(-1, -1) means no window: the kernel is called."""
@@ -95,6 +99,28 @@ class TestInstall:
         )
         assert flash_varlen("q", "k", "v", "a", "b", 3, 4, causal=True, window_size=(-1, -1)) == "out"
         assert calls == [(("q", "k", "v", "a", "b", 3, 4, 0.0, True, False), {"scale": None})]
+
+    def test_key_heads_are_repeated_for_the_memory_efficient_kernel(self, monkeypatch):
+        """It is given as many key heads as heads, one batch, and each row's own triangle: as row by row."""
+        import torch
+
+        def attend(q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        def kernel(q, k, v, bias, borders, key_borders, longest, longest_key, dropout, mask, backward, scale):
+            assert (bias, longest, longest_key, dropout, mask, backward, scale) == (None, 3, 3, 0.0, 1, True, None)
+            assert q.shape == k.shape == v.shape == (1, 5, 4, 8)
+            sizes = borders.diff().tolist()
+            rows = zip(*(each.transpose(1, 2).split(sizes, dim=2) for each in (q, k, v)), strict=True)
+            return [torch.cat([attend(*row) for row in rows], dim=2).transpose(1, 2)]
+
+        monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", kernel, raising=False)
+        q, k, v = (torch.randn(5, heads, 8, generator=torch.manual_seed(heads)) for heads in (4, 2, 2))
+        borders = torch.tensor([0, 3, 5])
+        found = efficient_varlen(q, k, v, borders, borders, 3, 3, causal=True)
+        for first, last in ((0, 3), (3, 5)):
+            row = attend(*(each[first:last].transpose(0, 1)[None] for each in (q, k, v)))
+            torch.testing.assert_close(found[first:last], row[0].transpose(0, 1))
 
 
 class TestUpstream:
