@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,30 +140,29 @@ def waiting(records: Mapping[str, Mapping[str, Any]]) -> str:
         records: By kind: "whole", "startup", "train", "generate"; any may lack.
     """
     lines: list[list[str]] = []
+
+    def line(name: str, seconds: Mapping[str, float], *sides: str) -> None:
+        lines.append([name, *(_felt(seconds[side]) if side in seconds else "" for side in sides)])
+
     for rows, sides in whole_runs(records.get("whole", {"runs": {}})).items():
-        if "ours" not in sides:
-            continue
-        cells = [_felt(whole_seconds(sides[side])) if side in sides else "" for side in ("official", "ours", "best")]
-        lines.append([f"the adapter, from the start, {rows:,} rows of Alpaca once", cells[0], "", cells[1]])
-        if cells[2]:
-            lines.append(["the same, Unsloth packed, in a ninth of the steps", cells[2], "", ""])
+        both = {side: f"{_felt(whole_seconds(run))} ({_felt(training_seconds(run))})" for side, run in sides.items()}
+        cells = (both.get(side, "") for side in ("official", "best", "", "ours"))
+        lines.append([f"the adapter, from the start, {rows:,} rows of Alpaca once (training alone)", *cells])
     if startup := records.get("startup"):
         total = runs_of(startup).groupby("name")["total_seconds"].median()
-        cells = [_felt(total[name]) if name in total.index else "" for name in ("official", "ours")]
-        lines.append(["the first step, from the start", cells[0], "", cells[1]])
+        line("the first step, from the start", total, "official", "", "", "ours")
     if train := records.get("train"):
-        rates = speeds(train)["examples"]
-        cells = [_felt(1000 / rates[name]) if name in rates else "" for name in ("official", "plain", "ours-8")]
-        lines.append(["1,000 rows of Alpaca, 8 a step, when all is warm", *cells])
-        packed = [rates[rates.index.str.startswith(f"{whose}-packed")] for whose in ("official", "plain", "ours")]
-        cells = ["" if each.empty else _felt(1000 / each.max()) for each in packed]
-        lines.append(["the same, packed, each at its best", *cells])
+        each = 1000 / speeds(train)["examples"]
+        line("1,000 rows of Alpaca, 8 a step, when all is warm", each, "official", "", "plain", "ours-8")
+        names = [f"{whose}-packed" for whose in ("official", "plain", "ours")]
+        packed = {name: each[each.index.str.startswith(name)].min() for name in names}
+        found = {name: seconds for name, seconds in packed.items() if seconds > 0}
+        line("the same, packed, each at its best", found, "", "official-packed", "plain-packed", "ours-packed")
     if generate := records.get("generate"):
         seconds = answering(generate)
-        names = (ONE_BY_ONE, next((name for name in seconds if "transformers" in name), ""), COUNTED)
-        cells = [_felt(seconds[name]) if name in seconds else "" for name in names]
-        lines.append([f"base and tuned answers to {generate['prompts']} prompts", *cells])
-    heads = ["you wait for", "Unsloth", "TRL, PEFT, bitsandbytes", "these notebooks"]
+        plain = next((name for name in seconds if "transformers" in name), "")
+        line(f"base and tuned answers to {generate['prompts']} prompts", seconds, ONE_BY_ONE, "", plain, COUNTED)
+    heads = ["you wait for", "Unsloth's notebook", "Unsloth, packed", "TRL, PEFT, bitsandbytes", "these notebooks"]
     return markdown(pandas.DataFrame(lines, columns=heads)) if lines else "Nothing was measured yet."
 
 
@@ -180,6 +179,22 @@ def whole_runs(record: Mapping[str, Any]) -> dict[int, dict[str, dict[str, Any]]
     return dict(sorted(found.items()))
 
 
+def training_seconds(run: Mapping[str, Any]) -> float:
+    """Return the seconds of a run's training alone, with what was reckoned: no held-out losses, no checkpoints."""
+    reckoned: float = run.get("extrapolated", {}).get("seconds", 0)
+    return float(run["stages"].get("train", 0) + reckoned)
+
+
+def joined_runs(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the runs of several records of one benchmark in one, with the first's machine; None of none."""
+    found: dict[str, Any] | None = None
+    for record in records:
+        found = found or {"machine": record.get("machine", {}), "runs": {}}
+        for name, runs in record["runs"].items():
+            found["runs"].setdefault(name, []).extend(runs)
+    return found
+
+
 def until_saved(record: Mapping[str, Any]) -> str:
     """Return the table of benchmarks/whole.py: seconds until the adapter is on disk, and where they go."""
     lines = []
@@ -190,7 +205,7 @@ def until_saved(record: Mapping[str, Any]) -> str:
                 continue
             run = sides[side]
             seconds, stages = whole_seconds(run), dict(run["stages"])
-            stages["train"] = stages.get("train", 0) + run.get("extrapolated", {}).get("seconds", 0)
+            stages["train"] = training_seconds(run)
             last = sum(value for name, value in stages.items() if name.startswith(("save", "did it help")))
             rest = sum(value for name, value in stages.items() if name not in INNER) - last
             mark = "*" if "extrapolated" in run else ""

@@ -103,7 +103,8 @@ def ours(data: str, rows: int, options: argparse.Namespace, stages: Stages) -> d
     for cell, _ in run_cells(find_program(TRAINING["alpaca"]), values):
         if any(runs.glob("*/adapter/adapter_model.safetensors")):
             break
-        stages.turn(cell.section or "setup")
+        building = cell.section == "train" and "trainer.train(" not in cell.text
+        stages.turn("rows and trainer" if building else cell.section or "setup")  # as the peer's stages are cut
         if cell.section == "train":
             count_training(stages, options)
     (metrics,) = (json.loads(path.read_text(encoding="utf-8")) for path in runs.glob("*/metrics.json"))

@@ -42,7 +42,7 @@ __all__ = [
 
 
 _VARLEN = ("varlen (torch kernel)", "varlen (torch)", "flash-attn")
-"""Kinds of attention that take the rows' borders as a tensor, and so can be recorded."""
+"""Kinds of attention that take the rows' borders as a tensor, and that passes were recorded with."""
 
 _STEP = 256
 """Batches are filled up to a multiple of this many tokens: 7 % more on average, where a pass has 1,800."""
@@ -90,7 +90,7 @@ def choose_graphs(
         (not config.train.cuda_graphs, "cuda_graphs is off"),
         (gpu.capability < (8, 0), "below compute capability 8.0 the card is slower than the host"),
         (unsloth_version != UNSLOTH_TESTED, f"tried with unsloth {UNSLOTH_TESTED} only, not with {unsloth_version}"),
-        (attention not in _VARLEN, f"{attention} attention needs the rows' lengths on the host"),
+        (attention not in _VARLEN, f"only with flash attention are passes recorded, not with {attention}"),
         (not padding_free, "batches are padded"),
         (cards > 1, f"the layers lie on {cards} cards"),
         (
