@@ -140,7 +140,7 @@ class TestParameters:
         monkeypatch.setenv("T4_LIKE", "0")
         assert call(script, monkeypatch, "--smoke-model", "--t4-like") == 1
         given = script.given["alpaca_instruction"]
-        wanted = {"precision": "fp16", "varlen_attention": False, "cuda_graphs": False, "fused_adapters": False}
+        wanted = {"precision": "fp16", "cuda_graphs": False, "fused_adapters": False}
         assert {name: given[name] for name in wanted} == wanted
         assert os.environ["T4_LIKE"] == "1"
         assert os.environ["PYTHONPATH"] == os.pathsep.join([str(ROOT / "tools" / "t4like"), "/elsewhere"])
