@@ -189,6 +189,9 @@ def document(results: Path) -> Iterator[str]:
             yield from ("", lasting)
     if startup := tables.find("startup", results):
         yield from ("", "## Start", "", tables.described(startup), *notes(startup), "", tables.starting(startup))
+    if record := tables.find("rows", results):
+        yield from ("", "Seconds to the first step by rows (`benchmarks/whole.py --until first-step`).", "")
+        yield from (tables.described(record), *notes(record), "", tables.by_rows(record))
     if record := tables.find("scale", results):
         yield from ("", "## Several GPUs", "", tables.described(record), *notes(record), "", tables.scaling(record))
     yield from learned(results)

@@ -291,6 +291,15 @@ def starting(record: Mapping[str, Any]) -> str:
     return markdown(pandas.DataFrame(lines, columns=heads))
 
 
+def by_rows(record: Mapping[str, Any]) -> str:
+    """Return the table of seconds to the first optimizer step by how many rows are trained (whole.py --until)."""
+    lines = [
+        [f"{rows:,}", *(f"{whole_seconds(sides[side]):.1f}" if side in sides else "" for side in ("official", "ours"))]
+        for rows, sides in whole_runs(record).items()
+    ]
+    return markdown(pandas.DataFrame(lines, columns=["rows that are trained", SIDES["official"], SIDES["ours"]]))
+
+
 def kinds(record: Mapping[str, Any]) -> str:
     """Return the table of what the kernels of a profiled step do."""
     found = {**record["kinds"], "all": record["kernels"]}

@@ -545,6 +545,16 @@ class TestDocuments:
         shutil.copy(tmp_path / "whole_card.json", tmp_path / "whole_t4like_card.json")  # speaks of no card's speed
         assert "\n".join(document.short(tmp_path)).count(waited) == 1
 
+    def test_the_start_stands_by_rows(self, tmp_path):
+        """Seconds to the first step of each side, by how many rows it trains."""
+        runs = {
+            f"{side}-{rows}": [{"side": side, "rows": rows, "total_seconds": seconds, "stages": {}}]
+            for side, rows, seconds in (("ours", 10_000, 30.0), ("ours", 944, 20.0), ("official", 944, 35.25))
+        }
+        (tmp_path / "rows_card.json").write_text(json.dumps({"machine": {"gpus": ["Card"]}, "runs": runs}))
+        text = "\n".join(document.document(tmp_path))
+        assert "| 944 | 35.2 | 20.0 |\n| 10,000 |  | 30.0 |" in text
+
     def test_a_chart_is_whole(self):
         """The picture is XML on white, with a description, and comes out the same each time."""
         picture, again = (document.bars("Speed", {"peer": 10.0, "ours": 40.0}) for _ in range(2))
