@@ -336,7 +336,7 @@ with model.disable_adapter():
 print(tokenizer.decode(said[0, start:], skip_special_tokens=True))
 
 # %% [markdown]
-# Now all arms answer all prompts and some of the references. Answers are kept on disk batch by batch, on a large GPU arm
+# Now all arms answer all prompts and some of the references. Answers are kept on disk batch by batch, with enough memory arm
 # by arm: if you are cut off, run the notebook again and it goes on from there.
 
 # %%

@@ -144,6 +144,16 @@ class TestAnswers:
         """Prompts of 1 to 130 tokens get the same 20 tokens, however many stand side by side."""
         assert decode(adapted, prompts(), 20, rows) == expected
 
+    @pytest.mark.parametrize("packs", [True, False])
+    def test_packed_matrices_give_the_same(self, adapted, expected, monkeypatch, packs):
+        """With oneDNN and without it, the tokens are the ordinary loop's."""
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: packs)
+        with decoder_math(CPU):
+            weights = DecoderWeights(adapted, torch.float32)
+            weights.use("base")
+        assert weights.layers[0].qkv.is_mkldnn == weights.head.is_mkldnn == packs
+        assert decode(adapted, prompts(), 20, 8) == expected
+
     def test_the_arms_differ(self, expected):
         """The adapter of these tests changes every answer, and the answers are not one token repeated."""
         assert all(a != b for a, b in zip(expected["tuned"], expected["base"], strict=True))
@@ -243,6 +253,11 @@ class Captured(DecoderSession):
 class TestCapture:
     """What a CUDA graph needs of a step, shown without a GPU."""
 
+    @pytest.fixture(autouse=True)
+    def _as_on_a_card(self, monkeypatch):
+        """Matrices that oneDNN has packed move when the arm changes."""
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+
     @pytest.fixture
     def streams(self, monkeypatch):
         """A card has streams."""
@@ -293,8 +308,9 @@ class TestCapture:
 class TestWeights:
     """Two arms in the same buffers."""
 
-    def test_switching_restores_every_bit(self, adapted):
-        """Tuned, base and tuned again give the same buffers as the first time, at the same addresses."""
+    def test_switching_restores_every_bit(self, adapted, monkeypatch):
+        """Tuned, base and tuned again give the same buffers as the first time, on a card at the same addresses."""
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         with torch.no_grad():
             weights = DecoderWeights(adapted, torch.float32)
             seen, places = {}, []
@@ -461,7 +477,7 @@ class TestPlan:
                     "reserve do not fit into the 14.0 GiB that are free"
                 ),
             ),
-            (None, 64, "the ordinary loop, because there is no GPU"),
+            (None, 64, "the ordinary loop, because it is not known how much memory is free"),
         ],
     )
     def test_it_says_why(self, free, prompts, reason):
@@ -540,10 +556,24 @@ class TestFastGenerate:
         assert unsloth_modes == ["inference"] * 2
         assert capsys.readouterr().out == "Generating with the ordinary loop.\n"
 
-    def test_on_a_cpu_the_ordinary_loop_is_chosen(self, loaded):
-        """Without a GPU there is nothing to capture."""
-        plan = answers.choose_plan(loaded.model, [[1, 2]], max_new_tokens=64)
-        assert (plan.name, plan.reason) == ("simple", "the ordinary loop, because there is no GPU")
+    @pytest.mark.parametrize(("prompts", "batch"), [(1, 1), (8, 8), (30, 8)])
+    def test_on_a_cpu_the_weights_are_copied_too(self, loaded, monkeypatch, prompts, batch):
+        """If memory allows; more than eight prompts side by side are no faster there."""
+        monkeypatch.setattr(answers, "available_memory", lambda: 3 * GIB)
+        plan = answers.choose_plan(loaded.model, [[1, 2]] * prompts, max_new_tokens=64)
+        assert (plan.name, plan.batch_size) == ("graphs", batch)
+        assert plan.reason.startswith(f"a copy of the weights, {batch} prompts side by side: ")
+
+    @pytest.mark.parametrize("free", [2 * GIB, None])
+    def test_on_a_cpu_without_room_the_ordinary_loop_is_chosen(self, loaded, monkeypatch, free):
+        """Also where the system does not say how much memory is free."""
+        monkeypatch.setattr(answers, "available_memory", lambda: free)
+        assert answers.choose_plan(loaded.model, [[1, 2]], max_new_tokens=64).name == "simple"
+
+    def test_on_a_cpu_a_model_in_16_bit_is_not_copied(self, loaded):
+        """The copy would be in float32, and its answers not the model's."""
+        plan = answers.choose_plan(copy.deepcopy(loaded.model).bfloat16(), [[1, 2]], max_new_tokens=64)
+        assert plan.reason == "the ordinary loop, because a CPU would copy torch.bfloat16 as float32"
 
     def test_an_unsupported_model_takes_the_ordinary_loop(self):
         """The plan says what is in the way."""

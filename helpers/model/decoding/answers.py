@@ -25,6 +25,7 @@ from helpers.model.decoding.support import (
 )
 from helpers.model.decoding.weights import DecoderWeights
 from helpers.model.load import free_memory
+from helpers.runtime.hardware import available_memory
 
 if TYPE_CHECKING:
     from helpers.data.prompts import Message
@@ -103,6 +104,9 @@ def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int
     problem = unsupported(model)
     if problem:
         return DecodePlan("simple", f"the ordinary loop, because {problem}", SIMPLE_BATCH)
+    dtype, gpu = causal_model(model).model.embed_tokens.weight.dtype, _device(model).type == "cuda"
+    if not gpu and dtype != _copy_dtype(model):
+        return DecodePlan("simple", f"the ordinary loop, because a CPU would copy {dtype} as float32", SIMPLE_BATCH)
     shape, itemsize = read_shape(causal_model(model).config), _copy_dtype(model).itemsize
     row = cache_bytes(shape, row_length(ids, max_new_tokens), itemsize)
     return plan_decoding(
@@ -113,6 +117,7 @@ def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int
         row_bytes=row,
         weight_bytes=itemsize,
         arms=arms,
+        gpu=gpu,
     )
 
 
@@ -324,10 +329,10 @@ def _copy_dtype(model: Any) -> Any:
 
 
 def _free_bytes(device: Any) -> int | None:
-    """Return the GPU's free memory, torch's own unused blocks included; None for a CPU."""
+    """Return the GPU's free memory, torch's own unused blocks included; for a CPU the machine's, None if unknown."""
     import torch
 
     if device.type != "cuda":
-        return None
+        return available_memory()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused

@@ -48,7 +48,7 @@ def project(hidden: Any, layer: LayerWeights, shape: DecoderShape, cos: Any, sin
     from torch.nn import functional
 
     normed = functional.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, shape.norm_eps)
-    qkv = functional.linear(normed, layer.qkv).unflatten(-1, (-1, shape.head_dim))
+    qkv = multiply(normed, layer.qkv).unflatten(-1, (-1, shape.head_dim))
     turned, v = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=-2)
     turned = torch.addcmul(turned * cos, turned.roll(shape.head_dim // 2, -1), sin)
     q, k = turned.split((shape.heads, shape.kv_heads), dim=-2)
@@ -59,10 +59,19 @@ def finish(hidden: Any, seen: Any, layer: LayerWeights, shape: DecoderShape) -> 
     """Add a block's attention and its MLP to the residual stream."""
     from torch.nn import functional
 
-    hidden = hidden + functional.linear(seen, layer.out)
+    hidden = hidden + multiply(seen, layer.out)
     normed = functional.rms_norm(hidden, hidden.shape[-1:], layer.post_norm, shape.norm_eps)
-    gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
-    return hidden + functional.linear(functional.silu(gate) * up, layer.down)
+    gate, up = multiply(normed, layer.gate_up).chunk(2, dim=-1)
+    return hidden + multiply(functional.silu(gate) * up, layer.down)
+
+
+def multiply(x: Any, matrix: Any) -> Any:
+    """Return `x` times a matrix of (outputs, inputs), packed by oneDNN or not: (..., inputs) to (..., outputs)."""
+    import torch
+
+    if matrix.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
+    return torch.nn.functional.linear(x, matrix)
 
 
 def next_tokens(hidden: Any, weights: DecoderWeights) -> Any:
@@ -70,7 +79,7 @@ def next_tokens(hidden: Any, weights: DecoderWeights) -> Any:
     from torch.nn import functional
 
     hidden = functional.rms_norm(hidden, hidden.shape[-1:], weights.norm, weights.shape.norm_eps)
-    return functional.linear(hidden, weights.head).argmax(-1)
+    return multiply(hidden, weights.head).argmax(-1)
 
 
 def repeat_heads(heads: Any, times: int) -> Any:

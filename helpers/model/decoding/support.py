@@ -14,7 +14,7 @@ _BATCH = 128
 """Prompts side by side, where memory allows: a step reads all weights once, for however many rows."""
 
 SIMPLE_BATCH = 8
-"""Prompts side by side in the ordinary loop."""
+"""Prompts side by side in the ordinary loop, and at most on a CPU, where more rows take as much longer."""
 
 _RESERVE_BYTES = 2 * 2**30
 """Left for prefill's activations, one matrix in float32 while the adapter is added, and the libraries' workspaces."""
@@ -40,8 +40,8 @@ _KNOWN = (
 class DecodePlan(Choice):
     """How answers are generated, and why.
 
-    "graphs": 16-bit copy of the weights, static cache, captured steps (on a CPU the same, not captured); "simple":
-    transformers' own loop, the adapter switched on and off.
+    "graphs": copy of the weights in 16 bit, static cache, captured steps; on a CPU the same in float32, not captured.
+    "simple": transformers' own loop, the adapter switched on and off.
     """
 
     batch_size: int
@@ -62,11 +62,12 @@ def plan_decoding(
     row_bytes: int = 0,
     weight_bytes: int = 2,
     arms: int = 1,
+    gpu: bool = True,
 ) -> DecodePlan:
-    """Choose between captured steps on a copy of the weights, and the ordinary loop.
+    """Choose between steps on a copy of the weights, captured on a GPU, and the ordinary loop.
 
     Args:
-        free_bytes: Free memory of the GPU, beside the loaded model; None without a GPU.
+        free_bytes: Free memory of the GPU, or of a machine without one, beside the loaded model; None if unknown.
         row_bytes: Cache of one prompt and its answer.
         weight_bytes: Bytes of a copied weight.
         arms: How often all prompts are answered.
@@ -79,13 +80,14 @@ def plan_decoding(
         'graphs'
     """
     if free_bytes is None:
-        return DecodePlan("simple", "the ordinary loop, because there is no GPU", SIMPLE_BATCH)
+        return DecodePlan("simple", "the ordinary loop, because it is not known how much memory is free", SIMPLE_BATCH)
     steps = -(-prompts // SIMPLE_BATCH) * max_new_tokens * arms
     if steps < _WARM_UP_STEPS:
-        reason = f"its {steps} steps are done sooner than the weights are unpacked and the steps captured"
+        made = "unpacked and the steps captured" if gpu else "copied"
+        reason = f"its {steps} steps are done sooner than the weights are {made}"
         return DecodePlan("simple", f"the ordinary loop, because {reason}", SIMPLE_BATCH)
     room = free_bytes - parameters * weight_bytes - _RESERVE_BYTES
-    rows = max(1, min(_BATCH, prompts))
+    rows = max(1, min(_BATCH if gpu else SIMPLE_BATCH, prompts))
     while rows > 1 and rows * row_bytes > room:
         rows //= 2
     weights, cache = parameters * weight_bytes, rows * row_bytes
@@ -95,7 +97,7 @@ def plan_decoding(
         reason = f"{needed} do not fit into the {format_bytes(free_bytes)} that are free"
         return DecodePlan("simple", f"the ordinary loop, because {reason}", SIMPLE_BATCH)
     reason = f"{rows} prompts side by side: {needed} fit into the {format_bytes(free_bytes)} that are free"
-    return DecodePlan("graphs", f"CUDA graphs, {reason}", rows)
+    return DecodePlan("graphs", f"{'CUDA graphs' if gpu else 'a copy of the weights'}, {reason}", rows)
 
 
 @dataclass(frozen=True)
