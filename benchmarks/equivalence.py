@@ -251,6 +251,10 @@ def flat(tensors: dict[str, Any]) -> Any:
 def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
     """Return (tokens, labels) of each document of a batch, whichever way documents stand in it."""
     lengths = batch.get("packed_seq_lengths")
+    if lengths is None and "attention_mask" not in batch:  # TRL's batches without padding
+        places = batch["position_ids"].flatten()
+        starts = (places == 0).nonzero().flatten()
+        lengths = starts.diff(append=starts.new_tensor([len(places)]))
     if lengths is None:
         sizes = [int(mask.sum()) for mask in batch["attention_mask"]]
         pairs = zip(batch["input_ids"], batch["labels"], sizes, strict=True)

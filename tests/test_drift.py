@@ -58,6 +58,7 @@ IMPORTED = {
         f"{HF_BASE} PreTrainedTokenizerBase.decode",
     ),
     "transformers.TrainerCallback": ("transformers/trainer_callback.py TrainerCallback",),
+    "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS": ("transformers/modeling_utils.py ALL_ATTENTION_FUNCTIONS",),
     "transformers.trainer_callback.TrainerState.load_from_json": (
         "transformers/trainer_callback.py TrainerState.load_from_json",
     ),

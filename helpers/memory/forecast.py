@@ -11,7 +11,6 @@ card, whose `metrics.json` holds forecast and outcome, say how much longer or sh
 from __future__ import annotations
 
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,9 +60,6 @@ host of an H200, where that was measured."""
 
 _DOWNLOAD_BYTES = 40e6
 """Assumed of a hub's download, in bytes a second."""
-
-_SHUFFLES = 20
-"""How often rows are shuffled to find a padded batch's mean width."""
 
 _RUNS = 5
 """Finished runs that are learned from: the newest."""
@@ -171,7 +167,7 @@ def forecast_training(
     if shape is None or not lengths:
         return None
     on_card = calibration.gpu is not None
-    steps, tokens = _steps_and_tokens(config, lengths, padded=not on_card)
+    steps, tokens = _steps_and_tokens(config, lengths)
     passes = max(1, round(steps * train.gradient_accumulation))
     weights = shape.linear_parameters() + shape.vocab * shape.hidden
     again = 1 - train.checkpoint_skip_layers / shape.layers if train.gradient_checkpointing else 0.0
@@ -302,23 +298,13 @@ def _kind(config: RunConfig, calibration: Calibration, *, graphs: bool) -> dict[
     }
 
 
-def _steps_and_tokens(config: RunConfig, lengths: Sequence[int], *, padded: bool) -> tuple[float, int]:
-    """Return how many optimizer steps a run takes and how many tokens they see, padding included."""
+def _steps_and_tokens(config: RunConfig, lengths: Sequence[int]) -> tuple[float, int]:
+    """Return how many optimizer steps a run takes and how many tokens they see; batches have no padding."""
     train, longest = config.train, config.model.max_seq_length
     fitting = [n for n in lengths if n <= longest] or [longest]
     units = [longest] * math.ceil(sum(fitting) / longest) if train.packing else fitting
-    mean = _padded_mean(units, train.batch_size) if padded and not train.packing else sum(units) / len(units)
+    mean = sum(units) / len(units)
     seen = len(units) * train.num_epochs
     if train.max_steps:
         seen = train.max_steps * train.rows_per_step()
     return seen / train.rows_per_step(), round(seen * mean)
-
-
-def _padded_mean(lengths: Sequence[int], size: int) -> float:
-    """Return the mean width of a batch's rows once they are padded to its longest."""
-    order, draw, total = list(lengths), random.Random(0), 0  # noqa: S311 - no secret depends on it
-    for _ in range(_SHUFFLES):
-        draw.shuffle(order)
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        total += sum(max(batch) * len(batch) for batch in batches)
-    return total / _SHUFFLES / len(order)

@@ -25,6 +25,7 @@ from helpers.model.patches.cuda_graphs import (
 )
 from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
+from helpers.model.patches.padding import pads_for_nothing, without_padding
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.training.checkpoints import last_complete
 from helpers.training.failures import explained
@@ -80,7 +81,8 @@ def training_mode(trainer: Any, config: RunConfig) -> dict[str, Any]:
     """Return what the trainer really does, for the record: by name, in places with the reason."""
     gpu = find_gpu()
     packing = bool(trainer.args.packing)
-    padding_free = bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free)
+    collates = getattr(getattr(trainer, "data_collator", None), "padding_free", False) or pads_for_nothing(trainer)
+    padding_free = bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free or collates)
     attention = Choice("sdpa", "there is no GPU")
     if gpu is not None:
         attention = loaded_attention(gpu.capability, wanted=config.train.varlen_attention)
@@ -131,6 +133,7 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
             spread_batches(trainer, share_out(config.train, place().count))
             _seed_dropout(config.train.seed)
         stack.enter_context(quick_steps(trainer))
+        stack.enter_context(without_padding(trainer))
         mode = training_mode(trainer, config)
         fused = mode["adapters"] == "fused"
         taken = stack.enter_context(fused_adapters(trainer.model)) if fused else set[str]()
