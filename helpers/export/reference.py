@@ -119,7 +119,7 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
 def answer_greedily(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None
 ) -> list[tuple[int, ...]]:
-    """Answer each prompt by itself, without sampling.
+    """Answer prompts without sampling: side by side in float32; in 16 bit, where logits depend on the batch, one by one.
 
     Args:
         prompts: Token ids.
@@ -127,19 +127,26 @@ def answer_greedily(
     """
     import torch
 
-    device, ends = input_device(model), {}
-    if tokenizer is not None:
-        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    answers = []
-    for prompt in prompts:
-        ids = torch.tensor([list(prompt)], device=device)
+    device, settings = input_device(model), tokenizer or model.generation_config
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    pad = next((each for each in (settings.pad_token_id, *ends) if each is not None), 0)
+    together = model.get_input_embeddings().weight.dtype == torch.float32
+    answers: list[tuple[int, ...]] = []
+    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
+        width = max(map(len, batch))
+        padding = [width - len(prompt) for prompt in batch]
+        ids = torch.tensor([[pad] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)])
+        mask = torch.arange(width) >= torch.tensor(padding)[:, None]
         with torch.inference_mode():
             output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
+                input_ids=ids.to(device),
+                attention_mask=mask.long().to(device),
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
-                **ends,
+                eos_token_id=ends if None not in ends else None,
+                pad_token_id=pad,
             )
-        answers.append(tuple(output[0, ids.shape[1] :].tolist()))
+        for answer in output[:, width:].tolist():
+            first = next((at for at, token in enumerate(answer, 1) if token in ends), len(answer))
+            answers.append(tuple(answer[:first]))
     return answers

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tiny import build_mistral
@@ -16,7 +17,7 @@ from helpers.core.errors import ExportError
 from helpers.export import loadable
 from helpers.export.gain import HeldOut, share_of_gain_kept
 from helpers.export.merge import merge_16bit
-from helpers.export.reference import measure_reference
+from helpers.export.reference import answer_greedily, measure_reference
 from helpers.export.tensors import base_tensors
 from helpers.export.verify import verify_adapter, verify_merged
 from helpers.model.scoring import score_rows
@@ -95,6 +96,18 @@ def save_adapter(model, tokenizer, folder):
 def failed(verification):
     """The names of the checks that failed."""
     return {check.name for check in verification.checks if check.passed is False}
+
+
+def test_side_by_side_prompts_get_the_answers_that_each_gets_alone(tuned, reference):
+    """In float32; one that ends early keeps its EOS and nothing after it, and in 16 bit each is alone anyway."""
+    model, tokenizer = tuned
+    prompts = [*reference.prompt_ids, reference.prompt_ids[0] + reference.sequences[0]]
+    alone = [answer for prompt in prompts for answer in answer_greedily(model, [prompt], 8, tokenizer)]
+    assert answer_greedily(model, prompts, 8, tokenizer) == alone
+    third = alone[0][2]
+    ends = SimpleNamespace(eos_token_id=third, pad_token_id=None)
+    cut = [answer[: answer.index(third) + 1] if third in answer else answer for answer in alone]
+    assert answer_greedily(model, prompts, 8, ends) == cut
 
 
 def test_adapter_passes(tuned, reference, tmp_path, shared_process):

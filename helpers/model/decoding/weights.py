@@ -166,10 +166,11 @@ class DecoderWeights:
 
 
 def packs_matrices(dtype: Any) -> bool:
-    """Say whether this torch has oneDNN, and whether it is to pack matrices of a type: of float32 alone."""
+    """Say whether this torch has oneDNN's packed products, and whether they are for a type: for float32 alone."""
     import torch
 
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and known
 
 
 def _bitsandbytes(weight: Any, state: Any) -> Any:
