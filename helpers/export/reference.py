@@ -119,7 +119,7 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
 def answer_greedily(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None
 ) -> list[tuple[int, ...]]:
-    """Answer prompts without sampling: side by side in float32; in 16 bit, where logits depend on the batch, one by one.
+    """Answer prompts without sampling: side by side in float32, one by one in 16 bit, where logits depend on the batch.
 
     Args:
         prompts: Token ids.

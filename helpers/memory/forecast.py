@@ -30,14 +30,14 @@ from helpers.runtime.calibration import Calibration
 
 __all__ = ["Forecast", "Pace", "forecast_training", "format_minutes", "past_metrics", "seconds_before", "session_note"]
 
-_EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.65}
+_EFFICIENCY = {"bf16": 0.6, "fp16": 0.4, "fp32": 0.62}
 """Share of the calibrated pace that a training reaches where no run is known. bf16: packed batches on an H100, 16,384
 tokens in 0.97 s without and 8,192 in 0.70 s with checkpointing, are 0.60 and 0.63 of 802 TFLOP/s
 (benchmarks/results/train_h100.json). fp16: Unsloth's published T4 record, 0.89 rows/s, is about 0.35 of 25 TFLOP/s, its
 padding included; batches here have none. fp32: SmolLM2-135M on two cores of a server, 8 rows a step."""
 
-_SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.94}
-"""What measuring the held-out loss reaches, as a share of that: 0.61 of the pace in fp32, in the same runs; assumed of
+_SCORING = {"bf16": 0.8, "fp16": 0.8, "fp32": 0.85}
+"""What measuring the held-out loss reaches, as a share of that: 0.53 of the pace in fp32, in the same runs; assumed of
 cards."""
 
 _HOST_SECONDS = {"checkpointing": 0.0110, "plain": 0.0066}
