@@ -148,7 +148,7 @@ def waiting(records: Mapping[str, Mapping[str, Any]]) -> str:
         both = {side: f"{_felt(whole_seconds(run))} ({_felt(training_seconds(run))})" for side, run in sides.items()}
         cells = (both.get(side, "") for side in ("official", "best", "", "ours"))
         lines.append([f"the adapter, from the start, {rows:,} rows of Alpaca once (training alone)", *cells])
-    if startup := records.get("startup"):
+    if (startup := records.get("startup")) and "official" in startup["runs"]:
         total = runs_of(startup).groupby("name")["total_seconds"].median()
         line("the first step, from the start", total, "official", "", "", "ours")
     if train := records.get("train"):

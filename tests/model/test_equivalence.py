@@ -190,7 +190,7 @@ class TestVerdicts:
         judged = script.verdicts(recorded[1])
         name = "gradients, cosine of packed and plain, both in bf16"
         shown = judged[name]
-        assert (round(shown["found"], 4), shown["wanted"]) == (0.9957, "> 0.999")
+        assert (round(shown["found"], 4), shown["wanted"]) == (0.9956, "> 0.999")
         assert (shown["ok"], shown["decides"]) == (False, False)
         assert script.passed({name: shown})
         assert not script.passed({name: {**shown, "decides": True}})
@@ -226,8 +226,8 @@ class TestVerdicts:
     def test_the_document_says_that_it_was_missed(self):
         """With what the plain side and ours reach against float32."""
         text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
-        assert "have a cosine of 0.9957; the goal of more than 0.999 was missed" in text
-        assert "the plain side itself to 0.9934 against float32, ours to 0.9937" in text
+        assert "have a cosine of 0.9956; the goal of more than 0.999 was missed" in text
+        assert "the plain side itself to 0.9934 against float32, ours to 0.9935" in text
         assert "| gradients, cosine of packed and plain, both in bf16 | 0.99573 | > 0.999 | missed, decides" in text
         assert "| gradient norms of 20 steps | 0.003" in text
 
