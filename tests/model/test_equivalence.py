@@ -190,7 +190,7 @@ class TestVerdicts:
         judged = script.verdicts(recorded[1])
         name = "gradients, cosine of packed and plain, both in bf16"
         shown = judged[name]
-        assert (round(shown["found"], 4), shown["wanted"]) == (0.9956, "> 0.999")
+        assert (shown["found"] < 0.999, shown["wanted"]) == (True, "> 0.999")
         assert (shown["ok"], shown["decides"]) == (False, False)
         assert script.passed({name: shown})
         assert not script.passed({name: {**shown, "decides": True}})
@@ -223,13 +223,17 @@ class TestVerdicts:
         assert [each["ok"] for each in judged.values()] == ok
         assert script.verdicts({"adapters": {"skipped": "no GPU"}}) == {}
 
-    def test_the_document_says_that_it_was_missed(self):
+    def test_the_document_says_that_it_was_missed(self, recorded):
         """With what the plain side and ours reach against float32."""
+        verdicts, runs = recorded
+        cosine, (ours, plain) = runs["plain"]["gradients_cosine"], runs["plain"]["float32_cosines"]
         text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
-        assert "have a cosine of 0.9956; the goal of more than 0.999 was missed" in text
-        assert "the plain side itself to 0.9934 against float32, ours to 0.9935" in text
-        assert "| gradients, cosine of packed and plain, both in bf16 | 0.99573 | > 0.999 | missed, decides" in text
-        assert "| gradient norms of 20 steps | 0.003" in text
+        assert f"have a cosine of {cosine:.4f}; the goal of more than 0.999 was missed" in text
+        assert f"the plain side itself to {plain:.4f} against float32, ours to {ours:.4f}" in text
+        name = "gradients, cosine of packed and plain, both in bf16"
+        assert f"| {name} | {cosine:.5g} | > 0.999 | missed, decides" in text
+        norms = verdicts["gradient norms of 20 steps"]["found"]
+        assert f"| gradient norms of 20 steps | {norms:.5g} |" in text
 
 
 @pytest.fixture(scope="module")
