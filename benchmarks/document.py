@@ -205,9 +205,14 @@ def document(results: Path) -> Iterator[str]:
     yield from ("", *HOW.strip().splitlines())
 
 
+def wrapped(text: str) -> list[str]:
+    """Return a text as lines; words with hyphens, such as addresses, stay whole."""
+    return textwrap.wrap(text, 110, break_on_hyphens=False, break_long_words=False)
+
+
 def notes(record: Mapping[str, Any]) -> list[str]:
     """Return a record's note as lines, if it has one."""
-    return textwrap.wrap(record.get("note", ""), 110)
+    return wrapped(record.get("note", ""))
 
 
 def packed_parts(results: Path) -> Iterator[str]:
@@ -216,16 +221,14 @@ def packed_parts(results: Path) -> Iterator[str]:
     if not record:
         return
     yield from ("", "## Where a packed step goes", "", tables.described(record), *notes(record))
-    yield from textwrap.wrap(
+    yield from wrapped(
         f"Ours, {record['batch']} packed sequences of {LENGTH:,} tokens, no checkpointing (`python "
         "benchmarks/profile_step.py --packing --steps 12`): what the card's kernels do.",
-        110,
     )
     yield from ("", tables.kinds(record), "")
-    yield from textwrap.wrap(
+    yield from wrapped(
         f"The step takes {record['step']:.0f} ms, so that the kernels fill {record['kernels'] / record['step']:.0%} of "
         f"it. Products with frozen weights run at {record['frozen_tera']:.0f} TFLOP/s.",
-        110,
     )
 
 
@@ -241,7 +244,7 @@ def learned(results: Path) -> Iterator[str]:
             yield "square root. Warm-up takes as many examples everywhere."
         yield from ("", tables.learning(record), "")
         if said := what_was_learned(record):
-            yield from (*textwrap.wrap(said, 110), "")
+            yield from (*wrapped(said), "")
         yield f"![Held-out loss](speed_{loss_picture(place, machine)}.svg)"
 
 
@@ -272,7 +275,7 @@ def beyond(results: Path) -> Iterator[str]:
         return
     steps, gates, losses = record["steps"], record["gates"], record["heldout"]
     yield from ("", "## Beyond the 16-bit rate", "", tables.described(record))
-    yield from textwrap.wrap(
+    yield from wrapped(
         "Products with frozen weights run nearly as fast as other 16-bit products do on such a card. Two ways to go "
         "further were tried on "
         f"packed steps of {record['tokens']:,} tokens, Mistral-7B's shape with random weights. One takes adapter "
@@ -283,7 +286,6 @@ def beyond(results: Path) -> Iterator[str]:
         "[Unsloth](https://github.com/unslothai/unsloth/pull/3440). The goals were set beforehand: a step "
         f"{gates['fused']} times as fast for the first and {gates['fp8']} times for the second, and a held-out loss, "
         f"after {losses['rows']} rows, no farther from the 16-bit one than another order of the rows is.",
-        110,
     )
     yield from ("", tables.experiment(record), "")
     spread = max(losses["base"]) - min(losses["base"])
@@ -291,7 +293,7 @@ def beyond(results: Path) -> Iterator[str]:
     kept = record["fused_losses"]
     small_losses, eight = kept["smollm2"], kept["smollm2_eight_rows"]
     small = record["smollm2"]["fp8-row+all"] - record["smollm2"]["base"]
-    yield from textwrap.wrap(
+    yield from wrapped(
         "The cosine compares all gradients with those of the first line; in that line, with those of a second pass. "
         "Adapter products are taken together (`fused_adapters`); a later command, `benchmarks/train.py --only "
         "ours-packed-large,ours-packed-large-separate` on another H200, gave "
@@ -308,8 +310,6 @@ def beyond(results: Path) -> Iterator[str]:
         f"{spread:.4f}. So {sum(each > spread for each in more)} of 3 missed the goal, all in one direction, and fp8 "
         f"weights take {steps['fp8-row']['peak_gib'] - steps['base']['peak_gib']:.0f} GiB more. SmolLM2, whose weights "
         f"are trained, had a loss {small:.4f} higher in the one order that was measured, which decides nothing.",
-        110,
-        break_on_hyphens=False,
     )
 
 
@@ -329,7 +329,7 @@ def sameness(results: Path) -> Iterator[str]:
         own, other = (1 - cosine for cosine in plain[-1]["float32_cosines"])
         yield "Gradients are compared with those in float32, since bf16 rounds on either side: from there the packed"
         yield f"ones are {own:.4f} away (1 - cosine), those of transformers and PEFT, row by row, {other:.4f}."
-        yield from textwrap.wrap(against_plain(plain[-1]), 110)
+        yield from wrapped(against_plain(plain[-1]))
     yield from ("", tables.verdicts(record))
 
 
