@@ -34,8 +34,7 @@ HOW = """
 - **Answers.** Generation copies the weights to 16 bit once and replays a CUDA graph for each token
   (`helpers/model/decoding`).
 - **A CPU.** Training batches have no padding (`helpers/model/patches/padding.py`), and answers come from weights that
-  oneDNN has packed. What remains is products in fp32: of the demo's four minutes 50 s are training, 15 s losses on the
-  way, 35 to 47 s losses of references, 45 s proofs in fresh processes, 31 s answers, 20 s imports and loading.
+  oneDNN has packed. What remains is mostly products in fp32.
 - **The start.** Rows that are not used are not prepared, and only Unsloth's SFT trainer is built
   (`helpers/model/patches/imports.py`). If you need the others, import unsloth before anything of this project.
 """
@@ -142,11 +141,11 @@ def short(results: Path) -> Iterator[str]:
     cards = sorted({gpu for each in records.values() for gpu in each["machine"].get("gpus", [])[:1]})
     yield f"Mistral-7B's shape in 4 bit, LoRA of rank 16, on {' and '.join(cards)}; an empty cell was not measured."
     yield (
-        "Packed, Unsloth's notebook takes a ninth of the steps. On a T4, which nobody has timed yet, flash attention, "
-        "CUDA graphs and"
+        "Packed, Unsloth's notebook takes a ninth of the steps. On a T4, which nobody has timed yet, there is no flash "
+        "attention, and"
     )
     yield (
-        "joint adapter products are off: they need compute capability 8.0. What was compared, losses, memory: "
+        "CUDA graphs and joint adapter products, untried there, stay off. What was compared with what, losses, memory: "
         "[docs/speed.md](docs/speed.md)."
     )
 

@@ -336,8 +336,8 @@ with model.disable_adapter():
 print(tokenizer.decode(said[0, start:], skip_special_tokens=True))
 
 # %% [markdown]
-# Now all arms answer all prompts and some of the references. Answers are kept on disk batch by batch, with enough memory arm
-# by arm: if you are cut off, run the notebook again and it goes on from there.
+# Now all arms answer all prompts and some of the references. Answers are kept on disk batch by batch, or arm by arm where
+# memory allows a copy of the weights: if you are cut off, run the notebook again and it goes on from there.
 
 # %%
 from helpers.evaluation.cache import AnswerCache

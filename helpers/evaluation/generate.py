@@ -24,7 +24,7 @@ from helpers.evaluation.records import Answer, Arm, Prompt, ReferenceScore
 from helpers.evaluation.sanity import judge
 from helpers.model.decoding import GeneratedAnswer, choose_plan, encode_prompts, fast_generate, generate
 from helpers.model.distance import logits_of
-from helpers.model.load import free_memory
+from helpers.model.load import free_memory, ran_out_of_memory
 from helpers.model.scoring import score_rows
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class _Pending:
             self._keep(exchange(found), report)
 
     def _answer_at_once(self) -> dict[int, CachedAnswer]:
-        """Answer this process's part with captured steps, if the card has room for them and the questions are worth it.
+        """Answer this process's part from a copy of the weights, if there is room and the questions are worth it.
 
         Neighbours in length go to different processes, so that all have about as much to do.
         """
@@ -231,9 +231,7 @@ def ask(bench: Bench, text: str, arms: Sequence[Arm]) -> list[dict[str, str]]:
 
 def _halved(size: int, error: Exception) -> int:
     """Return half the batch size if memory ran out; raise anything else on."""
-    said = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    if isinstance(error, HelpersError) or not (isinstance(error, MemoryError) or any(word in said for word in words)):
+    if isinstance(error, HelpersError) or not ran_out_of_memory(error):
         raise error
     if size == 1:
         remedy = "Lower max_new_tokens, shorten the prompt, or use a larger GPU."

@@ -63,7 +63,7 @@ def measure_reference(
 ) -> Reference:
     """Let the tuned model and its base answer, and keep their logits.
 
-    Each prompt is run by itself: in 16 bit the logits depend on the batch (unsloth issue 9708).
+    Logits are taken prompt by prompt: in 16 bit they depend on the batch (unsloth issue 9708).
 
     Args:
         prompts: Conversations that end with the user's message.
@@ -132,7 +132,7 @@ def answer_greedily(
     pad = next((each for each in (settings.pad_token_id, *ends) if each is not None), 0)
     together = model.get_input_embeddings().weight.dtype == torch.float32
     answers: list[tuple[int, ...]] = []
-    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
+    for batch in [prompts] if together and prompts else [[prompt] for prompt in prompts]:
         width = max(map(len, batch))
         padding = [width - len(prompt) for prompt in batch]
         ids = torch.tensor([[pad] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)])

@@ -299,7 +299,7 @@ def _kind(config: RunConfig, calibration: Calibration, *, graphs: bool) -> dict[
 
 
 def _steps_and_tokens(config: RunConfig, lengths: Sequence[int]) -> tuple[float, int]:
-    """Return how many optimizer steps a run takes and how many tokens they see; batches have no padding."""
+    """Return a run's optimizer steps and the tokens they see; batches of the presets' models have no padding."""
     train, longest = config.train, config.model.max_seq_length
     fitting = [n for n in lengths if n <= longest] or [longest]
     units = [longest] * math.ceil(sum(fitting) / longest) if train.packing else fitting

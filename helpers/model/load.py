@@ -32,6 +32,7 @@ __all__ = [
     "model_source",
     "prepare_unsloth",
     "put_adapter",
+    "ran_out_of_memory",
 ]
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -247,6 +248,15 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that the card's memory or the machine's is full; torch says of the latter little."""
+    import torch
+
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts))
 
 
 def _said(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from helpers.core.errors import HelpersError, RunError
 from helpers.core.files import disk_error, folder_bytes, require_space
 from helpers.core.runs import RunDirectory
 from helpers.memory.disk import KEPT, SMALL_FILES
+from helpers.model.load import ran_out_of_memory
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def _explanation(
         return None
     if said := disk_error("the next checkpoint", run.path, error):
         return said
-    if _is_out_of_memory(error):
+    if ran_out_of_memory(error):
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return RunError("memory", "enough for one optimizer step", lines[0], " ".join(_memory_advice(config)))
     if isinstance(error, pickle.UnpicklingError):
@@ -118,16 +119,6 @@ def _explanation(
             'Delete it, or start over with resume="never".',
         )
     return explain_peer_exit(error, last_step()) if place().count > 1 else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on the card or on the machine."""
-    import torch
-
-    texts = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-    )
 
 
 def _memory_advice(config: RunConfig) -> list[str]:

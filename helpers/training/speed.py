@@ -25,7 +25,7 @@ from helpers.model.patches.cuda_graphs import (
 )
 from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
-from helpers.model.patches.padding import pads_for_nothing, without_padding
+from helpers.model.patches.padding import can_drop_padding, without_padding
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.training.checkpoints import last_complete
 from helpers.training.failures import explained
@@ -81,7 +81,7 @@ def training_mode(trainer: Any, config: RunConfig) -> dict[str, Any]:
     """Return what the trainer really does, for the record: by name, in places with the reason."""
     gpu = find_gpu()
     packing = bool(trainer.args.packing)
-    collates = getattr(getattr(trainer, "data_collator", None), "padding_free", False) or pads_for_nothing(trainer)
+    collates = getattr(getattr(trainer, "data_collator", None), "padding_free", False) or can_drop_padding(trainer)
     padding_free = bool(getattr(trainer, "padding_free", False) or trainer.args.padding_free or collates)
     attention = Choice("sdpa", "there is no GPU")
     if gpu is not None:

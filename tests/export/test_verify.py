@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -99,7 +100,7 @@ def failed(verification):
 
 
 def test_side_by_side_prompts_get_the_answers_that_each_gets_alone(tuned, reference):
-    """In float32; one that ends early keeps its EOS and nothing after it, and in 16 bit each is alone anyway."""
+    """In float32; one that ends early keeps its EOS and nothing after it."""
     model, tokenizer = tuned
     prompts = [*reference.prompt_ids, reference.prompt_ids[0] + reference.sequences[0]]
     alone = [answer for prompt in prompts for answer in answer_greedily(model, [prompt], 8, tokenizer)]
@@ -108,6 +109,21 @@ def test_side_by_side_prompts_get_the_answers_that_each_gets_alone(tuned, refere
     ends = SimpleNamespace(eos_token_id=third, pad_token_id=None)
     cut = [answer[: answer.index(third) + 1] if third in answer else answer for answer in alone]
     assert answer_greedily(model, prompts, 8, ends) == cut
+    assert answer_greedily(model, [], 8, tokenizer) == []
+
+
+def test_in_16_bit_each_prompt_is_alone(tuned, reference, monkeypatch):
+    """Logits depend on the batch there."""
+    model, tokenizer = copy.deepcopy(tuned[0]).bfloat16(), tuned[1]
+    batches, generate = [], type(model).generate
+
+    def counted(self, **named):
+        batches.append(len(named["input_ids"]))
+        return generate(self, **named)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    answer_greedily(model, reference.prompt_ids, 2, tokenizer)
+    assert batches == [1] * len(reference.prompt_ids)
 
 
 def test_adapter_passes(tuned, reference, tmp_path, shared_process):

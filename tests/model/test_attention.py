@@ -7,7 +7,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from sources import package_root
@@ -70,8 +70,7 @@ class TestInstall:
     def test_only_rows_without_padding_take_it(self, dispatch):
         """Batches of several rows go to the kernel, others where they went before."""
         first, second = dispatch
-        attention._install(first, flash_varlen)
-        assert first.flash_attn_varlen_func is flash_varlen
+        attention._install(first)
         assert second.select_attention_backend(use_varlen=True) == "flash"
         assert second.select_attention_backend() == "sdpa"
 
@@ -79,9 +78,29 @@ class TestInstall:
         """The former function is kept, and comes back in every module."""
         first, second = dispatch
         original = first.select_attention_backend
-        attention._install(first, flash_varlen)
+        attention._install(first)
         attention._replace_everywhere(first.select_attention_backend, first.select_attention_backend.wrapped)
         assert first.select_attention_backend is second.select_attention_backend is original
+
+    def test_the_kernel_follows_the_choice(self, monkeypatch, imagine_cards):
+        """The flash kernel; after torch may not use it any more, the memory-efficient one; and then none."""
+        import torch
+
+        found = SimpleNamespace(HAS_FLASH_ATTENTION=False, HAS_XFORMERS=False, FLASH_VARLEN="flash")
+        found.select_attention_backend = lambda use_varlen=False, dropout_p=0.0: "sdpa"
+        monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(__version__=UNSLOTH_TESTED))
+        monkeypatch.setitem(sys.modules, "unsloth.utils", SimpleNamespace(attention_dispatch=found))
+        monkeypatch.setitem(sys.modules, attention.DISPATCH, found)
+        monkeypatch.setattr(torch, "__version__", "2.11.0")
+        imagine_cards((70 << 30, 80 << 30))
+        assert attention.enable_varlen().name == attention.FLASH
+        assert found.flash_attn_varlen_func is flash_varlen
+        monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: False)
+        assert attention.enable_varlen().name == attention.MEMORY_EFFICIENT
+        assert found.flash_attn_varlen_func is efficient_varlen
+        assert found.select_attention_backend(use_varlen=True) == "flash"
+        assert attention.enable_varlen(wanted=False).name == "sdpa"
+        assert found.select_attention_backend(use_varlen=True) == "sdpa"
 
     @pytest.mark.parametrize("kernel", [flash_varlen, efficient_varlen])
     def test_a_window_is_refused(self, kernel):

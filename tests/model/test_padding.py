@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.model.patches.padding import pads_for_nothing, without_padding
+from helpers.model.patches.padding import can_drop_padding, without_padding
 
 ROWS = [list(range(5, 45)), [7], list(range(60, 72)), list(range(90, 113))]
 """Token ids of rows that share a pass."""
@@ -56,6 +56,40 @@ def test_padded_batches_are_scored_as_ever(trainer):
             assert torch.equal(trainer.model(input_ids=ids).logits, plain)
 
 
+def test_attention_is_called_for_each_row(trainer):
+    """Four rows in each of the layers, none of them with a mask; a batch of several lines is one call, as ever."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls, attend = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def counted(module, query, *rest, **named):
+        calls.append(tuple(query.shape[::2]))
+        return attend(module, query, *rest, **named)
+
+    layers, lengths = trainer.model.config.num_hidden_layers, [len(row) for row in ROWS]
+    lines = {"input_ids": torch.tensor([ROWS[2], ROWS[2]]), "position_ids": torch.tensor([[0, 0, *range(10)]] * 2)}
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = counted
+    try:
+        with without_padding(trainer):
+            learn(trainer)
+            assert calls == [(1, length) for length in lengths] * layers
+            calls.clear()
+            trainer.model(**lines)
+            assert calls == [(2, 12)] * layers
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+
+
+def test_a_failure_leaves_everything_as_it_was(trainer):
+    """A training that ends with an error."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with pytest.raises(ZeroDivisionError), without_padding(trainer):
+        raise ZeroDivisionError
+    assert (ALL_ATTENTION_FUNCTIONS["sdpa"], trainer.data_collator.padding_free) == (before, False)
+
+
 def test_afterwards_everything_is_as_before(trainer):
     """Collator and attention."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -72,6 +106,6 @@ def test_afterwards_everything_is_as_before(trainer):
 )
 def test_other_models_stay_padded(trainer, name, value):
     """A model whose attention needs more than the rows' borders is left as it is."""
-    assert pads_for_nothing(trainer)
+    assert can_drop_padding(trainer)
     setattr(trainer.model.config, name, value)
-    assert not pads_for_nothing(trainer)
+    assert not can_drop_padding(trainer)

@@ -127,3 +127,27 @@ def test_adapter_products_are_taken_together_where_the_card_gains(monkeypatch, i
     with speed.fast_training(trainer, checkpoints):
         assert (kernels.LoRA_MLP != "theirs") is replaced
     assert set(vars(kernels).values()) == {"theirs"}
+
+
+def test_on_a_cpu_batches_lose_their_padding(imagine_cards):
+    """Inside `fast_training` the collator leaves it out, and the record says so."""
+    imagine_cards()
+    collator = SimpleNamespace(padding_free=False)
+    config = SimpleNamespace(model_type="mistral", _attn_implementation="sdpa", sliding_window=None)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(packing=False, padding_free=False, optim="adamw"),
+        model=SimpleNamespace(config=config, parameters=lambda: []),
+        data_collator=collator,
+        training_step=len,
+        _inner_training_loop=len,
+    )
+    settings = build_config("alpaca", preset="smoke")
+    assert speed.training_mode(trainer, settings)["padding_free"] is True
+    record = SimpleNamespace(counter=SimpleNamespace(passed=0))
+    checkpoints = SimpleNamespace(config=settings, record=record, run=None, close=lambda: None)
+    with speed.fast_training(trainer, checkpoints):
+        assert collator.padding_free is True
+        assert speed.training_mode(trainer, settings)["padding_free"] is True
+    assert collator.padding_free is False
+    config.sliding_window = 64
+    assert speed.training_mode(trainer, settings)["padding_free"] is False

@@ -24,7 +24,7 @@ from helpers.model.decoding.support import (
     unsupported,
 )
 from helpers.model.decoding.weights import DecoderWeights
-from helpers.model.load import free_memory
+from helpers.model.load import free_memory, ran_out_of_memory
 from helpers.runtime.hardware import available_memory
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def fast_generate(
     if tokens is not None:
         return {arm: [_read_answer(each, tokenizer) for each in tokens[arm]] for arm in arms}
     if ignore_eos:
-        raise StackError("ignore_eos", "a plan with CUDA graphs", plan.reason, "Leave ignore_eos out.")
+        raise StackError("ignore_eos", "a plan on copied weights", plan.reason, "Leave ignore_eos out.")
     batch = plan.batch_size if plan.name == "simple" else SIMPLE_BATCH
     return {arm: _simple(model, tokenizer, prompts, max_new_tokens, arm, batch) for arm in arms}
 
@@ -109,8 +109,9 @@ def choose_plan(model: Any, ids: Sequence[Sequence[int]], *, max_new_tokens: int
         return DecodePlan("simple", f"the ordinary loop, because a CPU would copy {dtype} as float32", SIMPLE_BATCH)
     shape, itemsize = read_shape(causal_model(model).config), _copy_dtype(model).itemsize
     row = cache_bytes(shape, row_length(ids, max_new_tokens), itemsize)
+    packed_head = 0 if gpu else causal_model(model).lm_head.weight.numel()  # on a card the model's own is read
     return plan_decoding(
-        copied_parameters(shape),
+        copied_parameters(shape) + packed_head,
         _free_bytes(_device(model)),
         len(ids),
         max_new_tokens,
@@ -222,7 +223,7 @@ def _check_arms(model: Any, arms: Sequence[str]) -> None:
 def _fast(
     model: Any, ids: list[list[int]], max_new_tokens: int, arms: Sequence[str], rows: int, eos: int | None
 ) -> dict[str, list[list[int]]] | None:
-    """Answer with captured steps, with fewer rows whenever memory runs out; None when it does with a single row."""
+    """Answer from a copy of the weights, with fewer rows whenever memory runs out; None when it does with one row."""
     import torch
 
     while rows:
@@ -230,9 +231,12 @@ def _fast(
             answers = _answer_arms(model, ids, max_new_tokens, arms, rows, eos)
             torch.cuda.empty_cache()  # the copy of the weights goes back to the card, not to torch's cache
             return answers
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            where = "The GPU's memory" if _device(model).type == "cuda" else "Memory"
             shown = f"{rows // 2} prompts side by side" if rows > 1 else "the ordinary loop"
-            print(f"The GPU's memory ran out with {rows} prompts side by side; going on with {shown}.")
+            print(f"{where} ran out with {rows} prompts side by side; going on with {shown}.")
         free_memory()  # here, where the error no longer holds the tensors
         rows //= 2
     return None
@@ -333,6 +337,6 @@ def _free_bytes(device: Any) -> int | None:
     import torch
 
     if device.type != "cuda":
-        return available_memory()
+        return available_memory() if device.type == "cpu" else None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused

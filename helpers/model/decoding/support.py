@@ -14,7 +14,7 @@ _BATCH = 128
 """Prompts side by side, where memory allows: a step reads all weights once, for however many rows."""
 
 SIMPLE_BATCH = 8
-"""Prompts side by side in the ordinary loop, and at most on a CPU, where more rows take as much longer."""
+"""Prompts side by side in the ordinary loop, and at most on a CPU, where twice the rows take twice as long."""
 
 _RESERVE_BYTES = 2 * 2**30
 """Left for prefill's activations, one matrix in float32 while the adapter is added, and the libraries' workspaces."""

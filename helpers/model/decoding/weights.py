@@ -98,6 +98,7 @@ class DecoderWeights:
             return
         self.arm = ""  # a failure half-way must not leave a name on a mixture
         if self._packs:
+            self.layers = []  # or both arms' would be in memory at once
             self.layers = [self._packed(block, arm == "tuned") for block in self._blocks]
         else:
             for layer, block in zip(self.layers, self._blocks, strict=True):

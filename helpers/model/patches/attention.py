@@ -85,7 +85,7 @@ def choose_attention(
         )
     if flash:
         return Choice(FLASH, "torch 2.11 carries the kernel, and Unsloth does not use it there")
-    why = "flash attention needs compute capability 8.0, or is off; this kernel takes all rows at once, too"
+    why = "flash attention needs compute capability 8.0, or is off; this kernel also takes all rows at once"
     return Choice(MEMORY_EFFICIENT, why)
 
 
@@ -159,9 +159,11 @@ def enable_varlen(*, wanted: bool = True) -> Choice:
     original = getattr(attention_dispatch.select_attention_backend, "wrapped", None)
     choice = loaded_attention(gpu.capability, wanted=wanted)
     kernel = {FLASH: flash_varlen, MEMORY_EFFICIENT: efficient_varlen}.get(choice.name)
-    if kernel and original is None:
-        _install(attention_dispatch, kernel)
-    elif not kernel and original is not None:
+    if kernel:
+        attention_dispatch.flash_attn_varlen_func = kernel
+        if original is None:
+            _install(attention_dispatch)
+    elif original is not None:
         _replace_everywhere(attention_dispatch.select_attention_backend, original)
     return choice
 
@@ -230,9 +232,9 @@ def efficient_varlen(
     causal: bool = False,
     **unused: Any,
 ) -> Any:
-    """Do as `flash_varlen`, with the kernel that cards below compute capability 8.0 have, too, for fp16 and float32.
+    """Do as `flash_varlen`, by the kernel that cards below compute capability 8.0 have too, in fp16 and float32.
 
-    It wants as many key heads as heads, so that keys and values are repeated.
+    It needs a key head for each query head, so keys and values are repeated.
     """
     import torch
 
@@ -254,7 +256,7 @@ def efficient_varlen(
         True,  # what the backward pass needs
         scale=softmax_scale,
     )
-    return output[0][0]
+    return output[0].squeeze(0)  # an index would cost a whole gradient
 
 
 def _refuse_window(options: Mapping[str, Any]) -> None:
@@ -262,10 +264,9 @@ def _refuse_window(options: Mapping[str, Any]) -> None:
         raise NotImplementedError("this attention has no window")
 
 
-def _install(dispatch: Any, kernel: Any) -> None:
-    """Make the dispatcher choose its flash-attn path for rows without padding, with a kernel of torch behind it."""
+def _install(dispatch: Any) -> None:
+    """Make the dispatcher choose its flash-attn path, now with a kernel of torch behind it, for unpadded rows."""
     original = dispatch.select_attention_backend
-    dispatch.flash_attn_varlen_func = kernel
 
     def select(use_varlen: bool = False, dropout_p: float = 0.0) -> Any:
         return dispatch.FLASH_VARLEN if use_varlen else original(use_varlen, dropout_p)

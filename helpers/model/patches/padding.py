@@ -15,10 +15,10 @@ from typing import Any
 
 from helpers.model.decoding.support import causal_model
 
-__all__ = ["pads_for_nothing", "without_padding"]
+__all__ = ["can_drop_padding", "without_padding"]
 
 
-def pads_for_nothing(trainer: Any) -> bool:
+def can_drop_padding(trainer: Any) -> bool:
     """Say whether a trainer pads its batches although `without_padding` could spare it that."""
     import torch
 
@@ -32,8 +32,8 @@ def pads_for_nothing(trainer: Any) -> bool:
 
 @contextmanager
 def without_padding(trainer: Any) -> Iterator[None]:
-    """Train inside the block without padding, where `pads_for_nothing`; afterwards everything is as before."""
-    if not pads_for_nothing(trainer):
+    """Train inside the block without padding, where `can_drop_padding`; afterwards everything is as before."""
+    if not can_drop_padding(trainer):
         yield
         return
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
