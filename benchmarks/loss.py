@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         trainer.args.learning_rate, trainer.args.warmup_steps = rate(per_step, power), math.ceil(WARMUP / per_step)
     rows = json.loads(Path(options.data).read_text(encoding="utf-8"))[-HELDOUT:]
     heldout = Heldout(trainer, tokens_and_labels(rows, trainer.processing_class), None if packed else wanted["batch"])
-    with fast_training(trainer) if whose == "ours" else nullcontext():
+    with fast_training(trainer, ours=whose == "ours"):
         trainer.train()
     return {
         "seed": options.seed,

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -180,7 +180,7 @@ def time_parts(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
-    with fast_training(trainer) if ours else nullcontext() as graphs:
+    with fast_training(trainer, ours=ours) as graphs:
         held.append(graphs)
         trainer.train()
     recording = set().union(*gather(changes(sizes)))  # other processes wait for the one that records
@@ -205,8 +205,11 @@ def time_parts(
 
 
 @contextmanager
-def fast_training(trainer: Any) -> Iterator[Any]:
-    """Let this project's trainer train as its notebook lets it; yield its CUDA graphs, or None."""
+def fast_training(trainer: Any, *, ours: bool = True) -> Iterator[Any]:
+    """Let this project's trainer train as its notebook lets it, a peer's as it is; yield CUDA graphs, or None."""
+    if not ours:
+        yield None
+        return
     from helpers.training import speed
     from helpers.training.callbacks import Checkpoints
 
