@@ -23,7 +23,7 @@ from helpers.core.config import MODELS, ModelConfig
 from helpers.core.errors import ExportError, HelpersError, StackError
 from helpers.core.files import disk_error, error_chain
 from helpers.core.time_limit import time_limit
-from helpers.model.patches.imports import long_lived, sft_alone
+from helpers.model.patches.imports import long_lived, packages_listed_once, sft_alone
 
 __all__ = [
     "TARGET_MODULES",
@@ -97,7 +97,7 @@ class _QuietImport(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
-                with long_lived(), redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone():
+                with long_lived(), redirect_stdout(_WithoutNotes(sys.stdout)), sft_alone(), packages_listed_once():
                     execute(module)
                 loader = module.FastLanguageModel
                 loader.from_pretrained = staticmethod(_explained(loader.from_pretrained))

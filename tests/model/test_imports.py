@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from sources import definitions
+from sources import definitions, module_tree
+
+from helpers.model.patches.imports import packages_listed_once
 
 HELPERS = Path(__file__).resolve().parents[2]
 
@@ -79,6 +82,26 @@ class TestTrainers:
             "except ImportError:\n    print(sys.meta_path == before)\n"
         )
         assert imported(tmp_path, AS_TESTED, code) == "True"
+
+
+class TestPackages:
+    """What is installed is looked for once, however many libraries ask."""
+
+    def test_all_who_ask_get_one_answer(self, monkeypatch):
+        """Afterwards Python's own function is back."""
+        asked = []
+        ask = lambda: asked.append(1) or {"yaml": ["PyYAML"]}  # noqa: E731
+        monkeypatch.setattr(importlib.metadata, "packages_distributions", ask)
+        with packages_listed_once():
+            assert importlib.metadata.packages_distributions() == importlib.metadata.packages_distributions()
+        assert len(asked) == 1
+        assert importlib.metadata.packages_distributions is ask
+
+    @pytest.mark.parametrize("file", ["transformers/utils/import_utils.py", "trl/import_utils.py"])
+    def test_libraries_ask_while_they_are_imported(self, file):
+        """By the name in importlib.metadata, at the module's level."""
+        asked = [ast.unparse(each.value) for each in module_tree(file).body if isinstance(each, ast.Assign)]
+        assert "importlib.metadata.packages_distributions()" in asked
 
 
 class TestUnsloth:
