@@ -14,8 +14,11 @@ from helpers.model.decoding.support import causal_model
 __all__ = ["RowScore", "mean_loss", "score_rows"]
 
 _PACKED_TOKENS = 8192
-"""Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. Of a 7B model's memory
-an MLP takes 0.7 GiB for it and the logits 0.5."""
+"""Tokens of a pass on a card: its host launches some 2,000 kernels a pass, however many tokens. An MLP of a 7B model
+takes 0.7 GiB of memory for it."""
+
+_PACKED_LOGITS = 1 << 28
+"""Logits of such a pass, at most: 0.5 GiB in 16 bit, 8,192 tokens of Mistral's vocabulary."""
 
 _PADDED_TOKENS = {"cuda": 2048, "cpu": 256}
 """Tokens of a pass elsewhere. A CPU computes few as fast as many, and pads less: of SmolLM2-135M 24 rows took 6.3 s of
@@ -54,8 +57,8 @@ def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: i
     Args:
         model: A causal language model. It is put into evaluation mode and back.
         rows: Token ids, and a `completion_mask` (0 or 1 a token); the last learned token of each is its EOS.
-        batch_tokens: Tokens in one pass, padding included, at most; one row always fits. By default `_PACKED_TOKENS`
-            where Unsloth computes the pass, elsewhere what `_PADDED_TOKENS` has for the kind of device.
+        batch_tokens: Tokens in one pass, padding included, at most; one row always fits. The default depends on the
+            kind of device, on whether Unsloth computes the pass, and on the vocabulary.
 
     Returns:
         One score a row, in the order given.
@@ -64,9 +67,7 @@ def score_rows(model: Any, rows: Iterable[Mapping[str, Any]], *, batch_tokens: i
 
     training, here, packed = model.training, place(), _takes_packed_rows(model)
     known = [_read_row(row) for row in rows]
-    limit = batch_tokens or (
-        _PACKED_TOKENS if packed else _PADDED_TOKENS["cuda" if next(model.parameters()).is_cuda else "cpu"]
-    )
+    limit = batch_tokens or _most_tokens(model, packed=packed)
     model.eval()
     own: dict[int, RowScore] = {}
     try:
@@ -94,6 +95,13 @@ def _takes_packed_rows(model: Any) -> bool:
     """Say whether Unsloth's own forward pass computes the layers, which takes rows that stand one after the other."""
     decoder = getattr(causal_model(model), "model", None)
     return decoder is not None and type(decoder).forward.__module__.startswith("unsloth.models.")
+
+
+def _most_tokens(model: Any, *, packed: bool) -> int:
+    """Return how many tokens a pass has at most."""
+    if packed:
+        return min(_PACKED_TOKENS, _PACKED_LOGITS // model.config.vocab_size)
+    return _PADDED_TOKENS["cuda" if next(model.parameters()).is_cuda else "cpu"]
 
 
 def _batches(lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -179,6 +179,13 @@ class TestPacked:
         assert named["packed_seq_lengths"].tolist() == [5, 7]
         assert named["input_ids"].tolist() == [[*rows[1]["input_ids"], *rows[5]["input_ids"]]]
 
+    @pytest.mark.parametrize(("vocabulary", "tokens"), [(32_000, 8192), (32_768, 8192), (128_256, 2092)])
+    def test_logits_take_at_most_half_a_gib(self, vocabulary, tokens):
+        """Of a larger vocabulary fewer tokens share a pass."""
+        model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=vocabulary))
+        assert scoring._most_tokens(model, packed=True) == tokens
+        assert 2 * vocabulary * tokens <= 1 << 29
+
     def test_only_unsloths_own_forward_is_asked(self, model):
         """A model of transformers alone is not."""
         assert not scoring._takes_packed_rows(model)
