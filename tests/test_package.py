@@ -288,6 +288,7 @@ class TestDependencies:
             "helpers.model.patches.cuda_graphs",
             "helpers.model.patches.fused_adapters",
             "helpers.model.patches.optimizer_step",
+            "helpers.model.patches.unpacked",
         }
 
 

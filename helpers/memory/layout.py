@@ -188,7 +188,9 @@ def plan_layout(
     recorded = choose_graphs(found, gpu, attention=chosen).name == "graphs"
     if recorded and not (train.packing and tokens > MOST_TOKENS):
         more = _recorded_bytes(config, shape, tokens, attention)
-        reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.")
+        weights = format_bytes(2 * shape.linear_parameters())
+        unpacked = f", and unpacked weights {weights}" if config.model.load_in_4bit else ""
+        reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more{unpacked}, if that much is free.")
     return found, tuple(reasons)
 
 

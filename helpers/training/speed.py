@@ -26,6 +26,7 @@ from helpers.model.patches.cuda_graphs import (
 from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
 from helpers.model.patches.optimizer_step import quick_steps, replaced_method
 from helpers.model.patches.padding import can_drop_padding, without_padding
+from helpers.model.patches.unpacked import weights_unpacked_once
 from helpers.runtime.hardware import find_gpu, own_cards
 from helpers.training.checkpoints import last_complete
 from helpers.training.failures import explained
@@ -108,9 +109,9 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
     """Call `trainer.train()` inside: faster where the machine allows it, equal up to rounding, errors explained.
 
     Steps lose the work that changes nothing; attention takes all rows of a batch in one call, and adapter products
-    that read the same are taken together; short passes are recorded as CUDA graphs. Several processes share each step's
-    rows evenly. A training that was finished before is restored and takes no further step. Afterwards the trainer is as
-    it was.
+    that read the same are taken together; short passes are recorded as CUDA graphs, and where memory is plenty frozen
+    weights are then unpacked only once. Several processes share each step's rows evenly. A training that was finished
+    before is restored and takes no further step. Afterwards the trainer is as it was.
 
     Args:
         trainer: TRL's, checked.
@@ -139,6 +140,7 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
         taken = stack.enter_context(fused_adapters(trainer.model)) if fused else set[str]()
         if mode["graphs"]:
             record.graphs = _graphed_layers(trainer, config, record.lengths)
+            record.graphs.unpack = stack.enter_context(weights_unpacked_once(trainer.model))
             stack.enter_context(record.graphs.installed())
         yield
         if fused and not taken and record.counter.passed:

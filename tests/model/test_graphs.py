@@ -423,10 +423,11 @@ class TestRoom:
             allocated = iter((10_000, 266_000))  # before a pass, and with what it leaves for the pass backward
             monkeypatch.setattr(torch.cuda, "memory_allocated", lambda allocated=allocated: next(allocated))
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
-            lines = []
-            graphs = GraphedLayers(list(make_layers()), 200, largest=largest, report=lines.append)
+            graphs = GraphedLayers(list(make_layers()), 200, largest=largest)
+            graphs.unpack = lambda room: 5 + room
             with nullcontext() if fits else pytest.raises(RuntimeError, match="of free memory is needed"):
                 graphs._check_room(buffers, named)
+            assert graphs.unpacked == (5 if fits else 0)  # nothing is left to offer
 
 
 class TestOrder:

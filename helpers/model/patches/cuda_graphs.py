@@ -254,6 +254,10 @@ class GraphedLayers:
         sizes: Which sizes are recorded, and to which others are filled up, from `sizes_to_record`; None finds out on
             the way.
         report: Gets a line when recording is given up.
+
+    Attributes:
+        unpack: Told how many bytes recordings leave free, unpacks the frozen weights if that is plenty, and returns
+            what they take (`helpers.model.patches.unpacked`); by default does nothing.
     """
 
     def __init__(
@@ -267,6 +271,7 @@ class GraphedLayers:
         report: Callable[[str], None] = print,
     ) -> None:
         self.layers, self.largest, self.left, self.report = layers, largest, left, report
+        self.unpack: Callable[[int], int] = lambda room: 0
         filler = _STEP + max((top - size for size, top in (sizes or {}).items()), default=0)
         self.longest = max(longest, filler)  # what fills a batch up is a row, too
         self.wanted = sizes
@@ -274,7 +279,7 @@ class GraphedLayers:
         self.weights: Weights | None = None
         self.recorded: dict[tuple[int, int], Recording] = {}
         self.seen: Counter[tuple[int, int]] = Counter()
-        self.replayed = self.sizes = 0
+        self.replayed = self.sizes = self.unpacked = 0
         self.seconds = 0.0
         self.given_up: str | None = None
         self._pool: Any = None
@@ -305,9 +310,10 @@ class GraphedLayers:
             rare = f"in {passes} passes no size was expected to recur {_RECORDING} times"
             unpaid = f"{passes} passes of these lengths do not repay it"
             return f"CUDA graphs: none recorded; {rare if self.wanted is None else unpaid}."
+        unpacked = f" Frozen weights were unpacked once, into {format_bytes(self.unpacked)}." if self.unpacked else ""
         return (
             f"CUDA graphs: {self.replayed} of {passes} passes replayed, "
-            f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s."
+            f"{self.sizes} sizes recorded and compared with the plain pass in {self.seconds:.1f} s.{unpacked}"
         )
 
     def _first(self, hidden: Any, *rest: Any, **named: Any) -> Any:
@@ -439,7 +445,7 @@ class GraphedLayers:
         packing._PACKED_HOST_LENGTHS_CACHE[device] = (buffers.lengths, buffers.borders, host_lengths(tokens, segments))
 
     def _check_room(self, buffers: Buffers, named: dict[str, Any]) -> None:
-        """Raise unless the activations of a recorded pass fit beside those of the largest one."""
+        """Raise unless the activations of a recorded pass fit beside those of the largest one; offer what is left."""
         import torch
 
         per_token = activation_bytes(self._run, buffers, named) / buffers.hidden.shape[1]
@@ -449,6 +455,7 @@ class GraphedLayers:
         needed, free = round(_MEMORY_MARGIN * per_token * tokens), torch.cuda.mem_get_info()[0]
         if needed > free:
             raise _UnrecordableError(f"{format_bytes(needed)} of free memory is needed, there is {format_bytes(free)}")
+        self.unpacked = self.unpack(free - needed)
 
     def _check_replay(self, recording: Recording, named: dict[str, Any], *, used: int) -> None:
         """Raise unless a replay gives the output and the gradients that the layers give by themselves.

@@ -1,0 +1,81 @@
+"""Frozen 4-bit weights unpacked once, where the card has room for all of them in 16 bit.
+
+QLoRA multiplies in 16 bit: each pass unpacks every frozen weight from NF4, and once more on the way back. On a large
+card that is time for memory that nobody needs: 10 ms of a pass of 8 short rows, whose kernels take 130 (7B, H200).
+Unpacked once and kept, the products are the same, bit for bit.
+
+Found against unsloth 2026.10.9, whose products look up `fast_dequantize` in the modules below at each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from helpers.model.patches.optimizer_step import replaced_method
+
+__all__ = ["weights_unpacked_once"]
+
+
+@contextmanager
+def weights_unpacked_once(model: Any, kernels: Sequence[Any] = ()) -> Iterator[Callable[[int], int]]:
+    """Let a model's NF4 weights be unpacked once, and kept until the block ends.
+
+    Args:
+        kernels: The modules with `fast_dequantize`; by default Unsloth's.
+
+    Yields:
+        A function that does it if the weights take at most half of so many bytes, and returns how many they take; 0 if
+        they would take more, or there are none.
+    """
+    kept: dict[int, tuple[Any, Any]] = {}
+    with ExitStack() as stack:
+        stack.callback(kept.clear)
+
+        def keep(room: int) -> int:
+            packed = list(_packed_weights(model))
+            needed = sum(state.shape.numel() * state.dtype.itemsize for _, state in packed)
+            if kept or not 0 < 2 * needed <= room:
+                return needed if kept else 0
+            owners = kernels or _unsloths()
+            unpack = owners[0].fast_dequantize
+            kept.update({id(state): (state, unpack(weight, state)) for weight, state in packed})
+            for owner in owners:
+                stack.enter_context(replaced_method(owner, "fast_dequantize", _reading(kept, owner.fast_dequantize)))
+            return needed
+
+        yield keep
+
+
+def _packed_weights(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each NF4 weight, as bitsandbytes packs it, with what unpacks it."""
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        state = getattr(weight, "quant_state", None)
+        if getattr(state, "quant_type", None) == "nf4":
+            yield weight, state
+
+
+def _reading(kept: dict[int, tuple[Any, Any]], unpack: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `fast_dequantize` that returns what is kept."""
+
+    def fast_dequantize(
+        W: Any,  # noqa: N803 - as Unsloth names it
+        quant_state: Any = None,
+        out: Any = None,
+        use_global_buffer: bool = False,
+        dtype: Any = None,
+    ) -> Any:
+        if id(quant_state) not in kept or out is not None:
+            return unpack(W, quant_state, out=out, use_global_buffer=use_global_buffer, dtype=dtype)
+        weight = kept[id(quant_state)][1]
+        return weight.t() if W.shape[0] == 1 else weight  # a packed weight is a column; as a row it is transposed
+
+    return fast_dequantize
+
+
+def _unsloths() -> tuple[Any, ...]:
+    from unsloth.kernels import fast_lora, utils
+
+    return utils, fast_lora
