@@ -2,7 +2,7 @@
 
 QLoRA multiplies in 16 bit: each pass unpacks every frozen weight from NF4, and once more on the way back. On a large
 card that is time for memory that nobody needs: 10 ms of a pass of 8 short rows, whose kernels take 130 (7B, H200).
-Unpacked once and kept, the products are the same, bit for bit.
+Unpacked once and kept, the products get the same numbers.
 
 Found against unsloth 2026.10.9, whose products look up `fast_dequantize` in the modules below at each call.
 """
