@@ -70,6 +70,7 @@ IMPORTED = {
     "unsloth.FastLanguageModel.from_pretrained": ("unsloth/models/loader.py FastLanguageModel.from_pretrained",),
     "unsloth.FastLanguageModel.get_peft_model": ("unsloth/models/llama.py FastLlamaModel.get_peft_model",),
     "unsloth.kernels.fast_lora": ("unsloth/kernels/fast_lora.py",),
+    "unsloth.kernels.utils": ("unsloth/kernels/utils.py",),
     "unsloth.utils.attention_dispatch": ("unsloth/utils/attention_dispatch.py",),
     "unsloth.utils.packing": ("unsloth/utils/packing.py",),
     "unsloth_zoo.gradient_checkpointing.in_gradient_checkpoint_recompute": (
@@ -125,6 +126,7 @@ USED = {
     "transformers/training_args.py OptimizerNames.ADAMW_TORCH": (),
     "transformers/training_args.py OptimizerNames.ADAMW_TORCH_FUSED": (),
     "unsloth/kernels/fast_lora.py LoRA_MLP": (),
+    "unsloth/kernels/utils.py fast_dequantize": ("W", "quant_state", "out", "use_global_buffer", "dtype"),
     "unsloth/kernels/utils.py matmul_lora": (),
     "unsloth/models/_utils.py HAS_FLASH_ATTENTION": (),
     "transformers/training_args.py TrainingArguments": ("max_steps", "warmup_steps"),

@@ -224,6 +224,9 @@ class TestReplay:
             assert graphs.replayed == 2
         said = f"1 sizes recorded and compared with the plain pass in {graphs.seconds:.1f} s."
         assert graphs.describe() == f"CUDA graphs: 2 of 4 passes replayed, {said}"
+        graphs.unpacked = 13 << 30
+        more = "Frozen weights were unpacked once, into 13.0 GiB."
+        assert graphs.describe() == f"CUDA graphs: 2 of 4 passes replayed, {said} {more}"
 
     @pytest.mark.parametrize("lengths", [(5, 3, 7), (1,), (256,), (100, 156), (9,) * 15])
     def test_output_and_gradients_are_those_of_the_plain_pass(self, lengths):
@@ -778,6 +781,25 @@ class TestPlainPasses:
 
 class TestGivingUp:
     """When recording fails, training goes on."""
+
+    def test_frozen_weights_are_dropped_with_the_recordings(self):
+        """Memory that was plenty may now be short."""
+        asked, lines, layers = [], [], make_layers()
+
+        class Full(Computed):
+            def _check_room(self, buffers, named):
+                self.unpacked = self.unpack(1 << 40)
+
+            def _check_replay(self, *_, **__):
+                raise torch.OutOfMemoryError
+
+        graphs = Full(list(layers), 20, report=lines.append)
+        graphs.unpack = lambda free: asked.append(free) or (5 if free else 0)
+        with graphs.installed():
+            for _ in range(3):
+                step(layers, *batch(8))
+        assert (asked, graphs.unpacked, graphs.replayed) == ([1 << 40, 0], 0, 0)
+        assert lines == ["CUDA graphs: given up, the card's memory is full."]
 
     def failing(self, error):
         """Return layers and graphs whose recording raises."""

@@ -168,6 +168,17 @@ class TestPacked:
         scores = score_rows(model, rows, batch_tokens=batch_tokens)
         assert [score.mean() for score in scores] == pytest.approx([sum(x) / len(x) for x in plain], abs=1e-6)
 
+    def test_a_pass_has_no_more_logits_than_allowed(self, model, rows, packed, monkeypatch):
+        """Here those of 12 tokens."""
+        seen = []
+        forward = model.forward
+        monkeypatch.setattr(scoring, "_PACKED_LOGITS", 12 * model.config.vocab_size)
+        monkeypatch.setattr(
+            model, "forward", lambda **named: seen.append(named["input_ids"].numel()) or forward(**named)
+        )
+        score_rows(model, [row_of(range(40, 46), 2)] * 5)
+        assert seen == [12, 12, 6]
+
     def test_it_is_told_where_rows_begin(self, model, rows, packed, monkeypatch):
         """Positions begin anew with each row, the lengths stand beside them, and there is no padding."""
         seen = []

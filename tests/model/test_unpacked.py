@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import gc
+import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -16,14 +19,19 @@ WHOLE = 2 * (8 * 4 + 4 * 8)
 """Bytes of both weights in 16 bit."""
 
 
+class State:
+    """What unpacks a weight."""
+
+    def __init__(self, quant_type, shape):
+        self.quant_type, self.shape, self.dtype = quant_type, shape, torch.bfloat16
+
+
 def packed_linear(inputs, outputs, kind="nf4"):
     """Return a layer whose weight is a column of bytes, as bitsandbytes packs it, two numbers in each."""
     linear = torch.nn.Linear(inputs, outputs, bias=False)
     column = torch.randint(0, 256, (inputs * outputs // 2, 1), dtype=torch.uint8)
     linear.weight = torch.nn.Parameter(column, requires_grad=False)
-    linear.weight.quant_state = SimpleNamespace(
-        quant_type=kind, shape=torch.Size((outputs, inputs)), dtype=torch.bfloat16
-    )
+    linear.weight.quant_state = State(kind, torch.Size((outputs, inputs)))
     return linear
 
 
@@ -102,21 +110,67 @@ def test_a_model_without_packed_weights_is_left_alone(modules):
         assert modules[0].fast_dequantize is before
 
 
-def test_who_asks_twice_gets_what_is_there(model, modules):
-    """Layers that are recorded anew ask again, when less is free."""
+def test_who_asks_again_gets_them_anew_or_none(model, modules):
+    """Layers that are recorded anew may have other weights, and less may be free."""
+    weight = model[0].weight
     with weights_unpacked_once(model, modules) as keep:
         keep(2 * WHOLE)
-        assert keep(0) == WHOLE
-        assert modules[0].calls == 2
+        weight.zero_()
+        assert keep(2 * WHOLE) == WHOLE
+        assert not modules[1].fast_dequantize(weight, weight.quant_state).any()
+        assert keep(0) == 0
+        before = modules[1].calls
+        modules[1].fast_dequantize(weight, weight.quant_state)
+        assert modules[1].calls == before + 1
+
+
+def test_where_memory_runs_out_on_the_way_nothing_is_kept(model, modules, monkeypatch):
+    """What is free can lie in pieces; nobody needs these weights."""
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+
+    def full(weight, state):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(modules[0], "fast_dequantize", full)
+    with weights_unpacked_once(model, modules) as keep:
+        assert keep(2 * WHOLE) == 0
+        assert (modules[0].fast_dequantize, emptied) == (full, [1])
 
 
 def test_afterwards_all_is_as_before(model, modules):
-    """Their own functions are back."""
+    """Their own functions are back, and the memory is free, though the function is still held."""
     before = [each.fast_dequantize for each in modules]
     with weights_unpacked_once(model, modules) as keep:
         keep(2 * WHOLE)
         assert [each.fast_dequantize for each in modules] != before
+        kept = weakref.ref(modules[1].fast_dequantize(model[0].weight, model[0].weight.quant_state))
+        assert kept() is not None
     assert [each.fast_dequantize for each in modules] == before
+    assert kept() is None
+    assert keep is not None
+
+
+def test_a_state_lives_as_long_as_what_is_kept_for_it(model, modules):
+    """Else another weight's state could get its id."""
+    state = weakref.ref(model[0].weight.quant_state)
+    with weights_unpacked_once(model, modules) as keep:
+        keep(2 * WHOLE)
+        model[0] = torch.nn.Identity()
+        gc.collect()
+        assert state() is not None
+
+
+def test_unsloths_modules_are_the_default(model, modules, monkeypatch):
+    """Both in which its products look the function up."""
+    found = dict(zip(("utils", "fast_lora"), modules, strict=True))
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "unsloth.kernels", SimpleNamespace(**found))
+    with weights_unpacked_once(model) as keep:
+        assert keep(2 * WHOLE) == WHOLE
+        for owner in modules:
+            owner.fast_dequantize(model[0].weight, model[0].weight.quant_state)
+        assert [each.calls for each in modules] == [2, 0]
 
 
 @pytest.mark.parametrize(

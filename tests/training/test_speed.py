@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -127,6 +128,32 @@ def test_adapter_products_are_taken_together_where_the_card_gains(monkeypatch, i
     with speed.fast_training(trainer, checkpoints):
         assert (kernels.LoRA_MLP != "theirs") is replaced
     assert set(vars(kernels).values()) == {"theirs"}
+
+
+def test_weights_stay_unpacked_as_long_as_recordings_read_them(monkeypatch, imagine_cards):
+    """Recordings may ask for it; they are gone before the weights are."""
+    events = []
+
+    @contextmanager
+    def noted(name, value):
+        events.append(f"{name} begins")
+        yield value
+        events.append(f"{name} ends")
+
+    imagine_cards()
+    graphs = SimpleNamespace(installed=lambda: noted("recording", None))
+    monkeypatch.setattr(speed, "training_mode", lambda *_: {"graphs": True, "adapters": "separate"})
+    monkeypatch.setattr(speed, "_graphed_layers", lambda *_: graphs)
+    monkeypatch.setattr(speed, "weights_unpacked_once", lambda model: noted("unpacking", f"for {model}"))
+    for name in ("quick_steps", "without_padding"):
+        monkeypatch.setattr(speed, name, lambda _: nullcontext())
+    trainer = SimpleNamespace(model="a model", training_step=len, _inner_training_loop=len)
+    record = SimpleNamespace(counter=SimpleNamespace(passed=0), lengths=[])
+    config = build_config("alpaca", preset="smoke")
+    checkpoints = SimpleNamespace(config=config, record=record, run=None, close=lambda: None)
+    with speed.fast_training(trainer, checkpoints):
+        assert (record.graphs, graphs.unpack) == (graphs, "for a model")
+    assert events == ["unpacking begins", "recording begins", "recording ends", "unpacking ends"]
 
 
 def test_on_a_cpu_batches_lose_their_padding(imagine_cards):

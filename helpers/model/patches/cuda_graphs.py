@@ -256,8 +256,8 @@ class GraphedLayers:
         report: Gets a line when recording is given up.
 
     Attributes:
-        unpack: Told how many bytes recordings leave free, unpacks the frozen weights if that is plenty, and returns
-            what they take (`helpers.model.patches.unpacked`); by default does nothing.
+        unpack: Told how many bytes recordings leave free, unpacks the frozen weights if that is plenty, else drops them
+            again, and returns what they take (`helpers.model.patches.unpacked`); by default does nothing.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class GraphedLayers:
         report: Callable[[str], None] = print,
     ) -> None:
         self.layers, self.largest, self.left, self.report = layers, largest, left, report
-        self.unpack: Callable[[int], int] = lambda room: 0
+        self.unpack: Callable[[int], int] = lambda free: 0
         filler = _STEP + max((top - size for size, top in (sizes or {}).items()), default=0)
         self.longest = max(longest, filler)  # what fills a batch up is a row, too
         self.wanted = sizes
@@ -482,6 +482,7 @@ class GraphedLayers:
         """Drop what is recorded, and record nothing from now on."""
         self.given_up = why
         self._forget()
+        self.unpacked = self.unpack(0)
         self.report(self.describe())
 
     def _forget(self) -> None:

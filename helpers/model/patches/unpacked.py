@@ -1,8 +1,8 @@
 """Frozen 4-bit weights unpacked once, where the card has room for all of them in 16 bit.
 
 QLoRA multiplies in 16 bit: each pass unpacks every frozen weight from NF4, and once more on the way back. On a large
-card that is time for memory that nobody needs: 10 ms of a pass of 8 short rows, whose kernels take 130 (7B, H200).
-Unpacked once and kept, the products get the same numbers.
+card that spends time to save memory that nobody needs: 10 ms of a pass of 8 short rows, whose kernels take 130 (7B,
+H200). With weights that are unpacked once and kept, what is multiplied is the same, bit for bit.
 
 Found against unsloth 2026.10.9, whose products look up `fast_dequantize` in the modules below at each call.
 """
@@ -26,23 +26,30 @@ def weights_unpacked_once(model: Any, kernels: Sequence[Any] = ()) -> Iterator[C
         kernels: The modules with `fast_dequantize`; by default Unsloth's.
 
     Yields:
-        A function that does it if the weights take at most half of so many bytes, and returns how many they take; 0 if
-        they would take more, or there are none.
+        A function of the bytes that are free. It drops what it kept before; if the weights take at most half of these
+        bytes, it unpacks and keeps them. It returns the bytes that they take: 0 where nothing is kept.
     """
     kept: dict[int, tuple[Any, Any]] = {}
-    with ExitStack() as stack:
-        stack.callback(kept.clear)
+    with ExitStack() as held:
 
-        def keep(room: int) -> int:
+        def keep(free: int) -> int:
+            import torch
+
+            held.close()
             packed = list(_packed_weights(model))
             needed = sum(state.shape.numel() * state.dtype.itemsize for _, state in packed)
-            if kept or not 0 < 2 * needed <= room:
-                return needed if kept else 0
+            if not 0 < 2 * needed <= free:
+                return 0
             owners = kernels or _unsloths()
-            unpack = owners[0].fast_dequantize
-            kept.update({id(state): (state, unpack(weight, state)) for weight, state in packed})
+            held.callback(kept.clear)
+            try:
+                # a state is kept with its weight, so that no other gets its id
+                kept.update({id(state): (state, owners[0].fast_dequantize(weight, state)) for weight, state in packed})
+            except torch.OutOfMemoryError:  # what is free can lie in pieces
+                torch.cuda.empty_cache()
+                return 0
             for owner in owners:
-                stack.enter_context(replaced_method(owner, "fast_dequantize", _reading(kept, owner.fast_dequantize)))
+                held.enter_context(replaced_method(owner, "fast_dequantize", _reading(kept, owner.fast_dequantize)))
             return needed
 
         yield keep
