@@ -83,7 +83,7 @@ class TestStatus:
         monkeypatch.setitem(TRAINED, "peak_memory_bytes", 60 * 2**30)
         assert call(script, monkeypatch, "--only", "alpaca_instruction") == 1
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
-        assert line.split() == ["alpaca_instruction", "peak", "memory", "60.00", "GiB", "<=", "50", "GiB", "FAIL"]
+        assert line.split() == ["alpaca_instruction", "peak", "memory", "60.00", "GiB", "<=", "39", "GiB", "FAIL"]
 
     def test_a_notebook_that_stops_fails_and_the_next_one_is_run(self, script, monkeypatch, capsys):
         """Status 1; what the others recorded is judged all the same."""
