@@ -29,10 +29,10 @@ HOW = """
   (`helpers/model/patches/cuda_graphs.py`). Each recording is compared with the plain pass before it is used.
 - **Adapter products.** Those that read the same activations are taken together, and x A is kept from the forward pass
   (`helpers/model/patches/fused_adapters.py`).
-- **Unpacked weights.** Where passes are recorded, and it takes at most half of the memory that stays free, frozen 4-bit
-  weights are unpacked once and kept (`helpers/model/patches/unpacked.py`): 13 GiB for a 7B model. What is multiplied is
-  the same, bit for bit. On an H200, 8 rows a step went from 61.0 to 66.6 and 65.9 examples/s; peaks of reserved memory
-  rose by 7, 16 and 21 GiB in three comparisons.
+- **Unpacked weights.** Where passes are recorded, and 16-bit copies need at most half of the memory left free, frozen
+  4-bit weights are unpacked once and kept (`helpers/model/patches/unpacked.py`): 13 GiB for a 7B model. What is
+  multiplied is the same, bit for bit. On an H200 `train.py --only ours-8` gave 66.6 and 65.9 examples/s with it, 61.0
+  without. The peak of reserved memory rose by 21 GiB there, by 7 and 16 in whole runs of 944 and 4,000 rows.
 - **Recomputation.** A layer that is recomputed skips its final, unused product
   (`helpers/model/patches/optimizer_step.py`).
 - **Answers.** Generation copies the weights to 16 bit once and replays a CUDA graph for each token
@@ -145,13 +145,14 @@ def short(results: Path) -> Iterator[str]:
     cards = sorted({gpu for each in records.values() for gpu in each["machine"].get("gpus", [])[:1]})
     yield f"Mistral-7B's shape in 4 bit, LoRA of rank 16, on {' and '.join(cards)}; an empty cell was not measured."
     yield (
-        "Packed, Unsloth's notebook takes a ninth of the steps. On a T4, which nobody has timed yet, there is no flash "
-        "attention, and"
+        "What Unsloth's notebook takes from the start is reckoned from its first steps; packed, it takes a ninth of "
+        "them. On a T4,"
     )
     yield (
-        "CUDA graphs and joint adapter products, untried there, stay off. What was compared with what, losses, memory: "
-        "[docs/speed.md](docs/speed.md)."
+        "which nobody has timed yet, there is no flash attention, and CUDA graphs and joint adapter products, untried "
+        "there, stay off."
     )
+    yield "What was compared with what, losses, memory: [docs/speed.md](docs/speed.md)."
 
 
 def waited() -> Iterator[str]:

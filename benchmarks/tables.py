@@ -288,7 +288,8 @@ def starting(record: Mapping[str, Any]) -> str:
         ratio = times(seconds / total["official"]) if "official" in total.index else ""
         lines.append([name, f"{seconds:.1f}", ratio, ", ".join(f"{n} {value:.1f}" for n, value in stages.items())])
     heads = ["to the first optimizer step", "seconds", "against the official setting", "its parts"]
-    return markdown(pandas.DataFrame(lines, columns=heads))
+    table = pandas.DataFrame(lines, columns=heads)
+    return markdown(table if "official" in total.index else table.drop(columns=heads[2]))
 
 
 def by_rows(record: Mapping[str, Any]) -> str:

@@ -189,8 +189,8 @@ def plan_layout(
     if recorded and not (train.packing and tokens > MOST_TOKENS):
         more = _recorded_bytes(config, shape, tokens, attention)
         weights = format_bytes(2 * shape.linear_parameters())
-        unpacked = f", and unpacked weights {weights}, if twice that is left" if config.model.load_in_4bit else ""
-        reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free{unpacked}.")
+        unpacked = f" Unpacked weights may take {weights}, if twice that is left." if config.model.load_in_4bit else ""
+        reasons.append(f"CUDA graphs may take up to {format_bytes(more)} more, if that much is free.{unpacked}")
     return found, tuple(reasons)
 
 

@@ -18,7 +18,7 @@ _PACKED_TOKENS = 8192
 takes 0.7 GiB of memory for it."""
 
 _PACKED_LOGITS = 1 << 28
-"""Logits of such a pass, at most: 0.5 GiB in 16 bit, 8,192 tokens of Mistral's vocabulary."""
+"""Logits of such a pass, at most, unless one row has more: 8,192 tokens times Mistral's vocabulary, 0.5 GiB."""
 
 _PADDED_TOKENS = {"cuda": 2048, "cpu": 256}
 """Tokens of a pass elsewhere. A CPU computes few as fast as many, and pads less: of SmolLM2-135M 24 rows took 6.3 s of

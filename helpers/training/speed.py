@@ -109,7 +109,7 @@ def fast_training(trainer: Any, checkpoints: Checkpoints) -> Iterator[None]:
     """Call `trainer.train()` inside: faster where the machine allows it, equal up to rounding, errors explained.
 
     Steps lose the work that changes nothing; attention takes all rows of a batch in one call, and adapter products
-    that read the same are taken together; short passes are recorded as CUDA graphs, and where memory is plenty frozen
+    that read the same are taken together; short passes are recorded as CUDA graphs, and where memory is ample frozen
     weights are then unpacked only once. Several processes share each step's rows evenly. A training that was finished
     before is restored and takes no further step. Afterwards the trainer is as it was.
 

@@ -502,7 +502,7 @@ class TestAttention:
         assert found == [15, 17]
 
 
-UNPACKED = ", and unpacked weights 13.0 GiB, if twice that is left."
+UNPACKED = " Unpacked weights may take 13.0 GiB, if twice that is left."
 
 
 class TestRecordedPasses:
@@ -516,7 +516,7 @@ class TestRecordedPasses:
     def test_it_is_said(self):
         """Eight rows are 4,000 tokens: a pass recorded in 4,096 keeps 13.5 GiB, which the peak leaves out."""
         said, peak = self.last()
-        assert said == f"CUDA graphs may take up to 13.5 GiB more, if that much is free{UNPACKED}"
+        assert said == f"CUDA graphs may take up to 13.5 GiB more, if that much is free.{UNPACKED}"
         plain = self.last(cuda_graphs=False)
         assert plain[1] == peak
         assert plain[0].startswith("Loss: ")
@@ -525,9 +525,9 @@ class TestRecordedPasses:
         """Eight packed sequences of 2,048 tokens are too many, and one is not; 16 rows are sometimes few enough."""
         assert self.last(packing=True)[0].startswith("Loss: ")
         said, _ = self.last(packing=True, batch_size=1)
-        assert said == f"CUDA graphs may take up to 6.8 GiB more, if that much is free{UNPACKED}"
+        assert said == f"CUDA graphs may take up to 6.8 GiB more, if that much is free.{UNPACKED}"
         said, _ = self.last(batch_size=16)
-        assert said == f"CUDA graphs may take up to 13.5 GiB more, if that much is free{UNPACKED}"
+        assert said == f"CUDA graphs may take up to 13.5 GiB more, if that much is free.{UNPACKED}"
 
     def test_weights_that_are_not_packed_stay_as_they_are(self):
         """Without load_in_4bit they are in 16 bit anyway."""
@@ -537,7 +537,7 @@ class TestRecordedPasses:
     def test_a_small_pass_needs_less(self):
         """The longest row of 620 tokens is filled up to 768."""
         said, _ = self.last(batch_size=1, gradient_accumulation=8)
-        assert said == f"CUDA graphs may take up to 2.5 GiB more, if that much is free{UNPACKED}"
+        assert said == f"CUDA graphs may take up to 2.5 GiB more, if that much is free.{UNPACKED}"
 
     @pytest.mark.parametrize(
         "changes",

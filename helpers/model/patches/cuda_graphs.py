@@ -256,8 +256,9 @@ class GraphedLayers:
         report: Gets a line when recording is given up.
 
     Attributes:
-        unpack: Told how many bytes recordings leave free, unpacks the frozen weights if that is plenty, else drops them
-            again, and returns what they take (`helpers.model.patches.unpacked`); by default does nothing.
+        unpack: Called with the bytes that recordings leave free. It unpacks the frozen weights if these are enough,
+            else drops what it kept, and returns the bytes that they take (`helpers.model.patches.unpacked`). By
+            default it does nothing.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Frozen 4-bit weights unpacked once, where the card has room for all of them in 16 bit.
 
-QLoRA multiplies in 16 bit: each pass unpacks every frozen weight from NF4, and once more on the way back. On a large
-card that spends time to save memory that nobody needs: 10 ms of a pass of 8 short rows, whose kernels take 130 (7B,
-H200). With weights that are unpacked once and kept, what is multiplied is the same, bit for bit.
+QLoRA multiplies in 16 bit: every frozen weight is unpacked from NF4 in the forward pass and again in the backward pass.
+On a large card that spends time to save memory that nobody needs: 10 of the 130 ms that the kernels of a pass over 8
+short rows take (7B, H200). With weights that are unpacked once and kept, what is multiplied is the same, bit for bit.
 
 Found against unsloth 2026.10.9, whose products look up `fast_dequantize` in the modules below at each call.
 """
