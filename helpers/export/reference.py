@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.core.errors import ExportError
 from helpers.data.chat_templates import refuse_control_text, render, template_sha256
-from helpers.model.distance import Distance, input_device, jitter_activations, logits_of, measure_distance
+from helpers.model.distance import Distance, input_device, jitter_activations, logits_of_batch, measure_distance
 from helpers.runtime.hardware import precision_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
     )
 )
 """Fixed prompts, so that verifications can be compared with each other."""
+
+
+_SIDE_BY_SIDE = 8
+"""Sequences whose logits are computed in one pass, in float32."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def measure_reference(
 ) -> Reference:
     """Let the tuned model and its base answer, and keep their logits.
 
-    Logits are taken prompt by prompt: in 16 bit they depend on the batch (unsloth issue 9708).
+    In 16 bit logits depend on the batch (unsloth issue 9708), and prompts are run one by one; in float32 side by side.
 
     Args:
         prompts: Conversations that end with the user's message.
@@ -113,13 +117,16 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
         sequences: Token ids of prompt and answer.
         starts: Where the answers begin.
     """
-    return [logits_of(model, ids)[start - 1 : -1] for ids, start in zip(sequences, starts, strict=True)]
+    size = _SIDE_BY_SIDE if _computes_in_float32(model) else 1
+    batches = [sequences[at : at + size] for at in range(0, len(sequences), size)]
+    found = [logits for batch in batches for logits in logits_of_batch(model, batch)]
+    return [logits[start - 1 : -1] for logits, start in zip(found, starts, strict=True)]
 
 
 def answer_greedily(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, tokenizer: Any = None
 ) -> list[tuple[int, ...]]:
-    """Answer prompts without sampling: side by side in float32, one by one in 16 bit, where logits depend on the batch.
+    """Answer prompts without sampling.
 
     Args:
         prompts: Token ids.
@@ -130,9 +137,8 @@ def answer_greedily(
     device, settings = input_device(model), tokenizer or model.generation_config
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     pad = next((each for each in (settings.pad_token_id, *ends) if each is not None), 0)
-    together = model.get_input_embeddings().weight.dtype == torch.float32
     answers: list[tuple[int, ...]] = []
-    for batch in [prompts] if together and prompts else [[prompt] for prompt in prompts]:
+    for batch in [prompts] if _computes_in_float32(model) and prompts else [[prompt] for prompt in prompts]:
         width = max(map(len, batch))
         padding = [width - len(prompt) for prompt in batch]
         ids = torch.tensor([[pad] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)])
@@ -150,3 +156,10 @@ def answer_greedily(
             first = next((at for at, token in enumerate(answer, 1) if token in ends), len(answer))
             answers.append(tuple(answer[:first]))
     return answers
+
+
+def _computes_in_float32(model: Any) -> bool:
+    """Say whether prompts may share a pass without moving each other's logits by more than float32's rounding."""
+    import torch
+
+    return bool(model.get_input_embeddings().weight.dtype == torch.float32)

@@ -19,6 +19,7 @@ from helpers.export.folders import weight_bytes
 from helpers.export.gguf_format import unpack_gguf
 from helpers.export.reference import answer_greedily, answer_logits
 from helpers.model.distance import jitter_weights, measure_distance
+from helpers.model.patches.imports import long_lived
 from helpers.model.scoring import score_rows
 from helpers.runtime.hardware import TORCH_NAMES, available_memory, precision_of, torch_dtype
 
@@ -34,7 +35,8 @@ def answer_request(request: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     load = {"adapter": _load_adapter, "merged": _load_merged, "gguf": _load_gguf}[request["kind"]]
-    model, result = load(request, output)
+    with long_lived():  # the libraries are imported there
+        model, result = load(request, output)
     model.eval()
     if request["prompts"]:
         result |= {**_compare_logits(request, model, result, output), **_tokenizer_facts(request)}

@@ -15,6 +15,7 @@ __all__ = [
     "jitter_activations",
     "jitter_weights",
     "logits_of",
+    "logits_of_batch",
     "measure_distance",
     "word",
 ]
@@ -76,15 +77,23 @@ def input_device(model: Any) -> Any:
 
 def logits_of(model: Any, tokens: Sequence[int]) -> Any:
     """Run one sequence in evaluation mode; return its logits, tokens x vocabulary, in float32 on the CPU."""
+    return logits_of_batch(model, [tokens])[0]
+
+
+def logits_of_batch(model: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
+    """Run sequences in one pass, filled up on the right; return for each what `logits_of` does."""
     import torch
 
-    training, ids = model.training, torch.tensor([list(tokens)], device=input_device(model))
+    device, width, training = input_device(model), max(map(len, sequences)), model.training
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in sequences], device=device)
+    mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in sequences], device=device)
     model.eval()
     try:
         with torch.no_grad():
-            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()
+            logits = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
     finally:
         model.train(training)
+    return [each[: len(tokens)] for each, tokens in zip(logits, sequences, strict=True)]
 
 
 def measure_distance(first: Sequence[Any], second: Sequence[Any]) -> Distance:

@@ -16,11 +16,13 @@ from tuned import Stranger, quantize_nf4, rewrite, tuned_mistral
 
 from helpers.core.errors import ExportError
 from helpers.export import loadable
+from helpers.export import reference as export_reference
 from helpers.export.gain import HeldOut, share_of_gain_kept
 from helpers.export.merge import merge_16bit
-from helpers.export.reference import answer_greedily, measure_reference
+from helpers.export.reference import answer_greedily, answer_logits, measure_reference
 from helpers.export.tensors import base_tensors
 from helpers.export.verify import verify_adapter, verify_merged
+from helpers.model.distance import logits_of
 from helpers.model.scoring import score_rows
 
 PROMPTS = (
@@ -97,6 +99,27 @@ def save_adapter(model, tokenizer, folder):
 def failed(verification):
     """The names of the checks that failed."""
     return {check.name for check in verification.checks if check.passed is False}
+
+
+def test_logits_of_sequences_side_by_side_are_those_of_each_alone(tuned, reference, monkeypatch):
+    """In float32, eight in a pass; in 16 bit each has a pass of its own."""
+    model, _ = tuned
+    sequences = [*reference.sequences, (1,), *reference.sequences * 3]
+    starts = [1] * len(sequences)
+    shapes, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **named: shapes.append(named["input_ids"].shape[0]) or forward(**named)
+    )
+    together = answer_logits(model, sequences, starts)
+    alone = [logits_of(model, ids)[:-1] for ids in sequences]
+    assert shapes == [8, 1, *[1] * 9]
+    for one, other in zip(together, alone, strict=True):
+        assert one.shape == other.shape
+        assert one.allclose(other, atol=1e-4)
+    shapes.clear()
+    monkeypatch.setattr(export_reference, "_computes_in_float32", lambda _: False)
+    answer_logits(model, sequences[:3], starts[:3])
+    assert shapes == [1, 1, 1]
 
 
 def test_side_by_side_prompts_get_the_answers_that_each_gets_alone(tuned, reference):
