@@ -27,6 +27,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
+__all__ = ["long_lived"]
+
 MODULE, EACH, ALL = "unsloth.models.rl", "_patch_trl_rl_trainers", "patch_trl_rl_trainers"
 
 _FEW = 2_000
