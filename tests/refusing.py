@@ -32,7 +32,7 @@ def refused(number, call):
     done = []
 
     def work():
-        gc.collect()  # a file that an earlier test left open, and that is closed later, would give its number to another
+        gc.collect()  # a file that an earlier test left open would be closed later, and give its number to another
         gc.disable()
         fillers = refuse_writes(number)
         try:
