@@ -14,6 +14,7 @@ from helpers.core.distributed import place, same_everywhere, share_out
 from helpers.core.errors import StackError
 from helpers.data.contract import check_trainer_dataset
 from helpers.memory.plan import largest_micro_batch
+from helpers.model.patches import replaced_method
 from helpers.model.patches.attention import enable_varlen, loaded_attention
 from helpers.model.patches.cuda_graphs import (
     GraphedLayers,
@@ -24,7 +25,7 @@ from helpers.model.patches.cuda_graphs import (
     sizes_to_record,
 )
 from helpers.model.patches.fused_adapters import choose_adapters, fused_adapters
-from helpers.model.patches.optimizer_step import quick_steps, replaced_method
+from helpers.model.patches.optimizer_step import quick_steps
 from helpers.model.patches.padding import can_drop_padding, without_padding
 from helpers.model.patches.unpacked import weights_unpacked_once
 from helpers.runtime.hardware import find_gpu, own_cards

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 from helpers.core.choice import Choice, choose_unless
 from helpers.core.config import RunConfig
-from helpers.model.patches import UNSLOTH_TESTED
-from helpers.model.patches.optimizer_step import replaced_method
+from helpers.model.patches import UNSLOTH_TESTED, replaced_method
 from helpers.runtime.hardware import Gpu
 from helpers.runtime.lockfile import installed_version
 

@@ -22,10 +22,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from helpers.core.distributed import place
-from helpers.model.patches import UNSLOTH_TESTED
+from helpers.model.patches import UNSLOTH_TESTED, replaced_method
 from helpers.model.patches.imports import leave_alone
 
-__all__ = ["quick_steps", "replaced_method", "skip_last_products"]
+__all__ = ["quick_steps", "skip_last_products"]
 
 _MODEL_TYPES = ("llama", "mistral")
 """Models whose layers end with "residual + MLP". Others, such as Gemma 2, normalize what the MLP gives, and need it."""
@@ -104,19 +104,6 @@ def _count(trainer: Any) -> Callable[[dict[str, Any]], int]:
         return inputs["input_ids"].numel() * known[0]
 
     return floating_point_ops
-
-
-@contextmanager
-def replaced_method(owner: Any, name: str, method: Any) -> Iterator[None]:
-    """Give one object its own method inside the block. Its class keeps the old one, which comes back."""
-    kept = vars(owner).get(name)
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if kept is not None:
-            setattr(owner, name, kept)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from helpers.model.patches.optimizer_step import replaced_method
+from helpers.model.patches import replaced_method
 
 __all__ = ["weights_unpacked_once"]
 
