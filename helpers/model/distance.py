@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.model.patches import replaced_method
+
 __all__ = [
     "Check",
     "Distance",
@@ -169,11 +171,8 @@ def jitter_weights(stored: str, vocabulary: int) -> Iterator[None]:
             x, weight if skip else _move_steps(weight, generators[weight.device], _MANTISSA_BITS[stored]), bias
         )
 
-    setattr(functional, "linear", linear)  # noqa: B010 - mypy knows its type
-    try:
+    with replaced_method(functional, "linear", linear):
         yield
-    finally:
-        functional.linear = original
 
 
 def _move_steps(values: Any, generator: Any, stored_bits: int) -> Any:

@@ -1,4 +1,4 @@
-"""Of Unsloth's trainers only the one for SFT is made, where Unsloth makes them as the tested version does."""
+"""Of Unsloth's trainers only the one for SFT is made, as the tested version makes them; packages are listed once."""
 
 from __future__ import annotations
 

@@ -27,6 +27,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
+from helpers.model.patches import replaced_method
+
 __all__ = ["long_lived"]
 
 MODULE, EACH, ALL = "unsloth.models.rl", "_patch_trl_rl_trainers", "patch_trl_rl_trainers"
@@ -82,12 +84,9 @@ def _frozen() -> bool:
 @contextmanager
 def packages_listed_once() -> Iterator[None]:
     """Let libraries that are imported inside the block share one answer when they ask for all installed packages."""
-    ask = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = functools.cache(ask)
-    try:
+    once = functools.cache(importlib.metadata.packages_distributions)
+    with replaced_method(importlib.metadata, "packages_distributions", once):
         yield
-    finally:
-        importlib.metadata.packages_distributions = ask
 
 
 @contextmanager

@@ -124,12 +124,8 @@ def skip_last_products(model: Any, kernels: Any = None, recomputing: Callable[[]
     if kernels is None or recomputing is None or not last:
         yield 0
         return
-    original = kernels.matmul_lora
-    kernels.matmul_lora = _leaving_out(original, last, recomputing)
-    try:
+    with replaced_method(kernels, "matmul_lora", _leaving_out(kernels.matmul_lora, last, recomputing)):
         yield len(last)
-    finally:
-        kernels.matmul_lora = original
 
 
 def _last_products(model: Any) -> dict[int, Any]:
