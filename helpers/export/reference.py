@@ -29,7 +29,7 @@ VERIFY_PROMPTS: tuple[tuple[Message, ...], ...] = tuple(
 
 
 _SIDE_BY_SIDE = 8
-"""Sequences whose logits are computed in one pass, in float32."""
+"""Prompts in one pass, in float32."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
         sequences: Token ids of prompt and answer.
         starts: Where the answers begin.
     """
-    size = _SIDE_BY_SIDE if _computes_in_float32(model) else 1
-    batches = [sequences[at : at + size] for at in range(0, len(sequences), size)]
-    found = [logits for batch in batches for logits in logits_of_batch(model, batch)]
+    found = [logits for batch in _batches(model, sequences) for logits in logits_of_batch(model, batch)]
     return [logits[start - 1 : -1] for logits, start in zip(found, starts, strict=True)]
 
 
@@ -138,7 +136,7 @@ def answer_greedily(
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     pad = next((each for each in (settings.pad_token_id, *ends) if each is not None), 0)
     answers: list[tuple[int, ...]] = []
-    for batch in [prompts] if _computes_in_float32(model) and prompts else [[prompt] for prompt in prompts]:
+    for batch in _batches(model, prompts):
         width = max(map(len, batch))
         padding = [width - len(prompt) for prompt in batch]
         ids = torch.tensor([[pad] * count + list(prompt) for count, prompt in zip(padding, batch, strict=True)])
@@ -158,8 +156,9 @@ def answer_greedily(
     return answers
 
 
-def _computes_in_float32(model: Any) -> bool:
-    """Say whether prompts may share a pass without moving each other's logits by more than float32's rounding."""
+def _batches(model: Any, rows: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+    """Share rows out among passes: side by side in float32, one by one in 16 bit, where logits depend on the batch."""
     import torch
 
-    return bool(model.get_input_embeddings().weight.dtype == torch.float32)
+    size = _SIDE_BY_SIDE if model.get_input_embeddings().weight.dtype == torch.float32 else 1
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
